@@ -1,0 +1,49 @@
+//! What objectives take: batches of log-probabilities, and columns of data beside them.
+//!
+//! | batch | holds | for |
+//! |---|---|---|
+//! | [`PolicyPair`] | chosen and rejected of the policy | reference-free objectives: ORPO |
+//! | [`ReferencedPair`] | the same against a reference | DPO, IPO |
+//! | [`Unpaired`] | completions with a thumb up or down | KTO (with a [`WithBaseline`] column) |
+//! | [`Ranked`] | K scored completions per prompt | RRHF |
+//!
+//! Data that belongs to an example is a column around a batch, never a field of a loss:
+//! [`WithMargin`], [`WithBaseline`], [`WithNll`].
+
+mod column;
+mod pair;
+mod ranked;
+mod unpaired;
+
+use burn::tensor::Tensor;
+
+pub use column::{WithBaseline, WithMargin, WithNll};
+pub use pair::{Pair, PolicyPair, ReferencedPair};
+pub use ranked::Ranked;
+pub use unpaired::Unpaired;
+
+/// One batch of examples, as an objective takes it.
+pub trait Batch {
+    /// The shape of the implicit rewards: one tensor, or one per side of a pair.
+    type Rewards: Rewards;
+
+    /// The number of examples: the length of the losses.
+    fn len(&self) -> usize;
+
+    /// Whether there is no example.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Implicit rewards: for logging, so they carry no autodiff.
+pub trait Rewards {
+    /// The same values without autodiff.
+    fn without_autodiff(self) -> Self;
+}
+
+impl<const D: usize> Rewards for Tensor<D> {
+    fn without_autodiff(self) -> Self {
+        Tensor::without_autodiff(self)
+    }
+}

@@ -1,0 +1,105 @@
+//! The errors of this crate. Each carries the name of what is wrong and the value that it has.
+
+use burn::tensor::{Device, Shape};
+use thiserror::Error;
+
+/// A hyperparameter outside its range.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[error("`{name}` is {value}, but must be {allowed}")]
+pub struct InvalidHyperparameter {
+    name: &'static str,
+    value: f64,
+    allowed: &'static str,
+}
+
+impl InvalidHyperparameter {
+    /// An error about the hyperparameter `name`; `allowed` completes "must be …".
+    pub fn new(name: &'static str, value: f64, allowed: &'static str) -> Self {
+        Self {
+            name,
+            value,
+            allowed,
+        }
+    }
+
+    /// The hyperparameter's field name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The value that was refused.
+    pub fn value(&self) -> f64 {
+        self.value
+    }
+
+    /// The allowed range, in words.
+    pub fn allowed(&self) -> &'static str {
+        self.allowed
+    }
+}
+
+/// A tensor that does not fit: its shape, its device or one of its values.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("`{name}`: expected {expected}, found {found}")]
+pub struct InvalidInput {
+    name: &'static str,
+    expected: String,
+    found: String,
+}
+
+impl InvalidInput {
+    /// An error about the argument `name`.
+    pub fn new(
+        name: &'static str,
+        expected: impl std::fmt::Display,
+        found: impl std::fmt::Display,
+    ) -> Self {
+        Self {
+            name,
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    /// The argument's name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What would have been accepted.
+    pub fn expected(&self) -> &str {
+        &self.expected
+    }
+
+    /// What was given.
+    pub fn found(&self) -> &str {
+        &self.found
+    }
+
+    pub(crate) fn check_shape(
+        name: &'static str,
+        expected: &Shape,
+        found: &Shape,
+    ) -> Result<(), Self> {
+        if expected == found {
+            return Ok(());
+        }
+        let text = |shape: &Shape| format!("shape {:?}", shape.as_slice());
+        Err(Self::new(name, text(expected), text(found)))
+    }
+
+    pub(crate) fn check_device(
+        name: &'static str,
+        expected: &Device,
+        found: &Device,
+    ) -> Result<(), Self> {
+        if expected == found {
+            return Ok(());
+        }
+        Err(Self::new(
+            name,
+            format!("{expected:?}"),
+            format!("{found:?}"),
+        ))
+    }
+}

@@ -1,0 +1,46 @@
+use burn::tensor::Tensor;
+
+use crate::error::InvalidInput;
+use crate::log_probs::SequenceLogProbs;
+
+/// The policy's log-probabilities of completions, and the reference's of the same ones.
+#[derive(Debug, Clone)]
+pub struct RelativeLogProbs<const D: usize = 1> {
+    policy: SequenceLogProbs<D>,
+    reference: SequenceLogProbs<D>,
+}
+
+impl<const D: usize> RelativeLogProbs<D> {
+    pub(super) fn new(
+        policy: SequenceLogProbs<D>,
+        reference: SequenceLogProbs<D>,
+    ) -> Result<Self, InvalidInput> {
+        let (ours, theirs) = (policy.sum(), reference.sum());
+        InvalidInput::check_shape("reference", &ours.shape(), &theirs.shape())?;
+        InvalidInput::check_device("reference", &ours.device(), &theirs.device())?;
+        Ok(Self {
+            policy,
+            reference: reference.without_autodiff(),
+        })
+    }
+
+    /// ρ = ℓ − ℓ°, nats.
+    pub fn log_ratio(&self) -> Tensor<D> {
+        self.policy.sum() - self.reference.sum().cast(self.policy.sum().dtype())
+    }
+
+    /// ρ̄ = ρ / max(length, 1), with the policy's lengths.
+    pub fn mean_log_ratio(&self) -> Tensor<D> {
+        self.log_ratio() / self.policy.divisor()
+    }
+
+    /// The policy's side.
+    pub fn policy(&self) -> &SequenceLogProbs<D> {
+        &self.policy
+    }
+
+    /// The reference's side; no gradient reaches it.
+    pub fn reference(&self) -> &SequenceLogProbs<D> {
+        &self.reference
+    }
+}

@@ -1,0 +1,206 @@
+use burn::tensor::{Bool, DType, FloatDType, Int, Tensor};
+
+use crate::error::InvalidInput;
+use crate::log_probs::SequenceLogProbs;
+use crate::math::logsumexp;
+
+/// Log-probabilities of the counted tokens, one column per *predicted* position.
+///
+/// Column `t` belongs to token `t + 1`, predicted from the tokens `0..=t`: a batch of `time`
+/// tokens has `time − 1` columns, and a `completion_mask` marks tokens, not predictions.
+#[derive(Debug, Clone)]
+pub struct TokenLogProbs {
+    log_probs: Tensor<2>,
+    mask: Tensor<2, Bool>,
+}
+
+impl TokenLogProbs {
+    /// From the logits of a causal model over whole sequences; the shift happens here.
+    ///
+    /// ```text
+    /// log π(y_t) = logits[t − 1, y_t] − ln Σ_v exp(logits[t − 1, v])
+    /// ```
+    ///
+    /// # Shapes
+    ///
+    /// - `logits`: `[batch, time, vocab]`, aligned with `tokens`: row `t` predicts token `t + 1`
+    /// - `tokens`: `[batch, time]`, prompt and completion
+    /// - `completion_mask`: `[batch, time]`, true where a token counts; false for the prompt and
+    ///   for padding on either side
+    ///
+    /// # Numerics
+    ///
+    /// bf16 and f16 logits are upcast to f32 before the normaliser. Logits of positions that do
+    /// not count may hold anything, NaN included: they reach neither value nor gradient. Token 0
+    /// never counts, since nothing predicts it. A counted token outside the vocabulary gets NaN,
+    /// never a plausible number: check ids on the host with [`check_tokens`](Self::check_tokens)
+    /// where the batch is built.
+    ///
+    /// # Errors
+    ///
+    /// Shapes that do not fit together, fewer than two time steps (nothing is predicted),
+    /// no vocabulary, or several devices.
+    pub fn from_logits(
+        logits: Tensor<3>,
+        tokens: Tensor<2, Int>,
+        completion_mask: Tensor<2, Bool>,
+    ) -> Result<Self, InvalidInput> {
+        let [batch, time, vocab] = logits.dims();
+        InvalidInput::check_shape("tokens", &[batch, time].into(), &tokens.shape())?;
+        InvalidInput::check_shape(
+            "completion_mask",
+            &[batch, time].into(),
+            &completion_mask.shape(),
+        )?;
+        if time < 2 || vocab == 0 {
+            let found = format!("shape {:?}", [batch, time, vocab]);
+            return Err(InvalidInput::new("logits", "time ≥ 2 and vocab ≥ 1", found));
+        }
+        let device = logits.device();
+        InvalidInput::check_device("tokens", &device, &tokens.device())?;
+        InvalidInput::check_device("completion_mask", &device, &completion_mask.device())?;
+
+        // Shifting the small tensors left instead of slicing the logits saves a copy of
+        // `[batch, time, vocab]`. The last column predicts nothing and is cut off at the end.
+        let mask = shift_left(completion_mask);
+        let targets = roll_left(tokens);
+        let counted: Tensor<3, Bool> = mask.clone().unsqueeze_dim(2);
+        let inside = targets
+            .clone()
+            .greater_equal_elem(0)
+            .bool_and(targets.clone().lower_elem(vocab as i64));
+        let targets = targets.mask_fill(mask.clone().bool_and(inside.clone()).bool_not(), 0);
+
+        let logits = upcast(logits);
+        let logits = logits.mask_fill(counted.bool_not().expand([batch, time, vocab]), 0.0);
+        let log_probs = (logits.clone().gather(2, targets.unsqueeze_dim(2)) - logsumexp(logits))
+            .squeeze_dim::<2>(2)
+            .mask_fill(mask.clone().bool_and(inside.bool_not()), f64::NAN);
+
+        Ok(Self::masked(
+            log_probs.narrow(1, 0, time - 1),
+            mask.narrow(1, 0, time - 1),
+        ))
+    }
+
+    /// From per-token log-probabilities that are there already, one column per prediction.
+    ///
+    /// # Shapes
+    ///
+    /// - `log_probs`, `mask`: `[batch, predictions]`; column `t` of both belongs to the same token
+    ///
+    /// # Errors
+    ///
+    /// Shapes or devices differ.
+    pub fn new(log_probs: Tensor<2>, mask: Tensor<2, Bool>) -> Result<Self, InvalidInput> {
+        InvalidInput::check_shape("mask", &log_probs.shape(), &mask.shape())?;
+        InvalidInput::check_device("mask", &log_probs.device(), &mask.device())?;
+        Ok(Self::masked(upcast(log_probs), mask))
+    }
+
+    fn masked(log_probs: Tensor<2>, mask: Tensor<2, Bool>) -> Self {
+        // Filled, never multiplied: −∞ · 0 is NaN.
+        let log_probs = log_probs.mask_fill(mask.clone().bool_not(), 0.0);
+        Self { log_probs, mask }
+    }
+
+    /// Checks that every counted token is inside the vocabulary.
+    ///
+    /// Reads both tensors back: for the place where a batch is built, not for the training step.
+    ///
+    /// # Errors
+    ///
+    /// Shapes differ, or a counted token is outside `0..vocab`; the error names the first one.
+    pub fn check_tokens(
+        tokens: &Tensor<2, Int>,
+        completion_mask: &Tensor<2, Bool>,
+        vocab: usize,
+    ) -> Result<(), InvalidInput> {
+        InvalidInput::check_shape("completion_mask", &tokens.shape(), &completion_mask.shape())?;
+        let [_, time] = tokens.dims();
+        let tokens = tokens.to_data();
+        let mask = completion_mask.to_data();
+        for (position, (token, counted)) in tokens.iter::<i64>().zip(mask.iter::<bool>()).enumerate()
+        {
+            if counted && usize::try_from(token).map_or(true, |token| token >= vocab) {
+                let (row, column) = (position / time, position % time);
+                return Err(InvalidInput::new(
+                    "tokens",
+                    format!("ids in 0..{vocab} where the completion mask is true"),
+                    format!("{token} at [{row}, {column}]"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same log-probabilities, counting only those tokens that `mask` marks as well.
+    ///
+    /// One pass over the logits serves two masks: take prompt and completion from the logits,
+    /// then restrict a clone to the completion.
+    ///
+    /// # Shapes
+    ///
+    /// - `mask`: `[batch, time]`, over tokens as in [`from_logits`](Self::from_logits)
+    ///
+    /// # Errors
+    ///
+    /// `mask` has another shape or device.
+    pub fn restrict(self, mask: Tensor<2, Bool>) -> Result<Self, InvalidInput> {
+        let [batch, predictions] = self.mask.dims();
+        InvalidInput::check_shape("mask", &[batch, predictions + 1].into(), &mask.shape())?;
+        InvalidInput::check_device("mask", &self.mask.device(), &mask.device())?;
+        let mask = self
+            .mask
+            .clone()
+            .bool_and(shift_left(mask).narrow(1, 0, predictions));
+        Ok(Self::masked(self.log_probs, mask))
+    }
+
+    /// The log-probabilities, 0 where [`mask`](Self::mask) is false; `[batch, time − 1]`, nats.
+    pub fn log_probs(&self) -> Tensor<2> {
+        self.log_probs.clone()
+    }
+
+    /// Which columns count; `[batch, time − 1]`.
+    pub fn mask(&self) -> Tensor<2, Bool> {
+        self.mask.clone()
+    }
+
+    /// Sum and length per sequence.
+    pub fn sequence(&self) -> SequenceLogProbs {
+        let dtype: FloatDType = self.log_probs.dtype().into();
+        SequenceLogProbs::from_parts(
+            self.log_probs.clone().sum_dim(1).squeeze_dim(1),
+            self.mask
+                .clone()
+                .float()
+                .cast(dtype)
+                .sum_dim(1)
+                .squeeze_dim(1),
+        )
+    }
+}
+
+/// Half-precision values to f32; f32 and f64 as they are.
+pub(super) fn upcast<const D: usize>(values: Tensor<D>) -> Tensor<D> {
+    match values.dtype() {
+        DType::F64 | DType::F32 => values,
+        _ => values.cast(FloatDType::F32),
+    }
+}
+
+/// Column `t` takes what stood at `t + 1`; the last column takes the first's.
+fn roll_left(tokens: Tensor<2, Int>) -> Tensor<2, Int> {
+    let [_, time] = tokens.dims();
+    let first = tokens.clone().narrow(1, 0, 1);
+    Tensor::cat(vec![tokens.narrow(1, 1, time - 1), first], 1)
+}
+
+/// As [`roll_left`], but the last column is false: nothing is predicted there.
+fn shift_left(mask: Tensor<2, Bool>) -> Tensor<2, Bool> {
+    let [_, time] = mask.dims();
+    let last = mask.clone().narrow(1, 0, 1);
+    let last = last.clone().bool_and(last.bool_not());
+    Tensor::cat(vec![mask.narrow(1, 1, time - 1), last], 1)
+}

@@ -1,0 +1,141 @@
+use burn::tensor::Tensor;
+
+use crate::batch::{Unpaired, WithBaseline};
+use crate::error::InvalidHyperparameter;
+use crate::hyperparameter::objective;
+use crate::log_probs::RelativeLogProbs;
+use crate::math::sigmoid;
+use crate::objective::{LossOutput, Objective};
+
+objective! {
+    /// Kahneman–Tversky optimisation (Ethayarajh et al., 2402.01306, Eq. 7–8).
+    ///
+    /// ```text
+    /// loss   = λ_D·(1 − σ(β(ρ − z₀)))    desirable
+    ///          λ_U·(1 − σ(β(z₀ − ρ)))    undesirable
+    /// reward = β·ρ
+    /// ```
+    ///
+    /// The reference point z₀ is data: a [`WithBaseline`] column, estimated by [`KlEstimate`].
+    /// No gradient flows into it. At policy = reference with z₀ = 0 every loss is λ/2.
+    ///
+    /// ```
+    /// use burn::tensor::{Bool, Device, Int, Tensor};
+    /// use burn_preference::{KtoLossConfig, Objective, SequenceLogProbs, Unpaired, WithBaseline};
+    ///
+    /// let device = Device::default();
+    /// let log_probs = |sum: [f32; 2]| {
+    ///     SequenceLogProbs::new(
+    ///         Tensor::<1>::from_floats(sum, &device),
+    ///         Tensor::<1, Int>::from_ints([4, 6], &device),
+    ///     )
+    /// };
+    /// let relative = log_probs([-10.0, -30.0])?.relative_to(log_probs([-20.0, -30.0])?)?;
+    /// let desirable = Tensor::<1, Bool>::from_bool([true, false], &device);
+    /// let batch = Unpaired::new(relative, desirable)?;
+    /// let z0 = Tensor::<1>::zeros([1], &device);
+    ///
+    /// let kto = KtoLossConfig::new().init();
+    /// let output = kto.forward(WithBaseline::new(batch, z0)?);
+    /// // 1 − σ(0.1·10) = 0.26894 and 1 − σ(0) = 0.5
+    /// assert!((output.mean().into_scalar::<f32>() - 0.38447).abs() < 1e-5);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    pub struct KtoLoss from KtoLossConfig {
+        /// β > 0: reward per nat of log-ratio.
+        beta / with_beta: f64 = 0.1, positive;
+        /// λ_D ≥ 0, the weight of desirable completions.
+        desirable_weight / with_desirable_weight: f64 = 1.0, non_negative;
+        /// λ_U ≥ 0, the weight of undesirable completions.
+        undesirable_weight / with_undesirable_weight: f64 = 1.0, non_negative;
+    }
+}
+
+impl Objective<WithBaseline<Unpaired<RelativeLogProbs>>> for KtoLoss {
+    fn forward(&self, batch: WithBaseline<Unpaired<RelativeLogProbs>>) -> LossOutput<Tensor<1>> {
+        let WithBaseline { batch, baseline } = batch;
+        let log_ratio = batch.log_probs().log_ratio();
+        let sign = batch.sign(&log_ratio);
+        let weight = log_ratio
+            .full_like(self.desirable_weight)
+            .mask_fill(batch.desirable().bool_not(), self.undesirable_weight);
+        // 1 − σ(x) = σ(−x) keeps the digits of a loss near 0.
+        let value = sign * (log_ratio.clone() - baseline.cast(log_ratio.dtype())) * self.beta;
+        LossOutput::new(weight * sigmoid(-value), log_ratio * self.beta)
+    }
+}
+
+impl KtoLossConfig {
+    /// λ_D·n_D / (λ_U·n_U) of a data set: the paper recommends a value in [1, 4/3].
+    ///
+    /// # Errors
+    ///
+    /// The ratio is outside [1, 4/3] or undefined; the error carries it. Set one of the weights
+    /// so that it is inside, or ignore the error if the imbalance is meant.
+    ///
+    /// ```
+    /// use burn_preference::KtoLossConfig;
+    ///
+    /// let config = KtoLossConfig::new();
+    /// assert_eq!(config.check_class_ratio(120, 100), Ok(1.2));
+    /// assert!(config.check_class_ratio(300, 100).is_err());
+    /// let balanced = config.with_undesirable_weight(3.0);
+    /// assert_eq!(balanced.check_class_ratio(300, 100), Ok(1.0));
+    /// ```
+    pub fn check_class_ratio(
+        &self,
+        desirable: usize,
+        undesirable: usize,
+    ) -> Result<f64, InvalidHyperparameter> {
+        let ratio = self.desirable_weight * desirable as f64
+            / (self.undesirable_weight * undesirable as f64);
+        // A rounding error does not take a ratio of exactly 4/3 out of the range.
+        if (1.0 - 1e-9..=4.0 / 3.0 + 1e-9).contains(&ratio) {
+            return Ok(ratio);
+        }
+        Err(InvalidHyperparameter::new(
+            "desirable_weight·n_desirable / (undesirable_weight·n_undesirable)",
+            ratio,
+            "in [1, 4/3]",
+        ))
+    }
+}
+
+/// KTO's z₀, estimated on *mismatched* completions: each prompt with another prompt's completion.
+///
+/// ```text
+/// z₀ = max(0, mean ρ)
+/// ```
+///
+/// Sum and count stay apart until [`baseline`](Self::baseline), because over several devices or
+/// micro-batches the global mean comes first and the maximum after it. Both are without autodiff.
+#[derive(Debug, Clone)]
+pub struct KlEstimate {
+    sum: Tensor<1>,
+    count: Tensor<1>,
+}
+
+impl KlEstimate {
+    /// From the log-probabilities of mismatched completions; an empty one counts with ρ = 0.
+    pub fn from_mismatched(log_probs: &RelativeLogProbs) -> Self {
+        let log_ratio = log_probs.log_ratio().without_autodiff();
+        let count = log_ratio.ones_like().sum_dim(0);
+        Self {
+            sum: log_ratio.sum_dim(0),
+            count,
+        }
+    }
+
+    /// The estimate over both parts.
+    pub fn merge(self, other: Self) -> Self {
+        Self {
+            sum: self.sum + other.sum,
+            count: self.count + other.count,
+        }
+    }
+
+    /// z₀, `[1]`, nats; 0 where nothing was counted.
+    pub fn baseline(&self) -> Tensor<1> {
+        (self.sum.clone() / self.count.clone().clamp_min(1.0)).clamp_min(0.0)
+    }
+}

@@ -1,0 +1,75 @@
+use burn::tensor::Tensor;
+
+use crate::batch::{Pair, PolicyPair, WithNll};
+use crate::hyperparameter::objective;
+use crate::log_probs::SequenceLogProbs;
+use crate::math::{log_odds, softplus};
+use crate::objective::{LossOutput, Objective};
+use crate::part::NllNormalization;
+
+objective! {
+    /// Odds-ratio preference optimisation (Hong et al., 2403.07691, Eq. 6–7). No reference.
+    ///
+    /// ```text
+    /// loss   = NLL − λ·ln σ(od_w − od_l)     od = ℓ̄ − ln(1 − e^ℓ̄),  the log-odds
+    /// reward = λ·ℓ̄
+    /// ```
+    ///
+    /// Implementations disagree on two things about the NLL, both of which are explicit here:
+    ///
+    /// - **Which tokens.** A plain [`PolicyPair`] takes the chosen completion. The authors and
+    ///   TRL count the prompt too: give those log-probabilities as a [`WithNll`] column.
+    /// - **Which mean.** [`NllNormalization`]: per sequence (default) or over all tokens of the
+    ///   batch, as TRL and HF's cross-entropy do.
+    ///
+    /// ℓ̄ is held at −1e-30 or below, where its log-odds is 69: a completion of probability 1, or
+    /// an empty one, gives a finite loss, and no gradient of the odds ratio. TRL returns infinity.
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Int, Tensor};
+    /// use burn_preference::{Objective, OrpoLossConfig, PolicyPair, SequenceLogProbs};
+    ///
+    /// let device = Device::default();
+    /// let log_probs = |sum: [f32; 1]| {
+    ///     SequenceLogProbs::new(
+    ///         Tensor::<1>::from_floats(sum, &device),
+    ///         Tensor::<1, Int>::from_ints([2], &device),
+    ///     )
+    /// };
+    /// // Mean token probabilities of 1/2 and 1/4: odds of 1 and 1/3.
+    /// let ln2 = std::f32::consts::LN_2;
+    /// let pair = PolicyPair::new(log_probs([-2.0 * ln2])?, log_probs([-4.0 * ln2])?)?;
+    ///
+    /// let orpo = OrpoLossConfig::new().with_odds_ratio_weight(0.1).init();
+    /// // ln 2 − 0.1·ln σ(ln 3) = 0.69315 + 0.1·ln(4/3)
+    /// assert!((orpo.forward(pair).mean().into_scalar::<f32>() - 0.72192).abs() < 1e-5);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    pub struct OrpoLoss from OrpoLossConfig {
+        /// λ ≥ 0: the weight of the odds ratio (TRL's `beta`).
+        odds_ratio_weight / with_odds_ratio_weight: f64 = 0.1, non_negative;
+        /// The mean that the NLL takes.
+        nll_normalization / with_nll_normalization: NllNormalization = NllNormalization::Sequence;
+    }
+}
+
+impl OrpoLoss {
+    fn losses(&self, batch: &PolicyPair, nll_of: &SequenceLogProbs) -> LossOutput<Pair<Tensor<1>>> {
+        let means = batch.map_ref(SequenceLogProbs::mean);
+        let odds_ratio = softplus(-means.clone().map(log_odds).margin());
+        let losses = self.nll_normalization.nll(nll_of) + odds_ratio * self.odds_ratio_weight;
+        LossOutput::new(losses, means.map(|mean| mean * self.odds_ratio_weight))
+    }
+}
+
+impl Objective<PolicyPair> for OrpoLoss {
+    fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {
+        self.losses(&batch, &batch.chosen)
+    }
+}
+
+impl Objective<WithNll<PolicyPair>> for OrpoLoss {
+    fn forward(&self, batch: WithNll<PolicyPair>) -> LossOutput<Pair<Tensor<1>>> {
+        self.losses(&batch.batch, &batch.nll_of)
+    }
+}

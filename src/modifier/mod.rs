@@ -1,0 +1,5 @@
+//! Objectives made of objectives.
+
+mod sft;
+
+pub use sft::{SftTarget, SftTerm};

@@ -1,0 +1,118 @@
+//! The one trait of this crate, and what it returns.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
+use crate::batch::{Batch, Rewards};
+
+/// A preference objective over batches of type `B`.
+///
+/// What an objective needs is its batch type: one that needs a reference cannot be called without
+/// one, and one that has no use for it cannot be given one. To write your own, implement this one
+/// method; `examples/custom_objective.rs` does.
+pub trait Objective<B: Batch> {
+    /// The loss of every example, and its implicit rewards.
+    ///
+    /// Reads no tensor back: a device queue never stalls, and nothing branches on values.
+    fn forward(&self, batch: B) -> LossOutput<B::Rewards>;
+}
+
+macro_rules! forward_through {
+    ($pointer:ty) => {
+        impl<B: Batch, O: Objective<B> + ?Sized> Objective<B> for $pointer {
+            fn forward(&self, batch: B) -> LossOutput<B::Rewards> {
+                (**self).forward(batch)
+            }
+        }
+    };
+}
+
+forward_through!(&O);
+forward_through!(Box<O>);
+forward_through!(Arc<O>);
+
+/// Per-example losses and implicit rewards of one batch.
+///
+/// Nothing is reduced yet: the reductions below are explicit, so that micro-batches and several
+/// devices give the same numbers as one large batch.
+#[derive(Debug, Clone)]
+#[must_use = "a loss does nothing until it is reduced and `backward` is called"]
+pub struct LossOutput<R> {
+    losses: Tensor<1>,
+    rewards: R,
+}
+
+impl<R: Rewards> LossOutput<R> {
+    /// From `[batch]` losses and rewards, which lose their autodiff here.
+    pub fn new(losses: Tensor<1>, rewards: R) -> Self {
+        Self {
+            losses,
+            rewards: rewards.without_autodiff(),
+        }
+    }
+
+    /// `[batch]`, with autodiff.
+    pub fn losses(&self) -> Tensor<1> {
+        self.losses.clone()
+    }
+
+    /// Implicit rewards, without autodiff: for logs and metrics.
+    pub fn rewards(&self) -> &R {
+        &self.rewards
+    }
+
+    /// The losses replaced by `f` of them, for objectives made of objectives.
+    pub fn map_losses(self, f: impl FnOnce(Tensor<1>) -> Tensor<1>) -> Self {
+        Self {
+            losses: f(self.losses),
+            ..self
+        }
+    }
+
+    /// Mean over the batch, `[1]`; 0 for an empty batch.
+    pub fn mean(&self) -> Tensor<1> {
+        let [batch] = self.losses.dims();
+        self.sum() / batch.max(1) as f64
+    }
+
+    /// Sum over the batch, `[1]`.
+    pub fn sum(&self) -> Tensor<1> {
+        // Not `sum()`: over 4Mi elements it is not deterministic on Flex.
+        self.losses().sum_dim(0)
+    }
+
+    /// Σ wᵢ·lossᵢ / Σ wᵢ, `[1]`; 0 where all weights are 0. No gradient flows into the weights.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `weights` is not `[batch]`.
+    pub fn weighted_mean(&self, weights: Tensor<1>) -> Tensor<1> {
+        assert_eq!(
+            weights.dims(),
+            self.losses.dims(),
+            "weights: one per example"
+        );
+        let weights = weights.without_autodiff();
+        let total = weights.clone().sum_dim(0);
+        let total = total.clone().mask_fill(total.equal_elem(0.0), 1.0);
+        (self.losses() * weights).sum_dim(0) / total
+    }
+
+    /// Sum over the batch divided by a count that spans more than the batch, `[1]`.
+    ///
+    /// Burn sums gradients over accumulated micro-batches and over devices. Dividing each part by
+    /// the number of examples in *all* of them makes the sum the gradient of one large batch,
+    /// even where the parts are unequal.
+    ///
+    /// # Panics
+    ///
+    /// Panics unless `denominator` is a finite number > 0.
+    pub fn normalized_by(&self, denominator: f64) -> Tensor<1> {
+        assert!(
+            denominator > 0.0 && denominator.is_finite(),
+            "denominator: a finite number > 0, not {denominator}"
+        );
+        self.sum() / denominator
+    }
+}

@@ -1,0 +1,49 @@
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::error::InvalidHyperparameter;
+use crate::hyperparameter::{Part, positive};
+use crate::math::{bounded_exp, bounded_expm1, log_sigmoid};
+
+/// The divergence that keeps the policy near the reference, by what it makes of a log-ratio.
+///
+/// f-DPO (2309.16240) compares g(ρ) = f′(e^ρ) of the two completions instead of ρ. Constants
+/// cancel in the difference and are left out, so g is for differences only: pointwise objectives
+/// must not take it. Exponents are held at 80, as in TRL, so that f32 gradients stay finite; past
+/// it g is constant.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Divergence {
+    /// Reverse KL: g = ρ, which is DPO.
+    #[default]
+    ReverseKl,
+    /// Forward KL: g = −e^(−ρ).
+    ForwardKl,
+    /// Jensen–Shannon: g = ln σ(ρ).
+    JensenShannon,
+    /// α-divergence: g = (1 − e^(−αρ))/α. α → 0 is reverse KL, α = 1 forward KL.
+    ///
+    /// α > 0; the paper names (0, 1). TRL's `f_alpha_divergence_coef` is 1 − α.
+    Alpha(f64),
+}
+
+impl Divergence {
+    /// g(ρ), elementwise.
+    pub fn apply<const D: usize>(&self, log_ratio: Tensor<D>) -> Tensor<D> {
+        match *self {
+            Self::ReverseKl => log_ratio,
+            Self::ForwardKl => -bounded_exp(-log_ratio),
+            Self::JensenShannon => log_sigmoid(log_ratio),
+            Self::Alpha(alpha) => bounded_expm1(log_ratio * -alpha) / -alpha,
+        }
+    }
+}
+
+impl Part for Divergence {
+    fn check(&self) -> Result<(), InvalidHyperparameter> {
+        match self {
+            Self::Alpha(alpha) => positive("divergence.alpha", alpha),
+            _ => Ok(()),
+        }
+    }
+}

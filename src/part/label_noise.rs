@@ -1,0 +1,45 @@
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::error::InvalidHyperparameter;
+use crate::hyperparameter::{Part, noise_rate};
+use crate::math::softplus;
+
+/// What is assumed about flipped preference labels, in a logistic loss of the reward margin h.
+///
+/// All three use ln σ(−h) = ln σ(h) − h, so that only one logarithm is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LabelNoise {
+    /// Labels are right: −ln σ(h).
+    #[default]
+    Clean,
+    /// Label smoothing at rate ε ∈ [0, 0.5), cDPO (E. Mitchell's note):
+    /// −(1−ε)·ln σ(h) − ε·ln σ(−h) = −ln σ(h) + ε·h.
+    Conservative(f64),
+    /// Unbiased under flips at rate ε ∈ [0, 0.5), robust DPO (2403.00409):
+    /// \[−(1−ε)·ln σ(h) + ε·ln σ(−h)\]/(1−2ε) = −ln σ(h) − ε/(1−2ε)·h. May be negative.
+    Robust(f64),
+}
+
+impl LabelNoise {
+    /// The loss of each margin.
+    pub fn losses<const D: usize>(&self, margin: Tensor<D>) -> Tensor<D> {
+        let clean = softplus(-margin.clone());
+        match *self {
+            Self::Clean => clean,
+            Self::Conservative(rate) => clean + margin * rate,
+            Self::Robust(rate) => clean - margin * (rate / (1.0 - 2.0 * rate)),
+        }
+    }
+}
+
+impl Part for LabelNoise {
+    fn check(&self) -> Result<(), InvalidHyperparameter> {
+        match self {
+            Self::Clean => Ok(()),
+            Self::Conservative(rate) => noise_rate("label_noise.conservative", rate),
+            Self::Robust(rate) => noise_rate("label_noise.robust", rate),
+        }
+    }
+}

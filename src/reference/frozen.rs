@@ -1,0 +1,163 @@
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault};
+use burn::module::{ModuleMapper, ModuleVisitor};
+use burn::tensor::{Bool, Device, Int, Tensor};
+
+use crate::error::InvalidInput;
+use crate::log_probs::TokenLogProbs;
+
+/// A model that nothing trains: the reference π° of a preference objective.
+///
+/// It is a [`Module`], so a struct that derives `Module` may hold it beside the policy, but an
+/// empty one: no optimiser, checkpoint, parameter count, `unfreeze` or `train` ever sees its
+/// parameters. A plain second copy of the policy is a trap: clones keep their parameter ids, so
+/// an optimiser can feed the policy's gradients to it.
+///
+/// The weights are shared with the policy until its first optimiser step writes new ones. A
+/// checkpoint does not hold the reference: on resume, build it again from the weights that
+/// training started from.
+///
+/// `to_device` and `fork` keep one copy per device, so a training loop that forks its model to
+/// every device at each step copies the reference once.
+///
+/// # LoRA
+///
+/// Build the reference from the base model *before* `apply_lora`: it shares the frozen base
+/// weights, which never change, and costs nothing for the whole run.
+///
+/// ```
+/// use burn::module::Module;
+/// use burn::nn::{Linear, LinearConfig};
+/// use burn::tensor::Device;
+/// use burn_preference::Frozen;
+///
+/// #[derive(Module, Debug)]
+/// struct Preference {
+///     policy: Linear,
+///     reference: Frozen<Linear>,
+/// }
+///
+/// let policy = LinearConfig::new(4, 8).init(&Device::default());
+/// let reference = Frozen::new(&policy);
+/// let model = Preference { policy, reference };
+/// assert_eq!(model.num_params(), 4 * 8 + 8); // the policy's alone
+/// ```
+#[derive(Clone)]
+pub struct Frozen<M> {
+    model: M,
+    /// What `to_device` made so far, shared by all clones.
+    copies: Arc<Mutex<Vec<(Device, M)>>>,
+}
+
+impl<M: Module> Frozen<M> {
+    /// Freezes a snapshot of `model`: no autodiff, dropout off, weights shared until it changes.
+    pub fn new(model: &M) -> Self {
+        Self {
+            model: model.valid(),
+            copies: Arc::default(),
+        }
+    }
+
+    /// The frozen model. What it computes from plain tensors carries no autodiff.
+    pub fn model(&self) -> &M {
+        &self.model
+    }
+
+    /// Log-probabilities of `tokens` under the reference; they cannot carry a graph.
+    ///
+    /// `forward` gets the model and the tokens without autodiff and returns logits
+    /// `[batch, time, vocab]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenLogProbs::from_logits`].
+    pub fn log_probs(
+        &self,
+        tokens: Tensor<2, Int>,
+        completion_mask: Tensor<2, Bool>,
+        forward: impl FnOnce(&M, Tensor<2, Int>) -> Tensor<3>,
+    ) -> Result<TokenLogProbs, InvalidInput> {
+        let tokens = tokens.without_autodiff();
+        let logits = forward(&self.model, tokens.clone()).without_autodiff();
+        TokenLogProbs::from_logits(logits, tokens, completion_mask.without_autodiff())
+    }
+
+    fn copies(&self) -> MutexGuard<'_, Vec<(Device, M)>> {
+        // A panic while copying leaves the list as it was.
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn on(mut self, device: &Device) -> Self {
+        let here = self.model.devices();
+        if here.iter().all(|d| d == device) {
+            return self;
+        }
+        let known = self
+            .copies()
+            .iter()
+            .find_map(|(d, model)| (d == device).then(|| model.clone()));
+        let moved = known.unwrap_or_else(|| {
+            let moved = self.model.clone().to_device(device);
+            let mut copies = self.copies();
+            copies.push((device.clone(), moved.clone()));
+            // Coming back costs nothing either.
+            if let [home] = here.as_slice()
+                && copies.iter().all(|(d, _)| d != home)
+            {
+                copies.push((home.clone(), self.model.clone()));
+            }
+            moved
+        });
+        self.model = moved;
+        self
+    }
+}
+
+/// An empty module: it has devices, but nothing that could be trained, saved or counted.
+impl<M: Module> Module for Frozen<M> {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.model.collect_devices(devices)
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        self.on(device)
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        self.on(device)
+    }
+
+    fn train(self) -> Self {
+        self
+    }
+
+    fn valid(&self) -> Self {
+        self.clone()
+    }
+
+    fn materialize(self) -> Self {
+        self
+    }
+
+    fn visit<V: ModuleVisitor>(&self, _visitor: &mut V) {}
+
+    fn map<P: ModuleMapper>(self, _mapper: &mut P) -> Self {
+        self
+    }
+}
+
+impl<M: fmt::Debug> fmt::Debug for Frozen<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Frozen").field(&self.model).finish()
+    }
+}
+
+impl<M: ModuleDisplay> ModuleDisplayDefault for Frozen<M> {
+    fn content(&self, content: Content) -> Option<Content> {
+        content.add("model", &self.model).optional()
+    }
+}
+
+impl<M: ModuleDisplay> ModuleDisplay for Frozen<M> {}
