@@ -29,11 +29,6 @@ pub fn sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     log_sigmoid(x).exp()
 }
 
-/// `eˣ`, constant (with gradient 0) for x > 80.
-pub fn bounded_exp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    x.clamp_max(MAX_EXPONENT).exp()
-}
-
 /// `eˣ − 1 = tanh(x/2)·(eˣ + 1)`, without cancellation near 0; constant for x > 80.
 pub fn bounded_expm1<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let x = x.clamp_max(MAX_EXPONENT);

@@ -29,11 +29,6 @@ impl<const D: usize> RelativeLogProbs<D> {
         self.policy.sum() - self.reference.sum().cast(self.policy.sum().dtype())
     }
 
-    /// ρ̄ = ρ / max(length, 1), with the policy's lengths.
-    pub fn mean_log_ratio(&self) -> Tensor<D> {
-        self.log_ratio() / self.policy.divisor()
-    }
-
     /// The policy's side.
     pub fn policy(&self) -> &SequenceLogProbs<D> {
         &self.policy

@@ -17,7 +17,7 @@ objective! {
     /// |---|---|---|
     /// | `label_noise` | clean, conservative (cDPO), robust | Mitchell's note; 2403.00409 |
     /// | `divergence` | reverse KL (g = ρ), forward KL, Jensen–Shannon, α | 2309.16240 |
-    /// | `normalization` | ρ, or ρ̄ = ρ/length; Tülu 3 uses ρ̄ with β = 5 | 2411.15124 |
+    /// | `normalization` | g(ρ), or g(ρ)/length; Tülu 3 divides, with β = 5 | 2411.15124 |
     ///
     /// At policy = reference the loss is ln 2 and the gradient of ℓ_w is −β/2. With a
     /// [`WithMargin`] column the loss is that of h − m (ODPO, 2402.10571).
@@ -52,14 +52,17 @@ objective! {
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, part;
         /// g: what the objective compares.
         divergence / with_divergence: Divergence = Divergence::ReverseKl, part;
-        /// ρ per sequence or per token. The mean is taken after g, as in TRL.
+        /// g(ρ) per sequence, or divided by the length (after g, as in TRL).
         normalization / with_normalization: Normalization = Normalization::Sum;
     }
 }
 
 impl DpoLoss {
     fn rewards(&self, batch: &ReferencedPair) -> Pair<Tensor<1>> {
-        batch.map_ref(|y| self.divergence.apply(self.normalization.log_ratio(y)) * self.beta)
+        batch.map_ref(|y| {
+            let g = self.divergence.apply(y.log_ratio());
+            self.normalization.apply(g, y.policy()) * self.beta
+        })
     }
 }
 

@@ -3,19 +3,19 @@ use burn::tensor::Tensor;
 use crate::batch::{Pair, ReferencedPair};
 use crate::hyperparameter::objective;
 use crate::objective::{LossOutput, Objective};
-use crate::part::Normalization;
+use crate::part::{Divergence, Normalization};
 
 objective! {
     /// Identity preference optimisation (Azar et al., 2310.12036, Eq. 17).
     ///
     /// ```text
-    /// loss   = (Δ − 1/(2τ))²             Δ = ρ̄_w − ρ̄_l  (mean)   or   ρ_w − ρ_l  (sum)
-    /// reward = τ·ρ̄  or  τ·ρ
+    /// loss   = (Δ − 1/(2τ))²             Δ = r_w − r_l,   r = g(ρ)/length  or  g(ρ)
+    /// reward = τ·r
     /// ```
     ///
     /// The paper's letter and the first public code sum over tokens; its authors' results and TRL
-    /// divide by the length, which is the default here. At policy = reference the loss is
-    /// 1/(4τ²).
+    /// divide by the length, which is the default here. g(ρ) = ρ in the paper; TRL takes other
+    /// divergences as well. At policy = reference the loss is 1/(4τ²).
     ///
     /// ```
     /// use burn::tensor::{Device, Int, Tensor};
@@ -46,13 +46,18 @@ objective! {
         tau / with_tau: f64 = 0.1, positive;
         /// Mean over the completion's tokens, or the paper's sum.
         normalization / with_normalization: Normalization = Normalization::Mean;
+        /// g: what the objective compares.
+        divergence / with_divergence: Divergence = Divergence::ReverseKl, part;
     }
 }
 
 impl Objective<ReferencedPair> for IpoLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-        let log_ratios = batch.map_ref(|y| self.normalization.log_ratio(y));
-        let losses = (log_ratios.margin() - 0.5 / self.tau).square();
-        LossOutput::new(losses, log_ratios.map(|rho| rho * self.tau))
+        let r = batch.map_ref(|y| {
+            let g = self.divergence.apply(y.log_ratio());
+            self.normalization.apply(g, y.policy())
+        });
+        let losses = (r.margin() - 0.5 / self.tau).square();
+        LossOutput::new(losses, r.map(|r| r * self.tau))
     }
 }

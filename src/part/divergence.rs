@@ -1,25 +1,27 @@
+use std::f64::consts::LN_2;
+
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{Part, positive};
-use crate::math::{bounded_exp, bounded_expm1, log_sigmoid};
+use crate::math::{bounded_expm1, log_sigmoid};
 
 /// The divergence that keeps the policy near the reference, by what it makes of a log-ratio.
 ///
-/// f-DPO (2309.16240) compares g(ρ) = f′(e^ρ) of the two completions instead of ρ. Constants
-/// cancel in the difference and are left out, so g is for differences only: pointwise objectives
-/// must not take it. Exponents are held at 80, as in TRL, so that f32 gradients stay finite; past
-/// it g is constant.
+/// f-DPO (2309.16240) compares g(ρ) = f′(e^ρ) of the two completions instead of ρ. The constant
+/// of f′ cancels in the difference; here it is chosen so that g(0) = 0, and rewards start at 0.
+/// A g is for differences only: pointwise objectives must not take it. Exponents are held at 80,
+/// as in TRL, so that f32 gradients stay finite; past it g is constant.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Divergence {
     /// Reverse KL: g = ρ, which is DPO.
     #[default]
     ReverseKl,
-    /// Forward KL: g = −e^(−ρ).
+    /// Forward KL: g = 1 − e^(−ρ).
     ForwardKl,
-    /// Jensen–Shannon: g = ln σ(ρ).
+    /// Jensen–Shannon: g = ln(2σ(ρ)).
     JensenShannon,
     /// α-divergence: g = (1 − e^(−αρ))/α. α → 0 is reverse KL, α = 1 forward KL.
     ///
@@ -32,8 +34,8 @@ impl Divergence {
     pub fn apply<const D: usize>(&self, log_ratio: Tensor<D>) -> Tensor<D> {
         match *self {
             Self::ReverseKl => log_ratio,
-            Self::ForwardKl => -bounded_exp(-log_ratio),
-            Self::JensenShannon => log_sigmoid(log_ratio),
+            Self::ForwardKl => -bounded_expm1(-log_ratio),
+            Self::JensenShannon => log_sigmoid(log_ratio) + LN_2,
             Self::Alpha(alpha) => bounded_expm1(log_ratio * -alpha) / -alpha,
         }
     }

@@ -1,0 +1,24 @@
+//! All tests but the conformance suite, in one binary: every one of them links Burn.
+
+mod support;
+
+#[path = "suite/batches.rs"]
+mod batches;
+#[path = "suite/config.rs"]
+mod config;
+#[path = "suite/floors.rs"]
+mod floors;
+#[path = "suite/laws.rs"]
+mod laws;
+#[path = "suite/log_probs.rs"]
+mod log_probs;
+#[path = "suite/metrics.rs"]
+mod metrics;
+#[path = "suite/numerics.rs"]
+mod numerics;
+#[path = "suite/objectives.rs"]
+mod objectives;
+#[path = "suite/reference.rs"]
+mod reference;
+#[path = "suite/scalar.rs"]
+mod scalar;
