@@ -2,6 +2,9 @@
 //!
 //! Burn's own `log_sigmoid` rounds to 0 past z ≈ 17 in f32, its `sigmoid` goes through f32 on
 //! some backends, and it has neither `expm1` nor `logsumexp`. A NaN that goes in comes out.
+//!
+//! A trap for every objective: Burn 0.22.1 rounds the gradient of `tensor / scalar` to f32.
+//! Multiply by the reciprocal instead.
 
 use burn::tensor::{Tensor, activation};
 
@@ -32,13 +35,13 @@ pub fn sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// `eˣ − 1 = tanh(x/2)·(eˣ + 1)`, without cancellation near 0; constant for x > 80.
 pub fn bounded_expm1<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let x = x.clamp_max(MAX_EXPONENT);
-    (x.clone() / 2).tanh() * (x.exp() + 1)
+    (x.clone() * 0.5).tanh() * (x.exp() + 1)
 }
 
 /// `ln(1 − eˣ)` for x < 0, as `ln(−2t/(1 − t))` with `t = tanh(x/2)`: no cancellation at either
 /// end and no branch. The input is clamped to at most −1e-30 (there the gradient is 0).
 pub fn log1mexp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let t = (x.clamp_max(MAX_LOG_PROB) / 2).tanh();
+    let t = (x.clamp_max(MAX_LOG_PROB) * 0.5).tanh();
     (t.clone() * -2 / (-t + 1)).log()
 }
 

@@ -73,7 +73,7 @@ impl<R: Rewards> LossOutput<R> {
     /// Mean over the batch, `[1]`; 0 for an empty batch.
     pub fn mean(&self) -> Tensor<1> {
         let [batch] = self.losses.dims();
-        self.sum() / batch.max(1) as f64
+        self.sum() * (batch.max(1) as f64).recip()
     }
 
     /// Sum over the batch, `[1]`.
@@ -113,6 +113,6 @@ impl<R: Rewards> LossOutput<R> {
             denominator > 0.0 && denominator.is_finite(),
             "denominator: a finite number > 0, not {denominator}"
         );
-        self.sum() / denominator
+        self.sum() * denominator.recip()
     }
 }

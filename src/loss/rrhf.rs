@@ -15,8 +15,10 @@ objective! {
     ///
     /// The sum runs over all ordered pairs of present candidates; ties are ignored. `NLL(best)`
     /// is −ℓ̄ of the best-scored candidate, the first of them where several tie. A list without
-    /// candidates has loss 0. The authors' code divides that NLL by the padded length of the
-    /// batch instead of the completion's own.
+    /// candidates has loss 0.
+    ///
+    /// The authors' code weighs the ranking term instead of the NLL, and as it runs takes the
+    /// padded length of the batch for every candidate's; the paper and this crate take its own.
     ///
     /// ```
     /// use burn::tensor::{Bool, Device, Int, Tensor};

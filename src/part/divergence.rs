@@ -36,7 +36,7 @@ impl Divergence {
             Self::ReverseKl => log_ratio,
             Self::ForwardKl => -bounded_expm1(-log_ratio),
             Self::JensenShannon => log_sigmoid(log_ratio) + LN_2,
-            Self::Alpha(alpha) => bounded_expm1(log_ratio * -alpha) / -alpha,
+            Self::Alpha(alpha) => bounded_expm1(log_ratio * -alpha) * -alpha.recip(),
         }
     }
 }

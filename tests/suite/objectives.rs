@@ -1,11 +1,11 @@
 //! Every objective, formula and gradient, against the scalar code, and known values.
 
 use approx::assert_relative_eq;
-use burn::tensor::DType;
+use burn::tensor::{DType, Tensor};
 use burn_preference::{
     Divergence, DpoLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig, LabelNoise,
-    NllNormalization, Normalization, Objective, OrpoLossConfig, PolicyPair, ReferencedPair,
-    RrhfLossConfig, SftTerm, WithMargin, WithNll,
+    LossOutput, NllNormalization, Normalization, Objective, OrpoLossConfig, Pair, PolicyPair,
+    ReferencedPair, RrhfLossConfig, SftTerm, WithMargin, WithNll,
 };
 use proptest::prelude::*;
 
@@ -416,13 +416,33 @@ fn reductions_are_explicit() {
         .init()
         .forward(catalogue().referenced(f64s(&catalogue().chosen), f64s(&catalogue().rejected)));
     let losses = to_vec(output.losses());
-    let only = |t: burn::tensor::Tensor<1>| to_vec(t)[0];
+    let only = |t: Tensor<1>| to_vec(t)[0];
     assert_relative_eq!(only(output.sum()), losses.iter().sum::<f64>(), epsilon = 1e-15);
     assert_relative_eq!(only(output.mean()), mean(&losses), epsilon = 1e-15);
     assert_relative_eq!(only(output.normalized_by(12.0)), mean(&losses) / 4.0, epsilon = 1e-15);
     let weighted = only(output.weighted_mean(f64s(&[0.0, 3.0, 1.0])));
     assert_relative_eq!(weighted, (3.0 * losses[1] + losses[2]) / 4.0, epsilon = 1e-15);
     assert_eq!(only(output.weighted_mean(f64s(&[0.0; 3]))), 0.0);
+}
+
+#[test]
+fn no_gradient_is_rounded_to_f32() {
+    // Burn 0.22.1 computes the gradient of `tensor / scalar` in f32: no objective may use it.
+    let pairs = catalogue();
+    let dpo = DpoLossConfig::new().with_divergence(Divergence::Alpha(0.3)).init();
+    let grad = |reduce: &dyn Fn(&LossOutput<Pair<Tensor<1>>>) -> Tensor<1>| {
+        let leaf = leaf(&pairs.chosen);
+        let output = dpo.forward(pairs.referenced(leaf.clone(), f64s(&pairs.rejected)));
+        to_vec(leaf.grad(&reduce(&output).backward()).unwrap())
+    };
+    let (mean, seventh) = (grad(&LossOutput::mean), grad(&|output| output.normalized_by(7.0)));
+    for (i, row) in rows(&pairs).into_iter().enumerate() {
+        let g = |rho: f64| -(-0.3 * rho).exp_m1() / 0.3;
+        let (w, l) = (row.w - row.ref_w, row.l - row.ref_l);
+        let expected = -0.1 * scalar::sigmoid(-0.1 * (g(w) - g(l))) * (-0.3 * w).exp();
+        assert_relative_eq!(mean[i], expected / 3.0, max_relative = 1e-13);
+        assert_relative_eq!(seventh[i], expected / 7.0, max_relative = 1e-13);
+    }
 }
 
 #[test]

@@ -1,1 +1,37 @@
+//! The two-layer Llama of the conformance suite, in the transformer of the example `align`.
 
+#[path = "../../examples/align/llama.rs"]
+mod model;
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use safetensors::SafeTensors;
+
+pub use model::{Llama, LlamaConfig};
+
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llama")
+}
+
+/// Loads `policy.safetensors` or `reference.safetensors`.
+pub fn load(file: &str, device: &Device) -> Llama {
+    let bytes = std::fs::read(folder().join(file)).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let config = LlamaConfig {
+        dim: 64,
+        hidden: 128,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        vocab: 256,
+        max_time: 128,
+        tied: false,
+    };
+    config.load(device, false, |name| {
+        let data = tensors.tensor(name).unwrap().data();
+        let (floats, rest) = data.as_chunks::<4>();
+        assert!(rest.is_empty());
+        floats.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    })
+}

@@ -1,0 +1,213 @@
+//! A decoder-only transformer of the Llama family: RMS norms, rotary positions on interleaved
+//! pairs, grouped-query attention, SwiGLU. Small, plain Burn, and good for real weights: the
+//! example loads llama2.c files into it, the conformance tests a Hugging Face one.
+
+use burn::module::{Module, Param};
+use burn::nn::{
+    Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig, RotaryEncoding,
+    RotaryEncodingConfig,
+};
+use burn::tensor::activation::{silu, softmax};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+
+/// Sizes of a model.
+#[derive(Debug, Clone)]
+pub struct LlamaConfig {
+    pub dim: usize,
+    pub hidden: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub vocab: usize,
+    pub max_time: usize,
+    /// Whether the head shares the embedding's weights.
+    pub tied: bool,
+}
+
+#[derive(Module, Debug)]
+pub struct Llama {
+    pub embedding: Embedding,
+    pub blocks: Vec<Block>,
+    pub norm: RmsNorm,
+    pub head: Option<Linear>,
+    pub rope: RotaryEncoding,
+}
+
+#[derive(Module, Debug)]
+pub struct Block {
+    pub attention_norm: RmsNorm,
+    pub query: Linear,
+    pub key: Linear,
+    pub value: Linear,
+    pub output: Linear,
+    pub mlp_norm: RmsNorm,
+    pub gate: Linear,
+    pub up: Linear,
+    pub down: Linear,
+    pub heads: usize,
+    pub kv_heads: usize,
+}
+
+/// Keys and values of the positions so far, one pair per block: for sampling.
+pub type Cache = Vec<Option<(Tensor<4>, Tensor<4>)>>;
+
+impl LlamaConfig {
+    pub fn init(&self, device: &Device) -> Llama {
+        let linear = |from, to| LinearConfig::new(from, to).with_bias(false).init(device);
+        let norm = || RmsNormConfig::new(self.dim).init(device);
+        let kv_dim = self.dim / self.heads * self.kv_heads;
+        let block = |_| Block {
+            attention_norm: norm(),
+            query: linear(self.dim, self.dim),
+            key: linear(self.dim, kv_dim),
+            value: linear(self.dim, kv_dim),
+            output: linear(self.dim, self.dim),
+            mlp_norm: norm(),
+            gate: linear(self.dim, self.hidden),
+            up: linear(self.dim, self.hidden),
+            down: linear(self.hidden, self.dim),
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+        };
+        Llama {
+            embedding: EmbeddingConfig::new(self.vocab, self.dim).init(device),
+            blocks: (0..self.layers).map(block).collect(),
+            norm: norm(),
+            head: (!self.tied).then(|| linear(self.dim, self.vocab)),
+            rope: RotaryEncodingConfig::new(self.max_time, self.dim / self.heads).init(device),
+        }
+    }
+
+    /// Copies weights in from flat f32 rows `[out, in]`, asked for by the names that
+    /// Hugging Face gives them.
+    ///
+    /// `interleaved` says that rotary pairs are neighbours (llama2.c, GGUF); Hugging Face's own
+    /// files keep the two halves of a head apart, so their query and key rows are reordered.
+    pub fn load(
+        &self,
+        device: &Device,
+        interleaved: bool,
+        mut weight: impl FnMut(&str) -> Vec<f32>,
+    ) -> Llama {
+        let mut model = self.init(device);
+        let head_dim = self.dim / self.heads;
+        let mut matrix = |name: &str, like: &Param<Tensor<2>>, rotary: bool| {
+            let [from, to] = like.val().dims();
+            let mut rows = weight(name);
+            if rotary && !interleaved {
+                let half = head_dim / 2;
+                let source = |i: usize| i / head_dim * head_dim + i % head_dim / 2 + i % 2 * half;
+                rows = (0..to)
+                    .flat_map(|i| rows[source(i) * from..][..from].to_vec())
+                    .collect();
+            }
+            let rows = Tensor::<2>::from_data(TensorData::new(rows, [to, from]), device);
+            Param::from_tensor(rows.transpose())
+        };
+        for (i, block) in model.blocks.iter_mut().enumerate() {
+            for (linear, name, rotary) in [
+                (&mut block.query, "self_attn.q_proj", true),
+                (&mut block.key, "self_attn.k_proj", true),
+                (&mut block.value, "self_attn.v_proj", false),
+                (&mut block.output, "self_attn.o_proj", false),
+                (&mut block.gate, "mlp.gate_proj", false),
+                (&mut block.up, "mlp.up_proj", false),
+                (&mut block.down, "mlp.down_proj", false),
+            ] {
+                let name = format!("model.layers.{i}.{name}.weight");
+                linear.weight = matrix(&name, &linear.weight, rotary);
+            }
+        }
+        if let Some(head) = &mut model.head {
+            head.weight = matrix("lm_head.weight", &head.weight, false);
+        }
+        let embedding = TensorData::new(weight("model.embed_tokens.weight"), [self.vocab, self.dim]);
+        model.embedding.weight = Param::from_tensor(Tensor::from_data(embedding, device));
+        let mut norm = |name: &str| {
+            let gamma = Tensor::from_data(TensorData::new(weight(name), [self.dim]), device);
+            Param::from_tensor(gamma)
+        };
+        for (i, block) in model.blocks.iter_mut().enumerate() {
+            let name = |norm| format!("model.layers.{i}.{norm}.weight");
+            block.attention_norm.gamma = norm(&name("input_layernorm"));
+            block.mlp_norm.gamma = norm(&name("post_attention_layernorm"));
+        }
+        model.norm.gamma = norm("model.norm.weight");
+        model
+    }
+}
+
+impl Llama {
+    /// Logits `[batch, time, vocab]` of right-padded tokens `[batch, time]`.
+    pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        self.forward_cached(tokens, 0, &mut vec![None; self.blocks.len()])
+    }
+
+    /// Logits of `tokens`, which follow the `start` positions that `cache` holds.
+    pub fn forward_cached(
+        &self,
+        tokens: Tensor<2, Int>,
+        start: usize,
+        cache: &mut Cache,
+    ) -> Tensor<3> {
+        let mut x = self.embedding.forward(tokens);
+        for (block, cache) in self.blocks.iter().zip(cache) {
+            x = block.forward(x, start, &self.rope, cache);
+        }
+        let x = self.norm.forward(x);
+        match &self.head {
+            Some(head) => head.forward(x),
+            None => x.matmul(self.embedding.weight.val().transpose().unsqueeze()),
+        }
+    }
+}
+
+impl Block {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        start: usize,
+        rope: &RotaryEncoding,
+        cache: &mut Option<(Tensor<4>, Tensor<4>)>,
+    ) -> Tensor<3> {
+        let x = x.clone() + self.attention(self.attention_norm.forward(x), start, rope, cache);
+        let y = self.mlp_norm.forward(x.clone());
+        let gated = silu(self.gate.forward(y.clone())) * self.up.forward(y);
+        x + self.down.forward(gated)
+    }
+
+    fn attention(
+        &self,
+        x: Tensor<3>,
+        start: usize,
+        rope: &RotaryEncoding,
+        cache: &mut Option<(Tensor<4>, Tensor<4>)>,
+    ) -> Tensor<3> {
+        let [batch, time, dim] = x.dims();
+        let head_dim = dim / self.heads;
+        let split = |x: Tensor<3>, heads| x.reshape([batch, time, heads, head_dim]).swap_dims(1, 2);
+        let query = rope.apply(split(self.query.forward(x.clone()), self.heads), start);
+        let key = rope.apply(split(self.key.forward(x.clone()), self.kv_heads), start);
+        let value = split(self.value.forward(x), self.kv_heads);
+        let (key, value) = match cache.take() {
+            Some((k, v)) => (Tensor::cat(vec![k, key], 2), Tensor::cat(vec![v, value], 2)),
+            None => (key, value),
+        };
+        *cache = Some((key.clone(), value.clone()));
+
+        // Every group of query heads shares one key and value head.
+        let total = start + time;
+        let share = |x: Tensor<4>| {
+            let group = self.heads / self.kv_heads;
+            x.unsqueeze_dim::<5>(2)
+                .expand([batch, self.kv_heads, group, total, head_dim])
+                .reshape([batch, self.heads, total, head_dim])
+        };
+        let future = Tensor::<2, Bool>::tril_mask([time, total], start as i64, &query.device());
+        let scores = query.matmul(share(key).swap_dims(2, 3)) / (head_dim as f64).sqrt();
+        let scores = scores.mask_fill(future.unsqueeze(), f32::NEG_INFINITY);
+        let mixed = softmax(scores, 3).matmul(share(value));
+        self.output
+            .forward(mixed.swap_dims(1, 2).reshape([batch, time, dim]))
+    }
+}

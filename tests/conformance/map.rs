@@ -1,0 +1,549 @@
+//! From a case of the peers to our objects: by producer, loss and parameters.
+
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
+use burn_preference::{
+    Divergence, DpoLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig, LabelNoise, LossOutput,
+    NllNormalization, Normalization, Objective, OrpoLossConfig, Pair, PolicyPair, Ranked,
+    ReferencedPair, RrhfLossConfig, SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline,
+    WithNll,
+};
+use serde_json::Value;
+
+use crate::support::{Pairs, bools, device, f64s, floats, sequence, to_vec};
+use crate::{Case, Numbers, numbers};
+
+/// Why a case has no numbers of ours.
+pub enum Unmapped {
+    Deliberate(&'static str),
+    Unknown,
+}
+
+/// Our numbers for a case, and how they may be compared.
+pub struct Ours {
+    pub numbers: Numbers,
+    pub tolerance: f64,
+    not_compared: Vec<(&'static str, &'static str)>,
+}
+
+type Mapped = Result<Ours, Unmapped>;
+
+/// Objectives and modifiers that the crate does not have yet.
+const NOT_YET: &[&str] = &[
+    "alphapo", "aot", "aot_pair", "aot_unpaired", "apo_down", "apo_zero", "apo_zero_unpaired",
+    "arpo", "bco", "bco_pair", "cpo_hinge", "cpo_ipo", "cpo_sigmoid", "cpo_simpo", "discopop",
+    "exo_pair", "hinge", "nca_pair", "pro", "sigmoid+bco_pair+sft", "sigmoid_humanline", "simpo",
+    "sppo_hard",
+];
+
+/// Outputs that belong to no objective: by-products of the log-prob head, and logging.
+const NOT_OURS: &[(&str, &str)] = &[
+    ("entropy", "by-products of the logits (entropy, Σp², mean, top-1) are not in the crate yet"),
+    ("log_sum_sq_probs", "by-products of the logits (entropy, Σp², mean, top-1) are not in the crate yet"),
+    ("mean_logits", "by-products of the logits (entropy, Σp², mean, top-1) are not in the crate yet"),
+    ("is_top1", "by-products of the logits (entropy, Σp², mean, top-1) are not in the crate yet"),
+];
+
+const REWARDS: &str = "our rewards are what the loss compares, times β or τ; the peer's are not";
+const REWARD_KEYS: [&str; 4] = [
+    "chosen_rewards", "rejected_rewards", "mean_chosen_reward", "mean_rejected_reward",
+];
+
+impl Ours {
+    fn new(numbers: Numbers) -> Self {
+        Self {
+            numbers,
+            tolerance: 1e-9,
+            not_compared: NOT_OURS.to_vec(),
+        }
+    }
+
+    pub fn not_compared(&self, key: &str) -> Option<&'static str> {
+        let found = self.not_compared.iter().find(|(name, _)| *name == key);
+        found.map(|(_, reason)| *reason)
+    }
+
+    fn except(mut self, keys: &[&'static str], reason: &'static str) -> Self {
+        self.not_compared.extend(keys.iter().map(|key| (*key, reason)));
+        self
+    }
+
+    fn tolerance(mut self, tolerance: f64) -> Self {
+        self.tolerance = tolerance;
+        self
+    }
+}
+
+pub fn map(case: &Case) -> Mapped {
+    if NOT_YET.contains(&case.loss) {
+        return Err(Unmapped::Deliberate("the objective is not in the crate yet"));
+    }
+    if case.has("ld_alpha") || case.has("use_weighting") {
+        return Err(Unmapped::Deliberate("LD-DPO and WPO weights are not in the crate yet"));
+    }
+    match case.loss {
+        "sigmoid" | "cdpo" | "robust" | "sigmoid_norm" => dpo(case),
+        "ipo" => ipo(case),
+        "sft" => sft(case),
+        "kto" => kto(case),
+        "orpo_or" | "orpo_full_avgnll" => orpo_means(case),
+        "orpo" => orpo(case),
+        "rrhf" => rrhf(case),
+        "logps" => logps(case),
+        _ => Err(Unmapped::Unknown),
+    }
+}
+
+fn divergence(case: &Case) -> Result<Divergence, Unmapped> {
+    match case.text("f_divergence_type") {
+        None | Some("reverse_kl") => Ok(Divergence::ReverseKl),
+        Some("forward_kl") => Ok(Divergence::ForwardKl),
+        Some("js_divergence") => Ok(Divergence::JensenShannon),
+        Some("alpha_divergence") => {
+            // TRL 0.24 names α itself, 1.16 names 1 − α.
+            let alpha = match case.param("alpha_divergence_coef") {
+                Some(alpha) => alpha,
+                None => 1.0 - case.param("f_alpha_divergence_coef").unwrap_or(0.5),
+            };
+            match alpha {
+                0.0 => Ok(Divergence::ReverseKl),
+                alpha if alpha > 0.0 => Ok(Divergence::Alpha(alpha)),
+                _ => Err(Unmapped::Deliberate("α < 0 is no f-divergence of f-DPO: refused")),
+            }
+        }
+        Some(_) => Err(Unmapped::Unknown),
+    }
+}
+
+fn dpo(case: &Case) -> Mapped {
+    let rate = case.param("label_smoothing").or(case.param("epsilon")).unwrap_or(0.0);
+    let noise = match case.loss {
+        "robust" => LabelNoise::Robust(rate),
+        // TRL 1.16 ignores label smoothing with `sigmoid`.
+        "sigmoid" | "sigmoid_norm" if case.producer.starts_with("trl116") => LabelNoise::Clean,
+        _ => LabelNoise::Conservative(rate),
+    };
+    let divergence = divergence(case)?;
+    let (normalization, plain) = match case.loss {
+        "sigmoid_norm" => (Normalization::Mean, false),
+        _ => (Normalization::Sum, divergence == Divergence::ReverseKl),
+    };
+    let dpo = DpoLossConfig::new()
+        .with_beta(case.param("beta").unwrap())
+        .with_label_noise(noise)
+        .with_divergence(divergence)
+        .with_normalization(normalization)
+        .try_init();
+    let dpo = dpo.map_err(|_| Unmapped::Deliberate("hyperparameters outside our ranges: refused"))?;
+    let ours = referenced(case, &dpo)?;
+    Ok(if plain { ours } else { ours.except(&REWARD_KEYS, REWARDS) })
+}
+
+fn ipo(case: &Case) -> Mapped {
+    // TRL 1.16 divides by the length, and so does HALOs; the first public code sums, and others
+    // leave the mean to their caller.
+    let normalization = match case.producer {
+        "trl116.dpo" | "trl116.dpo.f64patch" | "halos" => Normalization::Mean,
+        _ => Normalization::Sum,
+    };
+    let ipo = IpoLossConfig::new()
+        .with_tau(case.param("beta").or(case.param("tau")).unwrap())
+        .with_divergence(divergence(case)?)
+        .with_normalization(normalization)
+        .init();
+    let ours = referenced(case, &ipo)?;
+    Ok(match normalization {
+        Normalization::Sum => ours,
+        Normalization::Mean => ours.except(&REWARD_KEYS, REWARDS),
+    })
+}
+
+/// The chosen completions' NLL alone, over tokens.
+fn sft(case: &Case) -> Mapped {
+    struct Sft;
+    impl Objective<ReferencedPair> for Sft {
+        fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
+            let rewards = batch.map_ref(|y| y.log_ratio() * 0.1);
+            let nll = NllNormalization::Token.nll(batch.chosen.policy());
+            LossOutput::new(nll, rewards)
+        }
+    }
+    if case.param("beta") != Some(0.1) {
+        return Err(Unmapped::Unknown);
+    }
+    referenced(case, &Sft)
+}
+
+fn pairs(input: &Value) -> Pairs {
+    let floats = |key: &str| numbers(&input[key]);
+    let lengths = |key: &str| match input.get(key) {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Some(values) => numbers(values).into_iter().map(|x| x as usize).collect(),
+        None => vec![1; numbers(&input["chosen"]).len()],
+    };
+    Pairs {
+        chosen: floats("chosen"),
+        rejected: floats("rejected"),
+        ref_chosen: input.get("ref_chosen").map_or(Vec::new(), numbers),
+        ref_rejected: input.get("ref_rejected").map_or(Vec::new(), numbers),
+        chosen_len: lengths("chosen_len"),
+        rejected_len: lengths("rejected_len"),
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Everything that a peer may report of pairs.
+fn pair_numbers(
+    mode: &str,
+    losses: Vec<f64>,
+    rewards: &Pair<Vec<f64>>,
+    grads: Pair<Vec<f64>>,
+) -> Numbers {
+    let scale = if mode == "per_example" { 1.0 } else { losses.len() as f64 };
+    let grad = |g: Vec<f64>| g.into_iter().map(|g| g / scale).collect::<Vec<_>>();
+    let ahead = rewards.chosen.iter().zip(&rewards.rejected);
+    let ahead: Vec<f64> = ahead.map(|(w, l)| f64::from(u8::from(w > l))).collect();
+    [
+        ("loss", vec![mean(&losses)]),
+        ("losses", losses),
+        ("chosen_rewards", rewards.chosen.clone()),
+        ("rejected_rewards", rewards.rejected.clone()),
+        ("mean_chosen_reward", vec![mean(&rewards.chosen)]),
+        ("mean_rejected_reward", vec![mean(&rewards.rejected)]),
+        ("accuracy", vec![mean(&ahead)]),
+        ("grad_chosen", grad(grads.chosen)),
+        ("grad_rejected", grad(grads.rejected)),
+    ]
+    .into_iter()
+    .map(|(key, values)| (key.to_owned(), values))
+    .collect()
+}
+
+/// An objective against a reference, on sums or on ragged per-token log-probs.
+fn referenced(case: &Case, objective: &dyn Objective<ReferencedPair>) -> Mapped {
+    match case.input["kind"].as_str() {
+        Some("pairs") => {
+            let mut pairs = pairs(case.input);
+            if case.has("reference_free") {
+                pairs.ref_chosen = vec![0.0; pairs.len()];
+                pairs.ref_rejected = vec![0.0; pairs.len()];
+            }
+            let result = pairs.run(objective, DType::F64);
+            let numbers = pair_numbers(case.mode, result.losses, &result.rewards, result.grads);
+            let ours = Ours::new(numbers);
+            Ok(if case.has("reference_free") {
+                ours.except(&REWARD_KEYS, "reference-free rewards have no reference; the peer's do")
+            } else {
+                ours
+            })
+        }
+        Some("token_pairs") => token_pairs(case, objective),
+        _ => Err(Unmapped::Unknown),
+    }
+}
+
+fn token_pairs(case: &Case, objective: &dyn Objective<ReferencedPair>) -> Mapped {
+    let rows = |key: &str| -> Vec<Vec<f64>> {
+        let rows = case.input[key].as_array().unwrap();
+        rows.iter().map(numbers).collect()
+    };
+    let (policy, reference) = (rows("policy"), rows("ref"));
+    let time = policy.iter().map(Vec::len).max().unwrap().max(1);
+    let tensor = |rows: &[Vec<f64>]| {
+        let padded = |row: &Vec<f64>| [row.clone(), vec![f64::NAN; time - row.len()]].concat();
+        let values: Vec<f64> = rows.iter().flat_map(padded).collect();
+        f64s(&values).reshape([rows.len(), time])
+    };
+    let counted = |row: &Vec<f64>| (0..time).map(|t| t < row.len()).collect::<Vec<_>>();
+    let mask: Vec<bool> = policy.iter().flat_map(counted).collect();
+    let mask = bools(&mask).reshape([policy.len(), time]);
+
+    let leaf = tensor(&policy).autodiff().require_grad();
+    let pair = |tokens: Tensor<2>| {
+        let sequences = TokenLogProbs::new(tokens, mask.clone()).unwrap().sequence();
+        PolicyPair::from_concatenated(&sequences).unwrap()
+    };
+    let batch = pair(leaf.clone());
+    let logps = batch.map_ref(|y| mean(&to_vec(y.sum())));
+    let batch = batch.relative_to(pair(tensor(&reference))).unwrap();
+    let output = objective.forward(batch);
+    let grads = output.mean().backward();
+    let grad = to_vec(leaf.grad(&grads).unwrap());
+    let ragged = policy.iter().enumerate();
+    let ragged = ragged.flat_map(|(i, row)| grad[i * time..][..row.len()].to_vec());
+
+    let nothing = Pair { chosen: vec![], rejected: vec![] };
+    let rewards = output.rewards().clone().map(to_vec);
+    let mut numbers = pair_numbers(case.mode, to_vec(output.losses()), &rewards, nothing);
+    numbers.insert("grad_tokens".into(), ragged.collect());
+    numbers.insert("mean_chosen_logp".into(), vec![logps.chosen]);
+    numbers.insert("mean_rejected_logp".into(), vec![logps.rejected]);
+    Ok(Ours::new(numbers))
+}
+
+fn kto(case: &Case) -> Mapped {
+    let floats_of = |key: &str| numbers(&case.input[key]);
+    let desirable: Vec<bool> = floats_of("label").iter().map(|&x| x > 0.0).collect();
+    let (policy, reference) = (floats_of("policy"), floats_of("ref"));
+    let relative = |policy: Tensor<1>, reference: &[f64]| {
+        let lengths = vec![1; reference.len()];
+        let reference = sequence(f64s(reference), &lengths);
+        sequence(policy, &lengths).relative_to(reference).unwrap()
+    };
+    let (kl_policy, kl_ref) = (floats_of("kl_policy"), floats_of("kl_ref"));
+    if case.producer == "halos" && kl_policy.iter().zip(&kl_ref).any(|(p, r)| p == r) {
+        return Err(Unmapped::Deliberate("HALOs leaves mismatched log-ratios of exactly 0 out of z₀"));
+    }
+    let estimate = KlEstimate::from_mismatched(&relative(f64s(&kl_policy), &kl_ref));
+    let leaf = f64s(&policy).autodiff().require_grad();
+    let batch = Unpaired::new(relative(leaf.clone(), &reference), bools(&desirable)).unwrap();
+    let beta = case.param("beta").unwrap();
+    let kto = KtoLossConfig::new()
+        .with_beta(beta)
+        .with_desirable_weight(case.param("desirable_weight").unwrap_or(1.0))
+        .with_undesirable_weight(case.param("undesirable_weight").unwrap_or(1.0))
+        .init();
+    let output = kto.forward(WithBaseline::new(batch, estimate.baseline()).unwrap());
+    let grads = output.mean().backward();
+
+    let rewards = to_vec(output.rewards().clone());
+    // HALOs logs ρ without β.
+    let scale = if case.producer == "halos" { beta } else { 1.0 };
+    let side = |values: &[f64], of: bool| -> Vec<f64> {
+        let pick = values.iter().zip(&desirable).filter(|(_, d)| **d == of);
+        pick.map(|(x, _)| *x).collect()
+    };
+    let losses = to_vec(output.losses());
+    let chosen: Vec<f64> = side(&rewards, true).iter().map(|r| r / scale).collect();
+    let rejected: Vec<f64> = side(&rewards, false).iter().map(|r| r / scale).collect();
+    let sum = |values: &[f64]| vec![values.iter().sum::<f64>()];
+    let numbers = [
+        ("loss", vec![mean(&losses)]),
+        ("losses", [side(&losses, true), side(&losses, false)].concat()),
+        ("kl", to_vec(estimate.baseline())),
+        ("grad_policy", to_vec(leaf.grad(&grads).unwrap())),
+        ("chosen_rewards_sum", sum(&chosen)),
+        ("rejected_rewards_sum", sum(&rejected)),
+        ("mean_chosen_reward", vec![mean(&chosen)]),
+        ("mean_rejected_reward", vec![mean(&rejected)]),
+        ("chosen_rewards", chosen),
+        ("rejected_rewards", rejected),
+    ];
+    let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
+    Ok(Ours::new(numbers.into_iter().collect()))
+}
+
+/// ORPO on mean log-probs: with its NLL, or the odds ratio alone.
+fn orpo_means(case: &Case) -> Mapped {
+    if case.input["kind"] != "pairs_avg" {
+        return Err(Unmapped::Unknown);
+    }
+    let pairs = pairs(case.input);
+    let orpo = OrpoLossConfig::new()
+        .with_odds_ratio_weight(case.param("beta").unwrap())
+        .init();
+    let result = pairs.run_on(DType::F64, |w, l| {
+        let batch = pairs.policy(w, l);
+        if case.loss == "orpo_full_avgnll" {
+            return orpo.forward(batch);
+        }
+        let nothing = sequence(f64s(&vec![0.0; pairs.len()]), &pairs.chosen_len);
+        orpo.forward(WithNll::new(batch, nothing).unwrap())
+    });
+    // The peers form 1 − e^ℓ̄, which loses digits as ℓ̄ → 0.
+    let means = pairs.chosen.iter().chain(&pairs.rejected);
+    let nearest = means.fold(f64::INFINITY, |near, x| near.min(x.abs())).max(1e-30);
+    let numbers = pair_numbers(case.mode, result.losses, &result.rewards, result.grads);
+    let f32_inside = case.producer.ends_with(".f32");
+    let precision = if f32_inside { 1e-6 } else { 4e-16 };
+    let tolerance = (if f32_inside { 1e-5 } else { 1e-9 }) + precision / nearest;
+    Ok(Ours::new(numbers).tolerance(tolerance))
+}
+
+/// Logits of `[chosen; rejected]`, unshifted token ids and the masks over tokens.
+struct PairLogits {
+    logits: Tensor<3>,
+    tokens: Vec<Vec<f64>>,
+    attention: Vec<Vec<bool>>,
+    completion: Vec<Vec<bool>>,
+}
+
+fn nested(value: &Value) -> Vec<Vec<f64>> {
+    value.as_array().unwrap().iter().map(numbers).collect()
+}
+
+fn logits(value: &Value) -> Tensor<3> {
+    let rows = value.as_array().unwrap();
+    let steps = rows[0].as_array().unwrap();
+    let shape = [rows.len(), steps.len(), numbers(&steps[0]).len()];
+    let data = TensorData::new(numbers(value), shape);
+    Tensor::from_data(data, (&device(), DType::F64))
+}
+
+fn token_tensor(rows: &[Vec<f64>]) -> Tensor<2, Int> {
+    // −100 marks what does not count; any id does there.
+    let ids: Vec<f64> = rows.concat().iter().map(|id| id.max(0.0)).collect();
+    floats(&ids, DType::F64).int().reshape([rows.len(), rows[0].len()])
+}
+
+fn mask_tensor(rows: &[Vec<bool>]) -> Tensor<2, Bool> {
+    bools(&rows.concat()).reshape([rows.len(), rows[0].len()])
+}
+
+impl PairLogits {
+    fn new(input: &Value) -> Self {
+        let flags = |key: &str, f: &dyn Fn(f64) -> bool| -> Vec<Vec<bool>> {
+            let rows = nested(&input[key]).into_iter();
+            rows.map(|row| row.into_iter().map(f).collect()).collect()
+        };
+        Self {
+            logits: logits(&input["logits"]).autodiff().require_grad(),
+            tokens: nested(&input["input_ids"]),
+            attention: flags("attention_mask", &|x| x > 0.0),
+            completion: flags("labels", &|x| x >= 0.0),
+        }
+    }
+
+    /// Log-probs of the tokens that `mask` counts, chosen and rejected.
+    fn pair(&self, mask: &[Vec<bool>]) -> PolicyPair {
+        let tokens = token_tensor(&self.tokens);
+        let log_probs =
+            TokenLogProbs::from_logits(self.logits.clone(), tokens, mask_tensor(mask)).unwrap();
+        PolicyPair::from_concatenated(&log_probs.sequence()).unwrap()
+    }
+}
+
+fn orpo(case: &Case) -> Mapped {
+    if case.input["kind"] != "pair_logits" {
+        return Err(Unmapped::Unknown);
+    }
+    let input = PairLogits::new(case.input);
+    let authors = case.producer.starts_with("orpo_repo");
+    let mut odds_mask = input.completion.clone();
+    if authors {
+        // Their mask pairs the attention of position t − 1 with the prompt flag of position t,
+        // so a right-padded row counts the prediction of its first padding token as well.
+        for (row, attention) in odds_mask.iter_mut().zip(&input.attention) {
+            let first = row.iter().position(|&c| c).unwrap();
+            for t in first..row.len() {
+                row[t] = attention[t - 1];
+            }
+        }
+    }
+    let nll_mask = if case.has("disable_prompt_loss") {
+        &input.completion
+    } else {
+        &input.attention
+    };
+    let batch = input.pair(&odds_mask);
+    let means = batch.map_ref(|y| mean(&to_vec(y.mean())));
+    let nll_of = input.pair(nll_mask).chosen;
+    let nll = mean(&to_vec(NllNormalization::Token.nll(&nll_of)));
+    let metrics = burn_preference::BatchMetrics::default().with_log_odds(&batch).read();
+    let orpo = OrpoLossConfig::new()
+        .with_odds_ratio_weight(case.param("beta").unwrap())
+        .with_nll_normalization(NllNormalization::Token)
+        .init();
+    let output = orpo.forward(WithNll::new(batch, nll_of).unwrap());
+    let grads = output.mean().backward();
+    let numbers = [
+        ("loss", to_vec(output.mean())),
+        ("nll_loss", vec![nll]),
+        ("log_odds_ratio", vec![metrics.get("log_odds_ratio").unwrap()]),
+        ("mean_chosen_logp", vec![means.chosen]),
+        ("mean_rejected_logp", vec![means.rejected]),
+        ("grad_logits", to_vec(input.logits.grad(&grads).unwrap())),
+    ];
+    let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
+    let ours = Ours::new(numbers.into_iter().collect());
+    // Unpatched, the authors' code casts its mask and its loss to bf16.
+    Ok(if case.producer == "orpo_repo" { ours.tolerance(1e-2) } else { ours })
+}
+
+fn rrhf(case: &Case) -> Mapped {
+    // Labels are shifted already: prepend a token, and add a row of logits that predicts nothing.
+    let labels = nested(&case.input["labels"]);
+    let time = labels[0].len();
+    let leaf = logits(&case.input["logits"]).autodiff().require_grad();
+    let [rows, _, vocab] = leaf.dims();
+    let more = Tensor::<3>::zeros([rows, 1, vocab], (&device(), DType::F64));
+    let shifted: Vec<Vec<f64>> = labels.iter().map(|row| [&[-100.0], &row[..]].concat()).collect();
+    let mask: Vec<Vec<bool>> = shifted
+        .iter()
+        .map(|row| row.iter().map(|&id| id >= 0.0).collect())
+        .collect();
+    let log_probs = TokenLogProbs::from_logits(
+        Tensor::cat(vec![leaf.clone(), more], 1),
+        token_tensor(&shifted),
+        mask_tensor(&mask),
+    );
+    // As it runs, the authors' code takes the padded length for every candidate's.
+    let sums = log_probs.unwrap().sequence().sum();
+    let sequences = sequence(sums, &vec![time; rows]);
+    let scores = numbers(&case.input["scores"]);
+
+    // They weigh the ranking term instead of the NLL.
+    let weight = case.param("rrhf_weight").unwrap();
+    let rrhf = |sft_weight: f64| {
+        let config = RrhfLossConfig::new()
+            .with_length_penalty(case.param("length_penalty").unwrap())
+            .with_sft_weight(sft_weight);
+        let lists: SequenceLogProbs<2> = sequences.clone().split_candidates(rows).unwrap();
+        let shape = [1, rows];
+        let present = bools(&vec![true; rows]).reshape(shape);
+        let list = Ranked::new(lists, f64s(&scores).reshape(shape), present).unwrap();
+        config.init().forward(list)
+    };
+    let rank = to_vec(rrhf(0.0).sum())[0];
+    let output = rrhf(1.0 / weight);
+    let total = output.sum() * weight;
+    let grads = total.clone().backward();
+    let total = to_vec(total)[0];
+    let numbers = [
+        ("loss", vec![total]),
+        ("scores", to_vec(output.rewards().clone())),
+        ("rank_loss", vec![rank]),
+        ("sft_loss", vec![total - weight * rank]),
+        ("grad_logits", to_vec(leaf.grad(&grads).unwrap())),
+    ];
+    let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
+    Ok(Ours::new(numbers.into_iter().collect()))
+}
+
+fn logps(case: &Case) -> Mapped {
+    if case.input["kind"] != "logits" {
+        return Err(Unmapped::Unknown);
+    }
+    let labels = nested(&case.input["labels"]);
+    let mask: Vec<Vec<bool>> = labels
+        .iter()
+        .map(|row| row.iter().map(|&id| id >= 0.0).collect())
+        .collect();
+    let leaf = logits(&case.input["logits"]).autodiff().require_grad();
+    let scaled = leaf.clone() / case.param("temperature").unwrap_or(1.0);
+    let tokens = TokenLogProbs::from_logits(scaled, token_tensor(&labels), mask_tensor(&mask));
+    let tokens = tokens.unwrap();
+    let sequences = tokens.sequence();
+    let rows = labels.len();
+    let weights: Vec<f64> = (0..rows)
+        .map(|i| 1.0 + i as f64 / (rows.max(2) - 1) as f64)
+        .collect();
+    let grads = (sequences.sum() * f64s(&weights)).sum().backward();
+    let numbers = [
+        ("per_token", to_vec(tokens.log_probs())),
+        ("sum", to_vec(sequences.sum())),
+        ("mean", to_vec(sequences.mean())),
+        ("grad_logits", to_vec(leaf.grad(&grads).unwrap())),
+    ];
+    let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
+    let ours = Ours::new(numbers.into_iter().collect());
+    Ok(match (case.mode, case.producer) {
+        // Statistics in f32 whatever the input is.
+        ("logps_f32", _) => ours.tolerance(1e-5),
+        // Adds 1e-8 to the denominator of the mean.
+        (_, "torchtune") => ours.tolerance(1e-7),
+        _ => ours,
+    })
+}
