@@ -1,1 +1,229 @@
+//! The frozen reference: nothing trains, saves, counts, unfreezes or copies it.
 
+use burn::module::{Lora, Module, Param};
+use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
+use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
+use burn::tensor::{Bool, Device, Int, Tensor};
+use burn_preference::{
+    DpoLossConfig, Frozen, Objective, PolicyPair, SequenceLogProbs, TokenLogProbs,
+};
+
+use crate::support::{device, to_vec};
+
+/// Logits of the next token from the embedding of this one.
+#[derive(Module, Debug)]
+struct Bigram {
+    table: Param<Tensor<2>>,
+    head: Linear,
+    dropout: Dropout,
+}
+
+const VOCAB: usize = 7;
+
+impl Bigram {
+    fn new(device: &Device) -> Self {
+        device.seed(3);
+        Self {
+            table: LinearConfig::new(VOCAB, 5).init(device).weight,
+            head: LinearConfig::new(5, VOCAB).init(device),
+            dropout: DropoutConfig::new(0.5).init(),
+        }
+    }
+
+    fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let [batch, time] = tokens.dims();
+        let rows = self.table.val().select(0, tokens.reshape([batch * time]));
+        self.head.forward(self.dropout.forward(rows)).reshape([batch, time, VOCAB])
+    }
+}
+
+#[derive(Module, Debug)]
+struct Preference {
+    // First on purpose: an optimiser that visits it would find it first.
+    reference: Frozen<Bigram>,
+    policy: Bigram,
+}
+
+impl Preference {
+    fn new() -> Self {
+        let policy = Bigram::new(&device().autodiff());
+        Self { reference: Frozen::new(&policy), policy }
+    }
+
+    fn loss(&self) -> Tensor<1> {
+        let (tokens, mask) = batch();
+        let logits = self.policy.forward(tokens.clone());
+        let policy = TokenLogProbs::from_logits(logits, tokens, mask).unwrap();
+        let policy = PolicyPair::from_concatenated(&policy.sequence()).unwrap();
+        let reference = PolicyPair::from_concatenated(&reference_log_probs(&self.reference));
+        let pair = policy.relative_to(reference.unwrap()).unwrap();
+        DpoLossConfig::new().init().forward(pair).mean()
+    }
+}
+
+fn batch() -> (Tensor<2, Int>, Tensor<2, Bool>) {
+    let tokens = [[0, 1, 2, 3], [4, 5, 6, 0], [0, 6, 5, 4], [4, 3, 2, 1]];
+    let mask = Tensor::<2, Int>::from_ints([[0, 0, 1, 1]; 4], &device()).bool();
+    (Tensor::from_ints(tokens, &device()), mask)
+}
+
+fn reference_log_probs(reference: &Frozen<Bigram>) -> SequenceLogProbs {
+    let (tokens, mask) = batch();
+    let log_probs = reference.log_probs(tokens, mask, Bigram::forward);
+    log_probs.unwrap().sequence()
+}
+
+fn numbers(reference: &Frozen<Bigram>) -> Vec<f64> {
+    to_vec(reference_log_probs(reference).sum())
+}
+
+fn weights(model: &Bigram) -> Vec<f64> {
+    to_vec(model.table.val())
+}
+
+#[test]
+fn training_moves_the_policy_and_not_the_reference() {
+    let mut model = Preference::new();
+    let (before, start) = (numbers(&model.reference), weights(&model.policy));
+    assert_eq!(start, weights(model.reference.model()));
+    let mut optimizer = AdamWConfig::new().init();
+    for _ in 0..10 {
+        let grads = GradientsParams::from_grads(model.loss().backward(), &model);
+        assert_eq!(grads.len(), 3, "table, head weight and head bias of the policy");
+        model = optimizer.step(0.1, model, grads);
+    }
+    assert_eq!(numbers(&model.reference), before, "bit by bit");
+    assert_eq!(weights(model.reference.model()), start);
+    assert_ne!(weights(&model.policy), start, "a derived {{reference, policy}} trains the policy");
+    let policy = model.policy.valid();
+    assert!(to_vec(Preference { policy, ..model }.loss())[0] < 0.6);
+}
+
+#[test]
+fn a_plain_copy_would_be_trained() {
+    // Why `Frozen` exists: clones keep their parameter ids, so the policy's gradient reaches both.
+    #[derive(Module, Debug)]
+    struct Trap {
+        reference: Linear,
+        policy: Linear,
+    }
+    let policy = LinearConfig::new(2, 2).init(&device().autodiff());
+    let trap = Trap { reference: policy.clone(), policy };
+    let before = to_vec(trap.reference.weight.val());
+    let x = Tensor::<2>::ones([1, 2], &device());
+    let grads = trap.policy.forward(x).sum().backward();
+    let grads = GradientsParams::from_grads(grads, &trap.policy);
+    let trap = SgdConfig::new().init().step(0.1, trap, grads);
+    assert_ne!(to_vec(trap.reference.weight.val()), before);
+}
+
+#[test]
+fn it_is_not_counted_saved_unfrozen_or_trained() {
+    let model = Preference::new();
+    assert_eq!(model.num_params(), model.policy.num_params());
+    assert_eq!(model.clone().into_record().len(), 3);
+
+    let model = model.unfreeze().train();
+    let reference = model.reference.model();
+    assert!(!reference.table.val().is_autodiff());
+    assert!(!reference.head.weight.val().is_require_grad());
+    let again = numbers(&model.reference);
+    assert_eq!(again, numbers(&model.reference), "dropout is off, before and after train()");
+    assert!(model.policy.table.val().is_require_grad());
+    assert_eq!(format!("{model}").matches("dropout").count(), 2, "it is displayed, though");
+}
+
+#[test]
+fn it_cannot_build_a_graph() {
+    let model = Preference::new();
+    let (tokens, mask) = batch();
+    let (tokens, mask) = (tokens.autodiff(), mask.autodiff());
+    let policy = &model.policy;
+    // Even a closure that computes with the policy gives back plain numbers.
+    let log_probs = model
+        .reference
+        .log_probs(tokens, mask, |m, t| m.forward(t.clone()) + policy.forward(t.autodiff()))
+        .unwrap();
+    assert!(!log_probs.log_probs().is_autodiff());
+    assert!(!reference_log_probs(&model.reference).sum().is_autodiff());
+}
+
+#[test]
+fn a_resumed_run_equals_an_uninterrupted_one() {
+    let step = |model: Preference, optimizer: &mut burn::optim::ModuleOptimizer| {
+        // Dropout would draw other numbers: this test is about weights.
+        let model = Preference { policy: Bigram { dropout: DropoutConfig::new(0.0).init(), ..model.policy }, ..model };
+        let grads = GradientsParams::from_grads(model.loss().backward(), &model);
+        optimizer.step(0.05, model, grads)
+    };
+    let mut optimizer = AdamWConfig::new().init();
+    let base = Preference::new();
+    let one = step(base.clone(), &mut optimizer);
+    let (record, state) = (one.clone().into_record(), optimizer.to_record());
+    let two = step(one, &mut optimizer);
+
+    let mut optimizer = AdamWConfig::new().init().load_record(state);
+    // The reference comes from the weights that training started from, not from the checkpoint.
+    let resumed = Preference::new();
+    let before = numbers(&resumed.reference);
+    let resumed = resumed.load_record(record);
+    assert_eq!(numbers(&resumed.reference), before);
+    let resumed = step(resumed, &mut optimizer);
+    assert_eq!(weights(&resumed.policy), weights(&two.policy));
+    assert_eq!(numbers(&resumed.reference), numbers(&two.reference));
+}
+
+#[test]
+fn a_lora_reference_shares_the_base_weights() {
+    let base = Bigram::new(&device().autodiff());
+    let reference = Frozen::new(&base);
+    let policy = base.apply_lora(Lora::new(2, 4.0));
+    // A tensor may be written in place only if nobody else holds its storage.
+    let alone = |policy: Bigram| policy.head.weight.consume().1.inner().can_mut();
+    let unshared = Bigram::new(&device().autodiff()).apply_lora(Lora::new(2, 4.0));
+    assert!(alone(unshared));
+    let shared = Bigram::new(&device().autodiff());
+    let holder = Frozen::new(&shared);
+    assert!(!alone(shared.apply_lora(Lora::new(2, 4.0))));
+    drop(holder);
+
+    let mut optimizer = SgdConfig::new().init();
+    let model = Preference { reference, policy };
+    let before = numbers(&model.reference);
+    let start = to_vec(model.policy.head.weight.val());
+    let base = |m: &Bigram| to_vec(m.head.weight.base());
+    let base_before = base(&model.policy);
+    let mut model = model;
+    for _ in 0..2 {
+        let grads = GradientsParams::from_grads(model.loss().backward(), &model);
+        model = optimizer.step(0.5, model, grads);
+    }
+    assert_ne!(to_vec(model.policy.head.weight.val()), start, "the adapters train");
+    assert_eq!(base(&model.policy), base_before, "the base does not");
+    assert_eq!(base(model.reference.model()), base_before);
+    assert_eq!(numbers(&model.reference), before);
+}
+
+#[test]
+fn one_copy_per_device() {
+    let reference = Frozen::new(&Bigram::new(&device()));
+    let before = numbers(&reference);
+    #[expect(deprecated, reason = "any second device serves")]
+    let other = Device::ndarray();
+    assert_eq!(reference.devices(), vec![device()]);
+
+    let there = reference.clone().fork(&other);
+    assert_eq!(there.devices(), vec![other.clone()]);
+    assert_eq!(weights(there.model()), weights(reference.model()));
+
+    // A second trip, by any clone, takes the copy that is there: the ids of a new one are the
+    // same, so the storage has to tell.
+    let again = reference.clone().to_device(&other);
+    let tensor = again.model().table.val();
+    drop(again);
+    assert!(!tensor.can_mut(), "storage is shared with the first copy");
+
+    let back = there.to_device(&device());
+    assert_eq!(numbers(&back), before);
+    assert_eq!(back.devices(), vec![device()]);
+}
