@@ -1,0 +1,140 @@
+//! From rollouts to the loss of each of the five families: what a training loop plugs in.
+
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn_preference::{
+    BatchMetrics, DpoLossConfig, Frozen, InvalidInput, IpoLossConfig, KlEstimate, KtoLossConfig,
+    Objective, OrpoLossConfig, PolicyPair, Ranked, RrhfLossConfig, SequenceLogProbs, Unpaired,
+    WithBaseline,
+};
+use clap::ValueEnum;
+
+use crate::llama::Llama;
+use crate::rollout::{List, Rows};
+
+/// The five families.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Loss {
+    Dpo,
+    Ipo,
+    Kto,
+    Orpo,
+    Rrhf,
+}
+
+/// Loss to call `backward` on, and what to log.
+pub type Step = Result<(Tensor<1>, BatchMetrics), InvalidInput>;
+
+impl Loss {
+    pub const ALL: [Self; 5] = [Self::Dpo, Self::Ipo, Self::Kto, Self::Orpo, Self::Rrhf];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dpo => "DPO",
+            Self::Ipo => "IPO",
+            Self::Kto => "KTO",
+            Self::Orpo => "ORPO",
+            Self::Rrhf => "RRHF",
+        }
+    }
+
+    /// One forward of `policy` over some lists of candidates.
+    pub fn step(
+        self,
+        policy: &Llama,
+        reference: &Frozen<Llama>,
+        lists: &[&List],
+        device: &Device,
+    ) -> Step {
+        match self {
+            Self::Dpo | Self::Ipo | Self::Orpo => self.pairs(policy, lists, device),
+            Self::Kto => kto(policy, reference, lists, device),
+            Self::Rrhf => rrhf(policy, lists, device),
+        }
+    }
+
+    /// Best against worst of each list, in one forward: `[chosen; rejected]`.
+    fn pairs(self, policy: &Llama, lists: &[&List], device: &Device) -> Step {
+        let pairs: Vec<_> = lists.iter().filter_map(|l| Some((*l, l.pair()?))).collect();
+        let chosen = pairs.iter().map(|&(list, (best, _))| (list, best));
+        let rejected = pairs.iter().map(|&(list, (_, worst))| (list, worst));
+        let all: Vec<_> = chosen.chain(rejected).collect();
+        let (rows, reference) = rows(&all, device)?;
+        let pair = PolicyPair::from_concatenated(&rows.log_probs(policy)?.sequence())?;
+        if self == Self::Orpo {
+            let orpo = OrpoLossConfig::new().with_odds_ratio_weight(0.5).init();
+            let output = orpo.forward(pair.clone());
+            let metrics = BatchMetrics::observe(&pair, &output).with_log_odds(&pair);
+            return Ok((output.mean(), metrics));
+        }
+        let pair = pair.relative_to(PolicyPair::from_concatenated(&reference)?)?;
+        let output = if self == Self::Dpo {
+            let dpo = DpoLossConfig::new().with_beta(0.5).init();
+            dpo.forward(pair.clone())
+        } else {
+            // A target of 1/(2τ) = 1 nat per token: these completions are short.
+            let ipo = IpoLossConfig::new().with_tau(0.5).init();
+            ipo.forward(pair.clone())
+        };
+        Ok((output.mean(), BatchMetrics::observe(&pair, &output)))
+    }
+}
+
+/// Best and worst of each list get a thumb up and a thumb down; z₀ comes from the completions of
+/// the next prompt.
+fn kto(policy: &Llama, reference: &Frozen<Llama>, lists: &[&List], device: &Device) -> Step {
+    let pairs = lists.iter().filter_map(|l| Some((*l, l.pair()?)));
+    let labelled: Vec<_> = pairs
+        .flat_map(|(list, (best, worst))| [(list, best, true), (list, worst, false)])
+        .collect();
+    let picked: Vec<_> = labelled.iter().map(|&(list, i, _)| (list, i)).collect();
+    let (own, reference_log_probs) = rows(&picked, device)?;
+    let relative = own.log_probs(policy)?.sequence().relative_to(reference_log_probs)?;
+
+    let next = picked.iter().cycle().skip(2);
+    let mismatched = picked.iter().zip(next);
+    let mismatched = mismatched.map(|(&(x, _), &(y, i))| (&x.prompt[..], &y.candidates[i][..]));
+    let mismatched = Rows::new(mismatched, device);
+    let (tokens, mask) = (mismatched.tokens.clone(), mismatched.completion_mask.clone());
+    let theirs = reference.log_probs(tokens, mask, Llama::forward)?;
+    let frozen = Frozen::new(policy);
+    let ours = mismatched.log_probs(frozen.model())?;
+    let estimate = KlEstimate::from_mismatched(&ours.sequence().relative_to(theirs.sequence())?);
+
+    let desirable: Vec<bool> = labelled.iter().map(|&(.., good)| good).collect();
+    let desirable = Tensor::<1, Bool>::from_data(TensorData::from(desirable.as_slice()), device);
+    let batch = WithBaseline::new(Unpaired::new(relative, desirable)?, estimate.baseline())?;
+    let output = KtoLossConfig::new().with_beta(0.5).init().forward(batch.clone());
+    Ok((output.mean(), BatchMetrics::observe(&batch, &output)))
+}
+
+/// The whole list, ranked by its scores.
+fn rrhf(policy: &Llama, lists: &[&List], device: &Device) -> Step {
+    let candidates = lists[0].candidates.len();
+    let all: Vec<_> = lists
+        .iter()
+        .flat_map(|list| (0..candidates).map(move |i| (*list, i)))
+        .collect();
+    let (rows, _) = rows(&all, device)?;
+    let log_probs = rows.log_probs(policy)?.sequence().split_candidates(candidates)?;
+    let scores: Vec<f32> = lists.iter().flat_map(|l| &l.scores).map(|&s| s as f32).collect();
+    let shape = [lists.len(), candidates];
+    let scores = Tensor::<2>::from_data(TensorData::new(scores, shape), device);
+    let present = Tensor::<2, Bool>::from_data(TensorData::new(vec![true; all.len()], shape), device);
+    let batch = Ranked::new(log_probs, scores, present)?;
+    let output = RrhfLossConfig::new().init().forward(batch.clone());
+    Ok((output.mean(), BatchMetrics::observe(&batch, &output)))
+}
+
+/// Tokens of the picked candidates, and the reference's log-probs that were computed before.
+fn rows(
+    picked: &[(&List, usize)],
+    device: &Device,
+) -> Result<(Rows, SequenceLogProbs), InvalidInput> {
+    let texts = picked.iter().map(|(list, i)| (&list.prompt[..], &list.candidates[*i][..]));
+    let rows = Rows::new(texts, device);
+    let sums: Vec<f32> = picked.iter().map(|(list, i)| list.reference[*i]).collect();
+    let sums = Tensor::<1>::from_data(TensorData::from(sums.as_slice()), device);
+    let lengths: Tensor<1, Int> = rows.lengths.clone();
+    let reference = SequenceLogProbs::new(sums, lengths)?;
+    Ok((rows, reference))
+}

@@ -1,0 +1,175 @@
+//! Completions of a model: sampled, scored, and turned into tensors.
+
+use burn::module::Module;
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn_preference::{InvalidInput, TokenLogProbs};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use crate::llama::Llama;
+use crate::task::Task;
+
+/// A prompt with several completions and the program's scores of them.
+#[derive(Clone)]
+pub struct List {
+    pub prompt: Vec<usize>,
+    pub candidates: Vec<Vec<usize>>,
+    pub scores: Vec<f64>,
+    /// log π° of each candidate: the reference never changes, so it is computed once.
+    pub reference: Vec<f32>,
+}
+
+impl List {
+    /// The best and the worst candidate, unless all have the same score.
+    pub fn pair(&self) -> Option<(usize, usize)> {
+        let by_score = |&a: &usize, &b: &usize| self.scores[a].total_cmp(&self.scores[b]);
+        let all = 0..self.scores.len();
+        let (best, worst) = (all.clone().max_by(by_score)?, all.min_by(by_score)?);
+        (self.scores[best] > self.scores[worst]).then_some((best, worst))
+    }
+
+    pub fn mean_score(&self) -> f64 {
+        self.scores.iter().sum::<f64>() / self.scores.len() as f64
+    }
+}
+
+/// Rows that go through the model at once.
+const ROWS: usize = 128;
+
+/// One completion per prompt at temperature 1. All prompts have the same length.
+pub fn sample(
+    model: &Llama,
+    prompts: &[Vec<usize>],
+    end: usize,
+    max_completion: usize,
+    rng: &mut ChaCha8Rng,
+) -> Vec<Vec<usize>> {
+    let model = model.valid();
+    let device = model.devices()[0].clone();
+    let mut completions = Vec::new();
+    for prompts in prompts.chunks(ROWS) {
+        let mut cache = vec![None; model.blocks.len()];
+        let mut rows = vec![Vec::new(); prompts.len()];
+        let mut tokens: Vec<Vec<usize>> = prompts.to_vec();
+        let mut start = 0;
+        while rows.iter().any(|row: &Vec<usize>| row.last() != Some(&end) && row.len() < max_completion) {
+            let time = tokens[0].len();
+            let logits = model.forward_cached(token_tensor(&tokens, &device), start, &mut cache);
+            start += time;
+            let vocab = logits.dims()[2];
+            let last: Vec<f32> = logits.narrow(1, time - 1, 1).into_data().iter().collect();
+            tokens.clear();
+            for (row, logits) in rows.iter_mut().zip(last.chunks(vocab)) {
+                // Always draw, so that one row's end does not change another row's numbers.
+                let token = draw(logits, rng.random());
+                if row.last() != Some(&end) && row.len() < max_completion {
+                    row.push(token);
+                }
+                tokens.push(vec![token]);
+            }
+        }
+        completions.extend(rows);
+    }
+    completions
+}
+
+/// The token at quantile `u` of softmax(logits).
+fn draw(logits: &[f32], u: f64) -> usize {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f64> = logits.iter().map(|x| f64::from(x - max).exp()).collect();
+    let mut rest = u * weights.iter().sum::<f64>();
+    for (token, weight) in weights.iter().enumerate() {
+        rest -= weight;
+        if rest < 0.0 {
+            return token;
+        }
+    }
+    weights.len() - 1
+}
+
+/// `candidates` completions per prompt, scored.
+pub fn rollout(
+    model: &Llama,
+    task: &dyn Task,
+    prompts: &[Vec<usize>],
+    candidates: usize,
+    rng: &mut ChaCha8Rng,
+) -> Vec<List> {
+    let repeated: Vec<Vec<usize>> = prompts
+        .iter()
+        .flat_map(|prompt| std::iter::repeat_n(prompt.clone(), candidates))
+        .collect();
+    let completions = sample(model, &repeated, task.end(), task.max_completion(), rng);
+    let lists = prompts.iter().zip(completions.chunks(candidates));
+    lists
+        .map(|(prompt, candidates)| List {
+            prompt: prompt.clone(),
+            scores: candidates.iter().map(|c| task.score(prompt, c)).collect(),
+            candidates: candidates.to_vec(),
+            reference: Vec::new(),
+        })
+        .collect()
+}
+
+/// Prompts and completions as right-padded tokens and the mask of the completions.
+pub struct Rows {
+    pub tokens: Tensor<2, Int>,
+    pub completion_mask: Tensor<2, Bool>,
+    pub lengths: Tensor<1, Int>,
+}
+
+impl Rows {
+    pub fn new<'a>(
+        rows: impl Iterator<Item = (&'a [usize], &'a [usize])>,
+        device: &Device,
+    ) -> Self {
+        let rows: Vec<_> = rows.collect();
+        let longest = rows.iter().map(|(p, c)| p.len() + c.len()).max().unwrap_or(0);
+        let mut tokens = Vec::new();
+        let mut mask = Vec::new();
+        for (prompt, completion) in &rows {
+            let padding = longest - prompt.len() - completion.len();
+            tokens.push([prompt, completion, &vec![0; padding][..]].concat());
+            mask.extend(std::iter::repeat_n(false, prompt.len()));
+            mask.extend(std::iter::repeat_n(true, completion.len()));
+            mask.extend(std::iter::repeat_n(false, padding));
+        }
+        let lengths: Vec<i64> = rows.iter().map(|(_, c)| c.len().cast_signed() as i64).collect();
+        Self {
+            tokens: token_tensor(&tokens, device),
+            completion_mask: Tensor::from_data(TensorData::new(mask, [rows.len(), longest]), device),
+            lengths: Tensor::from_data(TensorData::from(lengths.as_slice()), device),
+        }
+    }
+
+    pub fn log_probs(&self, model: &Llama) -> Result<TokenLogProbs, InvalidInput> {
+        let logits = model.forward(self.tokens.clone());
+        TokenLogProbs::from_logits(logits, self.tokens.clone(), self.completion_mask.clone())
+    }
+}
+
+fn token_tensor(rows: &[Vec<usize>], device: &Device) -> Tensor<2, Int> {
+    let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
+    let ids: Vec<i64> = rows.iter().flatten().map(|id| id.cast_signed() as i64).collect();
+    Tensor::from_data(TensorData::new(ids, shape), device)
+}
+
+/// The log-probability of every candidate under a model that is not trained here.
+pub fn log_probs_of(
+    model: &Llama,
+    lists: &[List],
+    device: &Device,
+) -> Result<Vec<Vec<f32>>, InvalidInput> {
+    let model = model.valid();
+    let mut sums = Vec::new();
+    for lists in lists.chunks(ROWS / 4) {
+        let rows = lists
+            .iter()
+            .flat_map(|l| l.candidates.iter().map(|c| (&l.prompt[..], &c[..])));
+        let log_probs = Rows::new(rows, device).log_probs(&model)?.sequence();
+        let values: Vec<f32> = log_probs.sum().into_data().iter().collect();
+        let mut values = values.into_iter();
+        sums.extend(lists.iter().map(|l| values.by_ref().take(l.candidates.len()).collect::<Vec<_>>()));
+    }
+    Ok(sums)
+}
