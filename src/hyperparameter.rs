@@ -12,20 +12,20 @@ fn require(ok: bool, name: &'static str, value: f64, allowed: &'static str) -> C
     }
 }
 
-pub(crate) fn positive(name: &'static str, value: &f64) -> Check {
-    let ok = *value > 0.0 && value.is_finite();
-    require(ok, name, *value, "a finite number > 0")
+pub(crate) fn positive(name: &'static str, value: f64) -> Check {
+    let ok = value > 0.0 && value.is_finite();
+    require(ok, name, value, "a finite number > 0")
 }
 
-pub(crate) fn non_negative(name: &'static str, value: &f64) -> Check {
-    let ok = *value >= 0.0 && value.is_finite();
-    require(ok, name, *value, "a finite number ≥ 0")
+pub(crate) fn non_negative(name: &'static str, value: f64) -> Check {
+    let ok = value >= 0.0 && value.is_finite();
+    require(ok, name, value, "a finite number ≥ 0")
 }
 
 /// A label noise rate: at ½ a label says nothing.
-pub(crate) fn noise_rate(name: &'static str, value: &f64) -> Check {
-    let ok = (0.0..0.5).contains(value);
-    require(ok, name, *value, "in [0, 0.5)")
+pub(crate) fn noise_rate(name: &'static str, value: f64) -> Check {
+    let ok = (0.0..0.5).contains(&value);
+    require(ok, name, value, "in [0, 0.5)")
 }
 
 /// An alternative of one stage that carries numbers of its own.
@@ -33,7 +33,7 @@ pub(crate) trait Part {
     fn check(&self) -> Check;
 }
 
-pub(crate) fn part(_: &'static str, value: &impl Part) -> Check {
+pub(crate) fn part(_: &'static str, value: impl Part) -> Check {
     value.check()
 }
 
@@ -99,8 +99,8 @@ macro_rules! objective {
             ///
             /// A value is outside its range; the error names it.
             pub fn try_init(&self) -> Result<$loss, $crate::error::InvalidHyperparameter> {
-                $($($crate::hyperparameter::$range(stringify!($field), &self.$field)?;)?)*
-                Ok($loss { $($field: self.$field.clone(),)* })
+                $($($crate::hyperparameter::$range(stringify!($field), self.$field)?;)?)*
+                Ok($loss { $($field: self.$field,)* })
             }
 
             #[doc = concat!("Builds the objective; see [`try_init`](", stringify!($config), "::try_init)")]

@@ -1,5 +1,91 @@
-//! Preference-optimisation objectives for [Burn](https://burn.dev).
-//! stub docs
+//! Preference-optimisation objectives for [Burn](https://burn.dev), for your own training loop.
+//!
+//! ```text
+//! logits ─→ TokenLogProbs ─→ SequenceLogProbs ─→ batch ─→ Objective ─→ LossOutput ─→ backward
+//!                              sum and length     policy,               per-example
+//!                              stay together      reference, data       losses, rewards
+//! ```
+//!
+//! | objective | batch | reference | defaults | paper |
+//! |---|---|---|---|---|
+//! | [`DpoLoss`], cDPO, robust, f-DPO, per token | [`ReferencedPair`] | yes | β = 0.1 | 2305.18290 |
+//! | [`DpoLoss`] with margins (ODPO) | [`WithMargin`]`<ReferencedPair>` | yes | β = 0.1 | 2402.10571 |
+//! | [`IpoLoss`] | [`ReferencedPair`] | yes | τ = 0.1, per token | 2310.12036 |
+//! | [`KtoLoss`] | [`WithBaseline`]`<`[`Unpaired`]`>` | yes | β = 0.1, λ = 1 | 2402.01306 |
+//! | [`OrpoLoss`] | [`PolicyPair`] | no | λ = 0.1 | 2403.07691 |
+//! | [`RrhfLoss`] | [`Ranked`] | no | κ = 1, w = 1 | 2304.05302 |
+//! | any over pairs, with an [`SftTerm`] | the same | the same | | 2404.19733 |
+//!
+//! - **What an objective needs is its input type.** One that needs a reference cannot be called
+//!   without; one that has no use for it cannot be given one. No option is silently ignored.
+//! - **Per example first, reduction last.** [`LossOutput`] holds a loss for every example; you
+//!   reduce it with [`mean`](LossOutput::mean), [`normalized_by`](LossOutput::normalized_by) and
+//!   so on, and micro-batches add up to one large batch.
+//! - **Every convention on which implementations disagree is a field**, with a documented default.
+//! - **Every value is checked** against the peers' own code, independent f64 code and finite
+//!   differences.
+//!
+//! # One step
+//!
+//! ```
+//! use burn::module::Module;
+//! use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+//! use burn::tensor::{Bool, Device, Int, Tensor};
+//! use burn_preference::{DpoLossConfig, Frozen, Objective, PolicyPair, TokenLogProbs};
+//!
+//! #[derive(Module, Debug)]
+//! struct Model {
+//!     embedding: Embedding,
+//!     head: Linear,
+//! }
+//!
+//! impl Model {
+//!     fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+//!         self.head.forward(self.embedding.forward(tokens))
+//!     }
+//! }
+//!
+//! let device = Device::default();
+//! let policy = Model {
+//!     embedding: EmbeddingConfig::new(9, 4).init(&device),
+//!     head: LinearConfig::new(4, 9).init(&device),
+//! };
+//! let reference = Frozen::new(&policy);
+//!
+//! // One pair in one forward: the chosen row, then the rejected one; token 0 is the prompt.
+//! let tokens = Tensor::<2, Int>::from_ints([[0, 1, 2], [0, 3, 8]], &device);
+//! let counted = [[false, true, true], [false, true, false]];
+//! let completion_mask = Tensor::<2, Bool>::from_bool(counted, &device);
+//!
+//! let logits = policy.forward(tokens.clone());
+//! let ours = TokenLogProbs::from_logits(logits, tokens.clone(), completion_mask.clone())?;
+//! let theirs = reference.log_probs(tokens, completion_mask, Model::forward)?;
+//! let batch = PolicyPair::from_concatenated(&ours.sequence())?
+//!     .relative_to(PolicyPair::from_concatenated(&theirs.sequence())?)?;
+//!
+//! let loss = DpoLossConfig::new().with_beta(0.1).init().forward(batch).mean();
+//! // Policy and reference are equal: ln 2.
+//! assert!((loss.into_scalar::<f32>() - std::f32::consts::LN_2).abs() < 1e-6);
+//! # Ok::<(), burn_preference::InvalidInput>(())
+//! ```
+//!
+//! # Precision
+//!
+//! bf16 and f16 logits are upcast to f32 before the normaliser, and sums are f32. Weights are
+//! yours: bf16 weights do not move at preference learning rates (an AdamW step of 1e-6 is below
+//! their resolution), so train f32 weights or LoRA factors in f32.
+//!
+//! # Features
+//!
+//! No backend is chosen for you. `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `metal`, `cuda`,
+//! `rocm`, `cpu`, `remote` and `rayon`, `simd` forward to Burn's features of these names.
+//!
+//! This is a community crate, not affiliated with Burn's authors.
+
+// The code of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 pub mod batch;
 pub mod error;

@@ -267,7 +267,12 @@ impl Metrics {
     pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
         let derived = ["rewards/margins"].into_iter();
         let derived = derived.filter(|key| !self.sums.contains_key(*key));
-        let mut keys: Vec<&str> = self.sums.keys().map(String::as_str).chain(derived).collect();
+        let mut keys: Vec<&str> = self
+            .sums
+            .keys()
+            .map(String::as_str)
+            .chain(derived)
+            .collect();
         keys.sort_unstable();
         keys.into_iter()
             .filter_map(|key| self.get(key).map(|mean| (key, mean)))

@@ -3,7 +3,7 @@
 //! Reads `tests/data/peers.json`, or the files and folders of files that the environment variable
 //! `BURN_PREFERENCE_CONFORMANCE` names (separated as in `PATH`), maps every case to our objects,
 //! and fails with the list of mismatches and of cases without a mapping. Where we differ on
-//! purpose, a row of `DELIBERATE` says why; the rows that applied are printed.
+//! purpose, a row of `Difference` says why; the rows that applied are printed.
 
 mod support;
 
@@ -15,44 +15,53 @@ mod map;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use map::{Ours, Unmapped, map};
+use map::{Difference, Ours, Unmapped, map};
 use serde_json::Value;
 
 /// Numbers by name, nested lists flattened.
-pub type Numbers = BTreeMap<String, Vec<f64>>;
+type Numbers = BTreeMap<String, Vec<f64>>;
 
 /// One case of a file, with its input.
-pub struct Case<'a> {
-    pub producer: &'a str,
-    pub loss: &'a str,
-    pub input: &'a Value,
-    pub params: &'a Value,
-    pub mode: &'a str,
-    pub out: &'a Value,
+struct Case<'a> {
+    producer: &'a str,
+    loss: &'a str,
+    input: &'a Value,
+    params: &'a Value,
+    mode: &'a str,
+    out: &'a Value,
 }
 
 impl Case<'_> {
-    pub fn param(&self, name: &str) -> Option<f64> {
+    fn param(&self, name: &str) -> Option<f64> {
         self.params.get(name).map(number)
     }
 
-    pub fn text(&self, name: &str) -> Option<&str> {
+    fn text(&self, name: &str) -> Option<&str> {
         self.params.get(name)?.as_str()
     }
 
     /// Whether a parameter is there and is neither false nor null.
-    pub fn has(&self, name: &str) -> bool {
-        !matches!(self.params.get(name), None | Some(Value::Null | Value::Bool(false)))
+    fn has(&self, name: &str) -> bool {
+        !matches!(
+            self.params.get(name),
+            None | Some(Value::Null | Value::Bool(false))
+        )
     }
 
     fn name(&self) -> String {
-        let Self { producer, loss, params, mode, .. } = self;
+        let Self {
+            producer,
+            loss,
+            params,
+            mode,
+            ..
+        } = self;
         format!("{producer} {loss} {params} {mode}")
     }
 }
 
 /// A JSON number, or `"nan"`, `"inf"`, `"-inf"`.
-pub fn number(value: &Value) -> f64 {
+fn number(value: &Value) -> f64 {
     match value {
         Value::Number(number) => number.as_f64().unwrap(),
         Value::String(text) => text.parse().unwrap(),
@@ -62,7 +71,7 @@ pub fn number(value: &Value) -> f64 {
 }
 
 /// All numbers of nested lists, in order.
-pub fn numbers(value: &Value) -> Vec<f64> {
+fn numbers(value: &Value) -> Vec<f64> {
     match value {
         Value::Array(values) => values.iter().flat_map(numbers).collect(),
         value => vec![number(value)],
@@ -89,7 +98,10 @@ fn files() -> Vec<PathBuf> {
         }
     }
     files.sort();
-    assert!(!files.is_empty(), "BURN_PREFERENCE_CONFORMANCE names no file");
+    assert!(
+        !files.is_empty(),
+        "BURN_PREFERENCE_CONFORMANCE names no file"
+    );
     files
 }
 
@@ -99,20 +111,20 @@ struct Report {
     compared: usize,
     mismatches: Vec<String>,
     unmapped: Vec<String>,
-    deliberate: BTreeMap<String, BTreeSet<String>>,
+    deliberate: BTreeMap<Difference, BTreeSet<String>>,
 }
 
 impl Report {
     fn check(&mut self, case: &Case) {
         let ours = match map(case) {
             Ok(ours) => ours,
-            Err(Unmapped::Deliberate(reason)) => return self.differ(reason, case),
+            Err(Unmapped::Deliberate(difference)) => return self.differ(difference, case),
             Err(Unmapped::Unknown) => return self.unmapped.push(case.name()),
         };
         let out = case.out.as_object().expect("out is an object");
         for (key, expected) in out {
-            if let Some(reason) = ours.not_compared(key) {
-                self.differ(reason, case);
+            if let Some(difference) = ours.not_compared(key) {
+                self.differ(difference, case);
                 continue;
             }
             match ours.numbers.get(key) {
@@ -131,7 +143,7 @@ impl Report {
         }
         for (i, (&a, &b)) in ours.iter().zip(expected).enumerate() {
             if !b.is_finite() && a.is_finite() {
-                self.differ("the peer returns NaN or infinity, we the finite limit", case);
+                self.differ(Difference::NotFinite, case);
             } else if support::error(a, b) > all.tolerance || a.is_nan() != b.is_nan() {
                 let text = format!("{}: {key}[{i}] is {a} instead of {b}", case.name());
                 self.mismatches.push(text);
@@ -139,9 +151,9 @@ impl Report {
         }
     }
 
-    fn differ(&mut self, reason: &str, case: &Case) {
+    fn differ(&mut self, difference: Difference, case: &Case) {
         self.deliberate
-            .entry(reason.to_owned())
+            .entry(difference)
             .or_default()
             .insert(format!("{} {}", case.producer, case.loss));
     }
@@ -157,7 +169,11 @@ fn peers() {
             panic!("{} is not of the schema of peers.json", path.display());
         };
         for case in list {
-            let text = |key: &str| case[key].as_str().unwrap_or_else(|| panic!("{key} of {case}"));
+            let text = |key: &str| {
+                case[key]
+                    .as_str()
+                    .unwrap_or_else(|| panic!("{key} of {case}"))
+            };
             cases += 1;
             report.check(&Case {
                 producer: text("p"),
@@ -169,10 +185,17 @@ fn peers() {
             });
         }
     }
-    println!("{cases} cases, {} lists of numbers compared", report.compared);
-    for (reason, cases) in &report.deliberate {
+    println!(
+        "{cases} cases, {} lists of numbers compared",
+        report.compared
+    );
+    for (difference, cases) in &report.deliberate {
         let cases: Vec<&str> = cases.iter().map(String::as_str).collect();
-        println!("deliberate: {reason}\n    {}", cases.join(", "));
+        println!(
+            "deliberate: {}\n    {}",
+            difference.reason(),
+            cases.join(", ")
+        );
     }
     assert!(
         report.mismatches.is_empty() && report.unmapped.is_empty(),
@@ -182,5 +205,8 @@ fn peers() {
         report.unmapped.len(),
         report.unmapped.join("\n"),
     );
-    assert!(report.compared > 0, "no case of these files speaks of an objective of this crate");
+    assert!(
+        report.compared > 0,
+        "no case of these files speaks of an objective of this crate"
+    );
 }

@@ -121,7 +121,8 @@ impl LlamaConfig {
         if let Some(head) = &mut model.head {
             head.weight = matrix("lm_head.weight", &head.weight, false);
         }
-        let embedding = TensorData::new(weight("model.embed_tokens.weight"), [self.vocab, self.dim]);
+        let embedding =
+            TensorData::new(weight("model.embed_tokens.weight"), [self.vocab, self.dim]);
         model.embedding.weight = Param::from_tensor(Tensor::from_data(embedding, device));
         let mut norm = |name: &str| {
             let gamma = Tensor::from_data(TensorData::new(weight(name), [self.dim]), device);

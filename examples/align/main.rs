@@ -111,7 +111,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Beginnings of stories, by the model itself; it never ends one so early.
         let starts = vec![vec![stories::START]; count];
         let openings = sample(&base, &starts, usize::MAX, 12, &mut rng);
-        prompts = openings.iter().map(|o| [&[stories::START], &o[..]].concat()).collect();
+        prompts = openings
+            .iter()
+            .map(|o| [&[stories::START], &o[..]].concat())
+            .collect();
         task = Box::new(stories);
     } else {
         base = train::base_model(&plan, seed, &device)?;

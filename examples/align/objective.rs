@@ -88,13 +88,19 @@ fn kto(policy: &Llama, reference: &Frozen<Llama>, lists: &[&List], device: &Devi
         .collect();
     let picked: Vec<_> = labelled.iter().map(|&(list, i, _)| (list, i)).collect();
     let (own, reference_log_probs) = rows(&picked, device)?;
-    let relative = own.log_probs(policy)?.sequence().relative_to(reference_log_probs)?;
+    let relative = own
+        .log_probs(policy)?
+        .sequence()
+        .relative_to(reference_log_probs)?;
 
     let next = picked.iter().cycle().skip(2);
     let mismatched = picked.iter().zip(next);
     let mismatched = mismatched.map(|(&(x, _), &(y, i))| (&x.prompt[..], &y.candidates[i][..]));
     let mismatched = Rows::new(mismatched, device);
-    let (tokens, mask) = (mismatched.tokens.clone(), mismatched.completion_mask.clone());
+    let (tokens, mask) = (
+        mismatched.tokens.clone(),
+        mismatched.completion_mask.clone(),
+    );
     let theirs = reference.log_probs(tokens, mask, Llama::forward)?;
     let frozen = Frozen::new(policy);
     let ours = mismatched.log_probs(frozen.model())?;
@@ -103,7 +109,10 @@ fn kto(policy: &Llama, reference: &Frozen<Llama>, lists: &[&List], device: &Devi
     let desirable: Vec<bool> = labelled.iter().map(|&(.., good)| good).collect();
     let desirable = Tensor::<1, Bool>::from_data(TensorData::from(desirable.as_slice()), device);
     let batch = WithBaseline::new(Unpaired::new(relative, desirable)?, estimate.baseline())?;
-    let output = KtoLossConfig::new().with_beta(0.5).init().forward(batch.clone());
+    let output = KtoLossConfig::new()
+        .with_beta(0.5)
+        .init()
+        .forward(batch.clone());
     Ok((output.mean(), BatchMetrics::observe(&batch, &output)))
 }
 
@@ -115,11 +124,15 @@ fn rrhf(policy: &Llama, lists: &[&List], device: &Device) -> Step {
         .flat_map(|list| (0..candidates).map(move |i| (*list, i)))
         .collect();
     let (rows, _) = rows(&all, device)?;
-    let log_probs = rows.log_probs(policy)?.sequence().split_candidates(candidates)?;
-    let scores: Vec<f32> = lists.iter().flat_map(|l| &l.scores).map(|&s| s as f32).collect();
+    let log_probs = rows
+        .log_probs(policy)?
+        .sequence()
+        .split_candidates(candidates)?;
+    let scores: Vec<f64> = lists.iter().flat_map(|l| l.scores.clone()).collect();
     let shape = [lists.len(), candidates];
     let scores = Tensor::<2>::from_data(TensorData::new(scores, shape), device);
-    let present = Tensor::<2, Bool>::from_data(TensorData::new(vec![true; all.len()], shape), device);
+    let present =
+        Tensor::<2, Bool>::from_data(TensorData::new(vec![true; all.len()], shape), device);
     let batch = Ranked::new(log_probs, scores, present)?;
     let output = RrhfLossConfig::new().init().forward(batch.clone());
     Ok((output.mean(), BatchMetrics::observe(&batch, &output)))
@@ -130,7 +143,9 @@ fn rows(
     picked: &[(&List, usize)],
     device: &Device,
 ) -> Result<(Rows, SequenceLogProbs), InvalidInput> {
-    let texts = picked.iter().map(|(list, i)| (&list.prompt[..], &list.candidates[*i][..]));
+    let texts = picked
+        .iter()
+        .map(|(list, i)| (&list.prompt[..], &list.candidates[*i][..]));
     let rows = Rows::new(texts, device);
     let sums: Vec<f32> = picked.iter().map(|(list, i)| list.reference[*i]).collect();
     let sums = Tensor::<1>::from_data(TensorData::from(sums.as_slice()), device);

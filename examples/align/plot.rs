@@ -9,6 +9,9 @@ use crate::report::Point;
 
 type Curve = (&'static str, Vec<Point>);
 
+/// A measure of a point, and what to write above its panel.
+type Panel = (&'static str, fn(&Point) -> f64);
+
 /// Colours that stay apart for colour-blind readers (Okabe and Ito).
 const COLORS: [RGBColor; 5] = [
     RGBColor(0, 114, 178),
@@ -23,7 +26,7 @@ pub fn draw(path: &Path, title: &str, curves: &[Curve]) -> Result<(), Box<dyn Er
     let root = SVGBackend::new(path, (960, 640)).into_drawing_area();
     root.fill(&WHITE)?;
     let root = root.titled(title, ("sans-serif", 20))?;
-    let panels: [(&str, fn(&Point) -> f64); 4] = [
+    let panels: [Panel; 4] = [
         ("score", |p| p.score),
         ("reward accuracy", |p| p.accuracy),
         ("margin ρ_w − ρ_l, nats", |p| p.margin),
@@ -34,7 +37,9 @@ pub fn draw(path: &Path, title: &str, curves: &[Curve]) -> Result<(), Box<dyn Er
         let steps = points().map(|p| p.step).max().unwrap_or(1);
         let (low, high) = points()
             .map(value)
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| {
+                (l.min(v), h.max(v))
+            });
         let space = 0.05 * (high - low).max(1e-3);
         let mut chart = ChartBuilder::on(area)
             .caption(name, ("sans-serif", 16))
@@ -42,9 +47,16 @@ pub fn draw(path: &Path, title: &str, curves: &[Curve]) -> Result<(), Box<dyn Er
             .x_label_area_size(32)
             .y_label_area_size(48)
             .build_cartesian_2d(0..steps, low - space..high + space)?;
-        chart.configure_mesh().x_desc("step").light_line_style(WHITE).draw()?;
+        chart
+            .configure_mesh()
+            .x_desc("step")
+            .light_line_style(WHITE)
+            .draw()?;
         for ((name, curve), color) in curves.iter().zip(COLORS.iter().cycle()) {
-            let line = LineSeries::new(curve.iter().map(|p| (p.step, value(p))), color.stroke_width(2));
+            let line = LineSeries::new(
+                curve.iter().map(|p| (p.step, value(p))),
+                color.stroke_width(2),
+            );
             let key = move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2));
             chart.draw_series(line)?.label(*name).legend(key);
         }

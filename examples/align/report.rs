@@ -26,12 +26,22 @@ impl Progress {
     pub fn new(name: &'static str, steps: usize) -> Self {
         let steps = steps as u64;
         let plain = !std::io::stderr().is_terminal();
-        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(steps) };
+        let bar = if plain {
+            ProgressBar::hidden()
+        } else {
+            ProgressBar::new(steps)
+        };
         let template = "{prefix:>10} {bar:30} {pos:>4}/{len} {elapsed:>4}  {msg}";
         let style = ProgressStyle::with_template(template).expect("the template is valid");
         bar.set_style(style);
         bar.set_prefix(name);
-        Self { bar, name, steps, start: Instant::now(), plain }
+        Self {
+            bar,
+            name,
+            steps,
+            start: Instant::now(),
+            plain,
+        }
     }
 
     /// One step more; `message` is asked for now and then only, since it may read from a device.
@@ -41,7 +51,10 @@ impl Progress {
         if self.plain && done.is_multiple_of(self.steps.div_ceil(4)) || done == self.steps {
             let seconds = self.start.elapsed().as_secs_f64();
             let message = message();
-            let line = format!("{:>10} {done:>4}/{}  {message}  {seconds:.1} s", self.name, self.steps);
+            let line = format!(
+                "{:>10} {done:>4}/{}  {message}  {seconds:.1} s",
+                self.name, self.steps
+            );
             self.bar.finish_and_clear();
             eprintln!("{line}");
         } else if done.is_multiple_of(10) {
@@ -83,7 +96,11 @@ impl Held<'_> {
         let fresh = rollout(policy, self.task, &prompts, 1, &mut rng);
         let ours = log_probs_of(policy, &fresh, &self.device)?;
         let theirs = log_probs_of(&self.base, &fresh, &self.device)?;
-        let kl: f64 = ours.iter().zip(&theirs).map(|(a, b)| f64::from(a[0] - b[0])).sum();
+        let kl: f64 = ours
+            .iter()
+            .zip(&theirs)
+            .map(|(a, b)| f64::from(a[0] - b[0]))
+            .sum();
         let score: f64 = fresh.iter().map(List::mean_score).sum();
 
         let log_probs = log_probs_of(policy, lists, &self.device)?;
@@ -110,11 +127,19 @@ impl Held<'_> {
     pub fn example(&self, policy: &Llama) -> String {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let by_score = |a: &&List, b: &&List| a.mean_score().total_cmp(&b.mean_score());
-        let worst = self.lists.iter().min_by(by_score).expect("there are held-out prompts");
+        let worst = self
+            .lists
+            .iter()
+            .min_by(by_score)
+            .expect("there are held-out prompts");
         let prompt = [worst.prompt.clone()];
         let list = &rollout(policy, self.task, &prompt, 1, &mut rng)[0];
         let completion = &list.candidates[0];
-        format!("{} │ {}", self.task.show(&list.prompt), self.task.show(completion))
+        format!(
+            "{} │ {}",
+            self.task.show(&list.prompt),
+            self.task.show(completion)
+        )
     }
 }
 
@@ -125,7 +150,9 @@ pub fn print_table(task: &dyn Task, before: &Point, after: &[(&'static str, Poin
     println!("|---|---|---|---|---|---|");
     println!("| before | {:.3} | all ties | 0 | 0 | |", before.score);
     for (name, p, seconds) in after {
-        let Point { score, margin, kl, .. } = p;
+        let Point {
+            score, margin, kl, ..
+        } = p;
         let accuracy = 100.0 * p.accuracy;
         println!("| {name} | {score:.3} | {accuracy:.1}% | {margin:.2} | {kl:.2} | {seconds:.1} |");
     }

@@ -52,7 +52,10 @@ pub fn sample(
         let mut rows = vec![Vec::new(); prompts.len()];
         let mut tokens: Vec<Vec<usize>> = prompts.to_vec();
         let mut start = 0;
-        while rows.iter().any(|row: &Vec<usize>| row.last() != Some(&end) && row.len() < max_completion) {
+        while rows
+            .iter()
+            .any(|row: &Vec<usize>| row.last() != Some(&end) && row.len() < max_completion)
+        {
             let time = tokens[0].len();
             let logits = model.forward_cached(token_tensor(&tokens, &device), start, &mut cache);
             start += time;
@@ -124,7 +127,11 @@ impl Rows {
         device: &Device,
     ) -> Self {
         let rows: Vec<_> = rows.collect();
-        let longest = rows.iter().map(|(p, c)| p.len() + c.len()).max().unwrap_or(0);
+        let longest = rows
+            .iter()
+            .map(|(p, c)| p.len() + c.len())
+            .max()
+            .unwrap_or(0);
         let mut tokens = Vec::new();
         let mut mask = Vec::new();
         for (prompt, completion) in &rows {
@@ -134,10 +141,16 @@ impl Rows {
             mask.extend(std::iter::repeat_n(true, completion.len()));
             mask.extend(std::iter::repeat_n(false, padding));
         }
-        let lengths: Vec<i64> = rows.iter().map(|(_, c)| c.len().cast_signed() as i64).collect();
+        let lengths: Vec<i64> = rows
+            .iter()
+            .map(|(_, c)| c.len().cast_signed() as i64)
+            .collect();
         Self {
             tokens: token_tensor(&tokens, device),
-            completion_mask: Tensor::from_data(TensorData::new(mask, [rows.len(), longest]), device),
+            completion_mask: Tensor::from_data(
+                TensorData::new(mask, [rows.len(), longest]),
+                device,
+            ),
             lengths: Tensor::from_data(TensorData::from(lengths.as_slice()), device),
         }
     }
@@ -150,7 +163,11 @@ impl Rows {
 
 fn token_tensor(rows: &[Vec<usize>], device: &Device) -> Tensor<2, Int> {
     let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
-    let ids: Vec<i64> = rows.iter().flatten().map(|id| id.cast_signed() as i64).collect();
+    let ids: Vec<i64> = rows
+        .iter()
+        .flatten()
+        .map(|id| id.cast_signed() as i64)
+        .collect();
     Tensor::from_data(TensorData::new(ids, shape), device)
 }
 
@@ -169,7 +186,11 @@ pub fn log_probs_of(
         let log_probs = Rows::new(rows, device).log_probs(&model)?.sequence();
         let values: Vec<f32> = log_probs.sum().into_data().iter().collect();
         let mut values = values.into_iter();
-        sums.extend(lists.iter().map(|l| values.by_ref().take(l.candidates.len()).collect::<Vec<_>>()));
+        sums.extend(
+            lists
+                .iter()
+                .map(|l| values.by_ref().take(l.candidates.len()).collect::<Vec<_>>()),
+        );
     }
     Ok(sums)
 }

@@ -34,7 +34,10 @@ struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
     fn word(&mut self) -> io::Result<[u8; 4]> {
-        let (word, rest) = self.0.split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
+        let (word, rest) = self
+            .0
+            .split_first_chunk()
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
         self.0 = rest;
         Ok(*word)
     }
@@ -45,11 +48,16 @@ impl Reader<'_> {
     }
 
     fn floats(&mut self, count: usize) -> io::Result<Vec<f32>> {
-        (0..count).map(|_| self.word().map(f32::from_le_bytes)).collect()
+        (0..count)
+            .map(|_| self.word().map(f32::from_le_bytes))
+            .collect()
     }
 
     fn bytes(&mut self, count: usize) -> io::Result<Vec<u8>> {
-        let (bytes, rest) = self.0.split_at_checked(count).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let (bytes, rest) = self
+            .0
+            .split_at_checked(count)
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
         self.0 = rest;
         Ok(bytes.to_vec())
     }
@@ -73,7 +81,10 @@ pub fn load(path: &Path, device: &Device) -> io::Result<Llama> {
     let (dim, hidden) = (config.dim, config.hidden);
     let kv_dim = dim / config.heads * config.kv_heads;
     let mut weights = HashMap::new();
-    weights.insert("model.embed_tokens.weight".to_owned(), file.floats(config.vocab * dim)?);
+    weights.insert(
+        "model.embed_tokens.weight".to_owned(),
+        file.floats(config.vocab * dim)?,
+    );
     for (name, count) in [
         ("input_layernorm", dim),
         ("self_attn.q_proj", dim * dim),
@@ -91,7 +102,9 @@ pub fn load(path: &Path, device: &Device) -> io::Result<Llama> {
         }
     }
     weights.insert("model.norm.weight".to_owned(), file.floats(dim)?);
-    Ok(config.load(device, true, |name| weights.remove(name).expect("every name is there")))
+    Ok(config.load(device, true, |name| {
+        weights.remove(name).expect("every name is there")
+    }))
 }
 
 impl Stories {
@@ -115,7 +128,9 @@ impl Stories {
         for &token in tokens.iter().filter(|&&token| token > 2) {
             let piece = &self.pieces[token];
             // <0x0A> is a byte of its own.
-            let hex = piece.strip_prefix(b"<0x").and_then(|p| p.strip_suffix(b">"));
+            let hex = piece
+                .strip_prefix(b"<0x")
+                .and_then(|p| p.strip_suffix(b">"));
             let hex = hex.and_then(|hex| str::from_utf8(hex).ok());
             match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
                 Some(byte) => bytes.push(byte),

@@ -66,7 +66,11 @@ impl Task for Sorting {
 
     fn score(&self, prompt: &[usize], completion: &[usize]) -> f64 {
         let answer = Self::answer(prompt);
-        let right = answer.iter().zip(completion).filter(|(a, b)| a == b).count();
+        let right = answer
+            .iter()
+            .zip(completion)
+            .filter(|(a, b)| a == b)
+            .count();
         right as f64 / answer.len().max(completion.len()) as f64
     }
 

@@ -120,7 +120,8 @@ impl TokenLogProbs {
         let [_, time] = tokens.dims();
         let tokens = tokens.to_data();
         let mask = completion_mask.to_data();
-        for (position, (token, counted)) in tokens.iter::<i64>().zip(mask.iter::<bool>()).enumerate()
+        for (position, (token, counted)) in
+            tokens.iter::<i64>().zip(mask.iter::<bool>()).enumerate()
         {
             if counted && usize::try_from(token).map_or(true, |token| token >= vocab) {
                 let (row, column) = (position / time, position % time);

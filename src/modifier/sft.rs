@@ -57,7 +57,7 @@ impl<O> SftTerm<O> {
     ///
     /// `weight` is negative or not finite.
     pub fn try_new(objective: O, weight: f64) -> Result<Self, InvalidHyperparameter> {
-        non_negative("sft_weight", &weight)?;
+        non_negative("sft_weight", weight)?;
         Ok(Self {
             objective,
             weight,

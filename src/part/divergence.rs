@@ -43,7 +43,7 @@ impl Divergence {
 
 impl Part for Divergence {
     fn check(&self) -> Result<(), InvalidHyperparameter> {
-        match self {
+        match *self {
             Self::Alpha(alpha) => positive("divergence.alpha", alpha),
             _ => Ok(()),
         }

@@ -36,7 +36,7 @@ impl LabelNoise {
 
 impl Part for LabelNoise {
     fn check(&self) -> Result<(), InvalidHyperparameter> {
-        match self {
+        match *self {
             Self::Clean => Ok(()),
             Self::Conservative(rate) => noise_rate("label_noise.conservative", rate),
             Self::Robust(rate) => noise_rate("label_noise.robust", rate),

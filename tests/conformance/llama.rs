@@ -58,7 +58,7 @@ impl Models {
         let counted = mask(&file[format!("{prefix}completion_mask")]);
         let logits = self.policy.forward(ids.clone());
         let policy = TokenLogProbs::from_logits(logits, ids.clone(), counted.clone()).unwrap();
-        let reference = self.reference.log_probs(ids, counted, |m, ids| m.forward(ids));
+        let reference = self.reference.log_probs(ids, counted, Llama::forward);
         (policy, reference.unwrap())
     }
 }
@@ -67,7 +67,7 @@ impl Models {
 struct Norms<'a> {
     grads: &'a Gradients,
     path: Vec<String>,
-    norms: BTreeMap<String, f64>,
+    found: BTreeMap<String, f64>,
 }
 
 impl ModuleVisitor for Norms<'_> {
@@ -102,20 +102,27 @@ impl ModuleVisitor for Norms<'_> {
             }
             other => panic!("{other:?}"),
         };
-        let grad = param.val().grad(self.grads).expect("every parameter has a gradient");
+        let grad = param
+            .val()
+            .grad(self.grads)
+            .expect("every parameter has a gradient");
         let squares: f64 = to_vec(grad).iter().map(|g| g * g).sum();
-        self.norms.insert(name, squares.sqrt());
+        self.found.insert(name, squares.sqrt());
     }
 }
 
 fn check_norms(model: &Llama, loss: &Tensor<1>, expected: &Value) {
     let grads = loss.backward();
-    let mut visitor = Norms { grads: &grads, path: Vec::new(), norms: BTreeMap::new() };
+    let mut visitor = Norms {
+        grads: &grads,
+        path: Vec::new(),
+        found: BTreeMap::new(),
+    };
     model.visit(&mut visitor);
     let expected = expected.as_object().unwrap();
-    assert_eq!(visitor.norms.len(), expected.len());
+    assert_eq!(visitor.found.len(), expected.len());
     for (name, norm) in expected {
-        assert_close(&[visitor.norms[name]], &numbers(norm), TOLERANCE, name);
+        assert_close(&[visitor.found[name]], &numbers(norm), TOLERANCE, name);
     }
 }
 
@@ -132,18 +139,43 @@ fn dpo_batch() {
         assert_close(&[*ours], &[theirs * counted], TOLERANCE, "per token");
     }
     let (policy, reference) = (policy.sequence(), reference.sequence());
-    assert_close(&to_vec(policy.sum()), &numbers(&f64s["seq_logps"]), TOLERANCE, "sums");
+    assert_close(
+        &to_vec(policy.sum()),
+        &numbers(&f64s["seq_logps"]),
+        TOLERANCE,
+        "sums",
+    );
     let sums = to_vec(reference.sum());
-    assert_close(&sums, &numbers(&f64s["ref_seq_logps"]), TOLERANCE, "reference sums");
+    assert_close(
+        &sums,
+        &numbers(&f64s["ref_seq_logps"]),
+        TOLERANCE,
+        "reference sums",
+    );
 
     let pair = |x: &SequenceLogProbs| PolicyPair::from_concatenated(x).unwrap();
     let batch = pair(&policy).relative_to(pair(&reference)).unwrap();
     let output = DpoLossConfig::new().init().forward(batch.clone());
     let loss = output.mean();
-    assert_close(&to_vec(loss.clone()), &numbers(&f64s["loss"]), TOLERANCE, "loss");
+    assert_close(
+        &to_vec(loss.clone()),
+        &numbers(&f64s["loss"]),
+        TOLERANCE,
+        "loss",
+    );
     let rewards = output.rewards().clone().map(to_vec);
-    assert_close(&rewards.chosen, &numbers(&f64s["chosen_rewards"]), TOLERANCE, "rewards");
-    assert_close(&rewards.rejected, &numbers(&f64s["rejected_rewards"]), TOLERANCE, "rewards");
+    assert_close(
+        &rewards.chosen,
+        &numbers(&f64s["chosen_rewards"]),
+        TOLERANCE,
+        "rewards",
+    );
+    assert_close(
+        &rewards.rejected,
+        &numbers(&f64s["rejected_rewards"]),
+        TOLERANCE,
+        "rewards",
+    );
 
     let metrics = BatchMetrics::observe(&batch, &output).read();
     let mut compared = 0;
@@ -162,10 +194,21 @@ fn dpo_batch() {
     };
     let dpo = DpoLossConfig::new();
     other("ipo", &IpoLossConfig::new().init());
-    other("sigmoid_norm", &dpo.clone().with_normalization(Normalization::Mean).init());
-    other("robust", &dpo.with_label_noise(LabelNoise::Robust(0.1)).init());
+    other(
+        "sigmoid_norm",
+        &dpo.clone().with_normalization(Normalization::Mean).init(),
+    );
+    other(
+        "robust",
+        &dpo.with_label_noise(LabelNoise::Robust(0.1)).init(),
+    );
     let sft = NllNormalization::Token.nll(batch.chosen.policy());
-    assert_close(&to_vec(sft.mean()), &numbers(&others["sft"]), TOLERANCE, "sft");
+    assert_close(
+        &to_vec(sft.mean()),
+        &numbers(&others["sft"]),
+        TOLERANCE,
+        "sft",
+    );
 
     check_norms(&models.policy, &loss, &f64s["grad_norms"]);
     check_norms_of_f32(&file);
@@ -201,15 +244,26 @@ fn kto_batch() {
     let z0 = KlEstimate::from_mismatched(&mismatched).baseline();
     assert_close(&to_vec(z0.clone()), &numbers(&f64s["kl"]), 1e-5, "z₀");
 
-    let labels: Vec<bool> = numbers(&file["label"]).into_iter().map(|x| x > 0.0).collect();
+    let labels: Vec<bool> = numbers(&file["label"])
+        .into_iter()
+        .map(|x| x > 0.0)
+        .collect();
     let batch = Unpaired::new(completions, bools(&labels)).unwrap();
     let batch = WithBaseline::new(batch, z0).unwrap();
     let output = KtoLossConfig::new().init().forward(batch);
     let loss = output.mean();
-    assert_close(&to_vec(loss.clone()), &numbers(&f64s["loss"]), TOLERANCE, "loss");
+    assert_close(
+        &to_vec(loss.clone()),
+        &numbers(&f64s["loss"]),
+        TOLERANCE,
+        "loss",
+    );
     let losses = to_vec(output.losses());
     let side = |of: bool| losses.iter().zip(&labels).filter(move |(_, l)| **l == of);
-    let ordered: Vec<f64> = side(true).chain(side(false)).map(|(loss, _)| *loss).collect();
+    let ordered: Vec<f64> = side(true)
+        .chain(side(false))
+        .map(|(loss, _)| *loss)
+        .collect();
     let expected = numbers(&f64s["losses_desirable_then_undesirable"]);
     assert_close(&ordered, &expected, TOLERANCE, "losses");
     check_norms(&models.policy, &loss, &f64s["grad_norms"]);

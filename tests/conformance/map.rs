@@ -12,9 +12,39 @@ use serde_json::Value;
 use crate::support::{Pairs, bools, device, f64s, floats, sequence, to_vec};
 use crate::{Case, Numbers, numbers};
 
+/// Where we differ from a peer on purpose: a row here, with its reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Difference {
+    NoObjective,
+    NoModifier,
+    NoByProducts,
+    Rewards,
+    ReferenceFreeRewards,
+    NegativeAlpha,
+    Refused,
+    HalosKl,
+    NotFinite,
+}
+
+impl Difference {
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::NoObjective => "the objective is not in the crate yet",
+            Self::NoModifier => "LD-DPO and WPO weights are not in the crate yet",
+            Self::NoByProducts => "entropy, Σp², mean and top-1 of logits are not in the crate yet",
+            Self::Rewards => "our rewards are what the loss compares, times β or τ",
+            Self::ReferenceFreeRewards => "without a reference, our rewards have none either",
+            Self::NegativeAlpha => "α < 0 is no f-divergence of f-DPO: we refuse it",
+            Self::Refused => "hyperparameters outside our ranges: we refuse them",
+            Self::HalosKl => "HALOs leaves mismatched log-ratios of exactly 0 out of z₀",
+            Self::NotFinite => "the peer returns NaN or infinity, we the finite limit",
+        }
+    }
+}
+
 /// Why a case has no numbers of ours.
 pub enum Unmapped {
-    Deliberate(&'static str),
+    Deliberate(Difference),
     Unknown,
 }
 
@@ -22,48 +52,66 @@ pub enum Unmapped {
 pub struct Ours {
     pub numbers: Numbers,
     pub tolerance: f64,
-    not_compared: Vec<(&'static str, &'static str)>,
+    not_compared: Vec<(&'static str, Difference)>,
 }
 
 type Mapped = Result<Ours, Unmapped>;
 
 /// Objectives and modifiers that the crate does not have yet.
 const NOT_YET: &[&str] = &[
-    "alphapo", "aot", "aot_pair", "aot_unpaired", "apo_down", "apo_zero", "apo_zero_unpaired",
-    "arpo", "bco", "bco_pair", "cpo_hinge", "cpo_ipo", "cpo_sigmoid", "cpo_simpo", "discopop",
-    "exo_pair", "hinge", "nca_pair", "pro", "sigmoid+bco_pair+sft", "sigmoid_humanline", "simpo",
+    "alphapo",
+    "aot",
+    "aot_pair",
+    "aot_unpaired",
+    "apo_down",
+    "apo_zero",
+    "apo_zero_unpaired",
+    "arpo",
+    "bco",
+    "bco_pair",
+    "cpo_hinge",
+    "cpo_ipo",
+    "cpo_sigmoid",
+    "cpo_simpo",
+    "discopop",
+    "exo_pair",
+    "hinge",
+    "nca_pair",
+    "pro",
+    "sigmoid+bco_pair+sft",
+    "sigmoid_humanline",
+    "simpo",
     "sppo_hard",
 ];
 
-/// Outputs that belong to no objective: by-products of the log-prob head, and logging.
-const NOT_OURS: &[(&str, &str)] = &[
-    ("entropy", "by-products of the logits (entropy, Σp², mean, top-1) are not in the crate yet"),
-    ("log_sum_sq_probs", "by-products of the logits (entropy, Σp², mean, top-1) are not in the crate yet"),
-    ("mean_logits", "by-products of the logits (entropy, Σp², mean, top-1) are not in the crate yet"),
-    ("is_top1", "by-products of the logits (entropy, Σp², mean, top-1) are not in the crate yet"),
-];
+/// By-products of the log-prob head, which belong to no objective.
+const BY_PRODUCTS: [&str; 4] = ["entropy", "log_sum_sq_probs", "mean_logits", "is_top1"];
 
-const REWARDS: &str = "our rewards are what the loss compares, times β or τ; the peer's are not";
 const REWARD_KEYS: [&str; 4] = [
-    "chosen_rewards", "rejected_rewards", "mean_chosen_reward", "mean_rejected_reward",
+    "chosen_rewards",
+    "rejected_rewards",
+    "mean_chosen_reward",
+    "mean_rejected_reward",
 ];
 
 impl Ours {
     fn new(numbers: Numbers) -> Self {
-        Self {
+        let ours = Self {
             numbers,
             tolerance: 1e-9,
-            not_compared: NOT_OURS.to_vec(),
-        }
+            not_compared: Vec::new(),
+        };
+        ours.except(&BY_PRODUCTS, Difference::NoByProducts)
     }
 
-    pub fn not_compared(&self, key: &str) -> Option<&'static str> {
+    pub fn not_compared(&self, key: &str) -> Option<Difference> {
         let found = self.not_compared.iter().find(|(name, _)| *name == key);
-        found.map(|(_, reason)| *reason)
+        found.map(|(_, difference)| *difference)
     }
 
-    fn except(mut self, keys: &[&'static str], reason: &'static str) -> Self {
-        self.not_compared.extend(keys.iter().map(|key| (*key, reason)));
+    fn except(mut self, keys: &[&'static str], difference: Difference) -> Self {
+        let except = keys.iter().map(|key| (*key, difference));
+        self.not_compared.extend(except);
         self
     }
 
@@ -75,10 +123,10 @@ impl Ours {
 
 pub fn map(case: &Case) -> Mapped {
     if NOT_YET.contains(&case.loss) {
-        return Err(Unmapped::Deliberate("the objective is not in the crate yet"));
+        return Err(Unmapped::Deliberate(Difference::NoObjective));
     }
     if case.has("ld_alpha") || case.has("use_weighting") {
-        return Err(Unmapped::Deliberate("LD-DPO and WPO weights are not in the crate yet"));
+        return Err(Unmapped::Deliberate(Difference::NoModifier));
     }
     match case.loss {
         "sigmoid" | "cdpo" | "robust" | "sigmoid_norm" => dpo(case),
@@ -87,7 +135,7 @@ pub fn map(case: &Case) -> Mapped {
         "kto" => kto(case),
         "orpo_or" | "orpo_full_avgnll" => orpo_means(case),
         "orpo" => orpo(case),
-        "rrhf" => rrhf(case),
+        "rrhf" => Ok(rrhf(case)),
         "logps" => logps(case),
         _ => Err(Unmapped::Unknown),
     }
@@ -107,7 +155,7 @@ fn divergence(case: &Case) -> Result<Divergence, Unmapped> {
             match alpha {
                 0.0 => Ok(Divergence::ReverseKl),
                 alpha if alpha > 0.0 => Ok(Divergence::Alpha(alpha)),
-                _ => Err(Unmapped::Deliberate("α < 0 is no f-divergence of f-DPO: refused")),
+                _ => Err(Unmapped::Deliberate(Difference::NegativeAlpha)),
             }
         }
         Some(_) => Err(Unmapped::Unknown),
@@ -115,7 +163,10 @@ fn divergence(case: &Case) -> Result<Divergence, Unmapped> {
 }
 
 fn dpo(case: &Case) -> Mapped {
-    let rate = case.param("label_smoothing").or(case.param("epsilon")).unwrap_or(0.0);
+    let rate = case
+        .param("label_smoothing")
+        .or(case.param("epsilon"))
+        .unwrap_or(0.0);
     let noise = match case.loss {
         "robust" => LabelNoise::Robust(rate),
         // TRL 1.16 ignores label smoothing with `sigmoid`.
@@ -133,9 +184,13 @@ fn dpo(case: &Case) -> Mapped {
         .with_divergence(divergence)
         .with_normalization(normalization)
         .try_init();
-    let dpo = dpo.map_err(|_| Unmapped::Deliberate("hyperparameters outside our ranges: refused"))?;
+    let dpo = dpo.map_err(|_| Unmapped::Deliberate(Difference::Refused))?;
     let ours = referenced(case, &dpo)?;
-    Ok(if plain { ours } else { ours.except(&REWARD_KEYS, REWARDS) })
+    Ok(if plain {
+        ours
+    } else {
+        ours.except(&REWARD_KEYS, Difference::Rewards)
+    })
 }
 
 fn ipo(case: &Case) -> Mapped {
@@ -153,7 +208,7 @@ fn ipo(case: &Case) -> Mapped {
     let ours = referenced(case, &ipo)?;
     Ok(match normalization {
         Normalization::Sum => ours,
-        Normalization::Mean => ours.except(&REWARD_KEYS, REWARDS),
+        Normalization::Mean => ours.except(&REWARD_KEYS, Difference::Rewards),
     })
 }
 
@@ -201,7 +256,11 @@ fn pair_numbers(
     rewards: &Pair<Vec<f64>>,
     grads: Pair<Vec<f64>>,
 ) -> Numbers {
-    let scale = if mode == "per_example" { 1.0 } else { losses.len() as f64 };
+    let scale = if mode == "per_example" {
+        1.0
+    } else {
+        losses.len() as f64
+    };
     let grad = |g: Vec<f64>| g.into_iter().map(|g| g / scale).collect::<Vec<_>>();
     let ahead = rewards.chosen.iter().zip(&rewards.rejected);
     let ahead: Vec<f64> = ahead.map(|(w, l)| f64::from(u8::from(w > l))).collect();
@@ -234,17 +293,17 @@ fn referenced(case: &Case, objective: &dyn Objective<ReferencedPair>) -> Mapped 
             let numbers = pair_numbers(case.mode, result.losses, &result.rewards, result.grads);
             let ours = Ours::new(numbers);
             Ok(if case.has("reference_free") {
-                ours.except(&REWARD_KEYS, "reference-free rewards have no reference; the peer's do")
+                ours.except(&REWARD_KEYS, Difference::ReferenceFreeRewards)
             } else {
                 ours
             })
         }
-        Some("token_pairs") => token_pairs(case, objective),
+        Some("token_pairs") => Ok(token_pairs(case, objective)),
         _ => Err(Unmapped::Unknown),
     }
 }
 
-fn token_pairs(case: &Case, objective: &dyn Objective<ReferencedPair>) -> Mapped {
+fn token_pairs(case: &Case, objective: &dyn Objective<ReferencedPair>) -> Ours {
     let rows = |key: &str| -> Vec<Vec<f64>> {
         let rows = case.input[key].as_array().unwrap();
         rows.iter().map(numbers).collect()
@@ -274,13 +333,16 @@ fn token_pairs(case: &Case, objective: &dyn Objective<ReferencedPair>) -> Mapped
     let ragged = policy.iter().enumerate();
     let ragged = ragged.flat_map(|(i, row)| grad[i * time..][..row.len()].to_vec());
 
-    let nothing = Pair { chosen: vec![], rejected: vec![] };
+    let nothing = Pair {
+        chosen: vec![],
+        rejected: vec![],
+    };
     let rewards = output.rewards().clone().map(to_vec);
     let mut numbers = pair_numbers(case.mode, to_vec(output.losses()), &rewards, nothing);
     numbers.insert("grad_tokens".into(), ragged.collect());
     numbers.insert("mean_chosen_logp".into(), vec![logps.chosen]);
     numbers.insert("mean_rejected_logp".into(), vec![logps.rejected]);
-    Ok(Ours::new(numbers))
+    Ours::new(numbers)
 }
 
 fn kto(case: &Case) -> Mapped {
@@ -294,7 +356,7 @@ fn kto(case: &Case) -> Mapped {
     };
     let (kl_policy, kl_ref) = (floats_of("kl_policy"), floats_of("kl_ref"));
     if case.producer == "halos" && kl_policy.iter().zip(&kl_ref).any(|(p, r)| p == r) {
-        return Err(Unmapped::Deliberate("HALOs leaves mismatched log-ratios of exactly 0 out of z₀"));
+        return Err(Unmapped::Deliberate(Difference::HalosKl));
     }
     let estimate = KlEstimate::from_mismatched(&relative(f64s(&kl_policy), &kl_ref));
     let leaf = f64s(&policy).autodiff().require_grad();
@@ -321,7 +383,10 @@ fn kto(case: &Case) -> Mapped {
     let sum = |values: &[f64]| vec![values.iter().sum::<f64>()];
     let numbers = [
         ("loss", vec![mean(&losses)]),
-        ("losses", [side(&losses, true), side(&losses, false)].concat()),
+        (
+            "losses",
+            [side(&losses, true), side(&losses, false)].concat(),
+        ),
         ("kl", to_vec(estimate.baseline())),
         ("grad_policy", to_vec(leaf.grad(&grads).unwrap())),
         ("chosen_rewards_sum", sum(&chosen)),
@@ -354,9 +419,11 @@ fn orpo_means(case: &Case) -> Mapped {
     });
     // The peers form 1 − e^ℓ̄, which loses digits as ℓ̄ → 0.
     let means = pairs.chosen.iter().chain(&pairs.rejected);
-    let nearest = means.fold(f64::INFINITY, |near, x| near.min(x.abs())).max(1e-30);
+    let nearest = means
+        .fold(f64::INFINITY, |near, x| near.min(x.abs()))
+        .max(1e-30);
     let numbers = pair_numbers(case.mode, result.losses, &result.rewards, result.grads);
-    let f32_inside = case.producer.ends_with(".f32");
+    let f32_inside = case.producer == "trl116.orpo.f32";
     let precision = if f32_inside { 1e-6 } else { 4e-16 };
     let tolerance = (if f32_inside { 1e-5 } else { 1e-9 }) + precision / nearest;
     Ok(Ours::new(numbers).tolerance(tolerance))
@@ -385,7 +452,9 @@ fn logits(value: &Value) -> Tensor<3> {
 fn token_tensor(rows: &[Vec<f64>]) -> Tensor<2, Int> {
     // −100 marks what does not count; any id does there.
     let ids: Vec<f64> = rows.concat().iter().map(|id| id.max(0.0)).collect();
-    floats(&ids, DType::F64).int().reshape([rows.len(), rows[0].len()])
+    floats(&ids, DType::F64)
+        .int()
+        .reshape([rows.len(), rows[0].len()])
 }
 
 fn mask_tensor(rows: &[Vec<bool>]) -> Tensor<2, Bool> {
@@ -427,9 +496,8 @@ fn orpo(case: &Case) -> Mapped {
         // so a right-padded row counts the prediction of its first padding token as well.
         for (row, attention) in odds_mask.iter_mut().zip(&input.attention) {
             let first = row.iter().position(|&c| c).unwrap();
-            for t in first..row.len() {
-                row[t] = attention[t - 1];
-            }
+            let end = row.len() - 1;
+            row[first..].copy_from_slice(&attention[first - 1..end]);
         }
     }
     let nll_mask = if case.has("disable_prompt_loss") {
@@ -441,7 +509,9 @@ fn orpo(case: &Case) -> Mapped {
     let means = batch.map_ref(|y| mean(&to_vec(y.mean())));
     let nll_of = input.pair(nll_mask).chosen;
     let nll = mean(&to_vec(NllNormalization::Token.nll(&nll_of)));
-    let metrics = burn_preference::BatchMetrics::default().with_log_odds(&batch).read();
+    let metrics = burn_preference::BatchMetrics::default()
+        .with_log_odds(&batch)
+        .read();
     let orpo = OrpoLossConfig::new()
         .with_odds_ratio_weight(case.param("beta").unwrap())
         .with_nll_normalization(NllNormalization::Token)
@@ -451,7 +521,10 @@ fn orpo(case: &Case) -> Mapped {
     let numbers = [
         ("loss", to_vec(output.mean())),
         ("nll_loss", vec![nll]),
-        ("log_odds_ratio", vec![metrics.get("log_odds_ratio").unwrap()]),
+        (
+            "log_odds_ratio",
+            vec![metrics.get("log_odds_ratio").unwrap()],
+        ),
         ("mean_chosen_logp", vec![means.chosen]),
         ("mean_rejected_logp", vec![means.rejected]),
         ("grad_logits", to_vec(input.logits.grad(&grads).unwrap())),
@@ -459,17 +532,24 @@ fn orpo(case: &Case) -> Mapped {
     let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
     let ours = Ours::new(numbers.into_iter().collect());
     // Unpatched, the authors' code casts its mask and its loss to bf16.
-    Ok(if case.producer == "orpo_repo" { ours.tolerance(1e-2) } else { ours })
+    Ok(if case.producer == "orpo_repo" {
+        ours.tolerance(1e-2)
+    } else {
+        ours
+    })
 }
 
-fn rrhf(case: &Case) -> Mapped {
+fn rrhf(case: &Case) -> Ours {
     // Labels are shifted already: prepend a token, and add a row of logits that predicts nothing.
     let labels = nested(&case.input["labels"]);
     let time = labels[0].len();
     let leaf = logits(&case.input["logits"]).autodiff().require_grad();
     let [rows, _, vocab] = leaf.dims();
     let more = Tensor::<3>::zeros([rows, 1, vocab], (&device(), DType::F64));
-    let shifted: Vec<Vec<f64>> = labels.iter().map(|row| [&[-100.0], &row[..]].concat()).collect();
+    let shifted: Vec<Vec<f64>> = labels
+        .iter()
+        .map(|row| [&[-100.0], &row[..]].concat())
+        .collect();
     let mask: Vec<Vec<bool>> = shifted
         .iter()
         .map(|row| row.iter().map(|&id| id >= 0.0).collect())
@@ -509,7 +589,7 @@ fn rrhf(case: &Case) -> Mapped {
         ("grad_logits", to_vec(leaf.grad(&grads).unwrap())),
     ];
     let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
-    Ok(Ours::new(numbers.into_iter().collect()))
+    Ours::new(numbers.into_iter().collect())
 }
 
 fn logps(case: &Case) -> Mapped {
@@ -521,6 +601,8 @@ fn logps(case: &Case) -> Mapped {
         .iter()
         .map(|row| row.iter().map(|&id| id >= 0.0).collect())
         .collect();
+    let largest = numbers(&case.input["logits"]).into_iter();
+    let largest = largest.fold(0.0, |largest: f64, x| largest.max(x.abs()));
     let leaf = logits(&case.input["logits"]).autodiff().require_grad();
     let scaled = leaf.clone() / case.param("temperature").unwrap_or(1.0);
     let tokens = TokenLogProbs::from_logits(scaled, token_tensor(&labels), mask_tensor(&mask));
@@ -540,8 +622,8 @@ fn logps(case: &Case) -> Mapped {
     let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
     let ours = Ours::new(numbers.into_iter().collect());
     Ok(match (case.mode, case.producer) {
-        // Statistics in f32 whatever the input is.
-        ("logps_f32", _) => ours.tolerance(1e-5),
+        // Statistics in f32 whatever the input is: huge logits leave fewer digits.
+        ("logps_f32", _) => ours.tolerance(if largest > 1e3 { 1e-3 } else { 1e-5 }),
         // Adds 1e-8 to the denominator of the mean.
         (_, "torchtune") => ours.tolerance(1e-7),
         _ => ours,

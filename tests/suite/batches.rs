@@ -42,24 +42,47 @@ fn batch_sizes_are_checked() {
     let three = || sequence(f64s(&[-1.0; 3]), &[1; 3]);
     let pair = || PolicyPair::new(two(), two()).unwrap();
     let name = |e: burn_preference::InvalidInput| e.name();
-    assert_eq!(name(PolicyPair::new(two(), three()).unwrap_err()), "rejected");
+    assert_eq!(
+        name(PolicyPair::new(two(), three()).unwrap_err()),
+        "rejected"
+    );
     assert_eq!(name(two().relative_to(three()).unwrap_err()), "reference");
-    assert_eq!(name(Unpaired::new(two(), bools(&[true])).unwrap_err()), "desirable");
-    assert_eq!(name(WithMargin::new(pair(), f64s(&[0.0])).unwrap_err()), "margin");
-    assert_eq!(name(WithBaseline::new(pair(), f64s(&[0.0; 2])).unwrap_err()), "baseline");
+    assert_eq!(
+        name(Unpaired::new(two(), bools(&[true])).unwrap_err()),
+        "desirable"
+    );
+    assert_eq!(
+        name(WithMargin::new(pair(), f64s(&[0.0])).unwrap_err()),
+        "margin"
+    );
+    assert_eq!(
+        name(WithBaseline::new(pair(), f64s(&[0.0; 2])).unwrap_err()),
+        "baseline"
+    );
     assert_eq!(name(WithNll::new(pair(), three()).unwrap_err()), "nll_of");
     let lists = || two().split_candidates(2).unwrap();
     let scores = |n: usize| f64s(&vec![0.0; n]).reshape([1, n]);
     let present = |n: usize| bools(&vec![true; n]).reshape([1, n]);
-    assert_eq!(name(Ranked::new(lists(), scores(3), present(2)).unwrap_err()), "scores");
-    assert_eq!(name(Ranked::new(lists(), scores(2), present(1)).unwrap_err()), "present");
-    assert_eq!(Ranked::new(lists(), scores(2), present(2)).unwrap().len(), 1);
+    assert_eq!(
+        name(Ranked::new(lists(), scores(3), present(2)).unwrap_err()),
+        "scores"
+    );
+    assert_eq!(
+        name(Ranked::new(lists(), scores(2), present(1)).unwrap_err()),
+        "present"
+    );
+    assert_eq!(
+        Ranked::new(lists(), scores(2), present(2)).unwrap().len(),
+        1
+    );
 }
 
 #[test]
 fn a_reference_loses_its_graph() {
     let reference = sequence(leaf(&[-1.0]) * 2, &[1]);
-    let relative = sequence(leaf(&[-3.0]), &[1]).relative_to(reference).unwrap();
+    let relative = sequence(leaf(&[-3.0]), &[1])
+        .relative_to(reference)
+        .unwrap();
     assert!(!relative.reference().sum().is_autodiff());
     assert!(relative.policy().sum().is_tracked());
     assert_eq!(to_vec(relative.log_ratio()), [-1.0]);

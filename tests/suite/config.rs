@@ -56,10 +56,19 @@ fn values_outside_their_range_are_named() {
     let dpo = DpoLossConfig::new();
     for beta in [0.0, -0.1, f64::NAN, f64::INFINITY] {
         let error = dpo.clone().with_beta(beta).try_init().unwrap_err();
-        assert_eq!((error.name(), error.allowed()), ("beta", "a finite number > 0"));
+        assert_eq!(
+            (error.name(), error.allowed()),
+            ("beta", "a finite number > 0")
+        );
         assert_eq!(error.value().to_bits(), beta.to_bits());
     }
-    let noise = |n| dpo.clone().with_label_noise(n).try_init().unwrap_err().to_string();
+    let noise = |n| {
+        dpo.clone()
+            .with_label_noise(n)
+            .try_init()
+            .unwrap_err()
+            .to_string()
+    };
     for rate in [-0.01, 0.5, 1.0] {
         assert_eq!(
             noise(LabelNoise::Conservative(rate)),
@@ -67,21 +76,37 @@ fn values_outside_their_range_are_named() {
         );
         assert!(noise(LabelNoise::Robust(rate)).starts_with("`label_noise.robust`"));
     }
-    let alpha = dpo.clone().with_divergence(Divergence::Alpha(0.0)).try_init().unwrap_err();
+    let alpha = dpo
+        .clone()
+        .with_divergence(Divergence::Alpha(0.0))
+        .try_init()
+        .unwrap_err();
     assert_eq!(alpha.name(), "divergence.alpha");
     let name = |e: burn_preference::InvalidHyperparameter| e.name();
-    assert_eq!(name(IpoLossConfig::new().with_tau(0.0).try_init().unwrap_err()), "tau");
+    assert_eq!(
+        name(IpoLossConfig::new().with_tau(0.0).try_init().unwrap_err()),
+        "tau"
+    );
     let ipo = IpoLossConfig::new().with_divergence(Divergence::Alpha(-1.0));
     assert_eq!(name(ipo.try_init().unwrap_err()), "divergence.alpha");
     let kto = KtoLossConfig::new();
-    assert_eq!(name(kto.clone().with_beta(0.0).try_init().unwrap_err()), "beta");
-    let (d, u) = (kto.clone().with_desirable_weight(-1.0), kto.with_undesirable_weight(f64::NAN));
+    assert_eq!(
+        name(kto.clone().with_beta(0.0).try_init().unwrap_err()),
+        "beta"
+    );
+    let (d, u) = (
+        kto.clone().with_desirable_weight(-1.0),
+        kto.with_undesirable_weight(f64::NAN),
+    );
     assert_eq!(name(d.try_init().unwrap_err()), "desirable_weight");
     assert_eq!(name(u.try_init().unwrap_err()), "undesirable_weight");
     let orpo = OrpoLossConfig::new().with_odds_ratio_weight(-0.1);
     assert_eq!(name(orpo.try_init().unwrap_err()), "odds_ratio_weight");
     let rrhf = RrhfLossConfig::new();
-    let (k, w) = (rrhf.clone().with_length_penalty(-1.0), rrhf.with_sft_weight(-1.0));
+    let (k, w) = (
+        rrhf.clone().with_length_penalty(-1.0),
+        rrhf.with_sft_weight(-1.0),
+    );
     assert_eq!(name(k.try_init().unwrap_err()), "length_penalty");
     assert_eq!(name(w.try_init().unwrap_err()), "sft_weight");
 }

@@ -34,7 +34,9 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 
 /// The top-level modules that a source file names after `crate::`, comments left out.
 fn imports(source: &str) -> Vec<String> {
-    let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let code = source
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
     let mut modules = Vec::new();
     for line in code {
         for rest in line.split("crate::").skip(1) {
@@ -42,7 +44,10 @@ fn imports(source: &str) -> Vec<String> {
                 .chars()
                 .take_while(|c| c.is_alphanumeric() || *c == '_')
                 .collect();
-            assert!(!name.is_empty(), "`use crate::{{…}}` hides the floor: one line per module");
+            assert!(
+                !name.is_empty(),
+                "`use crate::{{…}}` hides the floor: one line per module"
+            );
             modules.push(name);
         }
     }
@@ -55,7 +60,13 @@ fn imports_point_down() {
     let mut checked = 0;
     for file in sources(&src) {
         let path = file.strip_prefix(&src).unwrap();
-        let module = path.components().next().unwrap().as_os_str().to_str().unwrap();
+        let module = path
+            .components()
+            .next()
+            .unwrap()
+            .as_os_str()
+            .to_str()
+            .unwrap();
         let module = module.trim_end_matches(".rs");
         if module == "lib" {
             continue;
@@ -70,10 +81,16 @@ fn imports_point_down() {
             checked += 1;
         }
     }
-    assert!(checked > 30, "only {checked} imports found: is the reader broken?");
+    assert!(
+        checked > 30,
+        "only {checked} imports found: is the reader broken?"
+    );
 }
 
 #[test]
 fn the_reader_sees_upward_imports() {
-    assert_eq!(imports("use crate::loss::DpoLoss;\n// crate::batch"), ["loss"]);
+    assert_eq!(
+        imports("use crate::loss::DpoLoss;\n// crate::batch"),
+        ["loss"]
+    );
 }

@@ -43,8 +43,16 @@ fn referenced() -> Vec<Row> {
     };
     vec![
         ("dpo", Box::new(dpo.init()), difference(true, ln2)),
-        ("cdpo", noise(LabelNoise::Conservative(0.2)), difference(false, ln2)),
-        ("robust dpo", noise(LabelNoise::Robust(0.2)), difference(false, ln2)),
+        (
+            "cdpo",
+            noise(LabelNoise::Conservative(0.2)),
+            difference(false, ln2),
+        ),
+        (
+            "robust dpo",
+            noise(LabelNoise::Robust(0.2)),
+            difference(false, ln2),
+        ),
         ("forward kl dpo", divergence(Divergence::ForwardKl), curved),
         ("js dpo", divergence(Divergence::JensenShannon), curved),
         ("alpha dpo", divergence(Divergence::Alpha(0.4)), curved),
@@ -56,7 +64,11 @@ fn referenced() -> Vec<Row> {
         (
             "ipo",
             Box::new(ipo.init()),
-            Laws { monotone: false, at_reference: 25.0, ..curved },
+            Laws {
+                monotone: false,
+                at_reference: 25.0,
+                ..curved
+            },
         ),
         (
             "ipo sum",
@@ -88,7 +100,7 @@ proptest! {
 
             let mut moved = pairs.clone();
             for side in [&mut moved.chosen, &mut moved.ref_chosen] {
-                side.iter_mut().for_each(|x| *x += shift);
+                *side = side.iter().map(|x| x + shift).collect();
             }
             for (a, b) in losses(objective, &moved).iter().zip(&plain) {
                 prop_assert!(error(*a, *b) < 1e-11, "{name}: policy and reference shifted together");
@@ -97,7 +109,7 @@ proptest! {
             if laws.prompt_shift {
                 let mut moved = pairs.clone();
                 for side in [&mut moved.chosen, &mut moved.rejected] {
-                    side.iter_mut().for_each(|x| *x += shift);
+                    *side = side.iter().map(|x| x + shift).collect();
                 }
                 for (a, b) in losses(objective, &moved).iter().zip(&plain) {
                     prop_assert!(error(*a, *b) < 1e-11, "{name}: shift of the prompt");
@@ -241,7 +253,9 @@ fn the_gradient_at_the_reference_is_half_beta() {
         rejected_len: vec![4],
     };
     for dtype in [DType::F32, DType::F64] {
-        let grads = one.run(&DpoLossConfig::new().with_beta(0.1).init(), dtype).grads;
+        let grads = one
+            .run(&DpoLossConfig::new().with_beta(0.1).init(), dtype)
+            .grads;
         assert_close(&grads.chosen, &[-0.05], 1e-8, "−β/2");
         assert_close(&grads.rejected, &[0.05], 1e-8, "β/2");
     }
@@ -335,10 +349,7 @@ fn margins_of_ten_thousand_have_linear_and_vanishing_tails() {
 fn empty_batches_and_completions() {
     let nothing = Pairs::default();
     for (name, objective, _) in referenced() {
-        let batch = nothing.referenced(
-            crate::support::f64s(&[]),
-            crate::support::f64s(&[]),
-        );
+        let batch = nothing.referenced(crate::support::f64s(&[]), crate::support::f64s(&[]));
         let output = objective.forward(batch);
         assert_eq!(crate::support::to_vec(output.mean()), [0.0], "{name}");
     }
@@ -357,6 +368,10 @@ fn empty_batches_and_completions() {
         assert!(loss.is_finite(), "{name}");
     }
     let orpo = empty.run_policy(&OrpoLossConfig::new().init(), DType::F64);
-    assert_relative_eq!(orpo.losses[0], 0.1 * std::f64::consts::LN_2, epsilon = 1e-12);
+    assert_relative_eq!(
+        orpo.losses[0],
+        0.1 * std::f64::consts::LN_2,
+        epsilon = 1e-12
+    );
     assert_eq!(orpo.grads.rejected, [0.0]);
 }

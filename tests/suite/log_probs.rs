@@ -150,7 +150,14 @@ proptest! {
 
 fn small() -> Batch {
     Batch {
-        logits: vec![vec![vec![1.0, -2.0, 0.5], vec![0.25, 4.0, -1.0], vec![9.0, 9.0, 9.0]]; 2],
+        logits: vec![
+            vec![
+                vec![1.0, -2.0, 0.5],
+                vec![0.25, 4.0, -1.0],
+                vec![9.0, 9.0, 9.0]
+            ];
+            2
+        ],
         tokens: vec![vec![0, 2, 1], vec![1, 0, 2]],
         mask: vec![vec![true, true, true], vec![false, false, true]],
     }
@@ -175,7 +182,10 @@ fn half_precision_is_upcast_before_the_normaliser() {
         let expected: Vec<f64> = small.scalar().iter().map(|s| s.0).collect();
         assert_close(&ours, &expected, tolerance, "values");
     }
-    let f32 = small().log_probs(small().logits(DType::F32)).sequence().sum();
+    let f32 = small()
+        .log_probs(small().logits(DType::F32))
+        .sequence()
+        .sum();
     assert_eq!(f32.dtype(), DType::F32);
     let half = Tensor::<1>::from_data(TensorData::from([-1.5_f64]), (&device(), DType::BF16));
     assert_eq!(sequence(half, &[3]).sum().dtype(), DType::F32);
@@ -189,16 +199,23 @@ fn nothing_counts_for_a_masked_row() {
     let sequence = batch.log_probs(logits.clone()).sequence();
     assert_eq!(to_vec(sequence.sum()), [0.0, 0.0]);
     assert_eq!(to_vec(sequence.mean()), [0.0, 0.0]);
-    assert_eq!(to_vec(sequence.lengths()), [0.0, 0.0], "nothing predicts the first token");
+    assert_eq!(
+        to_vec(sequence.lengths()),
+        [0.0, 0.0],
+        "nothing predicts the first token"
+    );
     let grads = sequence.mean().sum().backward();
-    assert!(to_vec(logits.grad(&grads).unwrap()).iter().all(|&g| g == 0.0));
+    assert!(
+        to_vec(logits.grad(&grads).unwrap())
+            .iter()
+            .all(|&g| g == 0.0)
+    );
 }
 
 #[test]
 fn ids_outside_the_vocabulary_never_give_a_number() {
-    let tokens = |id: i32| {
-        Tensor::<2, Int>::from_data(TensorData::from([[0, id, 1], [1, 0, 2]]), &device())
-    };
+    let tokens =
+        |id: i32| Tensor::<2, Int>::from_data(TensorData::from([[0, id, 1], [1, 0, 2]]), &device());
     for id in [3, -1, i32::MAX, i32::MIN] {
         let batch = small();
         let of = |mask: Tensor<2, Bool>| {
@@ -233,7 +250,12 @@ fn impossible_tokens_have_minus_infinity_and_leave_others_alone() {
     let mut batch = small();
     batch.logits[0][0] = vec![0.0, f64::NEG_INFINITY, 0.0];
     batch.mask[0] = vec![false, true, false];
-    assert_close(&batch.sums()[..1], &[-std::f64::consts::LN_2], 1e-15, "1 of 2 possible");
+    assert_close(
+        &batch.sums()[..1],
+        &[-std::f64::consts::LN_2],
+        1e-15,
+        "1 of 2 possible",
+    );
     batch.tokens[0][1] = 1;
     assert_eq!(batch.sums()[0], f64::NEG_INFINITY);
 }
@@ -249,7 +271,10 @@ fn restrict_counts_a_part() {
     assert_eq!(to_vec(restricted.sum()), part.sums());
     assert_eq!(to_vec(restricted.lengths()), [1.0, 1.0]);
     let error = all.restrict(part.mask().narrow(1, 0, 2)).unwrap_err();
-    assert_eq!(error.to_string(), "`mask`: expected shape [2, 3], found shape [2, 2]");
+    assert_eq!(
+        error.to_string(),
+        "`mask`: expected shape [2, 3], found shape [2, 2]"
+    );
 }
 
 #[test]
@@ -290,5 +315,8 @@ fn shapes_are_checked() {
         "`logits`: expected time ≥ 2 and vocab ≥ 1, found shape [2, 1, 3]"
     );
     let error = SequenceLogProbs::new(f64s(&[0.0]), ints(&[1, 2])).unwrap_err();
-    assert_eq!(error.to_string(), "`lengths`: expected shape [1], found shape [2]");
+    assert_eq!(
+        error.to_string(),
+        "`lengths`: expected shape [1], found shape [2]"
+    );
 }

@@ -29,8 +29,13 @@ fn four() -> Pairs {
 }
 
 fn assert_metric(metrics: &Metrics, key: &str, expected: f64) {
-    let ours = metrics.get(key).unwrap_or_else(|| panic!("{key} is missing"));
-    assert!(error(ours, expected) < 1e-6, "{key}: {ours} instead of {expected}");
+    let ours = metrics
+        .get(key)
+        .unwrap_or_else(|| panic!("{key} is missing"));
+    assert!(
+        error(ours, expected) < 1e-6,
+        "{key}: {ours} instead of {expected}"
+    );
 }
 
 #[test]
@@ -50,8 +55,15 @@ fn pairs() {
     assert_eq!(
         keys,
         [
-            "displacement", "logps/chosen", "logps/rejected", "loss", "rewards/accuracies",
-            "rewards/chosen", "rewards/margins", "rewards/rejected", "rewards/ties",
+            "displacement",
+            "logps/chosen",
+            "logps/rejected",
+            "loss",
+            "rewards/accuracies",
+            "rewards/chosen",
+            "rewards/margins",
+            "rewards/rejected",
+            "rewards/ties",
         ]
     );
     assert_eq!(metrics.count("loss"), 4.0);
@@ -75,7 +87,9 @@ fn orpo_logs_odds_and_no_reference() {
     };
     let batch = pairs.policy(f64s(&pairs.chosen), f64s(&pairs.rejected));
     let output = OrpoLossConfig::new().init().forward(batch.clone());
-    let metrics = BatchMetrics::observe(&batch, &output).with_log_odds(&batch).read();
+    let metrics = BatchMetrics::observe(&batch, &output)
+        .with_log_odds(&batch)
+        .read();
     // odds 1 against 1/3
     assert_metric(&metrics, "log_odds_chosen", 3_f64.ln());
     assert_metric(&metrics, "log_odds_ratio", 0.75_f64.ln());
@@ -136,7 +150,9 @@ fn lists() {
 
 #[test]
 fn your_own_values() {
-    let metrics = BatchMetrics::default().with("mine", f64s(&[1.0, 4.0])).read();
+    let metrics = BatchMetrics::default()
+        .with("mine", f64s(&[1.0, 4.0]))
+        .read();
     assert_metric(&metrics, "mine", 2.5);
     assert_eq!(BatchMetrics::default().read(), Metrics::default());
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 use burn_preference::math::{
-    bounded_expm1, log1mexp, log_odds, log_sigmoid, logsumexp, sigmoid, softplus,
+    bounded_expm1, log_odds, log_sigmoid, log1mexp, logsumexp, sigmoid, softplus,
 };
 
 use crate::scalar;
@@ -23,7 +23,12 @@ const POINTS: [f64; 15] = [
 fn logistic_functions_keep_both_tails() {
     let (y, slope) = value_and_slope(log_sigmoid, &POINTS);
     assert_close(&y, &POINTS.map(scalar::ln_sigmoid), 1e-15, "ln σ");
-    assert_close(&slope, &POINTS.map(|x| scalar::sigmoid(-x)), 1e-15, "its slope");
+    assert_close(
+        &slope,
+        &POINTS.map(|x| scalar::sigmoid(-x)),
+        1e-15,
+        "its slope",
+    );
     // Relative, not absolute: the tail itself is right.
     let at = |x: f64| to_vec(softplus(floats(&[x], DType::F64)))[0];
     assert!((at(-30.0) / (-30.0_f64).exp() - 1.0).abs() < 1e-12);
@@ -67,14 +72,27 @@ fn logsumexp_does_not_overflow() {
     let y = logsumexp(x.clone());
     let grads = y.clone().sum().backward();
     assert_close(&to_vec(y), &[1e4 + 2_f64.ln()], 1e-15, "value");
-    assert_close(&to_vec(x.grad(&grads).unwrap()), &[0.5, 0.5, 0.0, 0.0], 1e-15, "softmax");
+    assert_close(
+        &to_vec(x.grad(&grads).unwrap()),
+        &[0.5, 0.5, 0.0, 0.0],
+        1e-15,
+        "softmax",
+    );
 }
 
 #[test]
 fn nan_in_nan_out() {
     for dtype in [DType::F32, DType::F64] {
         let nan = floats(&[f64::NAN], dtype);
-        for f in [softplus, log_sigmoid, sigmoid, bounded_expm1, log1mexp, log_odds, logsumexp] {
+        for f in [
+            softplus,
+            log_sigmoid,
+            sigmoid,
+            bounded_expm1,
+            log1mexp,
+            log_odds,
+            logsumexp,
+        ] {
             assert!(to_vec(f(nan.clone()))[0].is_nan());
         }
     }

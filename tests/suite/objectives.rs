@@ -3,9 +3,9 @@
 use approx::assert_relative_eq;
 use burn::tensor::{DType, Tensor};
 use burn_preference::{
-    Divergence, DpoLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig, LabelNoise,
-    LossOutput, NllNormalization, Normalization, Objective, OrpoLossConfig, Pair, PolicyPair,
-    ReferencedPair, RrhfLossConfig, SftTerm, WithMargin, WithNll,
+    Divergence, DpoLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig, LabelNoise, LossOutput,
+    NllNormalization, Normalization, Objective, OrpoLossConfig, Pair, PolicyPair, ReferencedPair,
+    RrhfLossConfig, SftTerm, WithMargin, WithNll,
 };
 use proptest::prelude::*;
 
@@ -39,9 +39,20 @@ fn values_of_the_catalogue() {
     let dpo = DpoLossConfig::new();
     let noise = |n| dpo.clone().with_label_noise(n).init();
     assert_relative_eq!(of(dpo.init()), 0.377_779, epsilon = 1e-6);
-    assert_relative_eq!(of(noise(LabelNoise::Conservative(0.1))), 0.477_779, epsilon = 1e-6);
-    assert_relative_eq!(of(noise(LabelNoise::Robust(0.1))), 0.252_779, epsilon = 1e-6);
-    let js = dpo.clone().with_divergence(Divergence::JensenShannon).init();
+    assert_relative_eq!(
+        of(noise(LabelNoise::Conservative(0.1))),
+        0.477_779,
+        epsilon = 1e-6
+    );
+    assert_relative_eq!(
+        of(noise(LabelNoise::Robust(0.1))),
+        0.252_779,
+        epsilon = 1e-6
+    );
+    let js = dpo
+        .clone()
+        .with_divergence(Divergence::JensenShannon)
+        .init();
     assert_relative_eq!(of(js), 0.386_012, epsilon = 1e-6);
     let normalized = dpo.clone().with_normalization(Normalization::Mean).init();
     assert_relative_eq!(of(normalized), 0.633_892, epsilon = 1e-6);
@@ -133,7 +144,13 @@ fn pair_objectives(beta: f64) -> Vec<(String, Box<dyn Objective<ReferencedPair>>
     }
     let sft = SftTerm::new(DpoLossConfig::new().with_beta(beta).init(), 0.7);
     let scalar = move |r: Row| {
-        let dpo = scalar::dpo(r, beta, LabelNoise::Clean, Divergence::ReverseKl, Normalization::Sum);
+        let dpo = scalar::dpo(
+            r,
+            beta,
+            LabelNoise::Clean,
+            Divergence::ReverseKl,
+            Normalization::Sum,
+        );
         dpo - 0.7 * r.w / r.len_w.max(1) as f64
     };
     all.push((format!("{sft:?}"), Box::new(sft), Box::new(scalar)));
@@ -245,7 +262,7 @@ proptest! {
             let scalar = |rho| scalar::kto(rho, z0, desirable, beta, weights);
             prop_assert!(error(losses[i], scalar(rho)) < 1e-12);
             prop_assert!(error(rewards[i], beta * rho) < 1e-12);
-            let slope = (scalar(rho + 1e-5) - scalar(rho - 1e-5)) / 2e-5;
+            let slope = scalar::slope(|d| scalar(rho + d));
             prop_assert!(error(grads[i], slope) < 1e-8);
         }
     }
@@ -315,17 +332,33 @@ fn sft_and_nll_over_tokens() {
     let output = pairs.run_on(DType::F64, |w, l| {
         orpo.forward(WithNll::new(pairs.policy(w, l), whole).unwrap())
     });
-    assert_close(&output.losses, &[0.5, 2.0, 1.0], 1e-15, "NLL of prompt and completion");
+    assert_close(
+        &output.losses,
+        &[0.5, 2.0, 1.0],
+        1e-15,
+        "NLL of prompt and completion",
+    );
 }
 
 #[test]
 fn the_sft_term_reaches_the_chosen_completion_only() {
-    let sft = SftTerm::new(OrpoLossConfig::new().with_odds_ratio_weight(0.0).init(), 2.0);
+    let sft = SftTerm::new(
+        OrpoLossConfig::new().with_odds_ratio_weight(0.0).init(),
+        2.0,
+    );
     let grads = catalogue().run_policy(&sft, DType::F64).grads;
-    assert_close(&grads.chosen, &[-1.5, -0.6, -0.75], 1e-15, "−(1 + 2)/length");
+    assert_close(
+        &grads.chosen,
+        &[-1.5, -0.6, -0.75],
+        1e-15,
+        "−(1 + 2)/length",
+    );
     assert_close(&grads.rejected, &[0.0; 3], 0.0, "rejected");
     let negative = SftTerm::try_new(DpoLossConfig::new().init(), -1.0).unwrap_err();
-    assert_eq!(negative.to_string(), "`sft_weight` is -1, but must be a finite number ≥ 0");
+    assert_eq!(
+        negative.to_string(),
+        "`sft_weight` is -1, but must be a finite number ≥ 0"
+    );
 }
 
 #[test]
@@ -333,7 +366,9 @@ fn kl_is_averaged_before_it_is_clamped() {
     let estimate = |policy: &[f64]| {
         let lengths = vec![3; policy.len()];
         let reference = sequence(f64s(&vec![-10.0; policy.len()]), &lengths);
-        let log_probs = sequence(leaf(policy), &lengths).relative_to(reference).unwrap();
+        let log_probs = sequence(leaf(policy), &lengths)
+            .relative_to(reference)
+            .unwrap();
         KlEstimate::from_mismatched(&log_probs)
     };
     let (up, down) = (estimate(&[-4.0]), estimate(&[-13.0, -12.0]));
@@ -357,7 +392,8 @@ fn the_class_ratio_error_carries_the_ratio() {
 
 #[test]
 fn objectives_work_behind_pointers() {
-    let boxed: Box<dyn Objective<ReferencedPair>> = Box::new(DpoLossConfig::new().init());
+    let boxed: Box<dyn Objective<ReferencedPair> + Send + Sync> =
+        Box::new(DpoLossConfig::new().init());
     let sft = SftTerm::new(boxed, 0.0);
     assert_relative_eq!(of(&sft), 0.377_779, epsilon = 1e-6);
     assert_relative_eq!(of(std::sync::Arc::new(sft)), 0.377_779, epsilon = 1e-6);
@@ -376,9 +412,17 @@ fn absent_candidates_are_never_read() {
     for junk in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e30] {
         let (losses, _, grads) = list(junk, false).run(&rrhf, DType::F64);
         assert_close(&losses, &[-0.5 + 2.0 + 2.0], 1e-12, "loss");
-        assert_close(&grads, &[0.5, -1.0 / 3.0 - 1.0 / 3.0, 0.0], 1e-12, "gradient");
+        assert_close(
+            &grads,
+            &[0.5, -1.0 / 3.0 - 1.0 / 3.0, 0.0],
+            1e-12,
+            "gradient",
+        );
     }
-    let empty = Lists { present: vec![false; 3], ..list(f64::NAN, false) };
+    let empty = Lists {
+        present: vec![false; 3],
+        ..list(f64::NAN, false)
+    };
     let (losses, _, grads) = empty.run(&rrhf, DType::F64);
     assert_eq!((losses, grads), (vec![0.0], vec![0.0; 3]));
     // It does matter once it is there.
@@ -417,11 +461,23 @@ fn reductions_are_explicit() {
         .forward(catalogue().referenced(f64s(&catalogue().chosen), f64s(&catalogue().rejected)));
     let losses = to_vec(output.losses());
     let only = |t: Tensor<1>| to_vec(t)[0];
-    assert_relative_eq!(only(output.sum()), losses.iter().sum::<f64>(), epsilon = 1e-15);
+    assert_relative_eq!(
+        only(output.sum()),
+        losses.iter().sum::<f64>(),
+        epsilon = 1e-15
+    );
     assert_relative_eq!(only(output.mean()), mean(&losses), epsilon = 1e-15);
-    assert_relative_eq!(only(output.normalized_by(12.0)), mean(&losses) / 4.0, epsilon = 1e-15);
+    assert_relative_eq!(
+        only(output.normalized_by(12.0)),
+        mean(&losses) / 4.0,
+        epsilon = 1e-15
+    );
     let weighted = only(output.weighted_mean(f64s(&[0.0, 3.0, 1.0])));
-    assert_relative_eq!(weighted, (3.0 * losses[1] + losses[2]) / 4.0, epsilon = 1e-15);
+    assert_relative_eq!(
+        weighted,
+        (3.0 * losses[1] + losses[2]) / 4.0,
+        epsilon = 1e-15
+    );
     assert_eq!(only(output.weighted_mean(f64s(&[0.0; 3]))), 0.0);
 }
 
@@ -429,13 +485,18 @@ fn reductions_are_explicit() {
 fn no_gradient_is_rounded_to_f32() {
     // Burn 0.22.1 computes the gradient of `tensor / scalar` in f32: no objective may use it.
     let pairs = catalogue();
-    let dpo = DpoLossConfig::new().with_divergence(Divergence::Alpha(0.3)).init();
+    let dpo = DpoLossConfig::new()
+        .with_divergence(Divergence::Alpha(0.3))
+        .init();
     let grad = |reduce: &dyn Fn(&LossOutput<Pair<Tensor<1>>>) -> Tensor<1>| {
         let leaf = leaf(&pairs.chosen);
         let output = dpo.forward(pairs.referenced(leaf.clone(), f64s(&pairs.rejected)));
         to_vec(leaf.grad(&reduce(&output).backward()).unwrap())
     };
-    let (mean, seventh) = (grad(&LossOutput::mean), grad(&|output| output.normalized_by(7.0)));
+    let (mean, seventh) = (
+        grad(&LossOutput::mean),
+        grad(&|output| output.normalized_by(7.0)),
+    );
     for (i, row) in rows(&pairs).into_iter().enumerate() {
         let g = |rho: f64| -(-0.3 * rho).exp_m1() / 0.3;
         let (w, l) = (row.w - row.ref_w, row.l - row.ref_l);
@@ -450,7 +511,10 @@ fn no_gradient_is_rounded_to_f32() {
 fn a_zero_denominator_panics() {
     let pairs = catalogue();
     let batch = pairs.referenced(f64s(&pairs.chosen), f64s(&pairs.rejected));
-    let _ = DpoLossConfig::new().init().forward(batch).normalized_by(0.0);
+    let _ = DpoLossConfig::new()
+        .init()
+        .forward(batch)
+        .normalized_by(0.0);
 }
 
 #[test]
@@ -459,7 +523,9 @@ fn lengths_are_part_of_the_policy() {
     let mut longer = catalogue();
     longer.chosen_len = vec![20; 3];
     let sum = DpoLossConfig::new().init();
-    let mean = DpoLossConfig::new().with_normalization(Normalization::Mean).init();
+    let mean = DpoLossConfig::new()
+        .with_normalization(Normalization::Mean)
+        .init();
     let of = |p: &Pairs, o: &dyn Objective<ReferencedPair>| p.run(o, DType::F64).losses;
     assert_eq!(of(&catalogue(), &sum), of(&longer, &sum));
     assert_ne!(of(&catalogue(), &mean), of(&longer, &mean));

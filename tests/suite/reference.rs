@@ -33,7 +33,9 @@ impl Bigram {
     fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [batch, time] = tokens.dims();
         let rows = self.table.val().select(0, tokens.reshape([batch * time]));
-        self.head.forward(self.dropout.forward(rows)).reshape([batch, time, VOCAB])
+        self.head
+            .forward(self.dropout.forward(rows))
+            .reshape([batch, time, VOCAB])
     }
 }
 
@@ -47,7 +49,10 @@ struct Preference {
 impl Preference {
     fn new() -> Self {
         let policy = Bigram::new(&device().autodiff());
-        Self { reference: Frozen::new(&policy), policy }
+        Self {
+            reference: Frozen::new(&policy),
+            policy,
+        }
     }
 
     fn loss(&self) -> Tensor<1> {
@@ -89,12 +94,20 @@ fn training_moves_the_policy_and_not_the_reference() {
     let mut optimizer = AdamWConfig::new().init();
     for _ in 0..10 {
         let grads = GradientsParams::from_grads(model.loss().backward(), &model);
-        assert_eq!(grads.len(), 3, "table, head weight and head bias of the policy");
+        assert_eq!(
+            grads.len(),
+            3,
+            "table, head weight and head bias of the policy"
+        );
         model = optimizer.step(0.1, model, grads);
     }
     assert_eq!(numbers(&model.reference), before, "bit by bit");
     assert_eq!(weights(model.reference.model()), start);
-    assert_ne!(weights(&model.policy), start, "a derived {{reference, policy}} trains the policy");
+    assert_ne!(
+        weights(&model.policy),
+        start,
+        "a derived {{reference, policy}} trains the policy"
+    );
     let policy = model.policy.valid();
     assert!(to_vec(Preference { policy, ..model }.loss())[0] < 0.6);
 }
@@ -108,7 +121,10 @@ fn a_plain_copy_would_be_trained() {
         policy: Linear,
     }
     let policy = LinearConfig::new(2, 2).init(&device().autodiff());
-    let trap = Trap { reference: policy.clone(), policy };
+    let trap = Trap {
+        reference: policy.clone(),
+        policy,
+    };
     let before = to_vec(trap.reference.weight.val());
     let x = Tensor::<2>::ones([1, 2], &device());
     let grads = trap.policy.forward(x).sum().backward();
@@ -128,9 +144,17 @@ fn it_is_not_counted_saved_unfrozen_or_trained() {
     assert!(!reference.table.val().is_autodiff());
     assert!(!reference.head.weight.val().is_require_grad());
     let again = numbers(&model.reference);
-    assert_eq!(again, numbers(&model.reference), "dropout is off, before and after train()");
+    assert_eq!(
+        again,
+        numbers(&model.reference),
+        "dropout is off, before and after train()"
+    );
     assert!(model.policy.table.val().is_require_grad());
-    assert_eq!(format!("{model}").matches("dropout").count(), 2, "it is displayed, though");
+    assert_eq!(
+        format!("{model}").matches("dropout").count(),
+        2,
+        "it is displayed, though"
+    );
 }
 
 #[test]
@@ -142,7 +166,9 @@ fn it_cannot_build_a_graph() {
     // Even a closure that computes with the policy gives back plain numbers.
     let log_probs = model
         .reference
-        .log_probs(tokens, mask, |m, t| m.forward(t.clone()) + policy.forward(t.autodiff()))
+        .log_probs(tokens, mask, |m, t| {
+            m.forward(t.clone()) + policy.forward(t.autodiff())
+        })
         .unwrap();
     assert!(!log_probs.log_probs().is_autodiff());
     assert!(!reference_log_probs(&model.reference).sum().is_autodiff());
@@ -152,7 +178,13 @@ fn it_cannot_build_a_graph() {
 fn a_resumed_run_equals_an_uninterrupted_one() {
     let step = |model: Preference, optimizer: &mut burn::optim::ModuleOptimizer| {
         // Dropout would draw other numbers: this test is about weights.
-        let model = Preference { policy: Bigram { dropout: DropoutConfig::new(0.0).init(), ..model.policy }, ..model };
+        let model = Preference {
+            policy: Bigram {
+                dropout: DropoutConfig::new(0.0).init(),
+                ..model.policy
+            },
+            ..model
+        };
         let grads = GradientsParams::from_grads(model.loss().backward(), &model);
         optimizer.step(0.05, model, grads)
     };
@@ -198,7 +230,11 @@ fn a_lora_reference_shares_the_base_weights() {
         let grads = GradientsParams::from_grads(model.loss().backward(), &model);
         model = optimizer.step(0.5, model, grads);
     }
-    assert_ne!(to_vec(model.policy.head.weight.val()), start, "the adapters train");
+    assert_ne!(
+        to_vec(model.policy.head.weight.val()),
+        start,
+        "the adapters train"
+    );
     assert_eq!(base(&model.policy), base_before, "the base does not");
     assert_eq!(base(model.reference.model()), base_before);
     assert_eq!(numbers(&model.reference), before);

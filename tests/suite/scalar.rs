@@ -17,19 +17,42 @@ pub struct Row {
 impl Row {
     /// (d f / d ℓ_w, d f / d ℓ_l) by central differences.
     pub fn gradient(self, f: impl Fn(Row) -> f64) -> (f64, f64) {
-        let h = 1e-5;
-        let w = |d: f64| f(Row { w: self.w + d, ..self });
-        let l = |d: f64| f(Row { l: self.l + d, ..self });
-        ((w(h) - w(-h)) / (2.0 * h), (l(h) - l(-h)) / (2.0 * h))
+        let w = |d: f64| {
+            f(Row {
+                w: self.w + d,
+                ..self
+            })
+        };
+        let l = |d: f64| {
+            f(Row {
+                l: self.l + d,
+                ..self
+            })
+        };
+        (slope(w), slope(l))
     }
 }
 
+/// f′(0) by central differences of fourth order.
+pub fn slope(f: impl Fn(f64) -> f64) -> f64 {
+    let h = 1e-5;
+    (f(-2.0 * h) - 8.0 * f(-h) + 8.0 * f(h) - f(2.0 * h)) / (12.0 * h)
+}
+
 pub fn ln_sigmoid(x: f64) -> f64 {
-    if x > 0.0 { -(-x).exp().ln_1p() } else { x - x.exp().ln_1p() }
+    if x > 0.0 {
+        -(-x).exp().ln_1p()
+    } else {
+        x - x.exp().ln_1p()
+    }
 }
 
 pub fn sigmoid(x: f64) -> f64 {
-    if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
+    if x >= 0.0 {
+        1.0 / (1.0 + (-x).exp())
+    } else {
+        x.exp() / (1.0 + x.exp())
+    }
 }
 
 fn noise(noise: LabelNoise, h: f64) -> f64 {

@@ -7,8 +7,7 @@ pub mod llama;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_preference::{
     LossOutput, Objective, Pair, PolicyPair, Ranked, ReferencedPair, SequenceLogProbs, Unpaired,
-    WithBaseline,
-    batch::Rewards,
+    WithBaseline, batch::Rewards,
 };
 
 /// The device of the tests, without autodiff; gradients are asked for tensor by tensor.
@@ -95,7 +94,9 @@ impl Pairs {
             floats(&self.ref_chosen, dtype),
             floats(&self.ref_rejected, dtype),
         );
-        self.policy(chosen, rejected).relative_to(reference).unwrap()
+        self.policy(chosen, rejected)
+            .relative_to(reference)
+            .unwrap()
     }
 
     pub fn run(&self, objective: &dyn Objective<ReferencedPair>, dtype: DType) -> PairResult {
@@ -203,7 +204,9 @@ where
     Tensor<D>: Rewards,
 {
     let grads = output.sum().backward();
-    let grad = leaf.grad(&grads).unwrap_or_else(|| leaf.zeros_like().inner());
+    let grad = leaf
+        .grad(&grads)
+        .unwrap_or_else(|| leaf.zeros_like().inner());
     (
         to_vec(output.losses()),
         to_vec(output.rewards().clone()),
@@ -226,6 +229,9 @@ pub fn assert_close(ours: &[f64], expected: &[f64], tolerance: f64, what: &str) 
     assert_eq!(ours.len(), expected.len(), "{what}: length");
     for (i, (&a, &b)) in ours.iter().zip(expected).enumerate() {
         let e = error(a, b);
-        assert!(e <= tolerance, "{what}[{i}]: {a} instead of {b} (error {e:e})");
+        assert!(
+            e <= tolerance,
+            "{what}[{i}]: {a} instead of {b} (error {e:e})"
+        );
     }
 }
