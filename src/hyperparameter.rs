@@ -22,6 +22,38 @@ pub(crate) fn non_negative(name: &'static str, value: f64) -> Check {
     require(ok, name, value, "a finite number ≥ 0")
 }
 
+pub(crate) fn finite(name: &'static str, value: f64) -> Check {
+    require(value.is_finite(), name, value, "a finite number")
+}
+
+/// A share that may be everything but not nothing.
+pub(crate) fn share(name: &'static str, value: f64) -> Check {
+    let ok = value > 0.0 && value <= 1.0;
+    require(ok, name, value, "in (0, 1]")
+}
+
+/// A share that may be nothing and everything.
+pub(crate) fn fraction(name: &'static str, value: f64) -> Check {
+    require((0.0..=1.0).contains(&value), name, value, "in [0, 1]")
+}
+
+/// A rate whose logarithm is taken.
+pub(crate) fn positive_noise_rate(name: &'static str, value: f64) -> Check {
+    let ok = value > 0.0 && value < 0.5;
+    require(ok, name, value, "in (0, 0.5)")
+}
+
+/// A factor that must exceed 1.
+pub(crate) fn above_one(name: &'static str, value: f64) -> Check {
+    let ok = value > 1.0 && value.is_finite();
+    require(ok, name, value, "a finite number > 1")
+}
+
+/// A bound that may be missing.
+pub(crate) fn optional_positive(name: &'static str, value: Option<f64>) -> Check {
+    value.map_or(Ok(()), |value| positive(name, value))
+}
+
 /// A label noise rate: at ½ a label says nothing.
 pub(crate) fn noise_rate(name: &'static str, value: f64) -> Check {
     let ok = (0.0..0.5).contains(&value);
@@ -37,14 +69,128 @@ pub(crate) fn part(_: &'static str, value: impl Part) -> Check {
     value.check()
 }
 
+/// The batches of the documentation's examples, as hidden lines of code.
+macro_rules! example_batch {
+    (referenced) => {
+        concat!(
+            "// One pair: ρ_w = 2, ρ_l = −8, four tokens each.\n",
+            "# let device = burn::tensor::Device::default();\n",
+            "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
+            "# let policy = PolicyPair::new(y(-10.0), y(-30.0))?;\n",
+            "# let batch = policy.relative_to(PolicyPair::new(y(-12.0), y(-22.0))?)?;\n",
+        )
+    };
+    (policy) => {
+        concat!(
+            "// One pair of mean token probabilities ½ and ¼: ℓ_w = 4·ln ½, ℓ_l = 4·ln ¼.\n",
+            "# let device = burn::tensor::Device::default();\n",
+            "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
+            "# let batch = PolicyPair::new(y(-4.0 * 2_f32.ln()), y(-4.0 * 4_f32.ln()))?;\n",
+        )
+    };
+    (scored) => {
+        concat!(
+            $crate::hyperparameter::example_batch!(referenced),
+            "// Scores s_w = 2, s_l = 1.\n",
+            "# let score = |s| burn::tensor::Tensor::<1>::from_floats([s], &device);\n",
+            "# let scores = Pair { chosen: score(2.0), rejected: score(1.0) };\n",
+            "# let batch = WithScores::new(batch, scores)?;\n",
+        )
+    };
+    (untied) => {
+        concat!(
+            $crate::hyperparameter::example_batch!(referenced),
+            "// Not a tie.\n",
+            "# use burn::tensor::{Bool, Tensor};\n",
+            "# let tied = Tensor::<1, Bool>::from_bool([false], &device);\n",
+            "# let batch = WithTies::new(batch, tied)?;\n",
+        )
+    };
+    (with_mean_margin) => {
+        concat!(
+            $crate::hyperparameter::example_batch!(referenced),
+            "# let mean = burn::tensor::Tensor::<1>::zeros([1], &device);\n",
+            "# let batch = WithMeanMargin::new(batch, mean)?;\n",
+        )
+    };
+    (with_sequence_kl) => {
+        concat!(
+            $crate::hyperparameter::example_batch!(referenced),
+            "# let kl = |k| burn::tensor::Tensor::<1>::from_floats([k], &device);\n",
+            "# let kl = Pair { chosen: kl(1.0), rejected: kl(3.0) };\n",
+            "# let batch = WithSequenceKl::new(batch, kl)?;\n",
+        )
+    };
+    (undesirable_policy) => {
+        concat!(
+            "// One completion to unlearn: ℓ = −10, four tokens.\n",
+            "# let device = burn::tensor::Device::default();\n",
+            "# let batch = SequenceLogProbs::from_values(&[-10.0], &[4], &device)?;\n",
+        )
+    };
+    (undesirable) => {
+        concat!(
+            "// One completion to unlearn: ρ = 2, four tokens.\n",
+            "# let device = burn::tensor::Device::default();\n",
+            "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
+            "# let batch = y(-10.0).relative_to(y(-12.0))?;\n",
+        )
+    };
+    (unpaired) => {
+        concat!(
+            "// A thumb up with ρ = 10, a thumb down with ρ = 0.\n",
+            "# use burn::tensor::{Bool, Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let y = |sums| SequenceLogProbs::from_values(sums, &[4, 4], &device).unwrap();\n",
+            "# let relative = y(&[-10.0, -30.0]).relative_to(y(&[-20.0, -30.0]))?;\n",
+            "# let labels = Tensor::<1, Bool>::from_bool([true, false], &device);\n",
+            "# let batch = Unpaired::new(relative, labels)?;\n",
+        )
+    };
+    (unpaired_with_baseline) => {
+        concat!(
+            $crate::hyperparameter::example_batch!(unpaired),
+            "// z₀ = 0.\n",
+            "# let batch = WithBaseline::new(batch, Tensor::<1>::zeros([1], &device))?;\n",
+        )
+    };
+    (ranked_policy) => {
+        concat!(
+            "// Two candidates of two tokens: ℓ = −1 and −4, scores 0.3 and 0.9.\n",
+            "# use burn::tensor::{Bool, Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let y = SequenceLogProbs::from_values(&[-1.0, -4.0], &[2, 2], &device)?;\n",
+            "# let scores = Tensor::<2>::from_floats([[0.3, 0.9]], &device);\n",
+            "# let present = Tensor::<2, Bool>::from_bool([[true, true]], &device);\n",
+            "# let batch = Ranked::new(y.split_candidates(2)?, scores, present)?;\n",
+        )
+    };
+    (ranked) => {
+        concat!(
+            "// Two candidates: ρ = 2 and −8, scores 1 and 0.\n",
+            "# use burn::tensor::{Bool, Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let y = |sums| SequenceLogProbs::from_values(sums, &[4, 4], &device).unwrap();\n",
+            "# let ours = y(&[-10.0, -30.0]).split_candidates(2)?;\n",
+            "# let relative = ours.relative_to(y(&[-12.0, -22.0]).split_candidates(2)?)?;\n",
+            "# let scores = Tensor::<2>::from_floats([[1.0, 0.0]], &device);\n",
+            "# let present = Tensor::<2, Bool>::from_bool([[true, true]], &device);\n",
+            "# let batch = Ranked::new(relative, scores, present)?;\n",
+        )
+    };
+}
+pub(crate) use example_batch;
+
 /// Declares an objective and its config in Burn's idiom: `Config::new().with_x(…).init()`.
 ///
 /// A field reads `name / with_name: Type = default, range;` (the range is a function of this
-/// module, or missing where every value is valid). Both structs get the documentation of the
-/// fields. Saved configs may lack fields (they take their defaults) but not have unknown ones.
+/// module, or missing where every value is valid). Saved configs may lack fields (they take their
+/// defaults) but not have unknown ones. An `example` becomes a documentation test: the batch, what
+/// follows `Config::new()`, the expected mean loss, and the arithmetic behind it.
 macro_rules! objective {
     (
         $(#[$meta:meta])*
+        $(example $batch:ident $with_fields:literal = $value:literal, $arithmetic:literal;)*
         pub struct $loss:ident from $config:ident {
             $(
                 $(#[$field_meta:meta])*
@@ -53,6 +199,19 @@ macro_rules! objective {
         }
     ) => {
         $(#[$meta])*
+        $(
+            #[doc = concat!(
+                "\n\n```\n",
+                "# use burn_preference::*;\n",
+                $crate::hyperparameter::example_batch!($batch),
+                "let loss = ", stringify!($config), "::new()", $with_fields, ".init();\n",
+                "let mean = loss.forward(batch).mean().into_scalar::<f32>();\n",
+                "// ", $arithmetic, "\n",
+                "assert!((mean - ", stringify!($value), ").abs() < 1e-5);\n",
+                "# Ok::<(), InvalidInput>(())\n",
+                "```\n",
+            )]
+        )*
         #[derive(Debug, Clone, PartialEq)]
         pub struct $loss {
             $($field: $ty,)*

@@ -100,16 +100,30 @@ pub mod part;
 pub mod reference;
 
 pub use batch::{
-    Batch, Pair, PolicyPair, Ranked, ReferencedPair, Unpaired, WithBaseline, WithMargin, WithNll,
+    Batch, Pair, PolicyPair, Ranked, ReferencedPair, Unpaired, WithBaseline, WithMargin,
+    WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl, WithShift, WithTies,
+    WithWeights,
 };
 pub use error::{InvalidHyperparameter, InvalidInput};
 pub use log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs, TokenLogProbs};
 pub use loss::{
-    DpoLoss, DpoLossConfig, IpoLoss, IpoLossConfig, KlEstimate, KtoLoss, KtoLossConfig, OrpoLoss,
-    OrpoLossConfig, RrhfLoss, RrhfLossConfig,
+    AlphaPoLoss, AlphaPoLossConfig, AotLoss, AotLossConfig, ApoDownLoss, ApoDownLossConfig,
+    ApoZeroLoss, ApoZeroLossConfig, AsftLoss, AsftLossConfig, BcoLoss, BcoLossConfig, BetaDpoLoss,
+    BetaDpoLossConfig, CalDpoLoss, CalDpoLossConfig, ChipoLoss, ChipoLossConfig, CpoLoss,
+    CpoLossConfig, DavidsonLoss, DavidsonLossConfig, DiscopopLoss, DiscopopLossConfig, DpoLoss,
+    DpoLossConfig, DpoShiftLoss, DpoShiftLossConfig, DpopLoss, DpopLossConfig, ExoListLoss,
+    ExoListLossConfig, ExoPairLoss, ExoPairLossConfig, GpoLoss, GpoLossConfig, HdpoLoss,
+    HdpoLossConfig, HingeLoss, HingeLossConfig, InfoNcaLoss, InfoNcaLossConfig, IpoLoss,
+    IpoLossConfig, KlEstimate, KtoLoss, KtoLossConfig, LipoLoss, LipoLossConfig, NcaListLoss,
+    NcaListLossConfig, NcaLoss, NcaLossConfig, NpoLoss, NpoLossConfig, OrpoLoss, OrpoLossConfig,
+    PlackettLuceLoss, PlackettLuceLossConfig, ProLoss, ProLossConfig, RaoKupperLoss,
+    RaoKupperLossConfig, RdpoLoss, RdpoLossConfig, RebelLoss, RebelLossConfig, RpoLoss,
+    RpoLossConfig, RrhfLoss, RrhfLossConfig, SimnpoLoss, SimnpoLossConfig, SimperLoss,
+    SimperLossConfig, SimpoLoss, SimpoLossConfig, SlicHfLoss, SlicHfLossConfig, SppoLoss,
+    SppoLossConfig, TdpoLoss, TdpoLossConfig,
 };
 pub use metrics::{BatchMetrics, Metrics};
 pub use modifier::SftTerm;
 pub use objective::{LossOutput, Objective};
-pub use part::{Divergence, LabelNoise, NllNormalization, Normalization};
+pub use part::{Divergence, GapDistance, LabelNoise, Link, NllNormalization, Normalization};
 pub use reference::Frozen;

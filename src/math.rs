@@ -6,7 +6,7 @@
 //! A trap for every objective: Burn 0.22.1 rounds the gradient of `tensor / scalar` to f32.
 //! Multiply by the reciprocal instead.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{Bool, Tensor, activation};
 
 /// Past this the exponential of a divergence would overflow f32 once it is multiplied by β and
 /// squared in a gradient norm; it is also TRL's clamp.
@@ -32,6 +32,11 @@ pub fn sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     log_sigmoid(x).exp()
 }
 
+/// `eˣ`, constant (with gradient 0) for x > 80.
+pub fn bounded_exp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    x.clamp_max(MAX_EXPONENT).exp()
+}
+
 /// `eˣ − 1 = tanh(x/2)·(eˣ + 1)`, without cancellation near 0; constant for x > 80.
 pub fn bounded_expm1<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let x = x.clamp_max(MAX_EXPONENT);
@@ -55,4 +60,21 @@ pub fn log_odds<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 pub fn logsumexp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let max = x.clone().without_autodiff().max_dim(D - 1);
     (x - max.clone()).exp().sum_dim(D - 1).log() + max
+}
+
+/// [`logsumexp`] over those elements that `mask` marks; a row without any gives 0.
+pub fn logsumexp_where<const D: usize>(x: Tensor<D>, mask: Tensor<D, Bool>) -> Tensor<D> {
+    let none = mask.clone().any_dim(D - 1).bool_not();
+    // −∞ everywhere would be NaN: such a row becomes ln Σ over nothing but zeros, and then 0.
+    let masked = x
+        .mask_fill(mask.clone().bool_not(), f64::NEG_INFINITY)
+        .mask_fill(none.clone().expand(mask.shape()), 0.0);
+    logsumexp(masked).mask_fill(none, 0.0)
+}
+
+/// `ln softmax(x)` over those elements of the last dimension that `mask` marks; 0 elsewhere.
+pub fn log_softmax_where<const D: usize>(x: Tensor<D>, mask: Tensor<D, Bool>) -> Tensor<D> {
+    let x = x.mask_fill(mask.clone().bool_not(), 0.0);
+    let normalizer = logsumexp_where(x.clone(), mask.clone());
+    (x - normalizer).mask_fill(mask.bool_not(), 0.0)
 }

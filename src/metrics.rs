@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Bool, Tensor};
 
-use crate::batch::{Batch, Pair, Ranked, Unpaired, WithBaseline, WithMargin, WithNll};
+use crate::batch::{Batch, Pair, Ranked, Unpaired, WithBaseline, for_each_column};
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 use crate::math::{log_odds, log_sigmoid};
 use crate::objective::LossOutput;
@@ -208,17 +208,32 @@ impl<B: Observe> Observe for WithBaseline<B> {
     }
 }
 
-impl<B: Observe> Observe for WithMargin<B> {
-    fn observe(&self, rewards: &B::Rewards, metrics: BatchMetrics) -> BatchMetrics {
-        self.batch().observe(rewards, metrics)
-    }
+macro_rules! observe_inner {
+    ($column:ident) => {
+        impl<B: Observe> Observe for crate::batch::$column<B> {
+            fn observe(&self, rewards: &B::Rewards, metrics: BatchMetrics) -> BatchMetrics {
+                self.batch().observe(rewards, metrics)
+            }
+        }
+    };
 }
 
-impl<B: Observe> Observe for WithNll<B> {
-    fn observe(&self, rewards: &B::Rewards, metrics: BatchMetrics) -> BatchMetrics {
-        self.batch().observe(rewards, metrics)
-    }
+for_each_column!(observe_inner);
+
+macro_rules! observe_alone {
+    ($log_probs:ty) => {
+        impl Observe for $log_probs {
+            fn observe(&self, rewards: &Tensor<1>, metrics: BatchMetrics) -> BatchMetrics {
+                metrics
+                    .with("rewards/rejected", rewards.clone())
+                    .with("logps/rejected", self.policy().sum())
+            }
+        }
+    };
 }
+
+observe_alone!(SequenceLogProbs);
+observe_alone!(RelativeLogProbs);
 
 /// 1 where true, in the number type of `like`.
 fn indicator(mask: Tensor<1, Bool>, like: &Tensor<1>) -> Tensor<1> {

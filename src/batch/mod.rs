@@ -7,8 +7,12 @@
 //! | [`Unpaired`] | completions with a thumb up or down | KTO (with a [`WithBaseline`] column) |
 //! | [`Ranked`] | K scored completions per prompt | RRHF |
 //!
+//! | [`SequenceLogProbs`], [`RelativeLogProbs`] | completions alone | unlearning: NPO, SimNPO |
+//!
 //! Data that belongs to an example is a column around a batch, never a field of a loss:
-//! [`WithMargin`], [`WithBaseline`], [`WithNll`].
+//! [`WithMargin`], [`WithPreference`], [`WithScores`], [`WithTies`], [`WithWeights`],
+//! [`WithNll`], [`WithSequenceKl`]; so is a statistic of many batches that the caller holds:
+//! [`WithBaseline`], [`WithShift`], [`WithMeanMargin`].
 
 mod column;
 mod pair;
@@ -17,7 +21,13 @@ mod unpaired;
 
 use burn::tensor::Tensor;
 
-pub use column::{WithBaseline, WithMargin, WithNll};
+use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
+
+pub(crate) use column::for_each_column;
+pub use column::{
+    WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl,
+    WithShift, WithTies, WithWeights,
+};
 pub use pair::{Pair, PolicyPair, ReferencedPair};
 pub use ranked::Ranked;
 pub use unpaired::Unpaired;
@@ -47,3 +57,18 @@ impl<const D: usize> Rewards for Tensor<D> {
         Tensor::without_autodiff(self)
     }
 }
+
+macro_rules! completions_alone {
+    ($log_probs:ty) => {
+        impl Batch for $log_probs {
+            type Rewards = Tensor<1>;
+
+            fn len(&self) -> usize {
+                self.policy().sum().dims()[0]
+            }
+        }
+    };
+}
+
+completions_alone!(SequenceLogProbs);
+completions_alone!(RelativeLogProbs);

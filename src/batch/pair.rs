@@ -87,6 +87,38 @@ impl PolicyPair {
     }
 }
 
+impl PolicyPair {
+    /// These pairs against a reference that finds every completion equally likely, ρ = ℓ: it turns
+    /// any objective against a reference into a reference-free one.
+    pub fn with_uniform_reference(self) -> ReferencedPair {
+        self.map(|y| {
+            let uniform = y.clone().uniform();
+            y.relative_to(uniform).expect("same shape, same device")
+        })
+    }
+}
+
+impl ReferencedPair {
+    /// ρ_w and ρ_l, nats.
+    pub fn log_ratios(&self) -> Pair<Tensor<1>> {
+        self.map_ref(RelativeLogProbs::log_ratio)
+    }
+
+    /// The policy's side alone, for objectives that have no use for the reference.
+    pub fn policy(&self) -> PolicyPair {
+        self.map_ref(|y| y.policy().clone())
+    }
+}
+
+impl<const D: usize> std::ops::Mul<f64> for Pair<Tensor<D>> {
+    type Output = Self;
+
+    /// Both sides times a number.
+    fn mul(self, factor: f64) -> Self {
+        self.map(|x| x * factor)
+    }
+}
+
 impl<L: LogProbs<1>> Batch for Pair<L> {
     type Rewards = Pair<Tensor<1>>;
 

@@ -1,8 +1,9 @@
+use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, Tensor};
 
 use super::Batch;
 use crate::error::InvalidInput;
-use crate::log_probs::LogProbs;
+use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 
 /// K candidate completions per prompt with a score each; shorter lists are padded.
 #[derive(Debug, Clone)]
@@ -28,18 +29,81 @@ impl<L> Ranked<L> {
         self.present.clone()
     }
 
+    /// `[batch, candidates, candidates]`: the shape of all ordered pairs of a list.
+    pub(crate) fn square(&self) -> [usize; 3] {
+        let [lists, candidates] = self.scores.dims();
+        [lists, candidates, candidates]
+    }
+
+    /// True at `[b, i, j]` where candidates i and j are both present.
+    fn both_present(&self) -> Tensor<3, Bool> {
+        let row = self.present().unsqueeze_dim::<3>(2);
+        row.bool_and(self.present().unsqueeze_dim::<3>(1))
+    }
+
+    /// x_i and x_j at `[b, i, j]`.
+    fn compare<K: Basic>(&self, x: &Tensor<2, K>) -> (Tensor<3, K>, Tensor<3, K>) {
+        let row = x.clone().unsqueeze_dim::<3>(2).expand(self.square());
+        let column = x.clone().unsqueeze_dim::<3>(1).expand(self.square());
+        (row, column)
+    }
+
     /// True at `[b, i, j]` where candidates i and j are both present and j has the higher score.
     pub(crate) fn worse_than(&self) -> Tensor<3, Bool> {
-        let scores = self.scores();
-        let row = |x: Tensor<2, Bool>| x.unsqueeze_dim::<3>(2);
-        let column = |x: Tensor<2, Bool>| x.unsqueeze_dim::<3>(1);
-        let lower = scores
-            .clone()
-            .unsqueeze_dim::<3>(2)
-            .lower(scores.unsqueeze_dim::<3>(1));
-        lower
-            .bool_and(row(self.present()))
-            .bool_and(column(self.present()))
+        let (mine, other) = self.compare(&self.scores);
+        mine.lower(other).bool_and(self.both_present())
+    }
+
+    /// True at `[b, i, j]` where both are present and j is i, or comes after i in the order of
+    /// `values`, highest first; equal values keep their order in the list.
+    fn not_before_by(&self, values: &Tensor<2>) -> Tensor<3, Bool> {
+        let [_, _, candidates] = self.square();
+        let (mine, other) = self.compare(values);
+        let later = Tensor::<2, Bool>::triu_mask([candidates; 2], 0, &values.device())
+            .bool_not()
+            .unsqueeze::<3>()
+            .expand(self.square());
+        let tied_later = mine.clone().equal(other.clone()).bool_and(later);
+        mine.greater(other)
+            .bool_or(tied_later)
+            .bool_and(self.both_present())
+    }
+
+    /// As `not_before_by` of the scores.
+    pub(crate) fn not_before(&self) -> Tensor<3, Bool> {
+        self.not_before_by(&self.scores)
+    }
+
+    /// The rank of each present candidate by `values`, 1 for the highest; 0 for absent ones.
+    pub(crate) fn ranks(&self, values: Tensor<2>) -> Tensor<2> {
+        let [lists, candidates, _] = self.square();
+        let dtype = values.dtype();
+        // Candidate j is behind (or is) every i that is not after it.
+        let ahead = self.not_before_by(&values).float().cast(dtype).sum_dim(1);
+        ahead.reshape([lists, candidates])
+    }
+
+    /// s_i − s_j at `[b, i, j]` where j is worse than i, 0 elsewhere.
+    pub(crate) fn score_gaps(&self) -> Tensor<3> {
+        let (mine, other) = self.compare(&self.scores);
+        let better = self.worse_than().swap_dims(1, 2);
+        (mine - other).mask_fill(better.bool_not(), 0.0)
+    }
+
+    /// `values` with 0 for absent candidates, whatever they hold.
+    pub(crate) fn fill_absent(&self, values: Tensor<2>) -> Tensor<2> {
+        values.mask_fill(self.present().bool_not(), 0.0)
+    }
+
+    /// Σ over the present candidates of each list.
+    pub(crate) fn sum_present(&self, values: Tensor<2>) -> Tensor<1> {
+        self.fill_absent(values).sum_dim(1).squeeze_dim(1)
+    }
+
+    /// 1/K, K the number of present candidates, `[batch, 1]`.
+    pub(crate) fn share(&self, like: &Tensor<2>) -> Tensor<2> {
+        let count = self.fill_absent(like.ones_like()).sum_dim(1);
+        count.clamp_min(1.0).recip()
     }
 
     /// One true per row: the best-scored present candidate, the first of them where they tie.
@@ -53,6 +117,22 @@ impl<L> Ranked<L> {
             .bool_and(self.present());
         let first = is_top.clone().int().cumsum(1).equal_elem(1);
         is_top.bool_and(first)
+    }
+}
+
+impl Ranked<RelativeLogProbs<2>> {
+    /// β·ρ of the present candidates, 0 for absent ones.
+    pub(crate) fn rewards(&self, beta: f64) -> Tensor<2> {
+        self.fill_absent(self.candidates.log_ratio()) * beta
+    }
+}
+
+impl Ranked<SequenceLogProbs<2>> {
+    /// −ℓ̄ of the best candidate of each list, 0 for an empty list.
+    pub(crate) fn best_nll(&self) -> Tensor<1> {
+        let not_best = self.best().bool_not();
+        let best = self.candidates.mean().mask_fill(not_best, 0.0);
+        -best.sum_dim(1).squeeze_dim::<1>(1)
     }
 }
 

@@ -1,4 +1,4 @@
-use burn::tensor::{FloatDType, Int, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use super::token::upcast;
 use crate::error::InvalidInput;
@@ -15,19 +15,7 @@ pub struct SequenceLogProbs<const D: usize = 1> {
 }
 
 impl<const D: usize> SequenceLogProbs<D> {
-    /// From sums (nats) and completion lengths (tokens), such as a cache of the reference holds.
-    ///
-    /// ```
-    /// use burn::tensor::{Device, Int, Tensor};
-    /// use burn_preference::SequenceLogProbs;
-    ///
-    /// let device = Device::default();
-    /// let sum = Tensor::<1>::from_floats([-6.0, 0.0], &device);
-    /// let lengths = Tensor::<1, Int>::from_ints([4, 0], &device);
-    /// let log_probs = SequenceLogProbs::new(sum, lengths)?;
-    /// assert_eq!(log_probs.mean().into_data().to_vec::<f32>().unwrap(), [-1.5, 0.0]);
-    /// # Ok::<(), burn_preference::InvalidInput>(())
-    /// ```
+    /// From sums (nats) and completion lengths (tokens).
     ///
     /// # Errors
     ///
@@ -64,6 +52,14 @@ impl<const D: usize> SequenceLogProbs<D> {
         self.lengths().clamp_min(1.0)
     }
 
+    /// The same completions under a model that gives each of them log-probability 0.
+    pub(crate) fn uniform(self) -> Self {
+        Self {
+            sum: self.sum.without_autodiff().zeros_like(),
+            lengths: self.lengths,
+        }
+    }
+
     /// The same values without autodiff.
     pub fn without_autodiff(self) -> Self {
         Self {
@@ -85,6 +81,31 @@ impl<const D: usize> SequenceLogProbs<D> {
 }
 
 impl SequenceLogProbs {
+    /// From numbers on the host, such as a cache of the reference holds.
+    ///
+    /// ```
+    /// use burn::tensor::Device;
+    /// use burn_preference::SequenceLogProbs;
+    ///
+    /// let log_probs = SequenceLogProbs::from_values(&[-6.0, 0.0], &[4, 0], &Device::default())?;
+    /// assert_eq!(log_probs.mean().into_data().to_vec::<f32>().unwrap(), [-1.5, 0.0]);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The numbers of sums and lengths differ.
+    pub fn from_values(
+        sums: &[f32],
+        lengths: &[i32],
+        device: &Device,
+    ) -> Result<Self, InvalidInput> {
+        Self::new(
+            Tensor::from_data(TensorData::from(sums), (device, DType::F32)),
+            Tensor::from_data(TensorData::from(lengths), device),
+        )
+    }
+
     /// Rows `start..start + length` of the batch.
     pub(crate) fn narrow(&self, start: usize, length: usize) -> Self {
         Self {

@@ -1,6 +1,6 @@
 use burn::tensor::Tensor;
 
-use crate::batch::{Pair, ReferencedPair, WithMargin};
+use crate::batch::{Pair, ReferencedPair, WithMargin, WithPreference};
 use crate::hyperparameter::objective;
 use crate::objective::{LossOutput, Objective};
 use crate::part::{Divergence, LabelNoise, Normalization};
@@ -20,31 +20,12 @@ objective! {
     /// | `normalization` | g(ρ), or g(ρ)/length; Tülu 3 divides, with β = 5 | 2411.15124 |
     ///
     /// At policy = reference the loss is ln 2 and the gradient of ℓ_w is −β/2. With a
-    /// [`WithMargin`] column the loss is that of h − m (ODPO, 2402.10571).
+    /// [`WithMargin`] column the loss is that of h − m (ODPO, 2402.10571); with a
+    /// [`WithPreference`] column of p it is p·loss(h) + (1 − p)·loss(−h).
     ///
     /// TRL 1.16 ignores `label_smoothing` with its `sigmoid` loss; here every field acts. Its
     /// rewards stay β·ρ under any divergence or normalisation; ours are what the loss compares.
-    ///
-    /// ```
-    /// use burn::tensor::{Device, Int, Tensor};
-    /// use burn_preference::{DpoLossConfig, Objective, PolicyPair, SequenceLogProbs};
-    ///
-    /// let device = Device::default();
-    /// let log_probs = |sum: [f32; 1]| {
-    ///     SequenceLogProbs::new(
-    ///         Tensor::<1>::from_floats(sum, &device),
-    ///         Tensor::<1, Int>::from_ints([4], &device),
-    ///     )
-    /// };
-    /// let policy = PolicyPair::new(log_probs([-10.0])?, log_probs([-30.0])?)?;
-    /// let reference = PolicyPair::new(log_probs([-12.0])?, log_probs([-22.0])?)?;
-    ///
-    /// let dpo = DpoLossConfig::new().with_beta(0.1).init();
-    /// let output = dpo.forward(policy.relative_to(reference)?);
-    /// // h = 0.1·((−10 + 12) − (−30 + 22)) = 1, and −ln σ(1) = 0.31326
-    /// assert!((output.mean().into_scalar::<f32>() - 0.31326).abs() < 1e-5);
-    /// # Ok::<(), burn_preference::InvalidInput>(())
-    /// ```
+    example referenced ".with_beta(0.1)" = 0.313262, "h = 0.1·(2 + 8) = 1, and −ln σ(1)";
     pub struct DpoLoss from DpoLossConfig {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
@@ -78,5 +59,18 @@ impl Objective<WithMargin<ReferencedPair>> for DpoLoss {
         let rewards = self.rewards(&batch.batch);
         let excess = rewards.margin() - batch.margin;
         LossOutput::new(self.label_noise.losses(excess), rewards)
+    }
+}
+
+impl Objective<WithPreference<ReferencedPair>> for DpoLoss {
+    fn forward(&self, batch: WithPreference<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
+        let rewards = self.rewards(&batch.batch);
+        let h = rewards.margin();
+        let p = batch.win_probability.cast(h.dtype());
+        let (win, loss) = (
+            self.label_noise.losses(h.clone()),
+            self.label_noise.losses(-h),
+        );
+        LossOutput::new(win * p.clone() + loss * (-p + 1), rewards)
     }
 }

@@ -16,31 +16,8 @@ objective! {
     /// The paper's letter and the first public code sum over tokens; its authors' results and TRL
     /// divide by the length, which is the default here. g(ρ) = ρ in the paper; TRL takes other
     /// divergences as well. At policy = reference the loss is 1/(4τ²).
-    ///
-    /// ```
-    /// use burn::tensor::{Device, Int, Tensor};
-    /// use burn_preference::{IpoLossConfig, Normalization, Objective, PolicyPair, SequenceLogProbs};
-    ///
-    /// let device = Device::default();
-    /// let log_probs = |sum: [f32; 1]| {
-    ///     SequenceLogProbs::new(
-    ///         Tensor::<1>::from_floats(sum, &device),
-    ///         Tensor::<1, Int>::from_ints([4], &device),
-    ///     )
-    /// };
-    /// let policy = PolicyPair::new(log_probs([-10.0])?, log_probs([-30.0])?)?;
-    /// let reference = PolicyPair::new(log_probs([-12.0])?, log_probs([-22.0])?)?;
-    /// let pair = policy.relative_to(reference)?;
-    ///
-    /// let ipo = IpoLossConfig::new().with_tau(0.1).init();
-    /// // Δ = 2/4 − (−8/4) = 2.5, and (2.5 − 1/(2·0.1))² = 6.25
-    /// assert_eq!(ipo.forward(pair.clone()).mean().into_scalar::<f32>(), 6.25);
-    ///
-    /// let paper = IpoLossConfig::new().with_normalization(Normalization::Sum).init();
-    /// // Δ = 2 + 8 = 10, and (10 − 5)² = 25
-    /// assert_eq!(paper.forward(pair).mean().into_scalar::<f32>(), 25.0);
-    /// # Ok::<(), burn_preference::InvalidInput>(())
-    /// ```
+    example referenced ".with_tau(0.1)" = 6.25, "Δ = 2/4 + 8/4, and (2.5 − 1/0.2)²";
+    example referenced ".with_normalization(Normalization::Sum)" = 25.0, "Δ = 10, and (10 − 5)²";
     pub struct IpoLoss from IpoLossConfig {
         /// τ > 0: the regularisation; the target margin is 1/(2τ) nats.
         tau / with_tau: f64 = 0.1, positive;

@@ -18,29 +18,7 @@ objective! {
     ///
     /// The reference point z₀ is data: a [`WithBaseline`] column, estimated by [`KlEstimate`].
     /// No gradient flows into it. At policy = reference with z₀ = 0 every loss is λ/2.
-    ///
-    /// ```
-    /// use burn::tensor::{Bool, Device, Int, Tensor};
-    /// use burn_preference::{KtoLossConfig, Objective, SequenceLogProbs, Unpaired, WithBaseline};
-    ///
-    /// let device = Device::default();
-    /// let log_probs = |sum: [f32; 2]| {
-    ///     SequenceLogProbs::new(
-    ///         Tensor::<1>::from_floats(sum, &device),
-    ///         Tensor::<1, Int>::from_ints([4, 6], &device),
-    ///     )
-    /// };
-    /// let relative = log_probs([-10.0, -30.0])?.relative_to(log_probs([-20.0, -30.0])?)?;
-    /// let desirable = Tensor::<1, Bool>::from_bool([true, false], &device);
-    /// let batch = Unpaired::new(relative, desirable)?;
-    /// let z0 = Tensor::<1>::zeros([1], &device);
-    ///
-    /// let kto = KtoLossConfig::new().init();
-    /// let output = kto.forward(WithBaseline::new(batch, z0)?);
-    /// // 1 − σ(0.1·10) = 0.26894 and 1 − σ(0) = 0.5
-    /// assert!((output.mean().into_scalar::<f32>() - 0.38447).abs() < 1e-5);
-    /// # Ok::<(), burn_preference::InvalidInput>(())
-    /// ```
+    example unpaired_with_baseline "" = 0.384471, "the mean of 1 − σ(0.1·10) and 1 − σ(0)";
     pub struct KtoLoss from KtoLossConfig {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;

@@ -6,7 +6,7 @@ use crate::log_probs::SequenceLogProbs;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
-    /// Rank responses to align human feedback (Yuan et al., 2304.05302, Eq. 2–4). No reference.
+    /// Rank responses to align human feedback (Yuan et al., 2304.05302). No reference.
     ///
     /// ```text
     /// loss   = Σ_{s_i < s_j} (q_i − q_j)⁺ + w·NLL(best)     q = ℓ / max(length, 1)^κ
@@ -19,25 +19,7 @@ objective! {
     ///
     /// The authors' code weighs the ranking term instead of the NLL, and as it runs takes the
     /// padded length of the batch for every candidate's; the paper and this crate take its own.
-    ///
-    /// ```
-    /// use burn::tensor::{Bool, Device, Int, Tensor};
-    /// use burn_preference::{Objective, Ranked, RrhfLossConfig, SequenceLogProbs};
-    ///
-    /// let device = Device::default();
-    /// let candidates = SequenceLogProbs::new(
-    ///     Tensor::<2>::from_floats([[-1.0, -4.0, 0.0]], &device),
-    ///     Tensor::<2, Int>::from_ints([[2, 2, 0]], &device),
-    /// )?;
-    /// let scores = Tensor::<2>::from_floats([[0.3, 0.9, 0.0]], &device);
-    /// let present = Tensor::<2, Bool>::from_bool([[true, true, false]], &device);
-    /// let list = Ranked::new(candidates, scores, present)?;
-    ///
-    /// let rrhf = RrhfLossConfig::new().init();
-    /// // q = −0.5 and −2, the better one is less likely: (−0.5 + 2) + NLL 2 = 3.5
-    /// assert_eq!(rrhf.forward(list).mean().into_scalar::<f32>(), 3.5);
-    /// # Ok::<(), burn_preference::InvalidInput>(())
-    /// ```
+    example ranked_policy "" = 3.5, "q = −0.5 and −2, the better one is less likely: 1.5 + NLL 2";
     pub struct RrhfLoss from RrhfLossConfig {
         /// κ ≥ 0: the power of the length that divides ℓ.
         length_penalty / with_length_penalty: f64 = 1.0, non_negative;
@@ -49,19 +31,13 @@ objective! {
 impl Objective<Ranked<SequenceLogProbs<2>>> for RrhfLoss {
     fn forward(&self, batch: Ranked<SequenceLogProbs<2>>) -> LossOutput<Tensor<2>> {
         let candidates = batch.candidates();
-        let absent = batch.present().bool_not();
         let penalty = candidates.divisor().powf_scalar(self.length_penalty);
-        let q = (candidates.sum() / penalty).mask_fill(absent, 0.0);
-
+        let q = batch.fill_absent(candidates.sum() / penalty);
         let excess = q.clone().unsqueeze_dim::<3>(2) - q.clone().unsqueeze_dim::<3>(1);
         let ranking = relu(excess)
             .mask_fill(batch.worse_than().bool_not(), 0.0)
             .sum_dims_squeeze::<1, usize>(&[1, 2]);
-        let nll = -candidates
-            .mean()
-            .mask_fill(batch.best().bool_not(), 0.0)
-            .sum_dim(1)
-            .squeeze_dim::<1>(1);
+        let nll = batch.best_nll();
         LossOutput::new(ranking + nll * self.sft_weight, q)
     }
 }

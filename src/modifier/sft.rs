@@ -1,4 +1,4 @@
-use crate::batch::{Batch, Pair, WithMargin};
+use crate::batch::{Batch, Pair, for_each_column};
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::non_negative;
 use crate::log_probs::{LogProbs, SequenceLogProbs};
@@ -16,17 +16,11 @@ use crate::part::NllNormalization;
 /// it; over other batches it does not compile.
 ///
 /// ```
-/// use burn::tensor::{Device, Int, Tensor};
+/// # let device = burn::tensor::Device::default();
 /// use burn_preference::{DpoLossConfig, Objective, PolicyPair, SequenceLogProbs, SftTerm};
 ///
-/// let device = Device::default();
-/// let log_probs = |sum: [f32; 1]| {
-///     SequenceLogProbs::new(
-///         Tensor::<1>::from_floats(sum, &device),
-///         Tensor::<1, Int>::from_ints([4], &device),
-///     )
-/// };
-/// let policy = PolicyPair::new(log_probs([-10.0])?, log_probs([-30.0])?)?;
+/// let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();
+/// let policy = PolicyPair::new(y(-10.0), y(-30.0))?;
 /// let pair = policy.clone().relative_to(policy)?;
 ///
 /// let objective = SftTerm::new(DpoLossConfig::new().init(), 0.2);
@@ -84,11 +78,17 @@ impl<L: LogProbs<1>> SftTarget for Pair<L> {
     }
 }
 
-impl<B: SftTarget> SftTarget for WithMargin<B> {
-    fn sft_target(&self) -> &SequenceLogProbs {
-        self.batch().sft_target()
-    }
+macro_rules! target_of_inner {
+    ($column:ident) => {
+        impl<B: SftTarget> SftTarget for crate::batch::$column<B> {
+            fn sft_target(&self) -> &SequenceLogProbs {
+                self.batch().sft_target()
+            }
+        }
+    };
 }
+
+for_each_column!(target_of_inner);
 
 impl<B: SftTarget, O: Objective<B>> Objective<B> for SftTerm<O> {
     fn forward(&self, batch: B) -> LossOutput<B::Rewards> {

@@ -3,6 +3,7 @@ use std::f64::consts::LN_2;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::batch::{Pair, ReferencedPair};
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{Part, positive};
 use crate::math::{bounded_expm1, log_sigmoid};
@@ -27,6 +28,8 @@ pub enum Divergence {
     ///
     /// α > 0; the paper names (0, 1). TRL's `f_alpha_divergence_coef` is 1 − α.
     Alpha(f64),
+    /// χ² mixed with KL, as in χPO (2407.13399): g = e^ρ − 1 + ρ.
+    ChiSquared,
 }
 
 impl Divergence {
@@ -37,7 +40,15 @@ impl Divergence {
             Self::ForwardKl => -bounded_expm1(-log_ratio),
             Self::JensenShannon => log_sigmoid(log_ratio) + LN_2,
             Self::Alpha(alpha) => bounded_expm1(log_ratio * -alpha) * -alpha.recip(),
+            Self::ChiSquared => bounded_expm1(log_ratio.clone()) + log_ratio,
         }
+    }
+}
+
+impl Divergence {
+    /// scale·g(ρ) of both sides of a pair.
+    pub fn rewards(&self, batch: &ReferencedPair, scale: f64) -> Pair<Tensor<1>> {
+        batch.log_ratios().map(|rho| self.apply(rho)) * scale
     }
 }
 

@@ -1,0 +1,54 @@
+use burn::tensor::Tensor;
+
+use crate::batch::{Pair, ReferencedPair, Unpaired, WithShift};
+use crate::hyperparameter::objective;
+use crate::log_probs::RelativeLogProbs;
+use crate::math::softplus;
+use crate::objective::{LossOutput, Objective};
+
+objective! {
+    /// Binary classifier optimisation (Jung et al., 2404.04656): a classifier whose logit is the
+    /// reward, shifted by δ.
+    ///
+    /// ```text
+    /// pairs:      loss = −ln σ(βρ_w − δ) − ln σ(−(βρ_l − δ))
+    /// desirable:  loss = −ln σ(βρ − δ)
+    /// undesirable: loss = −ln σ(−(βρ − δ))
+    /// reward = β·ρ
+    /// ```
+    ///
+    /// δ is a [`WithShift`] column: the paper takes the mean of all rewards so far, which a
+    /// [`RunningMean`](crate::state::RunningMean) holds. Plain pairs have δ = 0, as TRL 1.16 and
+    /// Liger do; labelled completions always name it.
+    example referenced "" = 0.969240, "−ln σ(0.2) − ln σ(0.8)";
+    pub struct BcoLoss from BcoLossConfig {
+        /// β > 0: reward per nat of log-ratio.
+        beta / with_beta: f64 = 0.1, positive;
+    }
+}
+
+impl Objective<ReferencedPair> for BcoLoss {
+    fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
+        let rewards = batch.log_ratios() * self.beta;
+        let Pair { chosen, rejected } = rewards.clone();
+        LossOutput::new(softplus(-chosen) + softplus(rejected), rewards)
+    }
+}
+
+impl Objective<WithShift<ReferencedPair>> for BcoLoss {
+    fn forward(&self, batch: WithShift<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
+        let rewards = batch.batch.log_ratios() * self.beta;
+        let shift = batch.shift.cast(rewards.chosen.dtype());
+        let Pair { chosen, rejected } = rewards.clone().map(|reward| reward - shift.clone());
+        LossOutput::new(softplus(-chosen) + softplus(rejected), rewards)
+    }
+}
+
+impl Objective<WithShift<Unpaired<RelativeLogProbs>>> for BcoLoss {
+    fn forward(&self, batch: WithShift<Unpaired<RelativeLogProbs>>) -> LossOutput<Tensor<1>> {
+        let WithShift { batch, shift } = batch;
+        let rewards = batch.log_probs().log_ratio() * self.beta;
+        let value = batch.sign(&rewards) * (rewards.clone() - shift.cast(rewards.dtype()));
+        LossOutput::new(softplus(-value), rewards)
+    }
+}

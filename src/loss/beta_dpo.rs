@@ -1,0 +1,43 @@
+use burn::tensor::Tensor;
+
+use crate::batch::{Batch, Pair, ReferencedPair, WithMeanMargin};
+use crate::hyperparameter::objective;
+use crate::math::softplus;
+use crate::objective::{LossOutput, Objective};
+
+objective! {
+    /// β-DPO (Wu et al., 2407.08639): a batch whose margin is larger than usual is trusted
+    /// less, by a larger β.
+    ///
+    /// ```text
+    /// loss   = −ln σ(β′·(ρ_w − ρ_l))      β′ = max(β·(1 + a·(mean margin − M₀)), 1e-3)
+    /// reward = β·ρ
+    /// ```
+    ///
+    /// The mean margin is that of the batch's rewards, without gradient. M₀ is a
+    /// [`WithMeanMargin`] column: a [`MovingAverage`](crate::state::MovingAverage) of the metric
+    /// `rewards/margins`, updated once per optimiser step. The losses depend on the batch.
+    example with_mean_margin "" = 0.183901, "M₀ = 0: β′ = 0.1·(1 + 0.6·1), and −ln σ(1.6)";
+    pub struct BetaDpoLoss from BetaDpoLossConfig {
+        /// β > 0: reward per nat of log-ratio of an average batch.
+        beta / with_beta: f64 = 0.1, positive;
+        /// a ≥ 0: how much β follows the margin; 0 is DPO.
+        sensitivity / with_sensitivity: f64 = 0.6, non_negative;
+    }
+}
+
+/// The paper gives none; below this a batch would hardly count.
+const MIN_BETA: f64 = 1e-3;
+
+impl Objective<WithMeanMargin<ReferencedPair>> for BetaDpoLoss {
+    fn forward(&self, batch: WithMeanMargin<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
+        let WithMeanMargin { batch, mean_margin } = batch;
+        let count = batch.len().max(1) as f64;
+        let rho = batch.log_ratios();
+        let delta = rho.margin();
+        let margin = delta.clone().without_autodiff().sum_dim(0) * (self.beta / count);
+        let excess = margin - mean_margin.cast(delta.dtype());
+        let beta = ((excess * self.sensitivity + 1) * self.beta).clamp_min(MIN_BETA);
+        LossOutput::new(softplus(-delta * beta), rho * self.beta)
+    }
+}

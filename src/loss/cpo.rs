@@ -1,0 +1,47 @@
+use burn::tensor::Tensor;
+
+use crate::batch::{Pair, PolicyPair};
+use crate::hyperparameter::objective;
+use crate::log_probs::SequenceLogProbs;
+use crate::objective::{LossOutput, Objective};
+use crate::part::{LabelNoise, NllNormalization};
+
+objective! {
+    /// Contrastive preference optimisation (Xu et al., 2401.08417): DPO with a uniform
+    /// reference, and a term that imitates the chosen completion.
+    ///
+    /// ```text
+    /// loss   = −ln σ(β·(ℓ_w − ℓ_l)) + α·NLL_w, with label noise as in DPO
+    /// reward = β·ℓ
+    /// ```
+    ///
+    /// TRL's `cpo_alpha` multiplies the mean NLL of the batch's tokens: see
+    /// [`trl`](CpoLossConfig::trl).
+    example policy "" = 1.257244, "−ln σ(0.1·4·ln 2) + ln 2";
+    pub struct CpoLoss from CpoLossConfig {
+        /// β > 0: reward per nat.
+        beta / with_beta: f64 = 0.1, positive;
+        /// α ≥ 0: the weight of the NLL.
+        sft_weight / with_sft_weight: f64 = 1.0, non_negative;
+        /// The mean that the NLL takes.
+        nll_normalization / with_nll_normalization: NllNormalization = NllNormalization::Sequence;
+        /// What is assumed about flipped labels.
+        label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, part;
+    }
+}
+
+impl CpoLossConfig {
+    /// TRL's convention: the NLL is the mean over all tokens of the batch.
+    pub fn trl() -> Self {
+        Self::new().with_nll_normalization(NllNormalization::Token)
+    }
+}
+
+impl Objective<PolicyPair> for CpoLoss {
+    fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {
+        let rewards = batch.map_ref(SequenceLogProbs::sum) * self.beta;
+        let nll = self.nll_normalization.nll(&batch.chosen);
+        let losses = self.label_noise.losses(rewards.margin()) + nll * self.sft_weight;
+        LossOutput::new(losses, rewards)
+    }
+}

@@ -1,0 +1,47 @@
+use burn::tensor::Tensor;
+
+use crate::batch::Ranked;
+use crate::hyperparameter::objective;
+use crate::log_probs::RelativeLogProbs;
+use crate::math::softplus;
+use crate::objective::{LossOutput, Objective};
+
+/// ln of the largest gain.
+const MAX_GAIN: f64 = 60.0;
+
+objective! {
+    /// LiPO-λ (Liu et al., 2402.01878): LambdaRank on the rewards.
+    ///
+    /// ```text
+    /// loss   = Σ_{s_i > s_j} |G_i − G_j|·|1/D_i − 1/D_j|·ln(1 + e^(−(q_i − q_j)))
+    ///          q = βρ,   G = 2^s − 1,   D = ln(1 + rank of q)
+    /// reward = β·ρ
+    /// ```
+    ///
+    /// Ranks are those of the policy's own rewards among the present candidates, 1 for the highest,
+    /// without gradient; equal rewards keep their order in the list. G grows as 2^s, so scale
+    /// scores to a few units; from e^60 on it is constant, so that losses stay finite in f32.
+    example ranked "" = 0.252425, "q = 0.1, −0.4: 1·(1/ln 2 − 1/ln 3)·ln(1 + e^−0.5)";
+    pub struct LipoLoss from LipoLossConfig {
+        /// β > 0: reward per nat of log-ratio.
+        beta / with_beta: f64 = 0.05, positive;
+    }
+}
+
+impl Objective<Ranked<RelativeLogProbs<2>>> for LipoLoss {
+    fn forward(&self, batch: Ranked<RelativeLogProbs<2>>) -> LossOutput<Tensor<2>> {
+        let q = batch.rewards(self.beta);
+        let exponent = batch.scores().cast(q.dtype()) * 2_f64.ln();
+        let gain = batch.fill_absent(exponent.clamp_max(MAX_GAIN)).exp();
+        let ranks = batch.ranks(q.clone().without_autodiff());
+        let discount = (ranks + 1.0).log().recip();
+        // difference[i, j] = x_i − x_j
+        let difference = |x: Tensor<2>| x.clone().unsqueeze_dim::<3>(2) - x.unsqueeze_dim::<3>(1);
+        let weight = difference(gain).abs() * difference(discount).abs();
+        let better = batch.worse_than().swap_dims(1, 2);
+        let losses = (weight * softplus(-difference(q.clone())))
+            .mask_fill(better.bool_not(), 0.0)
+            .sum_dims_squeeze::<1, usize>(&[1, 2]);
+        LossOutput::new(losses, q)
+    }
+}

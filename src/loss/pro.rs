@@ -1,0 +1,46 @@
+use burn::tensor::Tensor;
+
+use crate::batch::Ranked;
+use crate::hyperparameter::objective;
+use crate::log_probs::SequenceLogProbs;
+use crate::math::logsumexp_where;
+use crate::objective::{LossOutput, Objective};
+
+objective! {
+    /// Preference ranking optimisation (Song et al., 2306.17492). No reference.
+    ///
+    /// ```text
+    /// loss   = Σ_k [ln(e^(q_k·T_k) + Σ_{s_i < s_k} e^(q_i·(s_k − s_i))) − q_k·T_k] + w·NLL(best)
+    ///          q = ℓ̄,   T_k = max_i (s_k − s_i)
+    /// reward = ℓ̄
+    /// ```
+    ///
+    /// A candidate without a worse one adds nothing, and candidates of equal score do not compete.
+    /// The authors' code does not shift its mask with the labels: it drops the first response
+    /// token and scores one padding token instead.
+    example ranked_policy "" = 1.341154, "T = 0.6: ln(e^−1.2 + e^−0.3) + 1.2, and 0.05·2";
+    pub struct ProLoss from ProLossConfig {
+        /// w ≥ 0: the weight of the best candidate's NLL.
+        sft_weight / with_sft_weight: f64 = 0.05, non_negative;
+    }
+}
+
+impl Objective<Ranked<SequenceLogProbs<2>>> for ProLoss {
+    fn forward(&self, batch: Ranked<SequenceLogProbs<2>>) -> LossOutput<Tensor<2>> {
+        let q = batch.fill_absent(batch.candidates().mean());
+        let [lists, k] = q.dims();
+        let square = batch.square();
+        // gap[k, i] = s_k − s_i where i is worse than k; T_k is the largest of its row.
+        let gap = batch.score_gaps().cast(q.dtype());
+        let temperature = gap.clone().max_dim(2).reshape([lists, k]);
+        let own = q.clone() * temperature;
+        let others = q.clone().unsqueeze_dim::<3>(1).expand(square) * gap;
+        let terms = Tensor::cat(vec![own.clone().unsqueeze_dim::<3>(2), others], 2);
+        let worse = batch.worse_than().swap_dims(1, 2);
+        let itself = batch.present().unsqueeze_dim::<3>(2);
+        let competing = Tensor::cat(vec![itself, worse], 2);
+        let ranking = logsumexp_where(terms, competing).squeeze_dim::<2>(2) - own;
+        let losses = batch.sum_present(ranking) + batch.best_nll() * self.sft_weight;
+        LossOutput::new(losses, q)
+    }
+}

@@ -1,0 +1,34 @@
+use burn::tensor::Tensor;
+
+use crate::batch::{Pair, ReferencedPair};
+use crate::hyperparameter::objective;
+use crate::math::softplus;
+use crate::objective::{LossOutput, Objective};
+
+objective! {
+    /// Length-regularised DPO (Park et al., 2403.19159).
+    ///
+    /// ```text
+    /// loss   = −ln σ(h + α·(len_w − len_l))    h = β·(ρ_w − ρ_l)
+    /// reward = β·ρ
+    /// ```
+    ///
+    /// The sign follows from a reward r − α·length that the policy maximises: then r_w − r_l is
+    /// h + α·(len_w − len_l), so a longer winner is taken for granted. Several codes subtract.
+    example referenced "" = 0.313262, "equal lengths, so DPO: −ln σ(1)";
+    pub struct RdpoLoss from RdpoLossConfig {
+        /// β > 0: reward per nat of log-ratio.
+        beta / with_beta: f64 = 0.1, positive;
+        /// α ≥ 0: what a token costs; 0 is DPO.
+        length_cost / with_length_cost: f64 = 0.01, non_negative;
+    }
+}
+
+impl Objective<ReferencedPair> for RdpoLoss {
+    fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
+        let rewards = batch.log_ratios() * self.beta;
+        let longer = batch.map_ref(|y| y.policy().lengths()).margin();
+        let h = rewards.margin() + longer * self.length_cost;
+        LossOutput::new(softplus(-h), rewards)
+    }
+}

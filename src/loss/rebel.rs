@@ -1,0 +1,29 @@
+use burn::tensor::Tensor;
+
+use crate::batch::{Pair, ReferencedPair, WithScores};
+use crate::hyperparameter::objective;
+use crate::objective::{LossOutput, Objective};
+
+objective! {
+    /// Regression to relative rewards (Gao et al., 2404.16767).
+    ///
+    /// ```text
+    /// loss   = (ρ_w − ρ_l − η·(s_w − s_l))²
+    /// reward = ρ
+    /// ```
+    ///
+    /// The scores are a [`WithScores`] column; which completion is called chosen does not matter.
+    example scored "" = 81.0, "(10 − 1·(2 − 1))²";
+    pub struct RebelLoss from RebelLossConfig {
+        /// η > 0: nats per unit of score.
+        score_scale / with_score_scale: f64 = 1.0, positive;
+    }
+}
+
+impl Objective<WithScores<ReferencedPair>> for RebelLoss {
+    fn forward(&self, batch: WithScores<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
+        let rho = batch.batch.log_ratios();
+        let gap = batch.scores.margin().cast(rho.chosen.dtype());
+        LossOutput::new((rho.margin() - gap * self.score_scale).square(), rho)
+    }
+}

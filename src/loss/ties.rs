@@ -1,0 +1,71 @@
+use burn::tensor::Tensor;
+
+use crate::batch::{Pair, ReferencedPair, WithTies};
+use crate::hyperparameter::objective;
+use crate::math::{logsumexp, softplus};
+use crate::objective::{LossOutput, Objective};
+
+objective! {
+    /// DPO with ties after Rao and Kupper (Chen et al., 2409.17431).
+    ///
+    /// ```text
+    /// P(win) = σ(h − a)     P(tie) = (ν² − 1)·σ(h − a)·σ(−h − a)     a = ln ν,  h = β·(ρ_w − ρ_l)
+    /// loss   = −ln P(labelled outcome)
+    /// reward = β·ρ
+    /// ```
+    ///
+    /// Ties are a [`WithTies`] column. No peer has this loss; it was derived again from the
+    /// paper's probabilities, which sum to 1 over win, tie and loss.
+    example untied "" = 0.743668, "−ln σ(1 − ln 3)";
+    pub struct RaoKupperLoss from RaoKupperLossConfig {
+        /// β > 0: reward per nat of log-ratio.
+        beta / with_beta: f64 = 0.1, positive;
+        /// ν > 1: how readily a small difference is called a tie.
+        tie_factor / with_tie_factor: f64 = 3.0, above_one;
+    }
+}
+
+impl Objective<WithTies<ReferencedPair>> for RaoKupperLoss {
+    fn forward(&self, batch: WithTies<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
+        let rewards = batch.batch.log_ratios() * self.beta;
+        let h = rewards.margin();
+        let threshold = self.tie_factor.ln();
+        let win = softplus(-h.clone() + threshold);
+        let tie = win.clone() + softplus(h + threshold) - (self.tie_factor.powi(2) - 1.0).ln();
+        LossOutput::new(win.mask_where(batch.tied, tie), rewards)
+    }
+}
+
+objective! {
+    /// DPO with ties after Davidson (Chen et al., 2409.17431).
+    ///
+    /// ```text
+    /// P(win) = 1/(1 + e^(−h) + 2ν·e^(−h/2))     P(tie) = 2ν·e^(−h/2)·P(win)     h = β·(ρ_w − ρ_l)
+    /// loss   = −ln P(labelled outcome)
+    /// reward = β·ρ
+    /// ```
+    ///
+    /// Ties are a [`WithTies`] column. No peer has this loss; it was derived again from the
+    /// paper's probabilities, which sum to 1 over win, tie and loss.
+    example untied "" = 0.948154, "ln(1 + e^−1 + 2·e^−½)";
+    pub struct DavidsonLoss from DavidsonLossConfig {
+        /// β > 0: reward per nat of log-ratio.
+        beta / with_beta: f64 = 0.1, positive;
+        /// ν > 0: at h = 0 a tie is 2ν times as likely as a win.
+        tie_factor / with_tie_factor: f64 = 1.0, positive;
+    }
+}
+
+impl Objective<WithTies<ReferencedPair>> for DavidsonLoss {
+    fn forward(&self, batch: WithTies<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
+        let rewards = batch.batch.log_ratios() * self.beta;
+        // With e^(h/2) taken out of the denominator it is symmetric: e^(h/2) + e^(−h/2) + 2ν.
+        let half = rewards.margin() * 0.5;
+        let tie_weight = (2.0 * self.tie_factor).ln();
+        let constant = half.full_like(tie_weight);
+        let terms = Tensor::stack::<2>(vec![half.clone(), -half.clone(), constant], 1);
+        let normalizer = logsumexp(terms).squeeze_dim::<1>(1);
+        let win = normalizer.clone() - half;
+        LossOutput::new(win.mask_where(batch.tied, normalizer - tie_weight), rewards)
+    }
+}
