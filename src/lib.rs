@@ -98,6 +98,7 @@ pub mod modifier;
 pub mod objective;
 pub mod part;
 pub mod reference;
+pub mod state;
 
 pub use batch::{
     Batch, Pair, PolicyPair, Ranked, ReferencedPair, Unpaired, WithBaseline, WithMargin,
@@ -123,7 +124,7 @@ pub use loss::{
     SppoLossConfig, TdpoLoss, TdpoLossConfig,
 };
 pub use metrics::{BatchMetrics, Metrics};
-pub use modifier::SftTerm;
+pub use modifier::{Mixture, SftTerm, Weighted};
 pub use objective::{LossOutput, Objective};
 pub use part::{Divergence, GapDistance, LabelNoise, Link, NllNormalization, Normalization};
 pub use reference::Frozen;

@@ -6,7 +6,7 @@
 //! A trap for every objective: Burn 0.22.1 rounds the gradient of `tensor / scalar` to f32.
 //! Multiply by the reciprocal instead.
 
-use burn::tensor::{Bool, Tensor, activation};
+use burn::tensor::{Bool, DType, Tensor, activation};
 
 /// Past this the exponential of a divergence would overflow f32 once it is multiplied by β and
 /// squared in a gradient norm; it is also TRL's clamp.
@@ -35,6 +35,12 @@ pub fn sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// `eˣ`, constant (with gradient 0) for x > 80.
 pub fn bounded_exp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x.clamp_max(MAX_EXPONENT).exp()
+}
+
+/// `x²`, constant (with gradient 0) where it would overflow: past |x| = 1e18 in f32, 1e150 in f64.
+pub fn bounded_square<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let largest = if x.dtype() == DType::F64 { 1e150 } else { 1e18 };
+    x.clamp(-largest, largest).square()
 }
 
 /// `eˣ − 1 = tanh(x/2)·(eˣ + 1)`, without cancellation near 0; constant for x > 80.

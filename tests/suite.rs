@@ -22,3 +22,5 @@ mod objectives;
 mod reference;
 #[path = "suite/scalar.rs"]
 mod scalar;
+#[path = "suite/subjects.rs"]
+mod subjects;

@@ -103,13 +103,13 @@ column! {
 }
 
 column! {
-    /// A batch with BCO's reward shift δ, `[1]`: see `RunningMean`.
+    /// A batch with BCO's reward shift δ, `[1]`: see [`RunningMean`](crate::state::RunningMean).
     WithShift, shift: Tensor<1>, |_, shift| constant("shift", 1, shift)
 }
 
 column! {
     /// A batch with β-DPO's M₀, `[1]`, the mean margin of the batches so far: see
-    /// `MovingAverage`.
+    /// [`MovingAverage`](crate::state::MovingAverage).
     WithMeanMargin, mean_margin: Tensor<1>, |_, mean| constant("mean_margin", 1, mean)
 }
 

@@ -17,6 +17,7 @@
 mod column;
 mod pair;
 mod ranked;
+mod tokens;
 mod unpaired;
 
 use burn::tensor::Tensor;

@@ -6,7 +6,7 @@ mod token;
 
 pub use relative::RelativeLogProbs;
 pub use sequence::SequenceLogProbs;
-pub use token::TokenLogProbs;
+pub use token::{TokenLogProbs, sequence_kl};
 
 /// Log-probabilities of completions, with or without a reference beside them.
 ///

@@ -47,40 +47,22 @@ impl TokenLogProbs {
     ) -> Result<Self, InvalidInput> {
         let [batch, time, vocab] = logits.dims();
         InvalidInput::check_shape("tokens", &[batch, time].into(), &tokens.shape())?;
-        InvalidInput::check_shape(
-            "completion_mask",
-            &[batch, time].into(),
-            &completion_mask.shape(),
-        )?;
-        if time < 2 || vocab == 0 {
-            let found = format!("shape {:?}", [batch, time, vocab]);
-            return Err(InvalidInput::new("logits", "time ≥ 2 and vocab ≥ 1", found));
-        }
-        let device = logits.device();
-        InvalidInput::check_device("tokens", &device, &tokens.device())?;
-        InvalidInput::check_device("completion_mask", &device, &completion_mask.device())?;
+        InvalidInput::check_device("tokens", &logits.device(), &tokens.device())?;
+        let counted = CountedLogits::new(logits, completion_mask)?;
 
-        // Shifting the small tensors left instead of slicing the logits saves a copy of
-        // `[batch, time, vocab]`. The last column predicts nothing and is cut off at the end.
-        let mask = shift_left(completion_mask);
         let targets = roll_left(tokens);
-        let counted: Tensor<3, Bool> = mask.clone().unsqueeze_dim(2);
         let inside = targets
             .clone()
             .greater_equal_elem(0)
             .bool_and(targets.clone().lower_elem(vocab as i64));
-        let targets = targets.mask_fill(mask.clone().bool_and(inside.clone()).bool_not(), 0);
+        let outside = counted.mask.clone().bool_and(inside.clone().bool_not());
+        let readable = counted.mask.clone().bool_and(inside);
+        let targets = targets.mask_fill(readable.bool_not(), 0);
 
-        let logits = upcast(logits);
-        let logits = logits.mask_fill(counted.bool_not().expand([batch, time, vocab]), 0.0);
-        let log_probs = (logits.clone().gather(2, targets.unsqueeze_dim(2)) - logsumexp(logits))
-            .squeeze_dim::<2>(2)
-            .mask_fill(mask.clone().bool_and(inside.bool_not()), f64::NAN);
-
-        Ok(Self::masked(
-            log_probs.narrow(1, 0, time - 1),
-            mask.narrow(1, 0, time - 1),
-        ))
+        let logits = counted.logits.clone();
+        let chosen = logits.clone().gather(2, targets.unsqueeze_dim(2));
+        let log_probs = (chosen - logsumexp(logits)).squeeze_dim::<2>(2);
+        Ok(counted.finish(log_probs.mask_fill(outside, f64::NAN)))
     }
 
     /// From per-token log-probabilities that are there already, one column per prediction.
@@ -168,6 +150,32 @@ impl TokenLogProbs {
         self.mask.clone()
     }
 
+    /// Rows `start..start + length` of the batch.
+    pub(crate) fn rows(&self, start: usize, length: usize) -> Self {
+        Self {
+            log_probs: self.log_probs().narrow(0, start, length),
+            mask: self.mask().narrow(0, start, length),
+        }
+    }
+
+    /// ln Σ_v π(v)² of every counted position: how likely two samples are to be equal.
+    ///
+    /// Without gradient. [`wpo_weights`](crate::modifier::wpo_weights) compares it with the
+    /// log-probability of the token that stands there.
+    ///
+    /// # Shapes and errors
+    ///
+    /// As [`from_logits`](Self::from_logits), without tokens.
+    pub fn collisions(
+        logits: Tensor<3>,
+        completion_mask: Tensor<2, Bool>,
+    ) -> Result<Self, InvalidInput> {
+        let counted = CountedLogits::new(logits.without_autodiff(), completion_mask)?;
+        let x = counted.logits.clone();
+        let log_sum_squares = logsumexp(x.clone() * 2) - logsumexp(x) * 2;
+        Ok(counted.finish(log_sum_squares.squeeze_dim(2)))
+    }
+
     /// Sum and length per sequence.
     pub fn sequence(&self) -> SequenceLogProbs {
         let dtype: FloatDType = self.log_probs.dtype().into();
@@ -179,6 +187,77 @@ impl TokenLogProbs {
                 .cast(dtype)
                 .sum_dim(1)
                 .squeeze_dim(1),
+        )
+    }
+}
+
+/// K = Σ_t KL(π° ‖ π) over the counted positions of each sequence, `[batch]`, nats: TDPO's column.
+///
+/// Gradients flow into the policy's logits, none into the reference's.
+///
+/// # Shapes
+///
+/// - `policy`, `reference`: logits `[batch, time, vocab]`, aligned as in
+///   [`TokenLogProbs::from_logits`]
+/// - `completion_mask`: `[batch, time]`
+///
+/// # Errors
+///
+/// As [`TokenLogProbs::from_logits`].
+pub fn sequence_kl(
+    policy: Tensor<3>,
+    reference: Tensor<3>,
+    completion_mask: Tensor<2, Bool>,
+) -> Result<Tensor<1>, InvalidInput> {
+    InvalidInput::check_shape("reference", &policy.shape(), &reference.shape())?;
+    let policy = CountedLogits::new(policy, completion_mask.clone())?;
+    let reference = CountedLogits::new(reference.without_autodiff(), completion_mask)?;
+    let theirs = reference.log_softmax().cast(policy.logits.dtype());
+    let ours = policy.log_softmax();
+    // A token that the reference rules out contributes 0·(−∞) = 0.
+    let ruled_out = theirs.clone().equal_elem(f64::NEG_INFINITY);
+    let terms = (theirs.clone().exp() * (theirs - ours)).mask_fill(ruled_out, 0.0);
+    let kl = policy.finish(terms.sum_dim(2).squeeze_dim(2));
+    Ok(kl.sequence().sum())
+}
+
+/// Logits of which only those rows are read that predict a counted token.
+struct CountedLogits {
+    logits: Tensor<3>,
+    /// `[batch, time]`: which rows predict a counted token.
+    mask: Tensor<2, Bool>,
+}
+
+impl CountedLogits {
+    /// Shifting the small mask left instead of slicing the logits saves a copy of
+    /// `[batch, time, vocab]`. The last row predicts nothing; [`finish`](Self::finish) cuts it off.
+    fn new(logits: Tensor<3>, completion_mask: Tensor<2, Bool>) -> Result<Self, InvalidInput> {
+        let [batch, time, vocab] = logits.dims();
+        let expected = [batch, time].into();
+        InvalidInput::check_shape("completion_mask", &expected, &completion_mask.shape())?;
+        if time < 2 || vocab == 0 {
+            let found = format!("shape {:?}", [batch, time, vocab]);
+            return Err(InvalidInput::new("logits", "time ≥ 2 and vocab ≥ 1", found));
+        }
+        let device = logits.device();
+        InvalidInput::check_device("completion_mask", &device, &completion_mask.device())?;
+
+        let mask = shift_left(completion_mask);
+        let not_counted: Tensor<3, Bool> = mask.clone().bool_not().unsqueeze_dim(2);
+        let logits = upcast(logits).mask_fill(not_counted.expand([batch, time, vocab]), 0.0);
+        Ok(Self { logits, mask })
+    }
+
+    fn log_softmax(&self) -> Tensor<3> {
+        self.logits.clone() - logsumexp(self.logits.clone())
+    }
+
+    /// From a value per row of logits to one per prediction.
+    fn finish(self, values: Tensor<2>) -> TokenLogProbs {
+        let [_, time] = values.dims();
+        TokenLogProbs::masked(
+            values.narrow(1, 0, time - 1),
+            self.mask.narrow(1, 0, time - 1),
         )
     }
 }

@@ -2,6 +2,7 @@ use burn::tensor::Tensor;
 
 use crate::batch::{Pair, ReferencedPair};
 use crate::hyperparameter::objective;
+use crate::math::bounded_square;
 use crate::objective::{LossOutput, Objective};
 use crate::part::{Divergence, Normalization};
 
@@ -15,7 +16,8 @@ objective! {
     ///
     /// The paper's letter and the first public code sum over tokens; its authors' results and TRL
     /// divide by the length, which is the default here. g(ρ) = ρ in the paper; TRL takes other
-    /// divergences as well. At policy = reference the loss is 1/(4τ²).
+    /// divergences as well, whose g may be as large as e^80: the square is held where f32 ends. At
+    /// policy = reference the loss is 1/(4τ²).
     example referenced ".with_tau(0.1)" = 6.25, "Δ = 2/4 + 8/4, and (2.5 − 1/0.2)²";
     example referenced ".with_normalization(Normalization::Sum)" = 25.0, "Δ = 10, and (10 − 5)²";
     pub struct IpoLoss from IpoLossConfig {
@@ -34,7 +36,7 @@ impl Objective<ReferencedPair> for IpoLoss {
             let g = self.divergence.apply(y.log_ratio());
             self.normalization.apply(g, y.policy())
         });
-        let losses = (r.margin() - 0.5 / self.tau).square();
+        let losses = bounded_square(r.margin() - 0.5 / self.tau);
         LossOutput::new(losses, r.map(|r| r * self.tau))
     }
 }

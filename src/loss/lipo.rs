@@ -34,7 +34,8 @@ impl Objective<Ranked<RelativeLogProbs<2>>> for LipoLoss {
         let exponent = batch.scores().cast(q.dtype()) * 2_f64.ln();
         let gain = batch.fill_absent(exponent.clamp_max(MAX_GAIN)).exp();
         let ranks = batch.ranks(q.clone().without_autodiff());
-        let discount = (ranks + 1.0).log().recip();
+        // An absent candidate has rank 0; any finite discount will do, since it is filled below.
+        let discount = (ranks.clamp_min(1.0) + 1.0).log().recip();
         // difference[i, j] = x_i − x_j
         let difference = |x: Tensor<2>| x.clone().unsqueeze_dim::<3>(2) - x.unsqueeze_dim::<3>(1);
         let weight = difference(gain).abs() * difference(discount).abs();

@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const FLOORS: [&[&str]; 6] = [
+const FLOORS: [&[&str]; 7] = [
     &["error", "math"],
     &["hyperparameter", "log_probs"],
     &["batch"],
     &["part", "reference"],
     &["objective"],
     &["loss", "metrics", "modifier"],
+    &["state"],
 ];
 
 fn floor(module: &str) -> usize {

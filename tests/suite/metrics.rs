@@ -131,6 +131,7 @@ fn unpaired() {
 fn lists() {
     let list = Lists {
         candidates: 3,
+        references: vec![],
         sums: vec![-1.0, -2.0, -3.0, -2.0, -2.0, 0.0, 0.0, 0.0, 0.0],
         lengths: vec![1; 9],
         scores: vec![2.0, 1.0, 3.0, 0.0, 1.0, 9.0, 0.0, 0.0, 0.0],

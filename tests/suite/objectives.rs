@@ -3,13 +3,15 @@
 use approx::assert_relative_eq;
 use burn::tensor::{DType, Tensor};
 use burn_preference::{
-    Divergence, DpoLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig, LabelNoise, LossOutput,
-    NllNormalization, Normalization, Objective, OrpoLossConfig, Pair, PolicyPair, ReferencedPair,
-    RrhfLossConfig, SftTerm, WithMargin, WithNll,
+    ApoZeroLossConfig, BcoLossConfig, Divergence, DpoLossConfig, IpoLossConfig, KlEstimate,
+    KtoLossConfig, LabelNoise, LossOutput, NllNormalization, Normalization, NpoLossConfig,
+    Objective, OrpoLossConfig, Pair, PolicyPair, ReferencedPair, RelativeLogProbs, RrhfLossConfig,
+    SftTerm, SimnpoLossConfig, Unpaired, WithMargin, WithNll, WithShift,
 };
 use proptest::prelude::*;
 
 use crate::scalar::{self, Row};
+use crate::subjects;
 use crate::support::{
     Labelled, Lists, Pairs, assert_close, bools, error, f64s, ints, leaf, sequence, to_vec,
 };
@@ -87,6 +89,7 @@ fn values_of_the_catalogue() {
 
     let list = Lists {
         candidates: 4,
+        references: vec![],
         sums: vec![-1.2, -0.7, -2.0, -0.9],
         lengths: vec![1; 4],
         scores: vec![0.9, 0.1, 0.5, 0.3],
@@ -94,67 +97,6 @@ fn values_of_the_catalogue() {
     };
     let ranking = RrhfLossConfig::new().with_sft_weight(0.0).init();
     assert_relative_eq!(list.run(&ranking, DType::F64).0[0], 3.4, epsilon = 1e-12);
-}
-
-fn noises() -> Vec<LabelNoise> {
-    vec![
-        LabelNoise::Clean,
-        LabelNoise::Conservative(0.0),
-        LabelNoise::Conservative(0.3),
-        LabelNoise::Robust(0.3),
-    ]
-}
-
-fn divergences() -> Vec<Divergence> {
-    vec![
-        Divergence::ReverseKl,
-        Divergence::ForwardKl,
-        Divergence::JensenShannon,
-        Divergence::Alpha(0.5),
-        Divergence::Alpha(1e-3),
-        Divergence::Alpha(2.0),
-    ]
-}
-
-type Scalar = Box<dyn Fn(Row) -> f64>;
-
-/// Every pair objective of the crate with the scalar code of the same formula: a row each.
-fn pair_objectives(beta: f64) -> Vec<(String, Box<dyn Objective<ReferencedPair>>, Scalar)> {
-    let mut all: Vec<(String, Box<dyn Objective<ReferencedPair>>, Scalar)> = Vec::new();
-    for norm in [Normalization::Sum, Normalization::Mean] {
-        for d in divergences() {
-            for n in noises() {
-                let dpo = DpoLossConfig::new()
-                    .with_beta(beta)
-                    .with_label_noise(n)
-                    .with_divergence(d)
-                    .with_normalization(norm)
-                    .init();
-                let scalar = move |r| scalar::dpo(r, beta, n, d, norm);
-                all.push((format!("{dpo:?}"), Box::new(dpo), Box::new(scalar)));
-            }
-            let ipo = IpoLossConfig::new()
-                .with_tau(beta)
-                .with_divergence(d)
-                .with_normalization(norm)
-                .init();
-            let scalar = move |r| scalar::ipo(r, beta, d, norm);
-            all.push((format!("{ipo:?}"), Box::new(ipo), Box::new(scalar)));
-        }
-    }
-    let sft = SftTerm::new(DpoLossConfig::new().with_beta(beta).init(), 0.7);
-    let scalar = move |r: Row| {
-        let dpo = scalar::dpo(
-            r,
-            beta,
-            LabelNoise::Clean,
-            Divergence::ReverseKl,
-            Normalization::Sum,
-        );
-        dpo - 0.7 * r.w / r.len_w.max(1) as f64
-    };
-    all.push((format!("{sft:?}"), Box::new(sft), Box::new(scalar)));
-    all
 }
 
 prop_compose! {
@@ -202,39 +144,51 @@ proptest! {
 
     #[test]
     fn pairs_match_the_scalar_code(pairs in any_pairs(), beta in 0.02..2.0_f64) {
-        for (name, objective, scalar) in pair_objectives(beta) {
-            let ours = pairs.run(&*objective, DType::F64);
-            for (i, row) in rows(&pairs).into_iter().enumerate() {
-                let expected = scalar(row);
+        for subject in subjects::pairs(beta) {
+            let name = subject.name;
+            let ours = pairs.run_on(DType::F64, |w, l| (subject.forward)(pairs.referenced(w, l)));
+            let rows = rows(&pairs);
+            let expected = (subject.losses)(&rows, &rows);
+            // Log-odds of an empty completion have no scalar value: finite is all there is to say.
+            let defined = |i: usize| !["orpo", "asft"].contains(&name)
+                || (rows[i].len_w > 0 && rows[i].len_l > 0);
+            for i in 0..rows.len() {
+                let loss = ours.losses[i];
+                prop_assert!(loss.is_finite());
+                if !defined(i) {
+                    continue;
+                }
                 prop_assert!(
-                    error(ours.losses[i], expected) < 1e-10,
-                    "{name}: loss {} instead of {expected}", ours.losses[i]
+                    error(loss, expected[i]) < 1e-10,
+                    "{name}: loss {loss} instead of {}", expected[i]
                 );
-                let (w, l) = row.gradient(&scalar);
-                let scale = 1.0 + expected.abs();
+                let (w, l) = (subject.rewards)(rows[i]);
                 prop_assert!(
-                    error(ours.grads.chosen[i], w) < 1e-6 * scale
-                        && error(ours.grads.rejected[i], l) < 1e-6 * scale,
-                    "{name}: gradients {:?} instead of {w}, {l}", ours.grads
+                    error(ours.rewards.chosen[i], w) < 1e-11
+                        && error(ours.rewards.rejected[i], l) < 1e-11,
+                    "{name}: rewards"
                 );
             }
-        }
-    }
-
-    #[test]
-    fn orpo_matches_the_scalar_code(pairs in any_pairs(), weight in 0.0..2.0_f64) {
-        let orpo = OrpoLossConfig::new().with_odds_ratio_weight(weight).init();
-        let ours = pairs.run_policy(&orpo, DType::F64);
-        for (i, row) in rows(&pairs).into_iter().enumerate() {
-            if row.len_w == 0 || row.len_l == 0 {
-                prop_assert!(ours.losses[i].is_finite());
-                continue;
+            for i in (0..rows.len()).filter(|&i| defined(i)) {
+                // Only example i counts, unless the losses are of the batch.
+                let of = |mut moved: Vec<Row>, f: &dyn Fn(&mut Row)| {
+                    f(&mut moved[i]);
+                    let losses = (subject.losses)(&moved, &rows);
+                    if subject.laws.per_example { losses[i] } else { losses.iter().sum() }
+                };
+                let of_w = |d| of(rows.clone(), &|row| row.w += d);
+                let of_l = |d| of(rows.clone(), &|row| row.l += d);
+                if scalar::kink(of_w) || scalar::kink(of_l) {
+                    continue;
+                }
+                let (w, l) = (scalar::slope(of_w), scalar::slope(of_l));
+                let scale = 1.0 + expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+                let (a, b) = (ours.grads.chosen[i], ours.grads.rejected[i]);
+                prop_assert!(
+                    error(a, w) < 1e-7 * scale && error(b, l) < 1e-7 * scale,
+                    "{name}: gradients {a}, {b} instead of {w}, {l}"
+                );
             }
-            let scalar = |r| scalar::orpo(r, weight);
-            prop_assert!(error(ours.losses[i], scalar(row)) < 1e-11);
-            let (w, l) = row.gradient(scalar);
-            prop_assert!(error(ours.grads.chosen[i], w) < 1e-6, "{} {w}", ours.grads.chosen[i]);
-            prop_assert!(error(ours.grads.rejected[i], l) < 1e-6);
         }
     }
 
@@ -268,51 +222,101 @@ proptest! {
     }
 
     #[test]
-    fn rrhf_matches_the_scalar_code(
+    fn other_labelled_objectives_match_the_scalar_code(
+        rows in prop::collection::vec((-50.0..0.0_f64, -9.0..9.0_f64, any::<bool>()), 1..9),
+        shift in -2.0..2.0_f64,
+        beta in 0.02..2.0_f64,
+    ) {
+        let (policy, rho): (Vec<f64>, Vec<f64>) = rows.iter().map(|r| (r.0, r.1)).unzip();
+        let labels: Vec<bool> = rows.iter().map(|r| r.2).collect();
+        let lengths = vec![5; rows.len()];
+        let reference: Vec<f64> = rows.iter().map(|r| r.0 - r.1).collect();
+        let sign = |i: usize| if labels[i] { 1.0 } else { -1.0 };
+        let check = |name: &str, forward: &dyn Fn(RelativeLogProbs) -> LossOutput<Tensor<1>>,
+                     loss: &dyn Fn(usize, f64) -> f64| {
+            let leaf = leaf(&policy);
+            let relative = sequence(leaf.clone(), &lengths);
+            let output = forward(relative.relative_to(sequence(f64s(&reference), &lengths)).unwrap());
+            let grads = to_vec(leaf.grad(&output.sum().backward()).unwrap());
+            let losses = to_vec(output.losses());
+            for i in 0..rows.len() {
+                assert!(error(losses[i], loss(i, 0.0)) < 1e-12, "{name}");
+                assert!(error(grads[i], scalar::slope(|d| loss(i, d))) < 1e-8, "{name}");
+            }
+        };
+        let labelled = |relative| Unpaired::new(relative, bools(&labels)).unwrap();
+        let apo = ApoZeroLossConfig::new().with_beta(beta).init();
+        check("apo zero", &|r| apo.forward(labelled(r)), &|i, d| {
+            scalar::sigmoid(-sign(i) * beta * (rho[i] + d))
+        });
+        let bco = BcoLossConfig::new().with_beta(beta).init();
+        check("bco", &|r| bco.forward(WithShift::new(labelled(r), f64s(&[shift])).unwrap()), &|i, d| {
+            -scalar::ln_sigmoid(sign(i) * (beta * (rho[i] + d) - shift))
+        });
+        let npo = NpoLossConfig::new().with_beta(beta).init();
+        check("npo", &|r| npo.forward(r), &|i, d| {
+            -2.0 / beta * scalar::ln_sigmoid(-beta * (rho[i] + d))
+        });
+        let simnpo = SimnpoLossConfig::new().with_beta(beta).with_target_margin(shift).init();
+        check("simnpo", &|r| simnpo.forward(r.policy().clone()), &|i, d| {
+            -2.0 / beta * scalar::ln_sigmoid(-beta * (policy[i] + d) / 5.0 - shift)
+        });
+    }
+
+    #[test]
+    fn lists_match_the_scalar_code(
         lists in prop::collection::vec(
-            prop::collection::vec((-40.0..-0.1_f64, 0_usize..9, 0..4_i32, any::<bool>()), 5),
+            prop::collection::vec(
+                (-9.0..-0.1_f64, -4.0..4.0_f64, 0_usize..9, 0..4_i32, any::<bool>()), 5),
             1..4,
         ),
-        kappa in 0.0..2.0_f64,
-        weight in 0.0..2.0_f64,
+        beta in 0.02..2.0_f64,
     ) {
         let flat = lists.concat();
         let batch = Lists {
             candidates: 5,
             sums: flat.iter().map(|c| c.0).collect(),
-            lengths: flat.iter().map(|c| c.1).collect(),
-            scores: flat.iter().map(|c| f64::from(c.2)).collect(),
-            present: flat.iter().map(|c| c.3).collect(),
+            references: flat.iter().map(|c| c.0 - c.1).collect(),
+            lengths: flat.iter().map(|c| c.2).collect(),
+            scores: flat.iter().map(|c| f64::from(c.3) / 2.0).collect(),
+            present: flat.iter().map(|c| c.4).collect(),
         };
-        let rrhf = RrhfLossConfig::new()
-            .with_length_penalty(kappa)
-            .with_sft_weight(weight)
-            .init();
-        let (losses, _, grads) = batch.run(&rrhf, DType::F64);
-        for b in 0..lists.len() {
-            let at = 5 * b..5 * b + 5;
-            let scalar = |sums: &[f64]| scalar::rrhf(
-                sums,
-                &batch.lengths[at.clone()],
-                &batch.scores[at.clone()],
-                &batch.present[at.clone()],
-                kappa,
-                weight,
-            );
-            let sums = batch.sums[at.clone()].to_vec();
-            prop_assert!(error(losses[b], scalar(&sums)) < 1e-12, "{} {}", losses[b], scalar(&sums));
-            for i in 0..5 {
-                let moved = |d: f64| {
-                    let mut sums = sums.clone();
-                    sums[i] += d;
-                    scalar(&sums)
+        for subject in subjects::lists(beta) {
+            let name = subject.name;
+            let (losses, rewards, grads) = batch.run_on(DType::F64, &subject.forward);
+            for b in 0..lists.len() {
+                let there: Vec<usize> = (5 * b..5 * b + 5).filter(|&i| batch.present[i]).collect();
+                let list = scalar::List {
+                    sums: there.iter().map(|&i| batch.sums[i]).collect(),
+                    references: there.iter().map(|&i| batch.references[i]).collect(),
+                    lengths: there.iter().map(|&i| batch.lengths[i]).collect(),
+                    scores: there.iter().map(|&i| batch.scores[i]).collect(),
                 };
-                let (up, down) = (moved(1e-6), moved(-1e-6));
-                let curvature = (up + down - 2.0 * scalar(&sums)).abs();
-                if curvature > 1e-9 {
-                    continue; // at a kink the difference quotient means nothing
+                let expected = if there.is_empty() { 0.0 } else { (subject.loss)(&list, &list) };
+                prop_assert!(
+                    error(losses[b], expected) < 1e-10,
+                    "{name}: {} instead of {expected}", losses[b]
+                );
+                let expected_rewards = (subject.rewards)(&list);
+                for (k, &i) in there.iter().enumerate() {
+                    prop_assert!(error(rewards[i], expected_rewards[k]) < 1e-12, "{name}: rewards");
+                    let moved = |d: f64| {
+                        let mut moved = list.clone();
+                        moved.sums[k] += d;
+                        (subject.loss)(&moved, &list)
+                    };
+                    if scalar::kink(moved) {
+                        continue;
+                    }
+                    let slope = scalar::slope(moved);
+                    prop_assert!(
+                        error(grads[i], slope) < 1e-6 * (1.0 + expected.abs()),
+                        "{name}: gradient {} instead of {slope}", grads[i]
+                    );
                 }
-                prop_assert!(error(grads[5 * b + i], (up - down) / 2e-6) < 1e-6);
+            }
+            for i in (0..flat.len()).filter(|&i| !batch.present[i]) {
+                prop_assert!(rewards[i] == 0.0 && grads[i] == 0.0, "{name}: absent candidate");
             }
         }
     }
@@ -403,6 +407,7 @@ fn objectives_work_behind_pointers() {
 fn absent_candidates_are_never_read() {
     let list = |junk: f64, present: bool| Lists {
         candidates: 3,
+        references: vec![],
         sums: vec![-1.0, -6.0, junk],
         lengths: vec![2, 3, 4],
         scores: vec![0.1, 0.7, junk],
@@ -448,7 +453,7 @@ fn no_gradient_reaches_reference_weights_or_baseline() {
     let labelled = sequence(leaf(&[-1.0]), &[1]);
     let z0 = leaf(&[1.0]);
     let relative = labelled.relative_to(sequence(f64s(&[-2.0]), &[1])).unwrap();
-    let batch = burn_preference::Unpaired::new(relative, bools(&[true])).unwrap();
+    let batch = Unpaired::new(relative, bools(&[true])).unwrap();
     let batch = burn_preference::WithBaseline::new(batch, z0.clone()).unwrap();
     let grads = KtoLossConfig::new().init().forward(batch).mean().backward();
     assert!(z0.grad(&grads).is_none());

@@ -1,7 +1,7 @@
-//! The objectives again, one example at a time in plain f64: no tensor, no shared code, written
-//! from the papers' equations. Gradients come from central differences of these.
+//! Building blocks of the scalar code: plain f64, one example at a time, no tensor, nothing shared
+//! with the crate. The objectives themselves stand in `subjects.rs`, beside the crate's.
 
-use burn_preference::{Divergence, LabelNoise, Normalization};
+use burn_preference::{Divergence, LabelNoise};
 
 /// One pair: ℓ_w, ℓ_l, ℓ°_w, ℓ°_l and the two lengths.
 #[derive(Debug, Clone, Copy)]
@@ -15,21 +15,24 @@ pub struct Row {
 }
 
 impl Row {
-    /// (d f / d ℓ_w, d f / d ℓ_l) by central differences.
-    pub fn gradient(self, f: impl Fn(Row) -> f64) -> (f64, f64) {
-        let w = |d: f64| {
-            f(Row {
-                w: self.w + d,
-                ..self
-            })
-        };
-        let l = |d: f64| {
-            f(Row {
-                l: self.l + d,
-                ..self
-            })
-        };
-        (slope(w), slope(l))
+    pub fn rho_w(self) -> f64 {
+        self.w - self.ref_w
+    }
+
+    pub fn rho_l(self) -> f64 {
+        self.l - self.ref_l
+    }
+
+    pub fn delta(self) -> f64 {
+        self.rho_w() - self.rho_l()
+    }
+
+    pub fn mean_w(self) -> f64 {
+        self.w / self.len_w.max(1) as f64
+    }
+
+    pub fn mean_l(self) -> f64 {
+        self.l / self.len_l.max(1) as f64
     }
 }
 
@@ -37,6 +40,17 @@ impl Row {
 pub fn slope(f: impl Fn(f64) -> f64) -> f64 {
     let h = 1e-5;
     (f(-2.0 * h) - 8.0 * f(-h) + 8.0 * f(h) - f(2.0 * h)) / (12.0 * h)
+}
+
+/// Whether f has a kink at 0, where a difference quotient means nothing.
+pub fn kink(f: impl Fn(f64) -> f64) -> bool {
+    let h = 1e-5;
+    let bend = (f(h) + f(-h) - 2.0 * f(0.0)).abs() / h;
+    bend > 0.01 * (slope(f).abs() + 1e-3)
+}
+
+pub fn relu(x: f64) -> f64 {
+    x.max(0.0)
 }
 
 pub fn ln_sigmoid(x: f64) -> f64 {
@@ -55,7 +69,12 @@ pub fn sigmoid(x: f64) -> f64 {
     }
 }
 
-fn noise(noise: LabelNoise, h: f64) -> f64 {
+/// ln(p/(1 − p)) of x = ln p.
+pub fn odds(x: f64) -> f64 {
+    x - (-x.exp_m1()).ln()
+}
+
+pub fn noise(noise: LabelNoise, h: f64) -> f64 {
     match noise {
         LabelNoise::Clean => -ln_sigmoid(h),
         LabelNoise::Conservative(e) => -(1.0 - e) * ln_sigmoid(h) - e * ln_sigmoid(-h),
@@ -65,38 +84,31 @@ fn noise(noise: LabelNoise, h: f64) -> f64 {
     }
 }
 
-fn g(divergence: Divergence, rho: f64) -> f64 {
+pub fn g(divergence: Divergence, rho: f64) -> f64 {
     match divergence {
         Divergence::ReverseKl => rho,
         Divergence::ForwardKl => 1.0 - (-rho).exp(),
         Divergence::JensenShannon => (2.0 * rho.exp() / (1.0 + rho.exp())).ln(),
-        Divergence::Alpha(a) => (1.0 - (-a * rho).exp()) / a,
+        Divergence::Alpha(a) => -(-a * rho).exp_m1() / a,
+        Divergence::ChiSquared => rho.exp() - 1.0 + rho,
     }
 }
 
-fn per(normalization: Normalization, length: usize) -> f64 {
-    match normalization {
-        Normalization::Sum => 1.0,
-        Normalization::Mean => length.max(1) as f64,
-    }
+/// KL(Ber σ(x) ‖ Ber σ(y)); with logits, since 1 − σ would cancel.
+pub fn bernoulli_kl(x: f64, y: f64) -> f64 {
+    sigmoid(x) * (ln_sigmoid(x) - ln_sigmoid(y)) + sigmoid(-x) * (ln_sigmoid(-x) - ln_sigmoid(-y))
 }
 
-pub fn dpo(r: Row, beta: f64, n: LabelNoise, d: Divergence, norm: Normalization) -> f64 {
-    let w = g(d, r.w - r.ref_w) / per(norm, r.len_w);
-    let l = g(d, r.l - r.ref_l) / per(norm, r.len_l);
-    noise(n, beta * (w - l))
+pub fn sorted(mut values: Vec<f64>) -> Vec<f64> {
+    values.sort_by(f64::total_cmp);
+    values
 }
 
-pub fn ipo(r: Row, tau: f64, d: Divergence, norm: Normalization) -> f64 {
-    let w = g(d, r.w - r.ref_w) / per(norm, r.len_w);
-    let l = g(d, r.l - r.ref_l) / per(norm, r.len_l);
-    (w - l - 1.0 / (2.0 * tau)).powi(2)
-}
-
-pub fn orpo(r: Row, weight: f64) -> f64 {
-    let (w, l) = (r.w / r.len_w.max(1) as f64, r.l / r.len_l.max(1) as f64);
-    let odds = |mean: f64| mean - (-mean.exp_m1()).ln();
-    -w - weight * ln_sigmoid(odds(w) - odds(l))
+pub fn softmax(x: &[f64]) -> Vec<f64> {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let e: Vec<f64> = x.iter().map(|x| (x - max).exp()).collect();
+    let z: f64 = e.iter().sum();
+    e.into_iter().map(|e| e / z).collect()
 }
 
 pub fn kto(rho: f64, z0: f64, desirable: bool, beta: f64, weights: (f64, f64)) -> f64 {
@@ -107,23 +119,49 @@ pub fn kto(rho: f64, z0: f64, desirable: bool, beta: f64, weights: (f64, f64)) -
     }
 }
 
-/// One list: sums, lengths, scores and which candidates are there.
-pub fn rrhf(l: &[f64], len: &[usize], s: &[f64], present: &[bool], kappa: f64, w: f64) -> f64 {
-    let q = |i: usize| l[i] / (len[i].max(1) as f64).powf(kappa);
-    let there: Vec<usize> = (0..l.len()).filter(|&i| present[i]).collect();
-    let mut loss = 0.0;
-    for &i in &there {
-        for &j in &there {
-            if s[i] < s[j] {
-                loss += (q(i) - q(j)).max(0.0);
+/// The present candidates of one list.
+#[derive(Debug, Clone)]
+pub struct List {
+    pub sums: Vec<f64>,
+    pub references: Vec<f64>,
+    pub lengths: Vec<usize>,
+    pub scores: Vec<f64>,
+}
+
+impl List {
+    pub fn len(&self) -> usize {
+        self.sums.len()
+    }
+
+    /// β·ρ.
+    pub fn rewards(&self, beta: f64) -> Vec<f64> {
+        let pairs = self.sums.iter().zip(&self.references);
+        pairs.map(|(l, r)| beta * (l - r)).collect()
+    }
+
+    /// ℓ/len^κ.
+    pub fn per_token(&self, kappa: f64) -> Vec<f64> {
+        let pairs = self.sums.iter().zip(&self.lengths);
+        pairs
+            .map(|(l, &n)| l / (n.max(1) as f64).powf(kappa))
+            .collect()
+    }
+
+    /// −ℓ̄ of the first of the best candidates.
+    pub fn best_nll(&self) -> f64 {
+        let mut best: Option<usize> = None;
+        for i in 0..self.len() {
+            if best.is_none_or(|b| self.scores[i] > self.scores[b]) {
+                best = Some(i);
             }
         }
+        best.map_or(0.0, |b| -self.per_token(1.0)[b])
     }
-    let mut best: Option<usize> = None;
-    for &i in &there {
-        if best.is_none_or(|b| s[i] > s[b]) {
-            best = Some(i);
-        }
+
+    /// Indices from the highest of `values` to the lowest; equal ones in the list's order.
+    pub fn order(values: &[f64]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..values.len()).collect();
+        order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+        order
     }
-    loss - best.map_or(0.0, |b| w * l[b] / len[b].max(1) as f64)
 }

@@ -6,8 +6,8 @@ pub mod llama;
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_preference::{
-    LossOutput, Objective, Pair, PolicyPair, Ranked, ReferencedPair, SequenceLogProbs, Unpaired,
-    WithBaseline, batch::Rewards,
+    LossOutput, Objective, Pair, PolicyPair, Ranked, ReferencedPair, RelativeLogProbs,
+    SequenceLogProbs, Unpaired, WithBaseline, batch::Rewards,
 };
 
 /// The device of the tests, without autodiff; gradients are asked for tensor by tensor.
@@ -137,7 +137,7 @@ pub struct Labelled {
     pub baseline: f64,
 }
 
-type KtoBatch = WithBaseline<Unpaired<burn_preference::RelativeLogProbs>>;
+type KtoBatch = WithBaseline<Unpaired<RelativeLogProbs>>;
 
 impl Labelled {
     pub fn batch(&self, policy: Tensor<1>) -> KtoBatch {
@@ -166,6 +166,8 @@ impl Labelled {
 pub struct Lists {
     pub candidates: usize,
     pub sums: Vec<f64>,
+    /// Of the reference; empty where there is none.
+    pub references: Vec<f64>,
     pub lengths: Vec<usize>,
     pub scores: Vec<f64>,
     pub present: Vec<bool>,
@@ -193,6 +195,26 @@ impl Lists {
     ) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
         let sums = floats(&self.sums, dtype).autodiff().require_grad();
         values_and_grad(objective.forward(self.batch(sums.clone())), &sums)
+    }
+}
+
+impl Lists {
+    pub fn referenced(&self, sums: Tensor<1>) -> Ranked<RelativeLogProbs<2>> {
+        let policy = self.batch(sums.clone());
+        let references = sequence(floats(&self.references, sums.dtype()), &self.lengths);
+        let references = references.split_candidates(self.candidates).unwrap();
+        let relative = policy.candidates().clone().relative_to(references).unwrap();
+        Ranked::new(relative, policy.scores(), policy.present()).unwrap()
+    }
+
+    /// Losses, rewards and d Σ losses / d sums, against a reference.
+    pub fn run_on(
+        &self,
+        dtype: DType,
+        forward: impl Fn(Ranked<RelativeLogProbs<2>>) -> LossOutput<Tensor<2>>,
+    ) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+        let sums = floats(&self.sums, dtype).autodiff().require_grad();
+        values_and_grad(forward(self.referenced(sums.clone())), &sums)
     }
 }
 
