@@ -146,7 +146,8 @@ impl Report {
                 self.differ(Difference::NotFinite, case);
             } else if support::error(a, b) > all.tolerance || a.is_nan() != b.is_nan() {
                 let text = format!("{}: {key}[{i}] is {a} instead of {b}", case.name());
-                self.mismatches.push(text);
+                // One number of a list is enough to find the rest.
+                return self.mismatches.push(text);
             }
         }
     }

@@ -22,8 +22,8 @@ objective! {
     pub struct AotLoss from AotLossConfig {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
-        /// Whether differences are sorted within pairs (TRL's `aot_pair` until 0.24, then `aot`), or
-        /// the two sides apart (`aot_unpaired`).
+        /// Whether the differences of the pairs are sorted (TRL's `aot`), or the two sides apart
+        /// (`aot_unpaired`, `aot_pair` until 0.24).
         paired / with_paired: bool = true;
         /// What is assumed about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, part;

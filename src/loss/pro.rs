@@ -16,8 +16,8 @@ objective! {
     /// ```
     ///
     /// A candidate without a worse one adds nothing, and candidates of equal score do not compete.
-    /// The authors' code does not shift its mask with the labels: it drops the first response
-    /// token and scores one padding token instead.
+    /// The authors' code takes the sum for the NLL, once per stage; and it does not shift its mask
+    /// with the labels, so it drops the first response token and scores a padding token instead.
     example ranked_policy "" = 1.341154, "T = 0.6: ln(e^−1.2 + e^−0.3) + 1.2, and 0.05·2";
     pub struct ProLoss from ProLossConfig {
         /// w ≥ 0: the weight of the best candidate's NLL.

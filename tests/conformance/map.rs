@@ -1,11 +1,16 @@
 //! From a case of the peers to our objects: by producer, loss and parameters.
 
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
+use burn_preference::modifier::wpo_weights;
+use burn_preference::state::RunningMean;
 use burn_preference::{
-    Divergence, DpoLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig, LabelNoise, LossOutput,
-    NllNormalization, Normalization, Objective, OrpoLossConfig, Pair, PolicyPair, Ranked,
-    ReferencedPair, RrhfLossConfig, SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline,
-    WithNll,
+    AlphaPoLossConfig, AotLossConfig, ApoDownLossConfig, ApoZeroLossConfig, BcoLoss, BcoLossConfig,
+    CpoLossConfig, DiscopopLossConfig, Divergence, DpoLossConfig, ExoPairLossConfig,
+    HingeLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig, LabelNoise, LossOutput, Mixture,
+    NcaLossConfig, NllNormalization, Normalization, Objective, OrpoLossConfig, Pair, PolicyPair,
+    ProLossConfig, Ranked, ReferencedPair, RrhfLossConfig, SequenceLogProbs, SftTerm,
+    SimpoLossConfig, SppoLossConfig, TokenLogProbs, Unpaired, Weighted, WithBaseline, WithNll,
+    WithShift, WithWeights,
 };
 use serde_json::Value;
 
@@ -15,8 +20,9 @@ use crate::{Case, Numbers, numbers};
 /// Where we differ from a peer on purpose: a row here, with its reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Difference {
-    NoObjective,
-    NoModifier,
+    Relaxed,
+    BcoOrder,
+    Stages,
     NoByProducts,
     Rewards,
     ReferenceFreeRewards,
@@ -29,8 +35,9 @@ pub enum Difference {
 impl Difference {
     pub fn reason(self) -> &'static str {
         match self {
-            Self::NoObjective => "the objective is not in the crate yet",
-            Self::NoModifier => "LD-DPO and WPO weights are not in the crate yet",
+            Self::Stages => "PRO's stages are summed in one loss per list",
+            Self::Relaxed => "ARPO's relaxation of CPO is in no catalogue of ours",
+            Self::BcoOrder => "the mean reward of a second BCO step needs the first step's batch",
             Self::NoByProducts => "entropy, Σp², mean and top-1 of logits are not in the crate yet",
             Self::Rewards => "our rewards are what the loss compares, times β or τ",
             Self::ReferenceFreeRewards => "without a reference, our rewards have none either",
@@ -56,33 +63,6 @@ pub struct Ours {
 }
 
 type Mapped = Result<Ours, Unmapped>;
-
-/// Objectives and modifiers that the crate does not have yet.
-const NOT_YET: &[&str] = &[
-    "alphapo",
-    "aot",
-    "aot_pair",
-    "aot_unpaired",
-    "apo_down",
-    "apo_zero",
-    "apo_zero_unpaired",
-    "arpo",
-    "bco",
-    "bco_pair",
-    "cpo_hinge",
-    "cpo_ipo",
-    "cpo_sigmoid",
-    "cpo_simpo",
-    "discopop",
-    "exo_pair",
-    "hinge",
-    "nca_pair",
-    "pro",
-    "sigmoid+bco_pair+sft",
-    "sigmoid_humanline",
-    "simpo",
-    "sppo_hard",
-];
 
 /// By-products of the log-prob head, which belong to no objective.
 const BY_PRODUCTS: [&str; 4] = ["entropy", "log_sum_sq_probs", "mean_logits", "is_top1"];
@@ -122,21 +102,312 @@ impl Ours {
 }
 
 pub fn map(case: &Case) -> Mapped {
-    if NOT_YET.contains(&case.loss) {
-        return Err(Unmapped::Deliberate(Difference::NoObjective));
-    }
-    if case.has("ld_alpha") || case.has("use_weighting") {
-        return Err(Unmapped::Deliberate(Difference::NoModifier));
-    }
     match case.loss {
         "sigmoid" | "cdpo" | "robust" | "sigmoid_norm" => dpo(case),
         "ipo" => ipo(case),
+        "hinge" => of_divergence(case, |beta, d| {
+            Box::new(
+                HingeLossConfig::new()
+                    .with_beta(beta)
+                    .with_divergence(d)
+                    .init(),
+            )
+        }),
+        "discopop" => of_divergence(case, |beta, d| {
+            let discopop = DiscopopLossConfig::new().with_beta(beta).with_divergence(d);
+            let t = case.param("discopop_tau").unwrap_or(0.05);
+            Box::new(discopop.with_temperature(t).init())
+        }),
+        "exo_pair" => exo(case),
+        "nca_pair" => referenced(case, &NcaLossConfig::new().with_beta(beta(case)).init()),
+        "bco_pair" => bco_pair(case),
+        "bco" => bco(case),
+        "sppo_hard" => referenced(case, &SppoLossConfig::new().with_beta(beta(case)).init()),
+        "apo_zero" => referenced(case, &ApoZeroLossConfig::new().with_beta(beta(case)).init()),
+        "apo_down" => referenced(case, &ApoDownLossConfig::new().with_beta(beta(case)).init()),
+        "aot" | "aot_pair" | "aot_unpaired" => aot(case),
+        "sigmoid+bco_pair+sft" => mpo(case),
+        "sigmoid_humanline" => humanline(case),
         "sft" => sft(case),
+        "cpo_sigmoid" | "cpo_hinge" | "cpo_ipo" | "cpo_simpo" => cpo(case),
+        "simpo" | "alphapo" => simpo(case),
         "kto" => kto(case),
+        "apo_zero_unpaired" => kto(case),
         "orpo_or" | "orpo_full_avgnll" => orpo_means(case),
         "orpo" => orpo(case),
         "rrhf" => Ok(rrhf(case)),
+        "pro" => Ok(pro(case)),
         "logps" => logps(case),
+        "arpo" => Err(Unmapped::Deliberate(Difference::Relaxed)),
+        _ => Err(Unmapped::Unknown),
+    }
+}
+
+fn beta(case: &Case) -> f64 {
+    case.param("beta").expect("every objective has a β")
+}
+
+/// Label smoothing as the producer acts on it.
+fn noise(case: &Case) -> LabelNoise {
+    LabelNoise::Conservative(case.param("label_smoothing").unwrap_or(0.0))
+}
+
+/// An objective of a divergence; with another one than TRL's default, its rewards differ.
+fn of_divergence(
+    case: &Case,
+    build: impl Fn(f64, Divergence) -> Box<dyn Objective<ReferencedPair>>,
+) -> Mapped {
+    let divergence = divergence(case)?;
+    let ours = referenced(case, &*build(beta(case), divergence))?;
+    Ok(if divergence == Divergence::ReverseKl {
+        ours
+    } else {
+        ours.except(&REWARD_KEYS, Difference::Rewards)
+    })
+}
+
+fn exo(case: &Case) -> Mapped {
+    let smoothing = match case.param("label_smoothing").unwrap_or(0.0) {
+        // TRL 0.24 replaced 0 by 1e-3.
+        0.0 if case.producer == "trl024.dpo" => 1e-3,
+        smoothing => smoothing,
+    };
+    let exo = ExoPairLossConfig::new().with_label_smoothing(smoothing);
+    if exo.try_init().is_err() {
+        return Err(Unmapped::Deliberate(Difference::Refused));
+    }
+    of_divergence(case, |beta, divergence| {
+        Box::new(
+            exo.clone()
+                .with_beta(beta)
+                .with_divergence(divergence)
+                .init(),
+        )
+    })
+}
+
+/// TRL 0.24 subtracts δ, which at its first step is the mean reward of the batch.
+fn bco_pair(case: &Case) -> Mapped {
+    let bco = BcoLossConfig::new().with_beta(beta(case)).init();
+    if case.producer != "trl024.dpo" {
+        return referenced(case, &bco);
+    }
+    struct Shifted(BcoLoss);
+    impl Objective<ReferencedPair> for Shifted {
+        fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
+            let rewards = self.0.forward(batch.clone()).rewards().clone();
+            let all = Tensor::cat(vec![rewards.chosen, rewards.rejected], 0);
+            self.0.forward(WithShift::new(batch, all.mean()).unwrap())
+        }
+    }
+    // Its running mean is f32.
+    Ok(referenced(case, &Shifted(bco))?.tolerance(1e-6))
+}
+
+/// TRL's BCO trainer: chosen and rejected completions apart, δ over all steps so far.
+fn bco(case: &Case) -> Mapped {
+    if case.input["kind"] != "pairs" {
+        return Err(Unmapped::Unknown);
+    }
+    let beta = beta(case);
+    let pairs = pairs(case.input);
+    let step = |shift: f64| {
+        let rejected = pairs.rejected.iter().map(|x| x + shift).collect();
+        Pairs {
+            rejected,
+            ..pairs.clone()
+        }
+    };
+    // Step k of the recorded runs shifts the rejected log-probs by −k/2.
+    let steps = case.param("step").unwrap();
+    if case.param("rejected_shift") != Some(-0.5 * steps) || steps > 2.0 {
+        return Err(Unmapped::Deliberate(Difference::BcoOrder));
+    }
+    let mut delta = RunningMean::default();
+    let mut now = step(-0.5);
+    for k in 1..=2 {
+        if f64::from(k) > steps {
+            break;
+        }
+        now = step(-0.5 * f64::from(k));
+        let ratios = [
+            (&now.chosen, &now.ref_chosen),
+            (&now.rejected, &now.ref_rejected),
+        ];
+        for (policy, reference) in ratios {
+            let rewards = policy.iter().zip(reference).map(|(p, r)| beta * (p - r));
+            delta.update(rewards.sum(), now.len() as f64);
+        }
+    }
+    let n = now.len();
+    let leaf = |values: &[f64]| f64s(values).autodiff().require_grad();
+    let (chosen, rejected) = (leaf(&now.chosen), leaf(&now.rejected));
+    let lengths = vec![1; 2 * n];
+    let reference = f64s(&[now.ref_chosen.clone(), now.ref_rejected.clone()].concat());
+    let policy = Tensor::cat(vec![chosen.clone(), rejected.clone()], 0);
+    let relative = sequence(policy, &lengths).relative_to(sequence(reference, &lengths));
+    let labels: Vec<bool> = (0..2 * n).map(|i| i < n).collect();
+    let batch = Unpaired::new(relative.unwrap(), bools(&labels)).unwrap();
+    let batch = WithShift::new(batch, f64s(&[delta.mean()])).unwrap();
+    let output = BcoLossConfig::new().with_beta(beta).init().forward(batch);
+    let grads = output.mean().backward();
+    let rewards = to_vec(output.rewards().clone());
+    let numbers = [
+        ("loss", to_vec(output.mean())),
+        ("losses", to_vec(output.losses())),
+        ("delta", vec![delta.mean()]),
+        ("chosen_rewards", rewards[..n].to_vec()),
+        ("rejected_rewards", rewards[n..].to_vec()),
+        ("grad_chosen", to_vec(chosen.grad(&grads).unwrap())),
+        ("grad_rejected", to_vec(rejected.grad(&grads).unwrap())),
+    ];
+    let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
+    // The peer's running mean is f32.
+    Ok(Ours::new(numbers.into_iter().collect()).tolerance(1e-6))
+}
+
+fn aot(case: &Case) -> Mapped {
+    // TRL 0.24 calls `aot_pair` what sorts the two sides apart; `aot_unpaired` since.
+    let paired = case.loss == "aot";
+    let aot = AotLossConfig::new()
+        .with_beta(beta(case))
+        .with_paired(paired)
+        .with_label_noise(noise(case))
+        .init();
+    referenced(case, &aot)
+}
+
+fn mpo(case: &Case) -> Mapped {
+    let weights = numbers(&case.params["loss_weights"]);
+    let dpo = DpoLossConfig::new().with_beta(beta(case)).init();
+    let bco = BcoLossConfig::new().with_beta(beta(case)).init();
+    let mixture = Mixture::new(weights[0], dpo).and(weights[1], bco);
+    let sft = SftTerm::new(mixture, weights[2]).with_normalization(NllNormalization::Token);
+    referenced(case, &sft)
+}
+
+fn humanline(case: &Case) -> Mapped {
+    let dpo = DpoLossConfig::new().with_beta(beta(case)).init();
+    let low = case.param("log_epsilon_P").unwrap();
+    let high = case.param("log_epsilon_R").unwrap();
+    Ok(token_pairs(case, |policy, reference| {
+        dpo.forward(policy.clamped_relative_to(reference, low, high).unwrap())
+    }))
+}
+
+/// TRL's CPO trainer: no reference, and on logits the NLL of the chosen completions.
+fn cpo(case: &Case) -> Mapped {
+    let config = CpoLossConfig::trl()
+        .with_beta(beta(case))
+        .with_label_noise(noise(case));
+    let weight = case.param("cpo_alpha").unwrap_or(0.0);
+    let plain = CpoLossConfig::trl().with_sft_weight(weight);
+    // On logits TRL hands means to `ipo` and `simpo`, sums to the others.
+    let normalization = match case.input["kind"].as_str() {
+        Some("pair_logits") => Normalization::Mean,
+        _ => Normalization::Sum,
+    };
+    let preference: Box<dyn Objective<PolicyPair> + Send + Sync> = match case.loss {
+        "cpo_sigmoid" => Box::new(config.clone().with_sft_weight(0.0).init()),
+        "cpo_simpo" => Box::new(
+            SimpoLossConfig::new()
+                .with_beta(beta(case))
+                .with_target_margin(case.param("simpo_gamma").unwrap())
+                .with_label_noise(noise(case))
+                .init(),
+        ),
+        "cpo_hinge" => Box::new(Uniform(HingeLossConfig::new().with_beta(beta(case)).init())),
+        _ => Box::new(Uniform(
+            IpoLossConfig::new()
+                .with_tau(beta(case))
+                .with_normalization(normalization)
+                .init(),
+        )),
+    };
+    let term = SftTerm::new(preference, weight).with_normalization(NllNormalization::Token);
+    match case.input["kind"].as_str() {
+        Some("pairs") => {
+            let pairs = pairs(case.input);
+            let result = pairs.run_policy(&term, DType::F64);
+            let numbers = pair_numbers(case.mode, result.losses, &result.rewards, result.grads);
+            Ok(Ours::new(numbers))
+        }
+        Some("pair_logits") => {
+            let input = PairLogits::new(case.input);
+            let batch = input.pair(&input.completion);
+            let nll = NllNormalization::Token.nll(&batch.chosen);
+            let nll = mean(&to_vec(nll)) * f64::from(u8::from(weight != 0.0));
+            let logps = batch.map_ref(|y| match case.loss {
+                "cpo_simpo" | "cpo_ipo" => mean(&to_vec(y.mean())),
+                _ => mean(&to_vec(y.sum())),
+            });
+            // One objective that holds both terms gives the same as the term around another.
+            let whole = plain
+                .with_beta(beta(case))
+                .with_label_noise(noise(case))
+                .init();
+            let output = match case.loss {
+                "cpo_sigmoid" => whole.forward(batch),
+                _ => term.forward(batch),
+            };
+            let grads = output.mean().backward();
+            let numbers = [
+                ("loss", to_vec(output.mean())),
+                ("nll_loss", vec![nll]),
+                ("mean_chosen_logp", vec![logps.chosen]),
+                ("mean_rejected_logp", vec![logps.rejected]),
+                ("grad_logits", to_vec(input.logits.grad(&grads).unwrap())),
+            ];
+            let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
+            Ok(Ours::new(numbers.into_iter().collect()))
+        }
+        _ => Err(Unmapped::Unknown),
+    }
+}
+
+/// An objective against a reference, reference-free.
+struct Uniform<O>(O);
+
+impl<O: Objective<ReferencedPair>> Objective<PolicyPair> for Uniform<O> {
+    fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {
+        self.0.forward(batch.with_uniform_reference())
+    }
+}
+
+fn simpo(case: &Case) -> Mapped {
+    let simpo = match case.param("gamma_beta_ratio") {
+        Some(ratio) => SimpoLossConfig::from_margin_ratio(beta(case), ratio),
+        None => SimpoLossConfig::new()
+            .with_beta(beta(case))
+            .with_target_margin(case.param("gamma").unwrap()),
+    };
+    let objective: Box<dyn Objective<PolicyPair>> = match case.param("alpha") {
+        Some(alpha) if case.loss == "alphapo" => Box::new(
+            AlphaPoLossConfig::new()
+                .with_beta(simpo.beta)
+                .with_target_margin(simpo.target_margin)
+                .with_alpha(alpha)
+                .with_label_noise(noise(case))
+                .init(),
+        ),
+        _ => Box::new(simpo.with_label_noise(noise(case)).init()),
+    };
+    match case.input["kind"].as_str() {
+        Some("pairs_avg") => {
+            let result = pairs(case.input).run_policy(&*objective, DType::F64);
+            let numbers = pair_numbers(case.mode, result.losses, &result.rewards, result.grads);
+            let ours = Ours::new(numbers);
+            Ok(if case.loss == "alphapo" {
+                ours.except(&REWARD_KEYS, Difference::Rewards)
+            } else {
+                ours
+            })
+        }
+        Some("token_pairs") => {
+            let ours = token_pairs(case, |policy, _| objective.forward(policy.sequences()));
+            // HALOs logs ℓ̄ without β.
+            Ok(ours.except(&REWARD_KEYS, Difference::Rewards))
+        }
         _ => Err(Unmapped::Unknown),
     }
 }
@@ -298,12 +569,48 @@ fn referenced(case: &Case, objective: &dyn Objective<ReferencedPair>) -> Mapped 
                 ours
             })
         }
-        Some("token_pairs") => Ok(token_pairs(case, objective)),
+        Some("token_pairs") => Ok(token_pairs(case, |policy, reference| {
+            token_objective(case, objective, policy, reference)
+        })),
         _ => Err(Unmapped::Unknown),
     }
 }
 
-fn token_pairs(case: &Case, objective: &dyn Objective<ReferencedPair>) -> Ours {
+/// On per-token log-probs, with TRL's modifiers of them.
+fn token_objective(
+    case: &Case,
+    objective: &dyn Objective<ReferencedPair>,
+    policy: &Pair<TokenLogProbs>,
+    reference: &Pair<TokenLogProbs>,
+) -> LossOutput<Pair<Tensor<1>>> {
+    if let Some(alpha) = case.param("ld_alpha") {
+        let ld = |y: &Pair<TokenLogProbs>| y.length_desensitized(alpha).unwrap();
+        return objective.forward(ld(policy).relative_to(ld(reference)).unwrap());
+    }
+    let batch = policy
+        .sequences()
+        .relative_to(reference.sequences())
+        .unwrap();
+    if !case.has("use_weighting") {
+        return objective.forward(batch);
+    }
+    let rows: Vec<Vec<f64>> = nested(&case.input["log_sum_sq_probs"]);
+    let [_, time] = policy.chosen.mask().dims();
+    let padded = |row: &Vec<f64>| [row.clone(), vec![0.0; time - row.len()]].concat();
+    let values: Vec<f64> = rows.iter().flat_map(padded).collect();
+    let values = f64s(&values).reshape([rows.len(), time]);
+    let mask = Tensor::cat(vec![policy.chosen.mask(), policy.rejected.mask()], 0);
+    let collisions = TokenLogProbs::new(values, mask).unwrap();
+    let collisions = Pair::from_concatenated_tokens(&collisions).unwrap();
+    // TRL 1.16 does not bound the weight.
+    let weights = wpo_weights(policy, &collisions, None).unwrap();
+    Weighted(objective).forward(WithWeights::new(batch, weights).unwrap())
+}
+
+fn token_pairs(
+    case: &Case,
+    forward: impl FnOnce(&Pair<TokenLogProbs>, &Pair<TokenLogProbs>) -> LossOutput<Pair<Tensor<1>>>,
+) -> Ours {
     let rows = |key: &str| -> Vec<Vec<f64>> {
         let rows = case.input[key].as_array().unwrap();
         rows.iter().map(numbers).collect()
@@ -321,13 +628,14 @@ fn token_pairs(case: &Case, objective: &dyn Objective<ReferencedPair>) -> Ours {
 
     let leaf = tensor(&policy).autodiff().require_grad();
     let pair = |tokens: Tensor<2>| {
-        let sequences = TokenLogProbs::new(tokens, mask.clone()).unwrap().sequence();
-        PolicyPair::from_concatenated(&sequences).unwrap()
+        let tokens = TokenLogProbs::new(tokens, mask.clone()).unwrap();
+        Pair::from_concatenated_tokens(&tokens).unwrap()
     };
-    let batch = pair(leaf.clone());
-    let logps = batch.map_ref(|y| mean(&to_vec(y.sum())));
-    let batch = batch.relative_to(pair(tensor(&reference))).unwrap();
-    let output = objective.forward(batch);
+    let (policy_tokens, reference_tokens) = (pair(leaf.clone()), pair(tensor(&reference)));
+    let alpha = case.param("ld_alpha").unwrap_or(1.0);
+    let logps = policy_tokens.length_desensitized(alpha).unwrap();
+    let logps = logps.map(|y| mean(&to_vec(y.sum())));
+    let output = forward(&policy_tokens, &reference_tokens);
     let grads = output.mean().backward();
     let grad = to_vec(leaf.grad(&grads).unwrap());
     let ragged = policy.iter().enumerate();
@@ -361,13 +669,26 @@ fn kto(case: &Case) -> Mapped {
     let estimate = KlEstimate::from_mismatched(&relative(f64s(&kl_policy), &kl_ref));
     let leaf = f64s(&policy).autodiff().require_grad();
     let batch = Unpaired::new(relative(leaf.clone(), &reference), bools(&desirable)).unwrap();
-    let beta = case.param("beta").unwrap();
+    let beta = beta(case);
     let kto = KtoLossConfig::new()
         .with_beta(beta)
         .with_desirable_weight(case.param("desirable_weight").unwrap_or(1.0))
         .with_undesirable_weight(case.param("undesirable_weight").unwrap_or(1.0))
         .init();
-    let output = kto.forward(WithBaseline::new(batch, estimate.baseline()).unwrap());
+    let apo = case.loss == "apo_zero_unpaired";
+    let output = if apo {
+        ApoZeroLossConfig::new()
+            .with_beta(beta)
+            .init()
+            .forward(batch)
+    } else {
+        kto.forward(WithBaseline::new(batch, estimate.baseline()).unwrap())
+    };
+    let kl = if apo {
+        vec![0.0]
+    } else {
+        to_vec(estimate.baseline())
+    };
     let grads = output.mean().backward();
 
     let rewards = to_vec(output.rewards().clone());
@@ -387,7 +708,7 @@ fn kto(case: &Case) -> Mapped {
             "losses",
             [side(&losses, true), side(&losses, false)].concat(),
         ),
-        ("kl", to_vec(estimate.baseline())),
+        ("kl", kl),
         ("grad_policy", to_vec(leaf.grad(&grads).unwrap())),
         ("chosen_rewards_sum", sum(&chosen)),
         ("rejected_rewards_sum", sum(&rejected)),
@@ -590,6 +911,53 @@ fn rrhf(case: &Case) -> Ours {
     ];
     let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
     Ours::new(numbers.into_iter().collect())
+}
+
+fn pro(case: &Case) -> Ours {
+    let queries = |key: &str| case.input[key].as_array().unwrap();
+    let rewards = nested(&case.input["rewards"]);
+    let count = rewards.len() as f64;
+    let (mut total, mut sft) = (0.0, 0.0);
+    let mut grads = Vec::new();
+    for (query, scores) in rewards.iter().enumerate() {
+        let labels = nested(&queries("labels")[query]);
+        let flags = |key: &str| nested(&queries(key)[query]);
+        let (attention, prefix) = (flags("attention_mask"), flags("prefix_mask"));
+        // As written, the mask of position t counts the label of position t + 1.
+        let mask: Vec<Vec<bool>> = (0..labels.len())
+            .map(|i| {
+                let counted = |t: usize| attention[i][t] > 0.0 && prefix[i][t] == 0.0;
+                (0..labels[i].len())
+                    .map(|t| t > 0 && counted(t - 1))
+                    .collect()
+            })
+            .collect();
+        let leaf = logits(&queries("logits")[query]).autodiff().require_grad();
+        let tokens = token_tensor(&labels);
+        let log_probs = TokenLogProbs::from_logits(leaf.clone(), tokens, mask_tensor(&mask));
+        let k = labels.len();
+        let lists = log_probs.unwrap().sequence().split_candidates(k).unwrap();
+        // The authors' NLL is a sum, once per stage, and not divided by the number of queries.
+        let best = (0..k).fold(0, |b, i| if scores[i] > scores[b] { i } else { b });
+        let length = mask[best].iter().filter(|&&counted| counted).count();
+        let weight = case.param("sft_weight").unwrap() * count * (k - 1) as f64 * length as f64;
+        sft -= weight * to_vec(lists.mean())[best] / count;
+        let present = bools(&vec![true; k]).reshape([1, k]);
+        let list = Ranked::new(lists, f64s(scores).reshape([1, k]), present).unwrap();
+        let pro = ProLossConfig::new().with_sft_weight(weight).init();
+        let loss = pro.forward(list).normalized_by(count);
+        let gradient = loss.backward();
+        total += to_vec(loss)[0];
+        grads.extend(to_vec(leaf.grad(&gradient).unwrap()));
+    }
+    let numbers = [
+        ("loss", vec![total]),
+        ("sft_loss", vec![sft]),
+        ("grad_logits", grads),
+    ];
+    let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
+    let ours = Ours::new(numbers.into_iter().collect());
+    ours.except(&["stage_losses"], Difference::Stages)
 }
 
 fn logps(case: &Case) -> Mapped {
