@@ -6,16 +6,6 @@
 //!                              stay together      reference, data       losses, rewards
 //! ```
 //!
-//! | objective | batch | reference | defaults | paper |
-//! |---|---|---|---|---|
-//! | [`DpoLoss`], cDPO, robust, f-DPO, per token | [`ReferencedPair`] | yes | β = 0.1 | 2305.18290 |
-//! | [`DpoLoss`] with margins (ODPO) | [`WithMargin`]`<ReferencedPair>` | yes | β = 0.1 | 2402.10571 |
-//! | [`IpoLoss`] | [`ReferencedPair`] | yes | τ = 0.1, per token | 2310.12036 |
-//! | [`KtoLoss`] | [`WithBaseline`]`<`[`Unpaired`]`>` | yes | β = 0.1, λ = 1 | 2402.01306 |
-//! | [`OrpoLoss`] | [`PolicyPair`] | no | λ = 0.1 | 2403.07691 |
-//! | [`RrhfLoss`] | [`Ranked`] | no | κ = 1, w = 1 | 2304.05302 |
-//! | any over pairs, with an [`SftTerm`] | the same | the same | | 2404.19733 |
-//!
 //! - **What an objective needs is its input type.** One that needs a reference cannot be called
 //!   without; one that has no use for it cannot be given one. No option is silently ignored.
 //! - **Per example first, reduction last.** [`LossOutput`] holds a loss for every example; you
@@ -69,6 +59,12 @@
 //! # Ok::<(), burn_preference::InvalidInput>(())
 //! ```
 //!
+//! # Objectives
+#![doc = include_str!("../docs/objectives.md")]
+//!
+//! [`modifier`] holds what goes on top of them, [`state`] what some of them need from earlier
+//! batches, and [`config`] chooses one by a file.
+//!
 //! # Precision
 //!
 //! bf16 and f16 logits are upcast to f32 before the normaliser, and sums are f32. Weights are
@@ -88,6 +84,7 @@
 struct Readme;
 
 pub mod batch;
+pub mod config;
 pub mod error;
 mod hyperparameter;
 pub mod log_probs;
@@ -127,4 +124,4 @@ pub use metrics::{BatchMetrics, Metrics};
 pub use modifier::{Mixture, SftTerm, Weighted};
 pub use objective::{LossOutput, Objective};
 pub use part::{Divergence, GapDistance, LabelNoise, Link, NllNormalization, Normalization};
-pub use reference::Frozen;
+pub use reference::{Frozen, ReferenceSchedule};

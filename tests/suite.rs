@@ -4,6 +4,8 @@ mod support;
 
 #[path = "suite/batches.rs"]
 mod batches;
+#[path = "suite/catalogue.rs"]
+mod catalogue;
 #[path = "suite/config.rs"]
 mod config;
 #[path = "suite/floors.rs"]
@@ -14,6 +16,8 @@ mod laws;
 mod log_probs;
 #[path = "suite/metrics.rs"]
 mod metrics;
+#[path = "suite/modifiers.rs"]
+mod modifiers;
 #[path = "suite/numerics.rs"]
 mod numerics;
 #[path = "suite/objectives.rs"]

@@ -30,6 +30,18 @@ objective! {
     }
 }
 
+impl IpoLossConfig {
+    /// The paper's letter, and the first public code: log-ratios summed over tokens.
+    pub fn paper() -> Self {
+        Self::new().with_normalization(Normalization::Sum)
+    }
+
+    /// TRL's convention, and HALOs': log-ratios per token. It is the default.
+    pub fn trl() -> Self {
+        Self::new().with_normalization(Normalization::Mean)
+    }
+}
+
 impl Objective<ReferencedPair> for IpoLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
         let r = batch.map_ref(|y| {

@@ -33,6 +33,14 @@ objective! {
     }
 }
 
+impl OrpoLossConfig {
+    /// TRL's convention, and the authors': the NLL is the mean over all tokens of the batch. They
+    /// count the prompt's tokens too: give a [`WithNll`] column of prompt and completion.
+    pub fn trl() -> Self {
+        Self::new().with_nll_normalization(NllNormalization::Token)
+    }
+}
+
 impl OrpoLoss {
     fn losses(&self, batch: &PolicyPair, nll_of: &SequenceLogProbs) -> LossOutput<Pair<Tensor<1>>> {
         let means = batch.map_ref(SequenceLogProbs::mean);

@@ -21,6 +21,13 @@ objective! {
     }
 }
 
+impl SppoLossConfig {
+    /// TRL's default, β = 0.1.
+    pub fn trl() -> Self {
+        Self::new().with_beta(0.1)
+    }
+}
+
 impl SppoLoss {
     fn losses(&self, batch: &ReferencedPair, edge: Tensor<1>) -> LossOutput<Pair<Tensor<1>>> {
         let rho = batch.log_ratios();

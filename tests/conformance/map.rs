@@ -38,7 +38,7 @@ impl Difference {
             Self::Stages => "PRO's stages are summed in one loss per list",
             Self::Relaxed => "ARPO's relaxation of CPO is in no catalogue of ours",
             Self::BcoOrder => "the mean reward of a second BCO step needs the first step's batch",
-            Self::NoByProducts => "entropy, Σp², mean and top-1 of logits are not in the crate yet",
+            Self::NoByProducts => "entropy, mean and top-1 of logits are not in the crate yet",
             Self::Rewards => "our rewards are what the loss compares, times β or τ",
             Self::ReferenceFreeRewards => "without a reference, our rewards have none either",
             Self::NegativeAlpha => "α < 0 is no f-divergence of f-DPO: we refuse it",
@@ -65,7 +65,7 @@ pub struct Ours {
 type Mapped = Result<Ours, Unmapped>;
 
 /// By-products of the log-prob head, which belong to no objective.
-const BY_PRODUCTS: [&str; 4] = ["entropy", "log_sum_sq_probs", "mean_logits", "is_top1"];
+const BY_PRODUCTS: [&str; 3] = ["entropy", "mean_logits", "is_top1"];
 
 const REWARD_KEYS: [&str; 4] = [
     "chosen_rewards",
@@ -122,7 +122,7 @@ pub fn map(case: &Case) -> Mapped {
         "nca_pair" => referenced(case, &NcaLossConfig::new().with_beta(beta(case)).init()),
         "bco_pair" => bco_pair(case),
         "bco" => bco(case),
-        "sppo_hard" => referenced(case, &SppoLossConfig::new().with_beta(beta(case)).init()),
+        "sppo_hard" => sppo(case),
         "apo_zero" => referenced(case, &ApoZeroLossConfig::new().with_beta(beta(case)).init()),
         "apo_down" => referenced(case, &ApoDownLossConfig::new().with_beta(beta(case)).init()),
         "aot" | "aot_pair" | "aot_unpaired" => aot(case),
@@ -164,6 +164,17 @@ fn of_divergence(
     } else {
         ours.except(&REWARD_KEYS, Difference::Rewards)
     })
+}
+
+fn sppo(case: &Case) -> Mapped {
+    let trl = SppoLossConfig::trl();
+    // TRL's default where the case has it, so that the preset is compared too.
+    let sppo = if beta(case) == trl.beta {
+        trl
+    } else {
+        trl.with_beta(beta(case))
+    };
+    referenced(case, &sppo.init())
 }
 
 fn exo(case: &Case) -> Mapped {
@@ -467,14 +478,14 @@ fn dpo(case: &Case) -> Mapped {
 fn ipo(case: &Case) -> Mapped {
     // TRL 1.16 divides by the length, and so does HALOs; the first public code sums, and others
     // leave the mean to their caller.
-    let normalization = match case.producer {
-        "trl116.dpo" | "trl116.dpo.f64patch" | "halos" => Normalization::Mean,
-        _ => Normalization::Sum,
+    let config = match case.producer {
+        "trl116.dpo" | "trl116.dpo.f64patch" | "halos" => IpoLossConfig::trl(),
+        _ => IpoLossConfig::paper(),
     };
-    let ipo = IpoLossConfig::new()
+    let normalization = config.normalization;
+    let ipo = config
         .with_tau(case.param("beta").or(case.param("tau")).unwrap())
         .with_divergence(divergence(case)?)
-        .with_normalization(normalization)
         .init();
     let ours = referenced(case, &ipo)?;
     Ok(match normalization {
@@ -833,9 +844,8 @@ fn orpo(case: &Case) -> Mapped {
     let metrics = burn_preference::BatchMetrics::default()
         .with_log_odds(&batch)
         .read();
-    let orpo = OrpoLossConfig::new()
-        .with_odds_ratio_weight(case.param("beta").unwrap())
-        .with_nll_normalization(NllNormalization::Token)
+    let orpo = OrpoLossConfig::trl()
+        .with_odds_ratio_weight(beta(case))
         .init();
     let output = orpo.forward(WithNll::new(batch, nll_of).unwrap());
     let grads = output.mean().backward();
@@ -981,7 +991,9 @@ fn logps(case: &Case) -> Mapped {
         .map(|i| 1.0 + i as f64 / (rows.max(2) - 1) as f64)
         .collect();
     let grads = (sequences.sum() * f64s(&weights)).sum().backward();
+    let collisions = TokenLogProbs::collisions(leaf.clone(), mask_tensor(&mask)).unwrap();
     let numbers = [
+        ("log_sum_sq_probs", to_vec(collisions.log_probs())),
         ("per_token", to_vec(tokens.log_probs())),
         ("sum", to_vec(sequences.sum())),
         ("mean", to_vec(sequences.mean())),

@@ -1,6 +1,11 @@
 //! Configs: ranges, files, and what a typo says.
 
 use burn::config::Config;
+use burn::tensor::DType;
+use burn_preference::config::{
+    PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig,
+    ScoredPairObjectiveConfig, TiedPairObjectiveConfig, UnpairedObjective, UnpairedObjectiveConfig,
+};
 use burn_preference::{
     Divergence, DpoLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, NllNormalization,
     Normalization, OrpoLossConfig, RrhfLossConfig,
@@ -115,4 +120,147 @@ fn values_outside_their_range_are_named() {
 #[should_panic(expected = "`beta` is 0, but must be a finite number > 0")]
 fn init_panics_with_the_same_words() {
     let _ = DpoLossConfig::new().with_beta(0.0).init();
+}
+
+/// Every tag of the enum, as serde's own error lists them.
+fn tags<C: DeserializeOwned>() -> Vec<String> {
+    let error = parse::<C>(r#"{"loss": "?"}"#)
+        .err()
+        .expect("no objective has this name");
+    let expected = error
+        .split("expected")
+        .nth(1)
+        .expect("the error lists the tags");
+    let tags = expected.split('`').skip(1).step_by(2);
+    tags.map(str::to_owned).collect()
+}
+
+fn round_trip<C: DeserializeOwned + serde::Serialize + PartialEq + std::fmt::Debug>(
+    nested: &[&str],
+) {
+    let tags = tags::<C>();
+    assert!(tags.len() >= 2, "{tags:?}");
+    for tag in tags.iter().filter(|tag| !nested.contains(&tag.as_str())) {
+        let config: C = parse(&format!(r#"{{"loss": "{tag}"}}"#)).unwrap();
+        let json = serde_json::to_string(&config).unwrap();
+        assert!(json.starts_with(&format!(r#"{{"loss":"{tag}""#)), "{json}");
+        assert_eq!(parse::<C>(&json).unwrap(), config, "{json}");
+        let error = parse::<C>(&format!(r#"{{"loss": "{tag}", "betta": 1}}"#)).unwrap_err();
+        assert!(error.contains("unknown field `betta`"), "{tag}: {error}");
+    }
+}
+
+#[test]
+fn every_objective_of_a_file_round_trips() {
+    round_trip::<PairObjectiveConfig>(&["mixture", "with_sft"]);
+    round_trip::<UnpairedObjectiveConfig>(&[]);
+    round_trip::<RankedObjectiveConfig>(&[]);
+    round_trip::<ScoredPairObjectiveConfig>(&[]);
+    round_trip::<TiedPairObjectiveConfig>(&[]);
+    let error = parse::<PairObjectiveConfig>(r#"{"beta": 0.1}"#).unwrap_err();
+    assert!(error.contains("missing field `loss`"), "{error}");
+    let error = parse::<PairObjectiveConfig>(r#"{"loss": "dop"}"#).unwrap_err();
+    assert!(
+        error.contains("unknown variant `dop`") && error.contains("`dpo`"),
+        "{error}"
+    );
+    let error = parse::<PairObjectiveConfig>(r#"{"loss": "with_sft", "weight": 1}"#).unwrap_err();
+    assert!(error.contains("missing field `objective`"), "{error}");
+}
+
+#[test]
+fn a_file_builds_what_it_says() {
+    let pairs = crate::support::Pairs {
+        chosen: vec![-4.0, -9.0],
+        rejected: vec![-7.0, -8.0],
+        ref_chosen: vec![-5.0, -8.5],
+        ref_rejected: vec![-6.0, -8.0],
+        chosen_len: vec![3, 5],
+        rejected_len: vec![4, 4],
+    };
+    let losses = |json: &str| match parse::<PairObjectiveConfig>(json).unwrap().try_init() {
+        Ok(PairObjective::Referenced(objective)) => pairs.run(&*objective, DType::F64).losses,
+        Ok(PairObjective::ReferenceFree(objective)) => {
+            pairs.run_policy(&*objective, DType::F64).losses
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let dpo = losses(r#"{"loss": "dpo", "beta": 0.2}"#);
+    let simpo = losses(r#"{"loss": "simpo"}"#);
+    let mixture = r#"{"loss": "mixture", "parts": [
+        {"weight": 0.5, "objective": {"loss": "dpo", "beta": 0.2}},
+        {"weight": 2, "objective": {"loss": "simpo"}}]}"#;
+    let sft = format!(r#"{{"loss": "with_sft", "weight": 0.1, "objective": {mixture}}}"#);
+    let whole = losses(&sft);
+    for i in 0..2 {
+        let nll = [4.0 / 3.0, 9.0 / 5.0][i];
+        let expected = 0.5 * dpo[i] + 2.0 * simpo[i] + 0.1 * nll;
+        assert!(crate::support::error(whole[i], expected) < 1e-14);
+    }
+    let config: PairObjectiveConfig = parse(&sft).unwrap();
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(parse::<PairObjectiveConfig>(&json), Ok(config));
+
+    // Reference-free parts alone stay reference-free.
+    let free = r#"{"loss": "mixture", "parts": [{"weight": 1, "objective": {"loss": "orpo"}}]}"#;
+    let free = parse::<PairObjectiveConfig>(free).unwrap().try_init();
+    assert!(matches!(free, Ok(PairObjective::ReferenceFree(_))));
+    let unpaired = parse::<UnpairedObjectiveConfig>(r#"{"loss": "kto"}"#)
+        .unwrap()
+        .try_init();
+    assert_eq!(
+        unpaired,
+        Ok(UnpairedObjective::Kto(KtoLossConfig::new().init()))
+    );
+    let ranked = parse::<RankedObjectiveConfig>(r#"{"loss": "rrhf"}"#)
+        .unwrap()
+        .try_init();
+    assert!(matches!(ranked, Ok(RankedObjective::ReferenceFree(_))));
+}
+
+#[test]
+fn a_file_out_of_range_says_so() {
+    let error = |json: &str| {
+        let config = parse::<PairObjectiveConfig>(json).unwrap();
+        config.try_init().err().expect("out of range").to_string()
+    };
+    assert_eq!(
+        error(r#"{"loss": "dpo", "label_noise": {"conservative": 0.7}}"#),
+        "`label_noise.conservative` is 0.7, but must be in [0, 0.5)"
+    );
+    assert_eq!(
+        error(r#"{"loss": "exo_pair", "label_smoothing": 0}"#),
+        "`label_smoothing` is 0, but must be in (0, 0.5)"
+    );
+    assert_eq!(
+        error(r#"{"loss": "mixture", "parts": []}"#),
+        "`parts` is 0, but must be one part at least"
+    );
+    let nested = r#"{"loss": "with_sft", "weight": 1, "objective": {"loss": "ipo", "tau": -1}}"#;
+    assert_eq!(
+        error(nested),
+        "`tau` is -1, but must be a finite number > 0"
+    );
+    let negative = r#"{"loss": "with_sft", "weight": -1, "objective": {"loss": "ipo"}}"#;
+    assert_eq!(
+        error(negative),
+        "`sft_weight` is -1, but must be a finite number ≥ 0"
+    );
+    for (json, name) in [
+        (
+            r#"{"loss": "dpo_shift", "rejected_share": 0}"#,
+            "rejected_share",
+        ),
+        (r#"{"loss": "chipo", "reward_bound": 0}"#, "reward_bound"),
+        (r#"{"loss": "dpop", "penalty": -1}"#, "penalty"),
+        (r#"{"loss": "discopop", "temperature": 0}"#, "temperature"),
+    ] {
+        assert!(error(json).starts_with(&format!("`{name}` is ")), "{json}");
+    }
+    let tied = parse::<TiedPairObjectiveConfig>(r#"{"loss": "rao_kupper", "tie_factor": 1}"#);
+    let error = tied.unwrap().try_init().err().expect("ν > 1");
+    assert_eq!(
+        error.to_string(),
+        "`tie_factor` is 1, but must be a finite number > 1"
+    );
 }

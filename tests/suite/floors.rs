@@ -10,7 +10,7 @@ const FLOORS: [&[&str]; 7] = [
     &["part", "reference"],
     &["objective"],
     &["loss", "metrics", "modifier"],
-    &["state"],
+    &["config", "state"],
 ];
 
 fn floor(module: &str) -> usize {

@@ -5,7 +5,8 @@ use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
 use burn::tensor::{Bool, Device, Int, Tensor};
 use burn_preference::{
-    DpoLossConfig, Frozen, Objective, PolicyPair, SequenceLogProbs, TokenLogProbs,
+    DpoLossConfig, Frozen, Objective, PolicyPair, ReferenceSchedule, SequenceLogProbs,
+    TokenLogProbs,
 };
 
 use crate::support::{device, to_vec};
@@ -262,4 +263,70 @@ fn one_copy_per_device() {
     let back = there.to_device(&device());
     assert_eq!(numbers(&back), before);
     assert_eq!(back.devices(), vec![device()]);
+}
+
+#[test]
+fn a_moving_reference_follows_by_path() {
+    let device = device();
+    let (a, b) = (Bigram::new(&device), {
+        device.seed(9);
+        Bigram {
+            table: LinearConfig::new(VOCAB, 5).init(&device).weight,
+            head: LinearConfig::new(5, VOCAB).init(&device),
+            dropout: DropoutConfig::new(0.5).init(),
+        }
+    });
+    let reference = Frozen::new(&a);
+    // Other ids, other weights: only the paths agree.
+    let moved = reference.moved_toward(&b, 0.25).unwrap();
+    let expected: Vec<f64> = weights(&a)
+        .iter()
+        .zip(weights(&b))
+        .map(|(a, b)| 0.75 * a + 0.25 * b)
+        .collect();
+    crate::support::assert_close(&weights(moved.model()), &expected, 1e-6, "mixed");
+    assert_eq!(weights(reference.model()), weights(&a), "the old one stays");
+
+    let hard = ReferenceSchedule::hard(3).unwrap();
+    let soft = ReferenceSchedule::soft(1).unwrap();
+    let after = |schedule: ReferenceSchedule, step| {
+        let moved = schedule.after_step(step, reference.clone(), &b).unwrap();
+        weights(moved.model())
+    };
+    assert_eq!(after(hard, 2), weights(&a));
+    assert_eq!(after(hard, 3), weights(&b));
+    assert_ne!(after(soft, 1), weights(&a));
+    let training = b.train();
+    let moved = reference.moved_toward(&training, 1.0).unwrap();
+    assert!(
+        !moved.model().table.val().is_autodiff(),
+        "no graph of the policy"
+    );
+
+    let wider = Bigram {
+        head: LinearConfig::new(5, VOCAB + 1).init(&device),
+        ..a.clone()
+    };
+    let error = reference.moved_toward(&wider, 1.0).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`policy`: expected shape [5, 7] at `head.weight`, found [5, 8]"
+    );
+    let unbiased = LinearConfig::new(5, VOCAB).with_bias(false).init(&device);
+    let less = Bigram {
+        head: unbiased,
+        ..a.clone()
+    };
+    let error = reference.moved_toward(&less, 1.0).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`policy`: expected shape [7] at `head.bias`, found nothing"
+    );
+    let error = Frozen::new(&less).moved_toward(&a, 1.0).unwrap_err();
+    assert_eq!(error.found(), "another parameter at `head.bias`");
+    assert_eq!(
+        ReferenceSchedule::new(0, 0.5).unwrap_err().name(),
+        "interval"
+    );
+    assert_eq!(ReferenceSchedule::new(1, 0.0).unwrap_err().name(), "alpha");
 }

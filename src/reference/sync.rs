@@ -1,0 +1,167 @@
+use std::collections::HashMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Shape, Tensor};
+
+use super::Frozen;
+use crate::error::{InvalidHyperparameter, InvalidInput};
+use crate::hyperparameter::share;
+
+/// When and how far TR-DPO (Gorbatovski et al., 2404.09656) moves the reference.
+///
+/// ```text
+/// every `interval` steps:   reference ← α·policy + (1 − α)·reference
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReferenceSchedule {
+    interval: usize,
+    alpha: f64,
+}
+
+impl ReferenceSchedule {
+    /// Every `interval` ≥ 1 steps, by α ∈ (0, 1]. The paper's soft update takes α = 0.6 every few
+    /// steps, its hard update α = 1 every few hundred.
+    ///
+    /// # Errors
+    ///
+    /// `interval` is 0 or `alpha` outside (0, 1].
+    pub fn new(interval: usize, alpha: f64) -> Result<Self, InvalidHyperparameter> {
+        if interval == 0 {
+            return Err(InvalidHyperparameter::new("interval", 0.0, "≥ 1"));
+        }
+        share("alpha", alpha)?;
+        Ok(Self { interval, alpha })
+    }
+
+    /// α = 0.6 every `interval` steps.
+    ///
+    /// # Errors
+    ///
+    /// `interval` is 0.
+    pub fn soft(interval: usize) -> Result<Self, InvalidHyperparameter> {
+        Self::new(interval, 0.6)
+    }
+
+    /// A copy of the policy every `interval` steps.
+    ///
+    /// # Errors
+    ///
+    /// `interval` is 0.
+    pub fn hard(interval: usize) -> Result<Self, InvalidHyperparameter> {
+        Self::new(interval, 1.0)
+    }
+
+    /// The reference after optimiser step `step`, counted from 1; the same one where nothing is due.
+    ///
+    /// # Errors
+    ///
+    /// As [`Frozen::moved_toward`].
+    pub fn after_step<M: Module>(
+        &self,
+        step: usize,
+        reference: Frozen<M>,
+        policy: &M,
+    ) -> Result<Frozen<M>, InvalidInput> {
+        if step == 0 || !step.is_multiple_of(self.interval) {
+            return Ok(reference);
+        }
+        reference.moved_toward(policy, self.alpha)
+    }
+}
+
+impl<M: Module> Frozen<M> {
+    /// A reference at α·policy + (1 − α)·this one, parameter by parameter.
+    ///
+    /// Parameters are paired by their path in the module, since a resumed run has other ids. Cached
+    /// log-probabilities of this reference are worthless for the new one.
+    ///
+    /// # Errors
+    ///
+    /// A parameter is missing on one side or has another shape; the error names its path.
+    pub fn moved_toward(&self, policy: &M, alpha: f64) -> Result<Self, InvalidInput> {
+        let mut found = Parameters::default();
+        policy.valid().visit(&mut found);
+        let mut mix = Mix {
+            alpha,
+            path: Vec::new(),
+            policy: found.by_path,
+            error: None,
+        };
+        let model = self.model().clone().map(&mut mix);
+        if let Some(error) = mix.error {
+            return Err(error);
+        }
+        if let Some(path) = mix.policy.keys().next() {
+            return Err(InvalidInput::new(
+                "policy",
+                "the structure of the reference",
+                format!("another parameter at `{path}`"),
+            ));
+        }
+        Ok(Self::new(&model))
+    }
+}
+
+/// Flattened values and shapes by path.
+#[derive(Default)]
+struct Parameters {
+    path: Vec<String>,
+    by_path: HashMap<String, (Tensor<1>, Shape)>,
+}
+
+impl ModuleVisitor for Parameters {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let value = param.val().without_autodiff();
+        let shape = value.shape();
+        let flat = value.reshape([shape.num_elements()]);
+        self.by_path.insert(self.path.join("."), (flat, shape));
+    }
+}
+
+struct Mix {
+    alpha: f64,
+    path: Vec<String>,
+    policy: HashMap<String, (Tensor<1>, Shape)>,
+    error: Option<InvalidInput>,
+}
+
+impl ModuleMapper for Mix {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let path = self.path.join(".");
+        let shape = param.val().shape();
+        match self.policy.remove(&path) {
+            Some((policy, found)) if found == shape => {
+                let alpha = self.alpha;
+                param.map(|reference| {
+                    let policy = policy.to_device(&reference.device()).reshape(shape);
+                    policy.cast(reference.dtype()) * alpha + reference * (1.0 - alpha)
+                })
+            }
+            other => {
+                let found =
+                    other.map_or("nothing".to_owned(), |(_, s)| format!("{:?}", s.as_slice()));
+                let expected = format!("shape {:?} at `{path}`", shape.as_slice());
+                self.error
+                    .get_or_insert(InvalidInput::new("policy", expected, found));
+                param
+            }
+        }
+    }
+}

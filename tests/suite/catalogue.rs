@@ -1,0 +1,173 @@
+//! The table of objectives in README.md and in the crate documentation comes from here.
+//!
+//! ```console
+//! UPDATE_DOCS=1 cargo test --test suite catalogue
+//! ```
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use burn_preference::config::{
+    PairObjectiveConfig, RankedObjectiveConfig, ScoredPairObjectiveConfig, TiedPairObjectiveConfig,
+    UnpairedObjectiveConfig,
+};
+use burn_preference::{BetaDpoLossConfig, TdpoLossConfig};
+use serde_json::{Map, Value};
+
+/// The objective's struct, its tag in a file, what it takes, its paper, and the peers whose values
+/// the conformance suite compares.
+type Row = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+);
+
+const PAIR: &str = "pairs, reference";
+const POLICY: &str = "pairs";
+
+#[rustfmt::skip]
+const ROWS: &[Row] = &[
+    ("DpoLoss", "dpo", "pairs, reference; + margins or win probabilities", "2305.18290", "TRL, Liger, HALOs, torchtune, OpenRLHF, open-instruct, Mitchell"),
+    ("IpoLoss", "ipo", PAIR, "2310.12036", "TRL, HALOs, OpenRLHF, Mitchell"),
+    ("HingeLoss", "hinge", PAIR, "2309.06657", "TRL, Liger, torchtune"),
+    ("GpoLoss", "gpo", PAIR, "2402.05749", ""),
+    ("DiscopopLoss", "discopop", PAIR, "2406.08414", "TRL, Liger"),
+    ("ExoPairLoss", "exo_pair", PAIR, "2402.00856", "TRL, Liger"),
+    ("NcaLoss", "nca", PAIR, "2402.05369", "TRL, Liger"),
+    ("BcoLoss", "bco", "pairs or labels, reference; + δ", "2404.04656", "TRL, Liger"),
+    ("SppoLoss", "sppo", "pairs, reference; + win probabilities", "2405.00675", "TRL, Liger"),
+    ("ApoZeroLoss", "apo_zero", "pairs or labels, reference", "2408.06266", "TRL, Liger"),
+    ("ApoDownLoss", "apo_down", PAIR, "2408.06266", "TRL, Liger"),
+    ("DpopLoss", "dpop", PAIR, "2402.13228", ""),
+    ("RdpoLoss", "rdpo", PAIR, "2403.19159", ""),
+    ("CalDpoLoss", "cal_dpo", PAIR, "2412.14516", ""),
+    ("AotLoss", "aot", PAIR, "2406.05882", "TRL"),
+    ("DpoShiftLoss", "dpo_shift", PAIR, "2502.07599", ""),
+    ("HdpoLoss", "hdpo", PAIR, "2411.07595", ""),
+    ("ChipoLoss", "chipo", PAIR, "2407.13399", ""),
+    ("BetaDpoLoss", "", "pairs, reference, M₀", "2407.08639", ""),
+    ("TdpoLoss", "", "pairs, reference, KL per sequence", "2404.11999", ""),
+    ("RpoLoss", "rpo", "pairs, reference, scores", "2406.11704", ""),
+    ("RebelLoss", "rebel", "pairs, reference, scores", "2404.16767", ""),
+    ("RaoKupperLoss", "rao_kupper", "pairs, reference, ties", "2409.17431", ""),
+    ("DavidsonLoss", "davidson", "pairs, reference, ties", "2409.17431", ""),
+    ("SimpoLoss", "simpo", POLICY, "2405.14734", "TRL, Liger, HALOs, LLaMA-Factory, open-instruct, authors"),
+    ("CpoLoss", "cpo", POLICY, "2401.08417", "TRL, Liger"),
+    ("AlphaPoLoss", "alpha_po", POLICY, "2501.03884", "TRL"),
+    ("OrpoLoss", "orpo", "pairs; + tokens of the NLL", "2403.07691", "TRL, Liger, LLaMA-Factory, authors"),
+    ("SlicHfLoss", "slic_hf", POLICY, "2305.10425", ""),
+    ("SimperLoss", "simper", POLICY, "2502.00883", ""),
+    ("AsftLoss", "asft", POLICY, "2409.10571", ""),
+    ("KtoLoss", "kto", "labels, reference, z₀", "2402.01306", "TRL, Liger, HALOs"),
+    ("NpoLoss", "npo", "completions to unlearn, reference", "2404.05868", ""),
+    ("SimnpoLoss", "simnpo", "completions to unlearn", "2410.07163", ""),
+    ("PlackettLuceLoss", "plackett_luce", "ranked lists, reference", "2305.18290", ""),
+    ("LipoLoss", "lipo", "scored lists, reference", "2402.01878", ""),
+    ("InfoNcaLoss", "info_nca", "scored lists, reference", "2402.05369", ""),
+    ("NcaListLoss", "nca_list", "scored lists, reference", "2402.05369", ""),
+    ("ExoListLoss", "exo_list", "scored lists, reference", "2402.00856", ""),
+    ("RrhfLoss", "rrhf", "ranked lists", "2304.05302", "authors"),
+    ("ProLoss", "pro", "scored lists", "2306.17492", "authors"),
+];
+
+/// The fields of an objective's config with their defaults, by its tag in a file.
+fn defaults(name: &str, tag: &str) -> Map<String, Value> {
+    let json = format!(r#"{{"loss": "{tag}"}}"#);
+    macro_rules! any_of {
+        ($($config:ty),*) => {
+            $(if let Ok(config) = serde_json::from_str::<$config>(&json) {
+                return object(serde_json::to_value(config).unwrap());
+            })*
+        };
+    }
+    fn object(value: Value) -> Map<String, Value> {
+        let Value::Object(mut object) = value else {
+            panic!("{value} is no object");
+        };
+        object.remove("loss");
+        object
+    }
+    match name {
+        "BetaDpoLoss" => return object(serde_json::to_value(BetaDpoLossConfig::new()).unwrap()),
+        "TdpoLoss" => return object(serde_json::to_value(TdpoLossConfig::new()).unwrap()),
+        _ => {}
+    }
+    any_of!(
+        PairObjectiveConfig,
+        UnpairedObjectiveConfig,
+        RankedObjectiveConfig,
+        ScoredPairObjectiveConfig,
+        TiedPairObjectiveConfig
+    );
+    panic!("no config file can name `{tag}`");
+}
+
+fn table() -> String {
+    let mut table = String::from(
+        "| objective | in a file | takes | fields and defaults | paper | compared with |\n\
+         |---|---|---|---|---|---|\n",
+    );
+    for (name, tag, takes, paper, peers) in ROWS {
+        let fields = defaults(name, tag);
+        let fields = fields.iter().map(|(key, value)| match value {
+            Value::String(text) => format!("`{key}` {text}"),
+            Value::Null => format!("`{key}` none"),
+            value => format!("`{key}` {value}"),
+        });
+        let fields = fields.collect::<Vec<_>>().join(", ");
+        let tag = if tag.is_empty() {
+            String::new()
+        } else {
+            format!("`{tag}`")
+        };
+        let paper = format!("[{paper}](https://arxiv.org/abs/{paper})");
+        writeln!(
+            table,
+            "| `{name}` | {tag} | {takes} | {fields} | {paper} | {peers} |"
+        )
+        .unwrap();
+    }
+    table
+}
+
+const START: &str = "<!-- objectives: from tests/suite/catalogue.rs -->\n\n";
+const END: &str = "\n<!-- end of objectives -->";
+
+#[test]
+fn the_tables_are_up_to_date() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (file, readme) = (root.join("docs/objectives.md"), root.join("README.md"));
+    let table = table();
+    let text = fs::read_to_string(&readme).unwrap();
+    let (before, rest) = text
+        .split_once(START)
+        .expect("README.md has the start mark");
+    let (old, after) = rest.split_once(END).expect("README.md has the end mark");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&file, &table).unwrap();
+        fs::write(&readme, format!("{before}{START}{table}{END}{after}")).unwrap();
+        return;
+    }
+    let hint = "run UPDATE_DOCS=1 cargo test --test suite catalogue";
+    assert_eq!(
+        fs::read_to_string(&file).unwrap(),
+        table,
+        "docs/objectives.md: {hint}"
+    );
+    assert_eq!(old, table, "README.md: {hint}");
+}
+
+#[test]
+fn every_objective_has_a_row() {
+    let exports = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/loss/mod.rs"));
+    let exports = exports.unwrap();
+    let names = exports.split(|c: char| !c.is_alphanumeric());
+    let mut names: Vec<&str> = names.filter(|name| name.ends_with("Loss")).collect();
+    names.sort_unstable();
+    let mut rows: Vec<&str> = ROWS.iter().map(|row| row.0).collect();
+    rows.sort_unstable();
+    assert_eq!(rows, names);
+}
