@@ -26,6 +26,13 @@
 //!     {"weight": 0.2, "objective": {"loss": "bco"}}]}}
 //! ```
 //!
+//! What is done to token log-probabilities before they are summed is a [`TokenModifierConfig`], and
+//! TR-DPO's moving reference a [`ReferenceSchedule`](crate::reference::ReferenceSchedule):
+//!
+//! ```json
+//! {"modifier": "length_desensitized", "alpha": 0.5}
+//! ```
+//!
 //! Objectives that need a column have an enum of their own ([`ScoredPairObjectiveConfig`],
 //! [`TiedPairObjectiveConfig`]), or, where there is one alone, their config is the file:
 //! [`BetaDpoLossConfig`](crate::loss::BetaDpoLossConfig),
@@ -35,8 +42,9 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{Pair, PolicyPair, Ranked, ReferencedPair, WithScores, WithTies};
-use crate::error::InvalidHyperparameter;
-use crate::log_probs::{RelativeLogProbs, SequenceLogProbs};
+use crate::error::{InvalidHyperparameter, InvalidInput};
+use crate::hyperparameter::{finite, fraction};
+use crate::log_probs::{RelativeLogProbs, SequenceLogProbs, TokenLogProbs};
 use crate::loss::{
     AlphaPoLossConfig, AotLossConfig, ApoDownLossConfig, ApoZeroLoss, ApoZeroLossConfig,
     AsftLossConfig, BcoLoss, BcoLossConfig, CalDpoLossConfig, ChipoLossConfig, CpoLossConfig,
@@ -373,5 +381,77 @@ impl RankedObjectiveConfig {
             Self::Rrhf(config) => ReferenceFree(Box::new(config.try_init()?)),
             Self::Pro(config) => ReferenceFree(Box::new(config.try_init()?)),
         })
+    }
+}
+
+/// Something done to the token log-probabilities of pairs before they are summed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "modifier", rename_all = "snake_case", deny_unknown_fields)]
+pub enum TokenModifierConfig {
+    /// LD-DPO: [`Pair::length_desensitized`] of policy and reference.
+    LengthDesensitized {
+        /// α ∈ \[0, 1\].
+        alpha: f64,
+    },
+    /// [`Pair::clamped_relative_to`].
+    TokenClamp {
+        /// The lowest log-ratio of a token, nats.
+        low: f64,
+        /// The highest; at least `low`.
+        high: f64,
+    },
+}
+
+impl burn::config::Config for TokenModifierConfig {}
+
+/// A checked [`TokenModifierConfig`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenModifier(TokenModifierConfig);
+
+impl TokenModifierConfig {
+    /// Checks the values.
+    ///
+    /// # Errors
+    ///
+    /// A value is outside its range.
+    pub fn try_init(self) -> Result<TokenModifier, InvalidHyperparameter> {
+        match self {
+            Self::LengthDesensitized { alpha } => fraction("alpha", alpha)?,
+            Self::TokenClamp { low, high } => {
+                finite("low", low)?;
+                finite("high", high)?;
+                if low > high {
+                    return Err(InvalidHyperparameter::new("high", high, "≥ `low`"));
+                }
+            }
+        }
+        Ok(TokenModifier(self))
+    }
+}
+
+impl TokenModifier {
+    /// The pairs that an objective takes.
+    ///
+    /// # Errors
+    ///
+    /// `reference` has another shape than `policy`.
+    ///
+    /// # Panics
+    ///
+    /// Never: the values were checked.
+    pub fn apply(
+        &self,
+        policy: &Pair<TokenLogProbs>,
+        reference: &Pair<TokenLogProbs>,
+    ) -> Result<ReferencedPair, InvalidInput> {
+        match self.0 {
+            TokenModifierConfig::LengthDesensitized { alpha } => {
+                let sums = |y: &Pair<TokenLogProbs>| y.length_desensitized(alpha).expect("checked");
+                sums(policy).relative_to(sums(reference))
+            }
+            TokenModifierConfig::TokenClamp { low, high } => {
+                policy.clamped_relative_to(reference, low, high)
+            }
+        }
     }
 }

@@ -93,7 +93,7 @@ impl<R: Rewards> LossOutput<R> {
             self.losses.dims(),
             "weights: one per example"
         );
-        let weights = weights.without_autodiff();
+        let weights = weights.without_autodiff().cast(self.losses.dtype());
         let total = weights.clone().sum_dim(0);
         let total = total.clone().mask_fill(total.equal_elem(0.0), 1.0);
         (self.losses() * weights).sum_dim(0) / total

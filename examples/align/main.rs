@@ -54,7 +54,7 @@ struct Arguments {
     /// The tokenizer of that model
     #[arg(long, requires = "model")]
     tokenizer: Option<PathBuf>,
-    /// Where the curves go
+    /// Where the curves go; those of the log-probs go beside it
     #[arg(long, default_value = "align.svg")]
     svg: PathBuf,
 }
@@ -156,6 +156,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     report::print_table(&*task, &before, &after);
     plot::draw(&arguments.svg, task.name(), &curves)?;
-    println!("\ncurves: {}", arguments.svg.display());
+    let log_probs = arguments.svg.with_extension("log-probs.svg");
+    let title = "log π/π° of chosen and rejected completions, nats, held out";
+    plot::draw_log_probs(&log_probs, title, &curves)?;
+    println!(
+        "\ncurves: {} and {}",
+        arguments.svg.display(),
+        log_probs.display()
+    );
     Ok(())
 }

@@ -80,10 +80,18 @@ pub struct Point {
     pub score: f64,
     /// Share of the base model's best/worst pairs with the better one ahead, by ρ.
     pub accuracy: f64,
-    /// Mean ρ_w − ρ_l of these pairs, nats.
-    pub margin: f64,
+    /// Mean ρ_w and ρ_l of these pairs, nats.
+    pub chosen: f64,
+    pub rejected: f64,
     /// Mean log π/π° of fresh samples, nats per completion.
     pub kl: f64,
+}
+
+impl Point {
+    /// Mean ρ_w − ρ_l, nats.
+    pub fn margin(&self) -> f64 {
+        self.chosen - self.rejected
+    }
 }
 
 impl Held<'_> {
@@ -104,21 +112,23 @@ impl Held<'_> {
         let score: f64 = fresh.iter().map(List::mean_score).sum();
 
         let log_probs = log_probs_of(policy, lists, &self.device)?;
-        let margins: Vec<f64> = lists
+        let ratios: Vec<(f64, f64)> = lists
             .iter()
             .zip(&log_probs)
             .filter_map(|(list, ours)| {
                 let (best, worst) = list.pair()?;
                 let ratio = |i: usize| f64::from(ours[i] - list.reference[i]);
-                Some(ratio(best) - ratio(worst))
+                Some((ratio(best), ratio(worst)))
             })
             .collect();
-        let ahead = margins.iter().filter(|m| **m > 0.0).count();
+        let pairs = ratios.len() as f64;
+        let ahead = ratios.iter().filter(|(w, l)| w > l).count();
         Ok(Point {
             step,
             score: score / count as f64,
-            accuracy: ahead as f64 / margins.len() as f64,
-            margin: margins.iter().sum::<f64>() / margins.len() as f64,
+            accuracy: ahead as f64 / pairs,
+            chosen: ratios.iter().map(|r| r.0).sum::<f64>() / pairs,
+            rejected: ratios.iter().map(|r| r.1).sum::<f64>() / pairs,
             kl: kl / count as f64,
         })
     }
@@ -150,9 +160,7 @@ pub fn print_table(task: &dyn Task, before: &Point, after: &[(&'static str, Poin
     println!("|---|---|---|---|---|---|");
     println!("| before | {:.3} | all ties | 0 | 0 | |", before.score);
     for (name, p, seconds) in after {
-        let Point {
-            score, margin, kl, ..
-        } = p;
+        let (score, margin, kl) = (p.score, p.margin(), p.kl);
         let accuracy = 100.0 * p.accuracy;
         println!("| {name} | {score:.3} | {accuracy:.1}% | {margin:.2} | {kl:.2} | {seconds:.1} |");
     }

@@ -57,7 +57,8 @@ impl Objective<ReferencedPair> for DpoLoss {
 impl Objective<WithMargin<ReferencedPair>> for DpoLoss {
     fn forward(&self, batch: WithMargin<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
         let rewards = self.rewards(&batch.batch);
-        let excess = rewards.margin() - batch.margin;
+        let h = rewards.margin();
+        let excess = h.clone() - batch.margin.cast(h.dtype());
         LossOutput::new(self.label_noise.losses(excess), rewards)
     }
 }

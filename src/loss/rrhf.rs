@@ -31,7 +31,12 @@ objective! {
 impl Objective<Ranked<SequenceLogProbs<2>>> for RrhfLoss {
     fn forward(&self, batch: Ranked<SequenceLogProbs<2>>) -> LossOutput<Tensor<2>> {
         let candidates = batch.candidates();
-        let penalty = candidates.divisor().powf_scalar(self.length_penalty);
+        let length = candidates.divisor();
+        // Not `powf_scalar`, which goes through f32 on some backends.
+        let penalty = match self.length_penalty {
+            1.0 => length,
+            kappa => (length.log() * kappa).exp(),
+        };
         let q = batch.fill_absent(candidates.sum() / penalty);
         let excess = q.clone().unsqueeze_dim::<3>(2) - q.clone().unsqueeze_dim::<3>(1);
         let ranking = relu(excess)

@@ -166,6 +166,9 @@ fn small() -> Batch {
 #[test]
 fn half_precision_is_upcast_before_the_normaliser() {
     for (dtype, tolerance) in [(DType::F16, 1e-3), (DType::BF16, 1e-2)] {
+        if !device().supports_dtype(dtype) {
+            continue; // NdArray has no half precision.
+        }
         // 1024 equal logits: their exponentials sum to 1024·e⁸, beyond f16 and coarse in bf16.
         let wide = Batch {
             logits: vec![vec![vec![8.0; 1024]; 300]],
@@ -187,8 +190,10 @@ fn half_precision_is_upcast_before_the_normaliser() {
         .sequence()
         .sum();
     assert_eq!(f32.dtype(), DType::F32);
-    let half = Tensor::<1>::from_data(TensorData::from([-1.5_f64]), (&device(), DType::BF16));
-    assert_eq!(sequence(half, &[3]).sum().dtype(), DType::F32);
+    if device().supports_dtype(DType::BF16) {
+        let half = Tensor::<1>::from_data(TensorData::from([-1.5_f64]), (&device(), DType::BF16));
+        assert_eq!(sequence(half, &[3]).sum().dtype(), DType::F32);
+    }
 }
 
 #[test]

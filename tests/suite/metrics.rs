@@ -2,13 +2,13 @@
 
 use burn::tensor::DType;
 use burn_preference::{
-    BatchMetrics, DpoLossConfig, KtoLossConfig, Metrics, Objective, OrpoLossConfig, RrhfLossConfig,
-    WithMargin,
+    BatchMetrics, DpoLossConfig, KtoLossConfig, Metrics, NpoLossConfig, Objective, OrpoLossConfig,
+    RrhfLossConfig, WithMargin,
 };
 use proptest::prelude::*;
 
 use crate::objectives::any_pairs;
-use crate::support::{Labelled, Lists, Pairs, error, f64s, leaf};
+use crate::support::{Labelled, Lists, Pairs, error, f64s, leaf, sequence};
 
 fn of(pairs: &Pairs) -> Metrics {
     let batch = pairs.referenced(leaf(&pairs.chosen), leaf(&pairs.rejected));
@@ -147,6 +147,20 @@ fn lists() {
     assert_metric(&metrics, "rewards/top1", 0.5);
     assert_metric(&metrics, "logps/chosen", -2.5);
     assert_eq!(metrics.count("rewards/top1"), 2.0);
+}
+
+#[test]
+fn completions_to_unlearn() {
+    let lengths = [4, 4];
+    let relative = sequence(f64s(&[-10.0, -6.0]), &lengths);
+    let relative = relative
+        .relative_to(sequence(f64s(&[-12.0, -6.0]), &lengths))
+        .unwrap();
+    let output = NpoLossConfig::new().init().forward(relative.clone());
+    let metrics = BatchMetrics::observe(&relative, &output).read();
+    assert_metric(&metrics, "rewards/rejected", 0.1);
+    assert_metric(&metrics, "logps/rejected", -8.0);
+    assert_eq!(metrics.get("rewards/chosen"), None);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Modifiers of objectives and of log-probs, and the state that some objectives need.
 
 use burn::tensor::{DType, Tensor, TensorData};
+use burn_preference::config::TokenModifierConfig;
 use burn_preference::log_probs::sequence_kl;
 use burn_preference::modifier::wpo_weights;
 use burn_preference::state::{MovingAverage, RunningMean};
@@ -113,6 +114,32 @@ fn token_clamp_bounds_each_log_ratio() {
     let grads = clamped.chosen.log_ratio().sum().backward();
     let grads = to_vec(leaf.grad(&grads).unwrap());
     assert_eq!(grads[..8], [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+}
+
+#[test]
+fn token_modifiers_come_from_files() {
+    let parse = |json: &str| serde_json::from_str::<TokenModifierConfig>(json);
+    let (policy, reference) = (tokens(f64s(&VALUES)), tokens(f64s(&[-1.5; 16])));
+    let of = |json: &str| {
+        let modifier = parse(json).unwrap().try_init().unwrap();
+        let pair = modifier.apply(&policy, &reference).unwrap();
+        to_vec(pair.chosen.log_ratio())
+    };
+    let ld = of(r#"{"modifier": "length_desensitized", "alpha": 0.25}"#);
+    assert_close(&ld, &[-6.0 + 1.5 * 2.5, 1.0], 1e-15, "LD-DPO");
+    let clamp = of(r#"{"modifier": "token_clamp", "low": -1, "high": 0.6}"#);
+    assert_close(&clamp, &[-2.0, 0.6], 1e-15, "clamp");
+    let typo = parse(r#"{"modifier": "token_clamp", "low": -1, "hihg": 1}"#).unwrap_err();
+    assert!(typo.to_string().contains("hihg"), "{typo}");
+    let out_of_range = |json: &str| parse(json).unwrap().try_init().unwrap_err().to_string();
+    assert_eq!(
+        out_of_range(r#"{"modifier": "token_clamp", "low": 1, "high": 0.5}"#),
+        "`high` is 0.5, but must be ≥ `low`"
+    );
+    assert_eq!(
+        out_of_range(r#"{"modifier": "length_desensitized", "alpha": -1}"#),
+        "`alpha` is -1, but must be in [0, 1]"
+    );
 }
 
 #[test]

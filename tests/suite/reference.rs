@@ -211,10 +211,11 @@ fn a_lora_reference_shares_the_base_weights() {
     let base = Bigram::new(&device().autodiff());
     let reference = Frozen::new(&base);
     let policy = base.apply_lora(Lora::new(2, 4.0));
-    // A tensor may be written in place only if nobody else holds its storage.
+    // A tensor may be written in place only if nobody else holds its storage; NdArray never says
+    // so, and could not fail here.
     let alone = |policy: Bigram| policy.head.weight.consume().1.inner().can_mut();
     let unshared = Bigram::new(&device().autodiff()).apply_lora(Lora::new(2, 4.0));
-    assert!(alone(unshared));
+    assert_eq!(alone(unshared), device() == Device::flex());
     let shared = Bigram::new(&device().autodiff());
     let holder = Frozen::new(&shared);
     assert!(!alone(shared.apply_lora(Lora::new(2, 4.0))));
@@ -246,7 +247,11 @@ fn one_copy_per_device() {
     let reference = Frozen::new(&Bigram::new(&device()));
     let before = numbers(&reference);
     #[expect(deprecated, reason = "any second device serves")]
-    let other = Device::ndarray();
+    let other = if device() == Device::flex() {
+        Device::ndarray()
+    } else {
+        Device::flex()
+    };
     assert_eq!(reference.devices(), vec![device()]);
 
     let there = reference.clone().fork(&other);

@@ -10,9 +10,15 @@ use burn_preference::{
     SequenceLogProbs, Unpaired, WithBaseline, batch::Rewards,
 };
 
-/// The device of the tests, without autodiff; gradients are asked for tensor by tensor.
+/// The device that `BURN_PREFERENCE_DEVICE` names, without autodiff: `flex` (default), `ndarray`.
+/// Gradients are asked for tensor by tensor.
 pub fn device() -> Device {
-    Device::flex()
+    match std::env::var("BURN_PREFERENCE_DEVICE").as_deref() {
+        Err(_) | Ok("flex") => Device::flex(),
+        #[expect(deprecated, reason = "supported while it exists")]
+        Ok("ndarray") => Device::ndarray(),
+        Ok(other) => panic!("BURN_PREFERENCE_DEVICE={other}: flex or ndarray"),
+    }
 }
 
 pub fn f64s(values: &[f64]) -> Tensor<1> {
