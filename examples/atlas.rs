@@ -12,6 +12,7 @@
 use std::error::Error;
 
 use burn::tensor::{Bool, Device, Tensor};
+#[allow(clippy::wildcard_imports, reason = "nearly everything there is")]
 use burn_preference::*;
 use plotters::prelude::*;
 
@@ -190,10 +191,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             .x_labels(5)
             .y_labels(5)
             .draw()?;
-        for (curve, (_, color)) in curves.iter().zip(COLORS) {
+        // Where the two weights are equal, the wider line shows below the other.
+        for ((curve, (_, color)), width) in curves.iter().zip(COLORS).zip([2, 5, 2]) {
             let points = margins.iter().copied().zip(curve.iter().copied());
             let inside = points.filter(|(_, y)| (low - 0.1..=high + 0.1).contains(y));
-            chart.draw_series(LineSeries::new(inside, color.stroke_width(2)))?;
+            chart.draw_series(LineSeries::new(inside, color.stroke_width(width)))?;
         }
     }
     root.present()?;

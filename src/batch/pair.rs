@@ -91,10 +91,7 @@ impl PolicyPair {
     /// These pairs against a reference that finds every completion equally likely, ρ = ℓ: it turns
     /// any objective against a reference into a reference-free one.
     pub fn with_uniform_reference(self) -> ReferencedPair {
-        self.map(|y| {
-            let uniform = y.clone().uniform();
-            y.relative_to(uniform).expect("same shape, same device")
-        })
+        self.map(RelativeLogProbs::against_uniform)
     }
 }
 

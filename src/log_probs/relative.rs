@@ -24,6 +24,12 @@ impl<const D: usize> RelativeLogProbs<D> {
         })
     }
 
+    /// Against a reference that gives every completion log-probability 0.
+    pub(crate) fn against_uniform(policy: SequenceLogProbs<D>) -> Self {
+        let reference = policy.clone().uniform();
+        Self { policy, reference }
+    }
+
     /// ρ = ℓ − ℓ°, nats.
     pub fn log_ratio(&self) -> Tensor<D> {
         self.policy.sum() - self.reference.sum().cast(self.policy.sum().dtype())

@@ -163,9 +163,14 @@ impl TokenLogProbs {
     /// Without gradient. [`wpo_weights`](crate::modifier::wpo_weights) compares it with the
     /// log-probability of the token that stands there.
     ///
-    /// # Shapes and errors
+    /// # Shapes
     ///
-    /// As [`from_logits`](Self::from_logits), without tokens.
+    /// - `logits`: `[batch, time, vocab]`, aligned as in [`from_logits`](Self::from_logits)
+    /// - `completion_mask`: `[batch, time]`
+    ///
+    /// # Errors
+    ///
+    /// As [`from_logits`](Self::from_logits).
     pub fn collisions(
         logits: Tensor<3>,
         completion_mask: Tensor<2, Bool>,

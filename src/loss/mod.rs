@@ -1,4 +1,9 @@
 //! The objectives, one file each. They never import each other.
+//!
+//! Loss (black), and how hard it pushes the chosen log-probability up (blue) and the rejected one
+//! down (orange), against the reward margin; `cargo run --example atlas` draws it.
+//!
+#![doc = include_str!("../../docs/atlas.svg")]
 
 mod alpha_po;
 mod aot;

@@ -127,12 +127,11 @@ pub fn map(case: &Case) -> Mapped {
         "apo_down" => referenced(case, &ApoDownLossConfig::new().with_beta(beta(case)).init()),
         "aot" | "aot_pair" | "aot_unpaired" => aot(case),
         "sigmoid+bco_pair+sft" => mpo(case),
-        "sigmoid_humanline" => humanline(case),
+        "sigmoid_humanline" => Ok(humanline(case)),
         "sft" => sft(case),
         "cpo_sigmoid" | "cpo_hinge" | "cpo_ipo" | "cpo_simpo" => cpo(case),
         "simpo" | "alphapo" => simpo(case),
-        "kto" => kto(case),
-        "apo_zero_unpaired" => kto(case),
+        "kto" | "apo_zero_unpaired" => kto(case),
         "orpo_or" | "orpo_full_avgnll" => orpo_means(case),
         "orpo" => orpo(case),
         "rrhf" => Ok(rrhf(case)),
@@ -197,19 +196,20 @@ fn exo(case: &Case) -> Mapped {
     })
 }
 
+/// BCO with the mean reward of the batch for δ.
+struct Shifted(BcoLoss);
+impl Objective<ReferencedPair> for Shifted {
+    fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
+        let rewards = self.0.forward(batch.clone()).rewards().clone();
+        let all = Tensor::cat(vec![rewards.chosen, rewards.rejected], 0);
+        self.0.forward(WithShift::new(batch, all.mean()).unwrap())
+    }
+}
 /// TRL 0.24 subtracts δ, which at its first step is the mean reward of the batch.
 fn bco_pair(case: &Case) -> Mapped {
     let bco = BcoLossConfig::new().with_beta(beta(case)).init();
     if case.producer != "trl024.dpo" {
         return referenced(case, &bco);
-    }
-    struct Shifted(BcoLoss);
-    impl Objective<ReferencedPair> for Shifted {
-        fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-            let rewards = self.0.forward(batch.clone()).rewards().clone();
-            let all = Tensor::cat(vec![rewards.chosen, rewards.rejected], 0);
-            self.0.forward(WithShift::new(batch, all.mean()).unwrap())
-        }
     }
     // Its running mean is f32.
     Ok(referenced(case, &Shifted(bco))?.tolerance(1e-6))
@@ -297,13 +297,13 @@ fn mpo(case: &Case) -> Mapped {
     referenced(case, &sft)
 }
 
-fn humanline(case: &Case) -> Mapped {
+fn humanline(case: &Case) -> Ours {
     let dpo = DpoLossConfig::new().with_beta(beta(case)).init();
     let low = case.param("log_epsilon_P").unwrap();
     let high = case.param("log_epsilon_R").unwrap();
-    Ok(token_pairs(case, |policy, reference| {
+    token_pairs(case, |policy, reference| {
         dpo.forward(policy.clamped_relative_to(reference, low, high).unwrap())
-    }))
+    })
 }
 
 /// TRL's CPO trainer: no reference, and on logits the NLL of the chosen completions.

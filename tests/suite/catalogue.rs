@@ -73,6 +73,14 @@ const ROWS: &[Row] = &[
     ("ProLoss", "pro", "scored lists", "2306.17492", "authors"),
 ];
 
+/// The fields of a config as JSON, without its tag.
+fn object(value: Value) -> Map<String, Value> {
+    let Value::Object(mut object) = value else {
+        panic!("{value} is no object");
+    };
+    object.remove("loss");
+    object
+}
 /// The fields of an objective's config with their defaults, by its tag in a file.
 fn defaults(name: &str, tag: &str) -> Map<String, Value> {
     let json = format!(r#"{{"loss": "{tag}"}}"#);
@@ -82,13 +90,6 @@ fn defaults(name: &str, tag: &str) -> Map<String, Value> {
                 return object(serde_json::to_value(config).unwrap());
             })*
         };
-    }
-    fn object(value: Value) -> Map<String, Value> {
-        let Value::Object(mut object) = value else {
-            panic!("{value} is no object");
-        };
-        object.remove("loss");
-        object
     }
     match name {
         "BetaDpoLoss" => return object(serde_json::to_value(BetaDpoLossConfig::new()).unwrap()),

@@ -120,7 +120,10 @@ proptest! {
     #[test]
     fn padding_changes_nothing(batch in any_batch(), before in 0_usize..3, after in 0_usize..4) {
         let padded = batch.padded(before, after);
-        prop_assert_eq!(padded.sums(), batch.sums());
+        // Another width may sum in another order.
+        for (a, b) in padded.sums().into_iter().zip(batch.sums()) {
+            prop_assert!(error(a, b) < 1e-14);
+        }
 
         let logits = padded.logits(DType::F64).autodiff().require_grad();
         let sum = padded.log_probs(logits.clone()).sequence().sum().sum();

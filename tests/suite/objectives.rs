@@ -284,7 +284,7 @@ proptest! {
         for subject in subjects::lists(beta) {
             let name = subject.name;
             let (losses, rewards, grads) = batch.run_on(DType::F64, &subject.forward);
-            for b in 0..lists.len() {
+            for (b, &loss) in losses.iter().enumerate() {
                 let there: Vec<usize> = (5 * b..5 * b + 5).filter(|&i| batch.present[i]).collect();
                 let list = scalar::List {
                     sums: there.iter().map(|&i| batch.sums[i]).collect(),
@@ -294,8 +294,8 @@ proptest! {
                 };
                 let expected = if there.is_empty() { 0.0 } else { (subject.loss)(&list, &list) };
                 prop_assert!(
-                    error(losses[b], expected) < 1e-10,
-                    "{name}: {} instead of {expected}", losses[b]
+                    error(loss, expected) < 1e-10,
+                    "{name}: {} instead of {expected}", loss
                 );
                 let expected_rewards = (subject.rewards)(&list);
                 for (k, &i) in there.iter().enumerate() {

@@ -1,6 +1,8 @@
 //! Every objective of the crate beside its formula in plain f64, and the laws it keeps: a new
 //! objective is a row here.
 
+#![expect(clippy::too_many_lines, reason = "tables: a row per objective")]
+
 use std::f64::consts::LN_2;
 
 use burn::tensor::Tensor;
@@ -27,6 +29,7 @@ pub type PairOutput = LossOutput<Pair<Tensor<1>>>;
 
 /// Which laws an objective keeps, beyond those that all keep.
 #[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "a checklist")]
 pub struct Laws {
     /// The same constant on ℓ and ℓ° of one side changes nothing: only ρ counts.
     pub ratio_only: bool,
