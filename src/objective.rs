@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 
 use crate::batch::{Batch, Rewards};
+use crate::math::logsumexp;
 
 /// A preference objective over batches of type `B`.
 ///
@@ -97,6 +98,28 @@ impl<R: Rewards> LossOutput<R> {
         let total = weights.clone().sum_dim(0);
         let total = total.clone().mask_fill(total.equal_elem(0.0), 1.0);
         (self.losses() * weights).sum_dim(0) / total
+    }
+
+    /// −β′·ln mean e^(−loss/β′), `[1]`: Dr. DPO (Wu et al., 2407.07880), robust against pairs whose
+    /// label is wrong. 0 for an empty batch.
+    ///
+    /// A small β′ (the paper takes 1) listens to the pairs that the policy agrees with; β′ → ∞ is
+    /// the mean. It depends on the batch: micro-batches do not add up to one large batch.
+    ///
+    /// # Panics
+    ///
+    /// Panics unless `beta_prime` is a finite number > 0.
+    pub fn robust_mean(&self, beta_prime: f64) -> Tensor<1> {
+        assert!(
+            beta_prime > 0.0 && beta_prime.is_finite(),
+            "beta_prime: a finite number > 0, not {beta_prime}"
+        );
+        let [batch] = self.losses.dims();
+        if batch == 0 {
+            return self.sum();
+        }
+        let scaled = self.losses() * -beta_prime.recip();
+        (logsumexp(scaled) - (batch as f64).ln()) * -beta_prime
     }
 
     /// Sum over the batch divided by a count that spans more than the batch, `[1]`.

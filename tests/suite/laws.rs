@@ -3,14 +3,19 @@
 use approx::assert_relative_eq;
 use burn::tensor::DType;
 use burn_preference::{
-    Divergence, DpoLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, Objective, OrpoLossConfig,
-    ReferencedPair, RrhfLossConfig,
+    AlphaPoLossConfig, BetaDpoLossConfig, DavidsonLossConfig, Divergence, DpoLossConfig,
+    DpoShiftLossConfig, DpopLossConfig, HdpoLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise,
+    Objective, OrpoLossConfig, Pair, PlackettLuceLossConfig, RaoKupperLossConfig, RdpoLossConfig,
+    ReferencedPair, RrhfLossConfig, SimpoLossConfig, TdpoLossConfig, WithMargin, WithMeanMargin,
+    WithPreference, WithSequenceKl, WithTies,
 };
 use proptest::prelude::*;
 
 use crate::objectives::{any_pairs, rows};
 use crate::subjects::{self, PairSubject};
-use crate::support::{Labelled, Lists, PairResult, Pairs, assert_close, error, f64s, to_vec};
+use crate::support::{
+    Labelled, Lists, PairResult, Pairs, assert_close, bools, error, f64s, to_vec,
+};
 
 /// The reward scale at which the laws are checked.
 const BETA: f64 = 0.1;
@@ -155,6 +160,69 @@ proptest! {
             let flipped = clean[i] + h;
             prop_assert!(conservative[i] >= clean[i].min(flipped) - 1e-12);
             prop_assert!(conservative[i] <= clean[i].max(flipped) + 1e-12);
+        }
+    }
+
+    #[test]
+    fn many_objectives_contain_dpo(pairs in any_pairs(), beta in 0.02..1.0_f64) {
+        let expected = losses(&DpoLossConfig::new().with_beta(beta).init(), &pairs);
+        let same = |name: &str, ours: &[f64], tolerance: f64| {
+            for (a, b) in ours.iter().zip(&expected) {
+                assert!(error(*a, *b) <= tolerance, "{name}: {a} instead of {b}");
+            }
+        };
+        let of = |objective: &dyn Objective<ReferencedPair>| losses(objective, &pairs);
+        let shift = DpoShiftLossConfig::new().with_beta(beta).with_rejected_share(1.0);
+        same("dpo-shift, λ = 1", &of(&shift.init()), 1e-13);
+        let dpop = DpopLossConfig::new().with_beta(beta).with_penalty(0.0);
+        same("dpop, λ = 0", &of(&dpop.init()), 1e-13);
+        let rdpo = RdpoLossConfig::new().with_beta(beta).with_length_cost(0.0);
+        same("r-dpo, α = 0", &of(&rdpo.init()), 1e-13);
+        same("h-dpo, α = 1", &of(&HdpoLossConfig::new().with_beta(beta).init()), 1e-11);
+
+        let batch = || pairs.referenced(f64s(&pairs.chosen), f64s(&pairs.rejected));
+        let column = |value: f64| f64s(&vec![value; pairs.len()]);
+        let dpo = DpoLossConfig::new().with_beta(beta).init();
+        let odpo = dpo.forward(WithMargin::new(batch(), column(0.0)).unwrap());
+        same("odpo, m = 0", &to_vec(odpo.losses()), 0.0);
+        let soft = dpo.forward(WithPreference::new(batch(), column(1.0)).unwrap());
+        same("soft label, p = 1", &to_vec(soft.losses()), 0.0);
+        let beta_dpo = BetaDpoLossConfig::new().with_beta(beta).with_sensitivity(0.0).init();
+        let m0 = WithMeanMargin::new(batch(), f64s(&[0.3])).unwrap();
+        same("β-dpo, a = 0", &to_vec(beta_dpo.forward(m0).losses()), 1e-13);
+        let kl = Pair { chosen: column(1.0), rejected: column(2.0) };
+        let tdpo = TdpoLossConfig::new().with_beta(beta).with_kl_weight(0.0).init();
+        let tdpo = tdpo.forward(WithSequenceKl::new(batch(), kl).unwrap());
+        same("tdpo, α = 0", &to_vec(tdpo.losses()), 1e-13);
+        let no_ties = || WithTies::new(batch(), bools(&vec![false; pairs.len()])).unwrap();
+        let rao_kupper = RaoKupperLossConfig::new().with_beta(beta).with_tie_factor(1.0 + 1e-13);
+        same("rao–kupper, ν → 1", &to_vec(rao_kupper.init().forward(no_ties()).losses()), 1e-11);
+        let davidson = DavidsonLossConfig::new().with_beta(beta).with_tie_factor(1e-14);
+        same("davidson, ν → 0", &to_vec(davidson.init().forward(no_ties()).losses()), 1e-11);
+
+        // Two candidates of a list are a pair.
+        let zip = |w: &[f64], l: &[f64]| -> Vec<f64> {
+            w.iter().zip(l).flat_map(|(w, l)| [*w, *l]).collect()
+        };
+        let lists = Lists {
+            candidates: 2,
+            sums: zip(&pairs.chosen, &pairs.rejected),
+            references: zip(&pairs.ref_chosen, &pairs.ref_rejected),
+            lengths: vec![1; 2 * pairs.len()],
+            scores: zip(&vec![1.0; pairs.len()], &vec![0.0; pairs.len()]),
+            present: vec![true; 2 * pairs.len()],
+        };
+        let plackett_luce = PlackettLuceLossConfig::new().with_beta(beta).init();
+        let (ours, ..) = lists.run_on(DType::F64, |batch| plackett_luce.forward(batch));
+        same("plackett–luce, K = 2", &ours, 1e-12);
+
+        // AlphaPO → SimPO as α → 0.
+        let simpo = SimpoLossConfig::new().with_beta(beta).init();
+        let simpo = pairs.run_policy(&simpo, DType::F64).losses;
+        let alpha = AlphaPoLossConfig::new().with_beta(beta).with_alpha(1e-12).init();
+        let alpha = pairs.run_policy(&alpha, DType::F64).losses;
+        for (a, b) in alpha.iter().zip(&simpo) {
+            prop_assert!(error(*a, *b) < 1e-9, "alphapo, α → 0");
         }
     }
 

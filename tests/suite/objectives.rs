@@ -3,10 +3,14 @@
 use approx::assert_relative_eq;
 use burn::tensor::{DType, Tensor};
 use burn_preference::{
-    ApoZeroLossConfig, BcoLossConfig, Divergence, DpoLossConfig, IpoLossConfig, KlEstimate,
-    KtoLossConfig, LabelNoise, LossOutput, NllNormalization, Normalization, NpoLossConfig,
-    Objective, OrpoLossConfig, Pair, PolicyPair, ReferencedPair, RelativeLogProbs, RrhfLossConfig,
-    SftTerm, SimnpoLossConfig, Unpaired, WithMargin, WithNll, WithShift,
+    AotLossConfig, ApoDownLossConfig, ApoZeroLossConfig, BcoLossConfig, CalDpoLossConfig,
+    ChipoLossConfig, CpoLossConfig, DiscopopLossConfig, Divergence, DpoLossConfig, DpopLossConfig,
+    ExoPairLossConfig, HingeLossConfig, InfoNcaLossConfig, IpoLossConfig, KlEstimate,
+    KtoLossConfig, LabelNoise, LipoLossConfig, LossOutput, NcaListLossConfig, NcaLossConfig,
+    NllNormalization, Normalization, NpoLossConfig, Objective, OrpoLossConfig, Pair,
+    PlackettLuceLossConfig, PolicyPair, ProLossConfig, Ranked, RdpoLossConfig, ReferencedPair,
+    RelativeLogProbs, RrhfLossConfig, SftTerm, SimnpoLossConfig, SimpoLossConfig, SppoLossConfig,
+    Unpaired, WithMargin, WithNll, WithShift,
 };
 use proptest::prelude::*;
 
@@ -64,6 +68,54 @@ fn values_of_the_catalogue() {
     let sum = ipo.with_normalization(Normalization::Sum).init();
     assert_relative_eq!(of(sum), 91.666_667, epsilon = 1e-6);
 
+    assert_relative_eq!(
+        of(ExoPairLossConfig::new().init()),
+        1.498_838,
+        epsilon = 1e-6
+    );
+    assert_relative_eq!(of(NcaLossConfig::new().init()), 1.234_52, epsilon = 1e-5);
+    assert_relative_eq!(of(BcoLossConfig::new().init()), 1.082_063, epsilon = 1e-6);
+    assert_relative_eq!(
+        of(SppoLossConfig::trl().init()),
+        128.546_667,
+        epsilon = 1e-6
+    );
+    assert_relative_eq!(
+        of(ApoZeroLossConfig::new().init()),
+        0.800_323,
+        epsilon = 1e-6
+    );
+    assert_relative_eq!(
+        of(ApoDownLossConfig::new().init()),
+        0.789_386,
+        epsilon = 1e-6
+    );
+    assert_relative_eq!(
+        of(DiscopopLossConfig::new().init()),
+        0.449_929,
+        epsilon = 1e-6
+    );
+    assert_relative_eq!(of(HingeLossConfig::new().init()), 0.333_333, epsilon = 1e-6);
+    let aot = AotLossConfig::new();
+    assert_relative_eq!(of(aot.init()), 0.377_779, epsilon = 1e-6);
+    assert_relative_eq!(of(aot.with_paired(false).init()), 0.377_016, epsilon = 1e-6);
+    assert_relative_eq!(of(DpopLossConfig::new().init()), 1.195_1, epsilon = 1e-4);
+    assert_relative_eq!(of(ChipoLossConfig::new().init()), 0.366_678, epsilon = 1e-6);
+    assert_relative_eq!(of(RdpoLossConfig::new().init()), 0.381_889, epsilon = 1e-6);
+    assert_relative_eq!(
+        of(CalDpoLossConfig::new().init()),
+        128.777_731,
+        epsilon = 1e-6
+    );
+    let free = |o: &dyn Objective<PolicyPair>| mean(&catalogue().run_policy(o, DType::F64).losses);
+    assert_relative_eq!(
+        free(&SimpoLossConfig::new().init()),
+        0.621_773,
+        epsilon = 1e-6
+    );
+    let cpo = CpoLossConfig::new().with_sft_weight(0.0).init();
+    assert_relative_eq!(free(&cpo), 0.322_401, epsilon = 1e-6);
+
     let margin = f64s(&[0.5; 3]);
     let odpo = catalogue().run_on(DType::F64, |w, l| {
         let batch = catalogue().referenced(w, l);
@@ -97,6 +149,24 @@ fn values_of_the_catalogue() {
     };
     let ranking = RrhfLossConfig::new().with_sft_weight(0.0).init();
     assert_relative_eq!(list.run(&ranking, DType::F64).0[0], 3.4, epsilon = 1e-12);
+    let pro = ProLossConfig::new().with_sft_weight(0.0).init();
+    assert_relative_eq!(list.run(&pro, DType::F64).0[0], 3.872_697, epsilon = 1e-6);
+    // Against a reference of zeros at β = 1, q is ρ.
+    let list = Lists {
+        references: vec![0.0; 4],
+        ..list
+    };
+    let of = |o: &dyn Objective<Ranked<RelativeLogProbs<2>>>| {
+        list.run_on(DType::F64, |batch| o.forward(batch)).0[0]
+    };
+    let plackett_luce = PlackettLuceLossConfig::new().with_beta(1.0).init();
+    assert_relative_eq!(of(&plackett_luce), 4.328_341, epsilon = 1e-6);
+    let lipo = LipoLossConfig::new().with_beta(1.0).init();
+    assert_relative_eq!(of(&lipo), 1.251_881, epsilon = 1e-6);
+    let info_nca = InfoNcaLossConfig::new().with_beta(1.0).init();
+    assert_relative_eq!(of(&info_nca), 1.547_503, epsilon = 1e-6);
+    let nca = NcaListLossConfig::new().with_beta(1.0).init();
+    assert_relative_eq!(of(&nca), 1.807_309, epsilon = 1e-6);
 }
 
 prop_compose! {
@@ -509,6 +579,37 @@ fn no_gradient_is_rounded_to_f32() {
         assert_relative_eq!(mean[i], expected / 3.0, max_relative = 1e-13);
         assert_relative_eq!(seventh[i], expected / 7.0, max_relative = 1e-13);
     }
+}
+
+#[test]
+fn the_robust_mean_listens_to_small_losses() {
+    let pairs = catalogue();
+    let dpo = DpoLossConfig::new().with_beta(1.0).init();
+    let leaf = leaf(&pairs.chosen);
+    let output = dpo.forward(pairs.referenced(leaf.clone(), f64s(&pairs.rejected)));
+    let losses = to_vec(output.losses());
+    let of = |losses: &[f64], b: f64| {
+        let terms = losses.iter().map(|l| (-l / b).exp());
+        -b * (terms.sum::<f64>() / losses.len() as f64).ln()
+    };
+    let ours = to_vec(output.robust_mean(0.7))[0];
+    assert_relative_eq!(ours, of(&losses, 0.7), max_relative = 1e-14);
+    assert!(ours < mean(&losses));
+    let wide = to_vec(output.robust_mean(1e6))[0];
+    assert_relative_eq!(wide, mean(&losses), max_relative = 1e-5);
+    // d/d loss_i is softmax(−loss/β′)_i.
+    let grads = to_vec(leaf.grad(&output.robust_mean(0.7).backward()).unwrap());
+    let weights = scalar::softmax(&losses.iter().map(|l| -l / 0.7).collect::<Vec<_>>());
+    for (i, row) in rows(&pairs).into_iter().enumerate() {
+        let slope = -scalar::sigmoid(-row.delta());
+        assert_relative_eq!(grads[i], weights[i] * slope, max_relative = 1e-12);
+    }
+    let huge = Pairs {
+        rejected: vec![1e4; 3],
+        ..pairs
+    };
+    let output = dpo.forward(huge.referenced(leaf, f64s(&huge.rejected)));
+    assert!(to_vec(output.robust_mean(1.0))[0].is_finite());
 }
 
 #[test]
