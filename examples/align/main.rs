@@ -147,11 +147,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut curves = Vec::new();
     for loss in arguments.loss.0 {
         let start = Instant::now();
-        let (policy, curve) = train::align(loss, &base, &train, &held, &plan, seed, &device)?;
+        let (policy, curve, result) =
+            train::align(loss, &base, &train, &held, &plan, seed, &device)?;
         let seconds = start.elapsed().as_secs_f64();
         println!("{:>6}: {}", loss.name(), held.example(&policy));
-        let last = curve.last().expect("a curve has a last point").clone();
-        after.push((loss.name(), last, seconds));
+        after.push((loss.name(), result, seconds));
         curves.push((loss.name(), curve));
     }
     report::print_table(&*task, &before, &after);

@@ -74,7 +74,10 @@ pub fn base_model(plan: &Plan, seed: u64, device: &Device) -> Result<Llama, Inva
     Ok(model)
 }
 
-/// Aligns a copy of `base` on the training lists; returns it with its curve on held-out prompts.
+/// A policy, its curve on a part of the held-out prompts, and its result on all of them.
+pub type Aligned = (Llama, Vec<Point>, Point);
+
+/// Aligns a copy of `base` on the training lists.
 pub fn align(
     loss: Loss,
     base: &Llama,
@@ -83,7 +86,7 @@ pub fn align(
     plan: &Plan,
     seed: u64,
     device: &Device,
-) -> Result<(Llama, Vec<Point>), InvalidInput> {
+) -> Result<Aligned, InvalidInput> {
     let reference = Frozen::new(base);
     let mut policy = base.clone().train();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -112,10 +115,10 @@ pub fn align(
             let accuracy = accuracy.map_or(String::new(), |a| format!("  accuracy {a:.2}"));
             format!("loss {loss:.3}{accuracy}")
         });
-        if step % plan.every == 0 && step < plan.steps {
+        if step % plan.every == 0 {
             curve.push(held.measure(step, &policy, true)?);
         }
     }
-    curve.push(held.measure(plan.steps, &policy, false)?);
-    Ok((policy, curve))
+    let result = held.measure(plan.steps, &policy, false)?;
+    Ok((policy, curve, result))
 }
