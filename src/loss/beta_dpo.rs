@@ -26,7 +26,7 @@ objective! {
     }
 }
 
-/// The paper gives none; below this a batch would hardly count.
+/// Below this a batch would hardly count, and below 0 it would count backwards.
 const MIN_BETA: f64 = 1e-3;
 
 impl Objective<WithMeanMargin<ReferencedPair>> for BetaDpoLoss {
