@@ -85,6 +85,7 @@ struct Readme;
 
 pub mod batch;
 pub mod config;
+mod declare;
 pub mod error;
 mod hyperparameter;
 pub mod log_probs;

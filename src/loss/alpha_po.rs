@@ -1,7 +1,7 @@
 use burn::tensor::Tensor;
 
 use crate::batch::{Pair, PolicyPair};
-use crate::hyperparameter::objective;
+use crate::declare::objective;
 use crate::math::bounded_expm1;
 use crate::objective::{LossOutput, Objective};
 use crate::part::LabelNoise;

@@ -1,7 +1,7 @@
 use burn::tensor::Tensor;
 
 use crate::batch::{Pair, ReferencedPair, Unpaired};
-use crate::hyperparameter::objective;
+use crate::declare::objective;
 use crate::log_probs::RelativeLogProbs;
 use crate::math::sigmoid;
 use crate::objective::{LossOutput, Objective};

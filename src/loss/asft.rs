@@ -1,7 +1,7 @@
 use burn::tensor::Tensor;
 
 use crate::batch::{Pair, PolicyPair};
-use crate::hyperparameter::objective;
+use crate::declare::objective;
 use crate::log_probs::SequenceLogProbs;
 use crate::math::log1mexp;
 use crate::objective::{LossOutput, Objective};

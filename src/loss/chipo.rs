@@ -1,7 +1,7 @@
 use burn::tensor::Tensor;
 
 use crate::batch::{Pair, ReferencedPair};
-use crate::hyperparameter::objective;
+use crate::declare::objective;
 use crate::math::softplus;
 use crate::objective::{LossOutput, Objective};
 use crate::part::Divergence;

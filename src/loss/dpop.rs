@@ -2,7 +2,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 
 use crate::batch::{Pair, ReferencedPair};
-use crate::hyperparameter::objective;
+use crate::declare::objective;
 use crate::math::softplus;
 use crate::objective::{LossOutput, Objective};
 

@@ -1,8 +1,8 @@
 use burn::tensor::Tensor;
 
 use crate::batch::{Unpaired, WithBaseline};
+use crate::declare::objective;
 use crate::error::InvalidHyperparameter;
-use crate::hyperparameter::objective;
 use crate::log_probs::RelativeLogProbs;
 use crate::math::sigmoid;
 use crate::objective::{LossOutput, Objective};

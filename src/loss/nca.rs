@@ -1,7 +1,7 @@
 use burn::tensor::Tensor;
 
 use crate::batch::{Pair, Ranked, ReferencedPair};
-use crate::hyperparameter::objective;
+use crate::declare::objective;
 use crate::log_probs::RelativeLogProbs;
 use crate::math::{log_softmax_where, softplus};
 use crate::objective::{LossOutput, Objective};

@@ -1,6 +1,6 @@
 use burn::tensor::Tensor;
 
-use crate::hyperparameter::objective;
+use crate::declare::objective;
 use crate::log_probs::{RelativeLogProbs, SequenceLogProbs};
 use crate::math::softplus;
 use crate::objective::{LossOutput, Objective};

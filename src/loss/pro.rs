@@ -1,7 +1,7 @@
 use burn::tensor::Tensor;
 
 use crate::batch::Ranked;
-use crate::hyperparameter::objective;
+use crate::declare::objective;
 use crate::log_probs::SequenceLogProbs;
 use crate::math::logsumexp_where;
 use crate::objective::{LossOutput, Objective};

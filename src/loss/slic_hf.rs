@@ -2,7 +2,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 
 use crate::batch::{Pair, PolicyPair};
-use crate::hyperparameter::objective;
+use crate::declare::objective;
 use crate::log_probs::SequenceLogProbs;
 use crate::objective::{LossOutput, Objective};
 

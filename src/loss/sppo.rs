@@ -1,7 +1,7 @@
 use burn::tensor::Tensor;
 
 use crate::batch::{Pair, ReferencedPair, WithPreference};
-use crate::hyperparameter::objective;
+use crate::declare::objective;
 use crate::objective::{LossOutput, Objective};
 
 objective! {

@@ -1,7 +1,7 @@
 use burn::tensor::Tensor;
 
 use crate::batch::{Pair, ReferencedPair, WithTies};
-use crate::hyperparameter::objective;
+use crate::declare::objective;
 use crate::math::{logsumexp, softplus};
 use crate::objective::{LossOutput, Objective};
 

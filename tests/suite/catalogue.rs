@@ -15,8 +15,8 @@ use burn_preference::config::{
 use burn_preference::{BetaDpoLossConfig, TdpoLossConfig};
 use serde_json::{Map, Value};
 
-/// The objective's struct, its tag in a file, what it takes, its paper, and the peers whose values
-/// the conformance suite compares.
+/// The objective's struct, its tag in a file, what it takes, its paper, and the peers that have it:
+/// in brackets those whose values the conformance suite does not compare.
 type Row = (
     &'static str,
     &'static str,
@@ -43,14 +43,14 @@ const ROWS: &[Row] = &[
     ("ApoDownLoss", "apo_down", PAIR, "2408.06266", "TRL, Liger"),
     ("DpopLoss", "dpop", PAIR, "2402.13228", ""),
     ("RdpoLoss", "rdpo", PAIR, "2403.19159", ""),
-    ("CalDpoLoss", "cal_dpo", PAIR, "2412.14516", ""),
+    ("CalDpoLoss", "cal_dpo", PAIR, "2412.14516", "(authors)"),
     ("AotLoss", "aot", PAIR, "2406.05882", "TRL"),
     ("DpoShiftLoss", "dpo_shift", PAIR, "2502.07599", ""),
     ("HdpoLoss", "hdpo", PAIR, "2411.07595", ""),
     ("ChipoLoss", "chipo", PAIR, "2407.13399", ""),
     ("BetaDpoLoss", "", "pairs, reference, M₀", "2407.08639", ""),
     ("TdpoLoss", "", "pairs, reference, KL per sequence", "2404.11999", ""),
-    ("RpoLoss", "rpo", "pairs, reference, scores", "2406.11704", ""),
+    ("RpoLoss", "rpo", "pairs, reference, scores", "2406.11704", "(NeMo-Aligner)"),
     ("RebelLoss", "rebel", "pairs, reference, scores", "2404.16767", ""),
     ("RaoKupperLoss", "rao_kupper", "pairs, reference, ties", "2409.17431", ""),
     ("DavidsonLoss", "davidson", "pairs, reference, ties", "2409.17431", ""),
@@ -58,7 +58,7 @@ const ROWS: &[Row] = &[
     ("CpoLoss", "cpo", POLICY, "2401.08417", "TRL, Liger"),
     ("AlphaPoLoss", "alpha_po", POLICY, "2501.03884", "TRL"),
     ("OrpoLoss", "orpo", "pairs; + tokens of the NLL", "2403.07691", "TRL, Liger, LLaMA-Factory, authors"),
-    ("SlicHfLoss", "slic_hf", POLICY, "2305.10425", ""),
+    ("SlicHfLoss", "slic_hf", POLICY, "2305.10425", "(HALOs)"),
     ("SimperLoss", "simper", POLICY, "2502.00883", ""),
     ("AsftLoss", "asft", POLICY, "2409.10571", ""),
     ("KtoLoss", "kto", "labels, reference, z₀", "2402.01306", "TRL, Liger, HALOs"),
@@ -108,7 +108,7 @@ fn defaults(name: &str, tag: &str) -> Map<String, Value> {
 
 fn table() -> String {
     let mut table = String::from(
-        "| objective | in a file | takes | fields and defaults | paper | compared with |\n\
+        "| objective | in a file | takes | fields and defaults | paper | peers |\n\
          |---|---|---|---|---|---|\n",
     );
     for (name, tag, takes, paper, peers) in ROWS {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 7] = [
     &["error", "math"],
     &["hyperparameter", "log_probs"],
-    &["batch"],
+    &["batch", "declare"],
     &["part", "reference"],
     &["objective"],
     &["loss", "metrics", "modifier"],

@@ -1,0 +1,209 @@
+//! The macro that declares an objective together with its config and its documentation tests.
+
+/// The batches of the documentation's examples, as hidden lines of code.
+macro_rules! example_batch {
+    (referenced) => {
+        concat!(
+            "// One pair: ρ_w = 2, ρ_l = −8, four tokens each.\n",
+            "# let device = burn::tensor::Device::default();\n",
+            "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
+            "# let policy = PolicyPair::new(y(-10.0), y(-30.0))?;\n",
+            "# let batch = policy.relative_to(PolicyPair::new(y(-12.0), y(-22.0))?)?;\n",
+        )
+    };
+    (policy) => {
+        concat!(
+            "// One pair of mean token probabilities ½ and ¼: ℓ_w = 4·ln ½, ℓ_l = 4·ln ¼.\n",
+            "# let device = burn::tensor::Device::default();\n",
+            "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
+            "# let batch = PolicyPair::new(y(-4.0 * 2_f32.ln()), y(-4.0 * 4_f32.ln()))?;\n",
+        )
+    };
+    (scored) => {
+        concat!(
+            $crate::declare::example_batch!(referenced),
+            "// Scores s_w = 2, s_l = 1.\n",
+            "# let score = |s| burn::tensor::Tensor::<1>::from_floats([s], &device);\n",
+            "# let scores = Pair { chosen: score(2.0), rejected: score(1.0) };\n",
+            "# let batch = WithScores::new(batch, scores)?;\n",
+        )
+    };
+    (untied) => {
+        concat!(
+            $crate::declare::example_batch!(referenced),
+            "// Not a tie.\n",
+            "# use burn::tensor::{Bool, Tensor};\n",
+            "# let tied = Tensor::<1, Bool>::from_bool([false], &device);\n",
+            "# let batch = WithTies::new(batch, tied)?;\n",
+        )
+    };
+    (with_mean_margin) => {
+        concat!(
+            $crate::declare::example_batch!(referenced),
+            "# let mean = burn::tensor::Tensor::<1>::zeros([1], &device);\n",
+            "# let batch = WithMeanMargin::new(batch, mean)?;\n",
+        )
+    };
+    (with_sequence_kl) => {
+        concat!(
+            $crate::declare::example_batch!(referenced),
+            "# let kl = |k| burn::tensor::Tensor::<1>::from_floats([k], &device);\n",
+            "# let kl = Pair { chosen: kl(1.0), rejected: kl(3.0) };\n",
+            "# let batch = WithSequenceKl::new(batch, kl)?;\n",
+        )
+    };
+    (undesirable_policy) => {
+        concat!(
+            "// One completion to unlearn: ℓ = −10, four tokens.\n",
+            "# let device = burn::tensor::Device::default();\n",
+            "# let batch = SequenceLogProbs::from_values(&[-10.0], &[4], &device)?;\n",
+        )
+    };
+    (undesirable) => {
+        concat!(
+            "// One completion to unlearn: ρ = 2, four tokens.\n",
+            "# let device = burn::tensor::Device::default();\n",
+            "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
+            "# let batch = y(-10.0).relative_to(y(-12.0))?;\n",
+        )
+    };
+    (unpaired) => {
+        concat!(
+            "// A thumb up with ρ = 10, a thumb down with ρ = 0.\n",
+            "# use burn::tensor::{Bool, Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let y = |sums| SequenceLogProbs::from_values(sums, &[4, 4], &device).unwrap();\n",
+            "# let relative = y(&[-10.0, -30.0]).relative_to(y(&[-20.0, -30.0]))?;\n",
+            "# let labels = Tensor::<1, Bool>::from_bool([true, false], &device);\n",
+            "# let batch = Unpaired::new(relative, labels)?;\n",
+        )
+    };
+    (unpaired_with_baseline) => {
+        concat!(
+            $crate::declare::example_batch!(unpaired),
+            "// z₀ = 0.\n",
+            "# let batch = WithBaseline::new(batch, Tensor::<1>::zeros([1], &device))?;\n",
+        )
+    };
+    (ranked_policy) => {
+        concat!(
+            "// Two candidates of two tokens: ℓ = −1 and −4, scores 0.3 and 0.9.\n",
+            "# use burn::tensor::{Bool, Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let y = SequenceLogProbs::from_values(&[-1.0, -4.0], &[2, 2], &device)?;\n",
+            "# let scores = Tensor::<2>::from_floats([[0.3, 0.9]], &device);\n",
+            "# let present = Tensor::<2, Bool>::from_bool([[true, true]], &device);\n",
+            "# let batch = Ranked::new(y.split_candidates(2)?, scores, present)?;\n",
+        )
+    };
+    (ranked) => {
+        concat!(
+            "// Two candidates: ρ = 2 and −8, scores 1 and 0.\n",
+            "# use burn::tensor::{Bool, Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let y = |sums| SequenceLogProbs::from_values(sums, &[4, 4], &device).unwrap();\n",
+            "# let ours = y(&[-10.0, -30.0]).split_candidates(2)?;\n",
+            "# let relative = ours.relative_to(y(&[-12.0, -22.0]).split_candidates(2)?)?;\n",
+            "# let scores = Tensor::<2>::from_floats([[1.0, 0.0]], &device);\n",
+            "# let present = Tensor::<2, Bool>::from_bool([[true, true]], &device);\n",
+            "# let batch = Ranked::new(relative, scores, present)?;\n",
+        )
+    };
+}
+pub(crate) use example_batch;
+
+/// Declares an objective and its config in Burn's idiom: `Config::new().with_x(…).init()`.
+///
+/// A field reads `name / with_name: Type = default, range;` (the range is a function of
+/// [`hyperparameter`](crate::hyperparameter), or missing where every value is valid). Saved configs
+/// may lack fields (they take their defaults) but not have unknown ones. An `example` becomes a
+/// documentation test: the batch, what follows `Config::new()`, the expected mean loss, and the
+/// arithmetic behind it.
+macro_rules! objective {
+    (
+        $(#[$meta:meta])*
+        $(example $batch:ident $with_fields:literal = $value:literal, $arithmetic:literal;)*
+        pub struct $loss:ident from $config:ident {
+            $(
+                $(#[$field_meta:meta])*
+                $field:ident / $with:ident: $ty:ty = $default:expr $(, $range:ident)?;
+            )*
+        }
+    ) => {
+        $(#[$meta])*
+        $(
+            #[doc = concat!(
+                "\n\n```\n",
+                "# use burn_preference::*;\n",
+                $crate::declare::example_batch!($batch),
+                "let loss = ", stringify!($config), "::new()", $with_fields, ".init();\n",
+                "let mean = loss.forward(batch).mean().into_scalar::<f32>();\n",
+                "// ", $arithmetic, "\n",
+                "assert!((mean - ", stringify!($value), ").abs() < 1e-5);\n",
+                "# Ok::<(), InvalidInput>(())\n",
+                "```\n",
+            )]
+        )*
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct $loss {
+            $($field: $ty,)*
+        }
+
+        #[doc = concat!("Configuration of [`", stringify!($loss), "`].")]
+        #[doc = ""]
+        #[doc = "In a file, a missing key takes its default and an unknown key is an error."]
+        #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $config {
+            $(
+                $(#[$field_meta])*
+                #[doc = concat!("\n\nDefault: `", stringify!($default), "`.")]
+                pub $field: $ty,
+            )*
+        }
+
+        impl Default for $config {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+
+        impl burn::config::Config for $config {}
+
+        impl $config {
+            /// The defaults.
+            pub fn new() -> Self {
+                Self::default()
+            }
+
+            $(
+                $(#[$field_meta])*
+                pub fn $with(mut self, $field: $ty) -> Self {
+                    self.$field = $field;
+                    self
+                }
+            )*
+
+            /// Builds the objective.
+            ///
+            /// # Errors
+            ///
+            /// A value is outside its range; the error names it.
+            pub fn try_init(&self) -> Result<$loss, $crate::error::InvalidHyperparameter> {
+                $($($crate::hyperparameter::$range(stringify!($field), self.$field)?;)?)*
+                Ok($loss { $($field: self.$field,)* })
+            }
+
+            #[doc = concat!("Builds the objective; see [`try_init`](", stringify!($config), "::try_init)")]
+            /// for values that come from outside the program.
+            ///
+            /// # Panics
+            ///
+            /// Panics if a value is outside its range.
+            pub fn init(&self) -> $loss {
+                self.try_init().unwrap_or_else(|error| panic!("{error}"))
+            }
+        }
+    };
+}
+pub(crate) use objective;
