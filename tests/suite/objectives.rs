@@ -41,6 +41,7 @@ fn of(objective: impl Objective<ReferencedPair>) -> f64 {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one line per value")]
 fn values_of_the_catalogue() {
     let dpo = DpoLossConfig::new();
     let noise = |n| dpo.clone().with_label_noise(n).init();
