@@ -12,6 +12,23 @@ use crate::math::logsumexp;
 /// What an objective needs is its batch type: one that needs a reference cannot be called without
 /// one, and one that has no use for it cannot be given one. To write your own, implement this one
 /// method; `examples/custom_objective.rs` does.
+///
+/// DPO without a reference does not compile:
+///
+/// ```compile_fail,E0277
+/// # use burn_preference::*;
+/// fn dpo(loss: DpoLoss, pair: PolicyPair) {
+///     let _ = loss.forward(pair);
+/// }
+/// ```
+///
+/// ```
+/// # use burn_preference::*;
+/// fn dpo(loss: DpoLoss, pair: PolicyPair, reference: PolicyPair) -> Result<(), InvalidInput> {
+///     let _ = loss.forward(pair.relative_to(reference)?);
+///     Ok(())
+/// }
+/// ```
 pub trait Objective<B: Batch> {
     /// The loss of every example, and its implicit rewards.
     ///

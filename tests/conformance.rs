@@ -33,7 +33,8 @@ struct Case<'a> {
 
 impl Case<'_> {
     fn param(&self, name: &str) -> Option<f64> {
-        self.params.get(name).map(number)
+        let value = self.params.get(name)?;
+        (!value.is_null()).then(|| number(value))
     }
 
     fn text(&self, name: &str) -> Option<&str> {

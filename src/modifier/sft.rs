@@ -13,7 +13,14 @@ use crate::part::NllNormalization;
 ///
 /// RPO's α, iterative RPO (2404.19733); CPO (2401.08417) has the same term. It keeps the chosen
 /// log-probability from falling together with the rejected one. Any objective over pairs takes
-/// it; over other batches it does not compile.
+/// it; over other batches it does not compile:
+///
+/// ```compile_fail,E0277
+/// # use burn_preference::*;
+/// fn kto(loss: SftTerm<KtoLoss>, batch: WithBaseline<Unpaired<RelativeLogProbs>>) {
+///     let _ = loss.forward(batch); // which completion would it imitate?
+/// }
+/// ```
 ///
 /// ```
 /// # let device = burn::tensor::Device::default();

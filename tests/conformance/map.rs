@@ -827,9 +827,10 @@ fn orpo(case: &Case) -> Mapped {
         // Their mask pairs the attention of position t − 1 with the prompt flag of position t,
         // so a right-padded row counts the prediction of its first padding token as well.
         for (row, attention) in odds_mask.iter_mut().zip(&input.attention) {
-            let first = row.iter().position(|&c| c).unwrap();
-            let end = row.len() - 1;
-            row[first..].copy_from_slice(&attention[first - 1..end]);
+            if let Some(first @ 1..) = row.iter().position(|&c| c) {
+                let end = row.len() - 1;
+                row[first..].copy_from_slice(&attention[first - 1..end]);
+            }
         }
     }
     let nll_mask = if case.has("disable_prompt_loss") {

@@ -1,20 +1,21 @@
 //! Laws that hold for whole families of objectives, on generated batches.
 
 use approx::assert_relative_eq;
-use burn::tensor::DType;
+use burn::tensor::{DType, Tensor};
 use burn_preference::{
-    AlphaPoLossConfig, BetaDpoLossConfig, DavidsonLossConfig, Divergence, DpoLossConfig,
-    DpoShiftLossConfig, DpopLossConfig, HdpoLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise,
-    Objective, OrpoLossConfig, Pair, PlackettLuceLossConfig, RaoKupperLossConfig, RdpoLossConfig,
-    ReferencedPair, RrhfLossConfig, SimpoLossConfig, TdpoLossConfig, WithMargin, WithMeanMargin,
-    WithPreference, WithSequenceKl, WithTies,
+    AlphaPoLossConfig, ApoZeroLossConfig, BcoLossConfig, BetaDpoLossConfig, DavidsonLossConfig,
+    Divergence, DpoLossConfig, DpoShiftLossConfig, DpopLossConfig, HdpoLossConfig, IpoLossConfig,
+    KtoLossConfig, LabelNoise, LossOutput, NpoLossConfig, Objective, OrpoLossConfig, Pair,
+    PlackettLuceLossConfig, RaoKupperLossConfig, RdpoLossConfig, ReferencedPair, RelativeLogProbs,
+    RrhfLossConfig, SimnpoLossConfig, SimpoLossConfig, TdpoLossConfig, Unpaired, WithMargin,
+    WithMeanMargin, WithPreference, WithSequenceKl, WithShift, WithTies,
 };
 use proptest::prelude::*;
 
 use crate::objectives::{any_pairs, rows};
 use crate::subjects::{self, PairSubject};
 use crate::support::{
-    Labelled, Lists, PairResult, Pairs, assert_close, bools, error, f64s, to_vec,
+    Labelled, Lists, PairResult, Pairs, assert_close, bools, error, f64s, floats, sequence, to_vec,
 };
 
 /// The reward scale at which the laws are checked.
@@ -346,6 +347,37 @@ fn extremes_stay_finite() {
         };
         let (losses, rewards, grads) = labelled.run(&KtoLossConfig::new().init(), dtype);
         finite("kto", &[losses, rewards, grads].concat());
+
+        // Single completions: labelled ones, and ones to unlearn.
+        let pairs = extremes();
+        let lengths = vec![3; pairs.len()];
+        let labels: Vec<bool> = (0..pairs.len()).map(|i| i % 3 == 0).collect();
+        let single = |name: &str, forward: &dyn Fn(RelativeLogProbs) -> LossOutput<Tensor<1>>| {
+            let leaf = floats(&pairs.chosen, dtype).autodiff().require_grad();
+            let reference = sequence(floats(&pairs.ref_rejected, dtype), &lengths);
+            let output = forward(
+                sequence(leaf.clone(), &lengths)
+                    .relative_to(reference)
+                    .unwrap(),
+            );
+            let grads = output.sum().backward();
+            let grads = to_vec(leaf.grad(&grads).unwrap());
+            finite(name, &[to_vec(output.losses()), grads].concat());
+        };
+        let labelled = |relative| Unpaired::new(relative, bools(&labels)).unwrap();
+        let apo_zero = ApoZeroLossConfig::new().init();
+        single("apo zero", &|relative| apo_zero.forward(labelled(relative)));
+        let bco = BcoLossConfig::new().init();
+        let shift = || floats(&[-1e3], dtype);
+        single("bco", &|relative| {
+            bco.forward(WithShift::new(labelled(relative), shift()).unwrap())
+        });
+        let npo = NpoLossConfig::new().init();
+        single("npo", &|relative| npo.forward(relative));
+        let simnpo = SimnpoLossConfig::new().init();
+        single("simnpo", &|relative| {
+            simnpo.forward(relative.policy().clone())
+        });
 
         let list = Lists {
             candidates: 6,
