@@ -31,9 +31,6 @@ objective! {
 }
 
 fn sort(values: Tensor<1>) -> Tensor<1> {
-    if values.dims() == [0] {
-        return values; // Burn cannot sort nothing
-    }
     let order = values.clone().without_autodiff().argsort(0);
     values.select(0, order)
 }

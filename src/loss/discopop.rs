@@ -15,8 +15,8 @@ objective! {
     /// ```
     ///
     /// Not convex, and not monotone around h = 0. The second term is computed as one exponential,
-    /// e^(ln σ(h/t) − h), which stays finite where its factors are 0 and ∞ (TRL returns NaN); for
-    /// t > 1 its exponent is held at 80.
+    /// e^(ln σ(h/t) − h): its factors may be 0 and ∞, whose product is NaN. For t > 1 its exponent
+    /// is held at 80.
     example referenced "" = 0.367879, "h = 1, σ(1/0.05) ≈ 1, so e^−1";
     pub struct DiscopopLoss from DiscopopLossConfig {
         /// β > 0: reward per nat of log-ratio.

@@ -23,7 +23,7 @@ objective! {
     ///   batch, as TRL and HF's cross-entropy do.
     ///
     /// ℓ̄ is held at −1e-30 or below, where its log-odds is 69: a completion of probability 1, or
-    /// an empty one, gives a finite loss, and no gradient of the odds ratio. TRL returns infinity.
+    /// an empty one, gives a finite loss, and no gradient of the odds ratio.
     example policy "" = 0.721915, "odds of 1 and ⅓: ln 2 − 0.1·ln σ(ln 3) = ln 2 + 0.1·ln(4/3)";
     pub struct OrpoLoss from OrpoLossConfig {
         /// λ ≥ 0: the weight of the odds ratio (TRL's `beta`).

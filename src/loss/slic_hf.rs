@@ -15,8 +15,7 @@ objective! {
     /// reward = ℓ
     /// ```
     ///
-    /// The regularisation is on the chosen completion, as HALOs and others have it; the paper also
-    /// tries the best of the supervised set.
+    /// The regularisation is on the chosen completion; the paper has it on the supervised target.
     example policy "" = 0.277259, "1 − 4·ln 2 < 0, and 0.1·4·ln 2";
     pub struct SlicHfLoss from SlicHfLossConfig {
         /// δ ≥ 0: the margin to reach, nats.
