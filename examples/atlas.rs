@@ -7,7 +7,7 @@
 //!
 //! Every objective stands at β = 1, so a margin of 1 is a nat. The two completions move apart
 //! symmetrically: against a reference ρ_w = h/2 and ρ_l = −h/2, without one the same around −2.5
-//! nats per token.
+//! nats per token. For one pair of equal lengths AOT, R-DPO and β-DPO are DPO, and have no panel.
 
 use std::error::Error;
 
@@ -159,7 +159,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let objectives = objectives();
     let (columns, width, height) = (5, 256, 170);
     let rows = u32::try_from(objectives.len())?.div_ceil(columns);
-    let root = SVGBackend::new(&path, (columns * width, rows * height + 40)).into_drawing_area();
+    let size = (columns * width, rows * height + 40);
+    let root = SVGBackend::new(&path, size).into_drawing_area();
     root.fill(&WHITE)?;
     let (head, body) = root.split_vertically(40);
     for (i, (label, color)) in COLORS.iter().enumerate() {
@@ -199,6 +200,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     root.present()?;
+    // Without a fixed size the figure scales with the page that shows it.
+    let svg = std::fs::read_to_string(&path)?;
+    let fixed = format!(r#" width="{}" height="{}""#, size.0, size.1);
+    std::fs::write(&path, svg.replacen(&fixed, "", 1))?;
     println!("{} objectives: {path}", objectives.len());
     Ok(())
 }
