@@ -40,10 +40,7 @@ objective! {
 
 impl DpoLoss {
     fn rewards(&self, batch: &ReferencedPair) -> Pair<Tensor<1>> {
-        batch.map_ref(|y| {
-            let g = self.divergence.apply(y.log_ratio());
-            self.normalization.apply(g, y.policy()) * self.beta
-        })
+        self.divergence.compared(batch, self.normalization) * self.beta
     }
 }
 

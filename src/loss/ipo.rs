@@ -44,11 +44,8 @@ impl IpoLossConfig {
 
 impl Objective<ReferencedPair> for IpoLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-        let r = batch.map_ref(|y| {
-            let g = self.divergence.apply(y.log_ratio());
-            self.normalization.apply(g, y.policy())
-        });
+        let r = self.divergence.compared(&batch, self.normalization);
         let losses = bounded_square(r.margin() - 0.5 / self.tau);
-        LossOutput::new(losses, r.map(|r| r * self.tau))
+        LossOutput::new(losses, r * self.tau)
     }
 }

@@ -7,6 +7,7 @@ use crate::batch::{Pair, ReferencedPair};
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{Part, positive};
 use crate::math::{bounded_expm1, log_sigmoid};
+use crate::part::Normalization;
 
 /// The divergence that keeps the policy near the reference, by what it makes of a log-ratio.
 ///
@@ -46,6 +47,15 @@ impl Divergence {
 }
 
 impl Divergence {
+    /// g(ρ) of both sides of a pair, per sequence or divided by the length.
+    pub fn compared(
+        &self,
+        batch: &ReferencedPair,
+        normalization: Normalization,
+    ) -> Pair<Tensor<1>> {
+        batch.map_ref(|y| normalization.apply(self.apply(y.log_ratio()), y.policy()))
+    }
+
     /// scale·g(ρ) of both sides of a pair.
     pub fn rewards(&self, batch: &ReferencedPair, scale: f64) -> Pair<Tensor<1>> {
         batch.log_ratios().map(|rho| self.apply(rho)) * scale

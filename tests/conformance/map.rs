@@ -84,6 +84,11 @@ impl Ours {
         ours.except(&BY_PRODUCTS, Difference::NoByProducts)
     }
 
+    fn named<const N: usize>(numbers: [(&str, Vec<f64>); N]) -> Self {
+        let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
+        Self::new(numbers.into_iter().collect())
+    }
+
     pub fn not_compared(&self, key: &str) -> Option<Difference> {
         let found = self.not_compared.iter().find(|(name, _)| *name == key);
         found.map(|(_, difference)| *difference)
@@ -272,9 +277,8 @@ fn bco(case: &Case) -> Mapped {
         ("grad_chosen", to_vec(chosen.grad(&grads).unwrap())),
         ("grad_rejected", to_vec(rejected.grad(&grads).unwrap())),
     ];
-    let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
     // The peer's running mean is f32.
-    Ok(Ours::new(numbers.into_iter().collect()).tolerance(1e-6))
+    Ok(Ours::named(numbers).tolerance(1e-6))
 }
 
 fn aot(case: &Case) -> Mapped {
@@ -369,8 +373,7 @@ fn cpo(case: &Case) -> Mapped {
                 ("mean_rejected_logp", vec![logps.rejected]),
                 ("grad_logits", to_vec(input.logits.grad(&grads).unwrap())),
             ];
-            let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
-            Ok(Ours::new(numbers.into_iter().collect()))
+            Ok(Ours::named(numbers))
         }
         _ => Err(Unmapped::Unknown),
     }
@@ -728,8 +731,7 @@ fn kto(case: &Case) -> Mapped {
         ("chosen_rewards", chosen),
         ("rejected_rewards", rejected),
     ];
-    let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
-    Ok(Ours::new(numbers.into_iter().collect()))
+    Ok(Ours::named(numbers))
 }
 
 /// ORPO on mean log-probs: with its NLL, or the odds ratio alone.
@@ -861,8 +863,7 @@ fn orpo(case: &Case) -> Mapped {
         ("mean_rejected_logp", vec![means.rejected]),
         ("grad_logits", to_vec(input.logits.grad(&grads).unwrap())),
     ];
-    let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
-    let ours = Ours::new(numbers.into_iter().collect());
+    let ours = Ours::named(numbers);
     // Unpatched, the authors' code casts its mask and its loss to bf16.
     Ok(if case.producer == "orpo_repo" {
         ours.tolerance(1e-2)
@@ -920,8 +921,7 @@ fn rrhf(case: &Case) -> Ours {
         ("sft_loss", vec![total - weight * rank]),
         ("grad_logits", to_vec(leaf.grad(&grads).unwrap())),
     ];
-    let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
-    Ours::new(numbers.into_iter().collect())
+    Ours::named(numbers)
 }
 
 fn pro(case: &Case) -> Ours {
@@ -966,8 +966,7 @@ fn pro(case: &Case) -> Ours {
         ("sft_loss", vec![sft]),
         ("grad_logits", grads),
     ];
-    let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
-    let ours = Ours::new(numbers.into_iter().collect());
+    let ours = Ours::named(numbers);
     ours.except(&["stage_losses"], Difference::Stages)
 }
 
@@ -1000,8 +999,7 @@ fn logps(case: &Case) -> Mapped {
         ("mean", to_vec(sequences.mean())),
         ("grad_logits", to_vec(leaf.grad(&grads).unwrap())),
     ];
-    let numbers = numbers.map(|(key, values)| (key.to_owned(), values));
-    let ours = Ours::new(numbers.into_iter().collect());
+    let ours = Ours::named(numbers);
     Ok(match (case.mode, case.producer) {
         // Statistics in f32 whatever the input is: huge logits leave fewer digits.
         ("logps_f32", _) => ours.tolerance(if largest > 1e3 { 1e-3 } else { 1e-5 }),
