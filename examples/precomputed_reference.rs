@@ -8,7 +8,7 @@
 mod toy;
 
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::Device;
 use burn_preference::{
     Frozen, InvalidInput, IpoLossConfig, Objective, PolicyPair, SequenceLogProbs,
 };
@@ -45,10 +45,7 @@ fn main() -> Result<(), InvalidInput> {
     for step in 0..=20 {
         let sums: Vec<f32> = entries.iter().map(|e| e.sum).collect();
         let lengths: Vec<i32> = entries.iter().map(|e| e.length).collect();
-        let stored = SequenceLogProbs::new(
-            Tensor::<1>::from_data(TensorData::from(sums.as_slice()), &device),
-            Tensor::<1, Int>::from_data(TensorData::from(lengths.as_slice()), &device),
-        )?;
+        let stored = SequenceLogProbs::from_values(&sums, &lengths, &device)?;
         let ours = PolicyPair::from_concatenated(&policy.log_probs(&rows)?)?;
         let batch = ours.relative_to(PolicyPair::from_concatenated(&stored)?)?;
 

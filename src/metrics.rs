@@ -158,10 +158,7 @@ impl<L: LogProbs<2>> Observe for Ranked<L> {
     fn observe(&self, rewards: &Tensor<2>, metrics: BatchMetrics) -> BatchMetrics {
         let [batch, candidates] = rewards.dims();
         let pairs = |x: Tensor<3, Bool>| x.reshape([batch * candidates * candidates]);
-        let worse: Tensor<3> = rewards.clone().unsqueeze_dim(2);
-        let better: Tensor<3> = rewards.clone().unsqueeze_dim(1);
-        let shape = [batch, candidates, candidates];
-        let (worse, better) = (worse.expand(shape), better.expand(shape));
+        let (worse, better) = self.compare(rewards);
         let ordered = pairs(self.worse_than());
         let ahead = pairs(worse.clone().lower(better.clone()));
         let tied = pairs(worse.equal(better));

@@ -1,6 +1,6 @@
 //! From rollouts to the loss of each of the five families: what a training loop plugs in.
 
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 use burn_preference::{
     BatchMetrics, DpoLossConfig, Frozen, InvalidInput, IpoLossConfig, KlEstimate, KtoLossConfig,
     Objective, OrpoLossConfig, PolicyPair, Ranked, RrhfLossConfig, SequenceLogProbs, Unpaired,
@@ -147,9 +147,12 @@ fn rows(
         .iter()
         .map(|(list, i)| (&list.prompt[..], &list.candidates[*i][..]));
     let rows = Rows::new(texts, device);
-    let sums: Vec<f32> = picked.iter().map(|(list, i)| list.reference[*i]).collect();
-    let sums = Tensor::<1>::from_data(TensorData::from(sums.as_slice()), device);
-    let lengths: Tensor<1, Int> = rows.lengths.clone();
-    let reference = SequenceLogProbs::new(sums, lengths)?;
+    let sums: Vec<f32> = picked.iter().map(|(l, i)| l.reference[*i]).collect();
+    let length = |(list, i): &(&List, usize)| list.candidates[*i].len();
+    let lengths = picked
+        .iter()
+        .map(|x| i32::try_from(length(x)).expect("a short completion"));
+    let lengths: Vec<i32> = lengths.collect();
+    let reference = SequenceLogProbs::from_values(&sums, &lengths, device)?;
     Ok((rows, reference))
 }

@@ -118,7 +118,6 @@ pub fn rollout(
 pub struct Rows {
     pub tokens: Tensor<2, Int>,
     pub completion_mask: Tensor<2, Bool>,
-    pub lengths: Tensor<1, Int>,
 }
 
 impl Rows {
@@ -141,17 +140,12 @@ impl Rows {
             mask.extend(std::iter::repeat_n(true, completion.len()));
             mask.extend(std::iter::repeat_n(false, padding));
         }
-        let lengths: Vec<i64> = rows
-            .iter()
-            .map(|(_, c)| c.len().cast_signed() as i64)
-            .collect();
         Self {
             tokens: token_tensor(&tokens, device),
             completion_mask: Tensor::from_data(
                 TensorData::new(mask, [rows.len(), longest]),
                 device,
             ),
-            lengths: Tensor::from_data(TensorData::from(lengths.as_slice()), device),
         }
     }
 

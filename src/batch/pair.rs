@@ -28,6 +28,21 @@ impl<T> Pair<T> {
         }
     }
 
+    /// Rows `0..n` and `n..2n` of something, each by `narrow(start, length)`.
+    pub(super) fn halves(
+        rows: usize,
+        narrow: impl Fn(usize, usize) -> T,
+    ) -> Result<Self, InvalidInput> {
+        if !rows.is_multiple_of(2) {
+            let expected = "an even number of rows: chosen, then rejected";
+            return Err(InvalidInput::new("log_probs", expected, rows));
+        }
+        Ok(Self {
+            chosen: narrow(0, rows / 2),
+            rejected: narrow(rows / 2, rows / 2),
+        })
+    }
+
     /// `f` of both sides by reference.
     pub fn map_ref<U>(&self, f: impl Fn(&T) -> U) -> Pair<U> {
         Pair {
@@ -64,14 +79,7 @@ impl PolicyPair {
     /// The number of rows is odd.
     pub fn from_concatenated(log_probs: &SequenceLogProbs) -> Result<Self, InvalidInput> {
         let [rows] = log_probs.sum().dims();
-        if rows % 2 != 0 {
-            let expected = "an even number of rows: chosen, then rejected";
-            return Err(InvalidInput::new("log_probs", expected, rows));
-        }
-        Ok(Self {
-            chosen: log_probs.narrow(0, rows / 2),
-            rejected: log_probs.narrow(rows / 2, rows / 2),
-        })
+        Self::halves(rows, |start, length| log_probs.narrow(start, length))
     }
 
     /// Puts the reference's log-probabilities of the same pairs beside the policy's.
@@ -85,9 +93,7 @@ impl PolicyPair {
             rejected: self.rejected.relative_to(reference.rejected)?,
         })
     }
-}
 
-impl PolicyPair {
     /// These pairs against a reference that finds every completion equally likely, ρ = ℓ: it turns
     /// any objective against a reference into a reference-free one.
     pub fn with_uniform_reference(self) -> ReferencedPair {

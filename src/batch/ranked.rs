@@ -1,4 +1,3 @@
-use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, Tensor};
 
 use super::Batch;
@@ -42,10 +41,21 @@ impl<L> Ranked<L> {
     }
 
     /// x_i and x_j at `[b, i, j]`.
-    fn compare<K: Basic>(&self, x: &Tensor<2, K>) -> (Tensor<3, K>, Tensor<3, K>) {
+    pub(crate) fn compare(&self, x: &Tensor<2>) -> (Tensor<3>, Tensor<3>) {
         let row = x.clone().unsqueeze_dim::<3>(2).expand(self.square());
         let column = x.clone().unsqueeze_dim::<3>(1).expand(self.square());
         (row, column)
+    }
+
+    /// x_i − x_j at `[b, i, j]`.
+    pub(crate) fn differences(&self, x: &Tensor<2>) -> Tensor<3> {
+        let (mine, other) = self.compare(x);
+        mine - other
+    }
+
+    /// True at `[b, i, j]` where candidates i and j are both present and i has the higher score.
+    pub(crate) fn better_than(&self) -> Tensor<3, Bool> {
+        self.worse_than().swap_dims(1, 2)
     }
 
     /// True at `[b, i, j]` where candidates i and j are both present and j has the higher score.
@@ -85,9 +95,8 @@ impl<L> Ranked<L> {
 
     /// s_i − s_j at `[b, i, j]` where j is worse than i, 0 elsewhere.
     pub(crate) fn score_gaps(&self) -> Tensor<3> {
-        let (mine, other) = self.compare(&self.scores);
-        let better = self.worse_than().swap_dims(1, 2);
-        (mine - other).mask_fill(better.bool_not(), 0.0)
+        self.differences(&self.scores)
+            .mask_fill(self.better_than().bool_not(), 0.0)
     }
 
     /// `values` with 0 for absent candidates, whatever they hold.

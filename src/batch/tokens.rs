@@ -15,14 +15,7 @@ impl Pair<TokenLogProbs> {
     /// The number of rows is odd.
     pub fn from_concatenated_tokens(log_probs: &TokenLogProbs) -> Result<Self, InvalidInput> {
         let [rows, _] = log_probs.mask().dims();
-        if rows % 2 != 0 {
-            let expected = "an even number of rows: chosen, then rejected";
-            return Err(InvalidInput::new("log_probs", expected, rows));
-        }
-        Ok(Self {
-            chosen: log_probs.rows(0, rows / 2),
-            rejected: log_probs.rows(rows / 2, rows / 2),
-        })
+        Self::halves(rows, |start, length| log_probs.rows(start, length))
     }
 
     /// Sums and lengths of both sides.

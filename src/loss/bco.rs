@@ -27,11 +27,15 @@ objective! {
     }
 }
 
+/// −ln σ(chosen) − ln σ(−rejected).
+fn classify(logits: Pair<Tensor<1>>) -> Tensor<1> {
+    softplus(-logits.chosen) + softplus(logits.rejected)
+}
+
 impl Objective<ReferencedPair> for BcoLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
         let rewards = batch.log_ratios() * self.beta;
-        let Pair { chosen, rejected } = rewards.clone();
-        LossOutput::new(softplus(-chosen) + softplus(rejected), rewards)
+        LossOutput::new(classify(rewards.clone()), rewards)
     }
 }
 
@@ -39,8 +43,8 @@ impl Objective<WithShift<ReferencedPair>> for BcoLoss {
     fn forward(&self, batch: WithShift<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
         let rewards = batch.batch.log_ratios() * self.beta;
         let shift = batch.shift.cast(rewards.chosen.dtype());
-        let Pair { chosen, rejected } = rewards.clone().map(|reward| reward - shift.clone());
-        LossOutput::new(softplus(-chosen) + softplus(rejected), rewards)
+        let shifted = rewards.clone().map(|reward| reward - shift.clone());
+        LossOutput::new(classify(shifted), rewards)
     }
 }
 

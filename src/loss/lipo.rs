@@ -36,12 +36,9 @@ impl Objective<Ranked<RelativeLogProbs<2>>> for LipoLoss {
         let ranks = batch.ranks(q.clone().without_autodiff());
         // An absent candidate has rank 0; any finite discount will do, since it is filled below.
         let discount = (ranks.clamp_min(1.0) + 1.0).log().recip();
-        // difference[i, j] = x_i − x_j
-        let difference = |x: Tensor<2>| x.clone().unsqueeze_dim::<3>(2) - x.unsqueeze_dim::<3>(1);
-        let weight = difference(gain).abs() * difference(discount).abs();
-        let better = batch.worse_than().swap_dims(1, 2);
-        let losses = (weight * softplus(-difference(q.clone())))
-            .mask_fill(better.bool_not(), 0.0)
+        let weight = batch.differences(&gain).abs() * batch.differences(&discount).abs();
+        let losses = (weight * softplus(-batch.differences(&q)))
+            .mask_fill(batch.better_than().bool_not(), 0.0)
             .sum_dims_squeeze::<1, usize>(&[1, 2]);
         LossOutput::new(losses, q)
     }

@@ -36,9 +36,8 @@ impl Objective<Ranked<SequenceLogProbs<2>>> for ProLoss {
         let own = q.clone() * temperature;
         let others = q.clone().unsqueeze_dim::<3>(1).expand(square) * gap;
         let terms = Tensor::cat(vec![own.clone().unsqueeze_dim::<3>(2), others], 2);
-        let worse = batch.worse_than().swap_dims(1, 2);
         let itself = batch.present().unsqueeze_dim::<3>(2);
-        let competing = Tensor::cat(vec![itself, worse], 2);
+        let competing = Tensor::cat(vec![itself, batch.better_than()], 2);
         let ranking = logsumexp_where(terms, competing).squeeze_dim::<2>(2) - own;
         let losses = batch.sum_present(ranking) + batch.best_nll() * self.sft_weight;
         LossOutput::new(losses, q)

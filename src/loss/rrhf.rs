@@ -38,8 +38,7 @@ impl Objective<Ranked<SequenceLogProbs<2>>> for RrhfLoss {
             kappa => (length.log() * kappa).exp(),
         };
         let q = batch.fill_absent(candidates.sum() / penalty);
-        let excess = q.clone().unsqueeze_dim::<3>(2) - q.clone().unsqueeze_dim::<3>(1);
-        let ranking = relu(excess)
+        let ranking = relu(batch.differences(&q))
             .mask_fill(batch.worse_than().bool_not(), 0.0)
             .sum_dims_squeeze::<1, usize>(&[1, 2]);
         let nll = batch.best_nll();

@@ -44,9 +44,7 @@ impl Divergence {
             Self::ChiSquared => bounded_expm1(log_ratio.clone()) + log_ratio,
         }
     }
-}
 
-impl Divergence {
     /// g(ρ) of both sides of a pair, per sequence or divided by the length.
     pub fn compared(
         &self,

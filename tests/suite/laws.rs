@@ -69,7 +69,7 @@ proptest! {
                 same(&moved([|p| &mut p.chosen, |p| &mut p.rejected], shift), "shift of the prompt");
             }
             if laws.monotone {
-                let better = pairs.map(<[f64]>::to_vec, <[usize]>::to_vec);
+                let better = pairs.clone();
                 let up = |x: &f64| x + shift.abs();
                 // Log-probs stay ≤ 0 where a log-odds is taken of them.
                 let chosen = better.chosen.iter().zip(&better.chosen_len);
@@ -256,7 +256,7 @@ proptest! {
         let candidates: Vec<_> = (0..).map(f64::from).zip(completions).collect();
         let list = |c: &[(f64, (f64, usize))]| Lists {
             candidates: c.len(),
-references: vec![],
+            references: vec![],
             scores: c.iter().map(|c| c.0).collect(),
             sums: c.iter().map(|c| c.1.0).collect(),
             lengths: c.iter().map(|c| c.1.1).collect(),
@@ -273,7 +273,7 @@ references: vec![],
         means.sort_by(f64::total_cmp);
         let list = Lists {
             candidates: means.len(),
-references: vec![],
+            references: vec![],
             lengths: vec![1; means.len()],
             scores: (0..means.len()).map(|i| i as f64).collect(),
             present: vec![true; means.len()],
