@@ -1,6 +1,6 @@
 //! The errors of this crate. Each carries the name of what is wrong and the value that it has.
 
-use burn::tensor::{Device, Shape};
+use burn::tensor::{DType, Device, Shape};
 use thiserror::Error;
 
 /// A hyperparameter outside its range.
@@ -38,7 +38,7 @@ impl InvalidHyperparameter {
     }
 }
 
-/// A tensor that does not fit: its shape, its device or one of its values.
+/// A tensor that does not fit: its shape, its dtype, its device or one of its values.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("`{name}`: expected {expected}, found {found}")]
 pub struct InvalidInput {
@@ -86,6 +86,21 @@ impl InvalidInput {
         }
         let text = |shape: &Shape| format!("shape {:?}", shape.as_slice());
         Err(Self::new(name, text(expected), text(found)))
+    }
+
+    pub(crate) fn check_dtype(
+        name: &'static str,
+        expected: DType,
+        found: DType,
+    ) -> Result<(), Self> {
+        if expected == found {
+            return Ok(());
+        }
+        Err(Self::new(
+            name,
+            format!("{expected:?}"),
+            format!("{found:?}"),
+        ))
     }
 
     pub(crate) fn check_device(

@@ -104,7 +104,9 @@ pub use batch::{
     WithWeights,
 };
 pub use error::{InvalidHyperparameter, InvalidInput};
-pub use log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs, TokenLogProbs};
+pub use log_probs::{
+    LmHead, LogProbs, RelativeLogProbs, SequenceLogProbs, TokenLogProbs, TokenStatistics,
+};
 pub use loss::{
     AlphaPoLoss, AlphaPoLossConfig, AotLoss, AotLossConfig, ApoDownLoss, ApoDownLossConfig,
     ApoZeroLoss, ApoZeroLossConfig, AsftLoss, AsftLossConfig, BcoLoss, BcoLossConfig, BetaDpoLoss,

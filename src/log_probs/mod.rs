@@ -1,12 +1,20 @@
 //! From model outputs to log-probabilities: per token, per sequence, against a reference.
 
+mod head;
+mod kernel;
+mod kl;
+mod predictions;
 mod relative;
 mod sequence;
+mod statistics;
 mod token;
 
+pub use head::LmHead;
+pub use kl::sequence_kl;
 pub use relative::RelativeLogProbs;
 pub use sequence::SequenceLogProbs;
-pub use token::{TokenLogProbs, sequence_kl};
+pub use statistics::TokenStatistics;
+pub use token::TokenLogProbs;
 
 /// Log-probabilities of completions, with or without a reference beside them.
 ///

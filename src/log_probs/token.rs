@@ -1,8 +1,8 @@
 use burn::tensor::{Bool, DType, FloatDType, Int, Tensor};
 
+use super::predictions::{Predictions, shift_left};
+use super::{SequenceLogProbs, TokenStatistics, kernel};
 use crate::error::InvalidInput;
-use crate::log_probs::SequenceLogProbs;
-use crate::math::logsumexp;
 
 /// Log-probabilities of the counted tokens, one column per *predicted* position.
 ///
@@ -45,24 +45,22 @@ impl TokenLogProbs {
         tokens: Tensor<2, Int>,
         completion_mask: Tensor<2, Bool>,
     ) -> Result<Self, InvalidInput> {
-        let [batch, time, vocab] = logits.dims();
-        InvalidInput::check_shape("tokens", &[batch, time].into(), &tokens.shape())?;
-        InvalidInput::check_device("tokens", &logits.device(), &tokens.device())?;
-        let counted = CountedLogits::new(logits, completion_mask)?;
+        let (log_probs, _) = walk(logits, tokens, completion_mask, false)?;
+        Ok(log_probs)
+    }
 
-        let targets = roll_left(tokens);
-        let inside = targets
-            .clone()
-            .greater_equal_elem(0)
-            .bool_and(targets.clone().lower_elem(vocab as i64));
-        let outside = counted.mask.clone().bool_and(inside.clone().bool_not());
-        let readable = counted.mask.clone().bool_and(inside);
-        let targets = targets.mask_fill(readable.bool_not(), 0);
-
-        let logits = counted.logits.clone();
-        let chosen = logits.clone().gather(2, targets.unsqueeze_dim(2));
-        let log_probs = (chosen - logsumexp(logits)).squeeze_dim::<2>(2);
-        Ok(counted.finish(log_probs.mask_fill(outside, f64::NAN)))
+    /// [`from_logits`](Self::from_logits), and what else the same walk tells.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_logits`](Self::from_logits).
+    pub fn from_logits_with_statistics(
+        logits: Tensor<3>,
+        tokens: Tensor<2, Int>,
+        completion_mask: Tensor<2, Bool>,
+    ) -> Result<(Self, TokenStatistics), InvalidInput> {
+        let (log_probs, statistics) = walk(logits, tokens, completion_mask, true)?;
+        Ok((log_probs, statistics.expect("asked for")))
     }
 
     /// From per-token log-probabilities that are there already, one column per prediction.
@@ -80,7 +78,7 @@ impl TokenLogProbs {
         Ok(Self::masked(upcast(log_probs), mask))
     }
 
-    fn masked(log_probs: Tensor<2>, mask: Tensor<2, Bool>) -> Self {
+    pub(super) fn masked(log_probs: Tensor<2>, mask: Tensor<2, Bool>) -> Self {
         // Filled, never multiplied: −∞ · 0 is NaN.
         let log_probs = log_probs.mask_fill(mask.clone().bool_not(), 0.0);
         Self { log_probs, mask }
@@ -158,29 +156,6 @@ impl TokenLogProbs {
         }
     }
 
-    /// ln Σ_v π(v)² of every counted position: how likely two samples are to be equal.
-    ///
-    /// Without gradient. [`wpo_weights`](crate::modifier::wpo_weights) compares it with the
-    /// log-probability of the token that stands there.
-    ///
-    /// # Shapes
-    ///
-    /// - `logits`: `[batch, time, vocab]`, aligned as in [`from_logits`](Self::from_logits)
-    /// - `completion_mask`: `[batch, time]`
-    ///
-    /// # Errors
-    ///
-    /// As [`from_logits`](Self::from_logits).
-    pub fn collisions(
-        logits: Tensor<3>,
-        completion_mask: Tensor<2, Bool>,
-    ) -> Result<Self, InvalidInput> {
-        let counted = CountedLogits::new(logits.without_autodiff(), completion_mask)?;
-        let x = counted.logits.clone();
-        let log_sum_squares = logsumexp(x.clone() * 2) - logsumexp(x) * 2;
-        Ok(counted.finish(log_sum_squares.squeeze_dim(2)))
-    }
-
     /// Sum and length per sequence.
     pub fn sequence(&self) -> SequenceLogProbs {
         let dtype: FloatDType = self.log_probs.dtype().into();
@@ -196,75 +171,34 @@ impl TokenLogProbs {
     }
 }
 
-/// K = Σ_t KL(π° ‖ π) over the counted positions of each sequence, `[batch]`, nats: TDPO's column.
-///
-/// Gradients flow into the policy's logits, none into the reference's.
-///
-/// # Shapes
-///
-/// - `policy`, `reference`: logits `[batch, time, vocab]`, aligned as in
-///   [`TokenLogProbs::from_logits`]
-/// - `completion_mask`: `[batch, time]`
-///
-/// # Errors
-///
-/// As [`TokenLogProbs::from_logits`].
-pub fn sequence_kl(
-    policy: Tensor<3>,
-    reference: Tensor<3>,
-    completion_mask: Tensor<2, Bool>,
-) -> Result<Tensor<1>, InvalidInput> {
-    InvalidInput::check_shape("reference", &policy.shape(), &reference.shape())?;
-    let policy = CountedLogits::new(policy, completion_mask.clone())?;
-    let reference = CountedLogits::new(reference.without_autodiff(), completion_mask)?;
-    let theirs = reference.log_softmax().cast(policy.logits.dtype());
-    let ours = policy.log_softmax();
-    // A token that the reference rules out contributes 0·(−∞) = 0.
-    let ruled_out = theirs.clone().equal_elem(f64::NEG_INFINITY);
-    let terms = (theirs.clone().exp() * (theirs - ours)).mask_fill(ruled_out, 0.0);
-    let kl = policy.finish(terms.sum_dim(2).squeeze_dim(2));
-    Ok(kl.sequence().sum())
-}
-
-/// Logits of which only those rows are read that predict a counted token.
-struct CountedLogits {
+fn walk(
     logits: Tensor<3>,
-    /// `[batch, time]`: which rows predict a counted token.
-    mask: Tensor<2, Bool>,
+    tokens: Tensor<2, Int>,
+    completion_mask: Tensor<2, Bool>,
+    statistics: bool,
+) -> Result<(TokenLogProbs, Option<TokenStatistics>), InvalidInput> {
+    check_logits(&logits)?;
+    let [batch, time, vocab] = logits.dims();
+    let shape = [batch, time, vocab];
+    let predictions = Predictions::new(shape, &logits.device(), tokens, completion_mask)?;
+    let (values, by_products) = kernel::logits_log_probs(
+        upcast(logits).reshape([batch * time, vocab]),
+        predictions.targets(),
+        predictions.counted(),
+        statistics,
+    );
+    let statistics = by_products.map(|by_products| predictions.statistics(&by_products));
+    Ok((predictions.log_probs(values), statistics))
 }
 
-impl CountedLogits {
-    /// Shifting the small mask left instead of slicing the logits saves a copy of
-    /// `[batch, time, vocab]`. The last row predicts nothing; [`finish`](Self::finish) cuts it off.
-    fn new(logits: Tensor<3>, completion_mask: Tensor<2, Bool>) -> Result<Self, InvalidInput> {
-        let [batch, time, vocab] = logits.dims();
-        let expected = [batch, time].into();
-        InvalidInput::check_shape("completion_mask", &expected, &completion_mask.shape())?;
-        if time < 2 || vocab == 0 {
-            let found = format!("shape {:?}", [batch, time, vocab]);
-            return Err(InvalidInput::new("logits", "time ≥ 2 and vocab ≥ 1", found));
-        }
-        let device = logits.device();
-        InvalidInput::check_device("completion_mask", &device, &completion_mask.device())?;
-
-        let mask = shift_left(completion_mask);
-        let not_counted: Tensor<3, Bool> = mask.clone().bool_not().unsqueeze_dim(2);
-        let logits = upcast(logits).mask_fill(not_counted.expand([batch, time, vocab]), 0.0);
-        Ok(Self { logits, mask })
+/// Something is predicted, from some vocabulary.
+pub(super) fn check_logits(logits: &Tensor<3>) -> Result<(), InvalidInput> {
+    let [_, time, vocab] = logits.dims();
+    if time < 2 || vocab == 0 {
+        let found = format!("shape {:?}", logits.dims());
+        return Err(InvalidInput::new("logits", "time ≥ 2 and vocab ≥ 1", found));
     }
-
-    fn log_softmax(&self) -> Tensor<3> {
-        self.logits.clone() - logsumexp(self.logits.clone())
-    }
-
-    /// From a value per row of logits to one per prediction.
-    fn finish(self, values: Tensor<2>) -> TokenLogProbs {
-        let [_, time] = values.dims();
-        TokenLogProbs::masked(
-            values.narrow(1, 0, time - 1),
-            self.mask.narrow(1, 0, time - 1),
-        )
-    }
+    Ok(())
 }
 
 /// Half-precision values to f32; f32 and f64 as they are.
@@ -273,19 +207,4 @@ pub(super) fn upcast<const D: usize>(values: Tensor<D>) -> Tensor<D> {
         DType::F64 | DType::F32 => values,
         _ => values.cast(FloatDType::F32),
     }
-}
-
-/// Column `t` takes what stood at `t + 1`; the last column takes the first's.
-fn roll_left(tokens: Tensor<2, Int>) -> Tensor<2, Int> {
-    let [_, time] = tokens.dims();
-    let first = tokens.clone().narrow(1, 0, 1);
-    Tensor::cat(vec![tokens.narrow(1, 1, time - 1), first], 1)
-}
-
-/// As [`roll_left`], but the last column is false: nothing is predicted there.
-fn shift_left(mask: Tensor<2, Bool>) -> Tensor<2, Bool> {
-    let [_, time] = mask.dims();
-    let last = mask.clone().narrow(1, 0, 1);
-    let last = last.clone().bool_and(last.bool_not());
-    Tensor::cat(vec![mask.narrow(1, 1, time - 1), last], 1)
 }

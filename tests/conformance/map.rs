@@ -23,7 +23,6 @@ pub enum Difference {
     Relaxed,
     BcoOrder,
     Stages,
-    NoByProducts,
     Rewards,
     ReferenceFreeRewards,
     NegativeAlpha,
@@ -38,7 +37,6 @@ impl Difference {
             Self::Stages => "PRO's stages are summed in one loss per list",
             Self::Relaxed => "ARPO's relaxation of CPO is in no catalogue of ours",
             Self::BcoOrder => "the mean reward of a second BCO step needs the first step's batch",
-            Self::NoByProducts => "entropy, mean and top-1 of logits are not in the crate yet",
             Self::Rewards => "our rewards are what the loss compares, times β or τ",
             Self::ReferenceFreeRewards => "without a reference, our rewards have none either",
             Self::NegativeAlpha => "α < 0 is no f-divergence of f-DPO: we refuse it",
@@ -64,9 +62,6 @@ pub struct Ours {
 
 type Mapped = Result<Ours, Unmapped>;
 
-/// By-products of the log-prob head, which belong to no objective.
-const BY_PRODUCTS: [&str; 3] = ["entropy", "mean_logits", "is_top1"];
-
 const REWARD_KEYS: [&str; 4] = [
     "chosen_rewards",
     "rejected_rewards",
@@ -76,12 +71,11 @@ const REWARD_KEYS: [&str; 4] = [
 
 impl Ours {
     fn new(numbers: Numbers) -> Self {
-        let ours = Self {
+        Self {
             numbers,
             tolerance: 1e-9,
             not_compared: Vec::new(),
-        };
-        ours.except(&BY_PRODUCTS, Difference::NoByProducts)
+        }
     }
 
     fn named<const N: usize>(numbers: [(&str, Vec<f64>); N]) -> Self {
@@ -991,9 +985,20 @@ fn logps(case: &Case) -> Mapped {
         .map(|i| 1.0 + i as f64 / (rows.max(2) - 1) as f64)
         .collect();
     let grads = (sequences.sum() * f64s(&weights)).sum().backward();
-    let collisions = TokenLogProbs::collisions(leaf.clone(), mask_tensor(&mask)).unwrap();
+    let (_, statistics) = TokenLogProbs::from_logits_with_statistics(
+        leaf.clone(),
+        token_tensor(&labels),
+        mask_tensor(&mask),
+    )
+    .unwrap();
     let numbers = [
-        ("log_sum_sq_probs", to_vec(collisions.log_probs())),
+        (
+            "log_sum_sq_probs",
+            to_vec(statistics.collisions().log_probs()),
+        ),
+        ("entropy", to_vec(statistics.entropy())),
+        ("mean_logits", to_vec(statistics.mean_logits())),
+        ("is_top1", to_vec(statistics.top1())),
         ("per_token", to_vec(tokens.log_probs())),
         ("sum", to_vec(sequences.sum())),
         ("mean", to_vec(sequences.mean())),

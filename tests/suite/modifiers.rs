@@ -174,7 +174,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn by_products_of_the_logits(
+    fn the_kl_between_two_models(
         logits in prop::collection::vec(-8.0..8.0_f64, 12),
         other in prop::collection::vec(-8.0..8.0_f64, 12),
     ) {
@@ -185,12 +185,6 @@ proptest! {
         };
         let mask = || bools(&[false, true, true]).reshape([1, 3]);
         let p = |values: &[f64], t: usize| scalar::softmax(&values[4 * t..4 * t + 4]);
-
-        let collisions = TokenLogProbs::collisions(tensor(&logits), mask()).unwrap();
-        for (t, ours) in to_vec(collisions.log_probs()).into_iter().enumerate() {
-            let sum: f64 = p(&logits, t).iter().map(|p| p * p).sum();
-            prop_assert!(error(ours, sum.ln()) < 1e-12);
-        }
 
         let leaf = tensor(&logits).autodiff().require_grad();
         let kl = sequence_kl(leaf.clone(), tensor(&other), mask()).unwrap();

@@ -1,0 +1,247 @@
+use burn::nn::{Embedding, Linear};
+use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
+
+use super::kernel::{self, HeadOptions};
+use super::predictions::Predictions;
+use super::{TokenLogProbs, TokenStatistics};
+use crate::error::InvalidInput;
+
+/// The last layer of a language model, from hidden states to logits: weight and bias.
+///
+/// A handle to them, as cheap to make in every step as a clone of the tensors.
+/// [`TokenLogProbs::from_hidden`] applies it without ever holding all logits.
+///
+/// ```text
+/// logits = W·hidden + b
+/// ```
+///
+/// Which gradients are computed follows from the tensors: a weight without `require_grad` (LoRA,
+/// [`Frozen`](crate::Frozen)) costs nothing in the backward.
+#[derive(Debug, Clone)]
+pub struct LmHead {
+    weight: Tensor<2>,
+    /// The weight is `[vocab, hidden]`; otherwise `[hidden, vocab]`.
+    words_first: bool,
+    bias: Option<Tensor<1>>,
+    retained_bytes: usize,
+}
+
+impl LmHead {
+    /// What [`with_retained_bytes`](Self::with_retained_bytes) starts from.
+    pub const RETAINED_BYTES: usize = 0;
+
+    /// A head without bias, of a weight `[vocab, hidden]`: one row per word.
+    pub fn new(weight: Tensor<2>) -> Self {
+        Self {
+            weight,
+            words_first: true,
+            bias: None,
+            retained_bytes: Self::RETAINED_BYTES,
+        }
+    }
+
+    /// A head without bias, of a weight `[hidden, vocab]`: one column per word.
+    pub fn transposed(weight: Tensor<2>) -> Self {
+        Self {
+            words_first: false,
+            ..Self::new(weight)
+        }
+    }
+
+    /// Adds a bias, `[vocab]`.
+    pub fn with_bias(mut self, bias: Tensor<1>) -> Self {
+        self.bias = Some(bias);
+        self
+    }
+
+    /// Lets a trainable head keep so many bytes of logits from forward to backward.
+    ///
+    /// What is not kept is computed again: a fourth product of the size of the three that a
+    /// trainable head needs. All of them take 4·rows·vocab bytes (8 in f64) of counted tokens. A
+    /// frozen head keeps none and needs none.
+    pub fn with_retained_bytes(mut self, bytes: usize) -> Self {
+        self.retained_bytes = bytes;
+        self
+    }
+
+    /// Vocabulary and hidden size.
+    fn dims(&self) -> [usize; 2] {
+        let [first, second] = self.weight.dims();
+        if self.words_first {
+            [first, second]
+        } else {
+            [second, first]
+        }
+    }
+
+    fn check(&self, hidden: &Tensor<3>) -> Result<(), InvalidInput> {
+        let [vocab, width] = self.dims();
+        let [_, _, expected] = hidden.dims();
+        if width != expected || vocab == 0 || width == 0 {
+            let found = format!("vocab {vocab}, hidden {width}");
+            let expected = format!("vocab ≥ 1, hidden {expected} ≥ 1");
+            return Err(InvalidInput::new("head.weight", expected, found));
+        }
+        InvalidInput::check_device("head.weight", &hidden.device(), &self.weight.device())?;
+        InvalidInput::check_dtype("head.weight", hidden.dtype(), self.weight.dtype())?;
+        if let Some(bias) = &self.bias {
+            InvalidInput::check_shape("head.bias", &[vocab].into(), &bias.shape())?;
+            InvalidInput::check_device("head.bias", &hidden.device(), &bias.device())?;
+            InvalidInput::check_dtype("head.bias", hidden.dtype(), bias.dtype())?;
+        }
+        Ok(())
+    }
+}
+
+impl From<&Linear> for LmHead {
+    fn from(linear: &Linear) -> Self {
+        let head = Self::transposed(linear.weight.val());
+        match &linear.bias {
+            Some(bias) => head.with_bias(bias.val()),
+            None => head,
+        }
+    }
+}
+
+/// Tied embeddings.
+impl From<&Embedding> for LmHead {
+    fn from(embedding: &Embedding) -> Self {
+        Self::new(embedding.weight.val())
+    }
+}
+
+impl TokenLogProbs {
+    /// From the hidden states before the head, without the logits `[batch, time, vocab]`.
+    ///
+    /// Equal to [`from_logits`](Self::from_logits) of what the head returns. Rows that predict no
+    /// counted token are dropped before the product, the others are walked block by block, and
+    /// the backward knows its gradients in closed form:
+    ///
+    /// | head | products of 2·rows·hidden·vocab | kept from forward to backward |
+    /// |---|---|---|
+    /// | no gradient (reference) | 1 | nothing |
+    /// | frozen, hidden states trained | 2 | a number per hidden state |
+    /// | trained | 4; 3 where logits are retained | two numbers per row, and what [`LmHead::with_retained_bytes`] allows |
+    ///
+    /// # Shapes
+    ///
+    /// - `hidden`: `[batch, time, hidden]`, aligned with `tokens`: row `t` predicts token `t + 1`
+    /// - `tokens`: `[batch, time]`, prompt and completion
+    /// - `completion_mask`: `[batch, time]`, true where a token counts
+    ///
+    /// # Numerics
+    ///
+    /// As [`from_logits`](Self::from_logits): f32 at least from the logits on, NaN for counted
+    /// ids outside the vocabulary. The completion mask is read back, once, to know which rows to
+    /// drop.
+    ///
+    /// # Errors
+    ///
+    /// Shapes, dtypes or devices that do not fit together, fewer than two time steps, or no
+    /// vocabulary.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use burn::tensor::{Bool, Device, Int, Tensor};
+    /// use burn_preference::{LmHead, TokenLogProbs};
+    ///
+    /// let device = Device::default();
+    /// // Two words and hidden states of one number: logits (h, −h).
+    /// let head = LmHead::new(Tensor::from_floats([[1.0], [-1.0]], &device));
+    /// let hidden = Tensor::<3>::from_floats([[[0.5], [9.0]]], &device);
+    /// let tokens = Tensor::<2, Int>::from_ints([[1, 0]], &device);
+    /// let mask = Tensor::<2, Bool>::from_bool([[false, true]], &device);
+    ///
+    /// let log_probs = TokenLogProbs::from_hidden(hidden, &head, tokens, mask)?;
+    /// let expected = -(1.0 + (-1.0_f32).exp()).ln(); // ln σ(0.5 − (−0.5))
+    /// assert!((log_probs.log_probs().into_scalar::<f32>() - expected).abs() < 1e-6);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    pub fn from_hidden(
+        hidden: Tensor<3>,
+        head: &LmHead,
+        tokens: Tensor<2, Int>,
+        completion_mask: Tensor<2, Bool>,
+    ) -> Result<Self, InvalidInput> {
+        let (log_probs, _) = walk(hidden, head, tokens, completion_mask, false)?;
+        Ok(log_probs)
+    }
+
+    /// [`from_hidden`](Self::from_hidden), and what else the same walk tells.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_hidden`](Self::from_hidden).
+    pub fn from_hidden_with_statistics(
+        hidden: Tensor<3>,
+        head: &LmHead,
+        tokens: Tensor<2, Int>,
+        completion_mask: Tensor<2, Bool>,
+    ) -> Result<(Self, TokenStatistics), InvalidInput> {
+        let (log_probs, statistics) = walk(hidden, head, tokens, completion_mask, true)?;
+        Ok((log_probs, statistics.expect("asked for")))
+    }
+}
+
+fn walk(
+    hidden: Tensor<3>,
+    head: &LmHead,
+    tokens: Tensor<2, Int>,
+    completion_mask: Tensor<2, Bool>,
+    statistics: bool,
+) -> Result<(TokenLogProbs, Option<TokenStatistics>), InvalidInput> {
+    head.check(&hidden)?;
+    let [batch, time, width] = hidden.dims();
+    if time < 2 {
+        let found = format!("shape {:?}", hidden.dims());
+        return Err(InvalidInput::new("hidden", "time ≥ 2", found));
+    }
+    let [vocab, _] = head.dims();
+    let shape = [batch, time, vocab];
+    let predictions = Predictions::new(shape, &hidden.device(), tokens, completion_mask)?;
+
+    let mut hidden = hidden.reshape([batch * time, width]);
+    if batch == 0 {
+        let none = hidden.sum_dim(1).squeeze_dim(1);
+        let statistics =
+            statistics.then(|| predictions.statistics(&Tensor::empty([0, 4], &none.device())));
+        return Ok((predictions.log_probs(none), statistics));
+    }
+    let mut rows: Tensor<1, Int> = predictions.counted().argwhere().squeeze_dim(1);
+    if rows.dims() == [0] {
+        // Nothing counts. One row of zeros keeps the graph: a backward still finds its leaves.
+        let first = hidden.narrow(0, 0, 1);
+        hidden = first
+            .clone()
+            .mask_fill(first.zeros_like().equal_elem(0.0), 0.0);
+        rows = Tensor::zeros([1], &hidden.device());
+    }
+    let options = HeadOptions {
+        words_first: head.words_first,
+        biased: head.bias.is_some(),
+        retained_bytes: head.retained_bytes,
+        statistics,
+    };
+    let (values, by_products) = kernel::head_log_probs(
+        hidden.select(0, rows.clone()),
+        head.weight.clone(),
+        head.bias.clone(),
+        predictions.targets().select(0, rows.clone()),
+        options,
+    );
+    // Back to where the rows were; `Predictions` fills the others.
+    let values = Tensor::zeros([batch * time], (&values.device(), values.dtype())).select_assign(
+        0,
+        rows.clone(),
+        values,
+        IndexingUpdateOp::Add,
+    );
+    let statistics = by_products.map(|by_products| {
+        let [_, columns] = by_products.dims();
+        let options = (&by_products.device(), by_products.dtype());
+        let all = Tensor::zeros([batch * time, columns], options);
+        predictions.statistics(&all.select_assign(0, rows, by_products, IndexingUpdateOp::Add))
+    });
+    Ok((predictions.log_probs(values), statistics))
+}

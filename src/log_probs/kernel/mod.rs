@@ -1,0 +1,307 @@
+//! The log-probability of one word per row, as one differentiable operation on every backend.
+//!
+//! ```text
+//! x_n = W h_n + b,    log p_n = x_n[y_n] − ln Σ_v exp x_n[v]
+//! ```
+//!
+//! [`LogProbOps`] is what Burn dispatches to: its autodiff side (`autodiff.rs`) writes the
+//! backward by hand. [`LogProbKernel`] is what a backend computes: the default bodies
+//! (`generic.rs`) are made of Burn's own operations, and Flex has a kernel of its own (`flex.rs`).
+
+mod autodiff;
+#[cfg(feature = "flex")]
+mod flex;
+mod generic;
+
+use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
+use burn::backend::{Backend, Dispatch, DispatchDevice, DispatchTensor, backend_extension};
+use burn::tensor::{Bool, Device, Int, Tensor};
+
+/// What else a call wants beside the log-probabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadOptions {
+    /// The weight is `[vocab, hidden]`; otherwise `[hidden, vocab]`.
+    pub words_first: bool,
+    /// The bias counts; otherwise it is a placeholder.
+    pub biased: bool,
+    /// Bytes of logits that a trainable head may keep for its backward.
+    pub retained_bytes: usize,
+    /// The second output holds the by-products.
+    pub statistics: bool,
+}
+
+/// By-products per row, in this order: entropy, ln Σp², top-1 hit, mean logit.
+pub const STATISTICS: usize = 4;
+
+/// Log-probabilities with a gradient, and by-products without: `[rows]` and `[rows, 4]`.
+///
+/// The by-products are `[rows, 0]`-like (one zero) unless asked for. Targets are inside the
+/// vocabulary.
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    LibTorch: cfg(feature = "tch"),
+    Cube: cfg(any(
+        feature = "wgpu",
+        feature = "vulkan",
+        feature = "metal",
+        feature = "cuda",
+        feature = "rocm",
+        feature = "cpu"
+    )),
+    Remote: cfg(feature = "remote"),
+    Autodiff
+)]
+pub trait LogProbOps: Backend {
+    /// From hidden states `[rows, hidden]`.
+    fn head_log_probs(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        options: HeadOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// From logits `[rows, vocab]`, f32 or f64; a row that is not counted may hold anything.
+    fn logits_log_probs(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        counted: BoolTensor<Self>,
+        statistics: bool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+}
+
+/// Hidden states, the head and the words, as one backend holds them.
+#[derive(Debug, Clone)]
+pub struct Head<B: Backend> {
+    /// `[rows, hidden]`
+    pub hidden: FloatTensor<B>,
+    /// `[vocab, hidden]` or `[hidden, vocab]`
+    pub weight: FloatTensor<B>,
+    /// `[vocab]`, or a placeholder
+    pub bias: FloatTensor<B>,
+    /// `[rows]`
+    pub targets: IntTensor<B>,
+    pub words_first: bool,
+    pub biased: bool,
+}
+
+/// What the forward saves for the backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Save {
+    /// No graph.
+    Nothing,
+    /// The gradient of each log-probability with respect to its own hidden state.
+    ///
+    /// It is all that a frozen head needs: row n of the backward is `g_n` times it.
+    Slope,
+    /// The normaliser, and as many tiles of logits as fit into so many bytes.
+    Tiles(usize),
+}
+
+/// What a forward returns; `[rows]` unless said otherwise, f32 or f64.
+#[derive(Debug, Clone)]
+pub struct Forward<B: Backend> {
+    pub log_probs: FloatTensor<B>,
+    /// `[rows, 2]`: the largest logit m, and `ln Σ exp(x − m)`. Their sum would round at the
+    /// magnitude of the logits.
+    pub normalizer: FloatTensor<B>,
+    /// `[rows, 4]`, if asked for.
+    pub statistics: Option<FloatTensor<B>>,
+    /// [`Save::Slope`]: `[rows, hidden]`.
+    pub slope: Option<FloatTensor<B>>,
+    /// [`Save::Tiles`]: as the kernel likes them.
+    pub tiles: Vec<FloatTensor<B>>,
+}
+
+/// Gradients of hidden states, weight and bias; `None` where not wanted.
+pub type HeadGradients<B> = [Option<FloatTensor<B>>; 3];
+
+/// What a backend computes, without autodiff.
+pub trait LogProbKernel: Backend {
+    /// The forward of [`LogProbOps::head_log_probs`].
+    fn head_forward(head: Head<Self>, save: Save, statistics: bool) -> Forward<Self> {
+        generic::head_forward(head, save, statistics)
+    }
+
+    /// Its backward after [`Save::Tiles`]; `grad` is `[rows]`.
+    fn head_backward(
+        head: Head<Self>,
+        normalizer: FloatTensor<Self>,
+        tiles: Vec<FloatTensor<Self>>,
+        grad: FloatTensor<Self>,
+        wanted: [bool; 3],
+    ) -> HeadGradients<Self> {
+        generic::head_backward(head, normalizer, tiles, grad, wanted)
+    }
+
+    /// The forward of [`LogProbOps::logits_log_probs`].
+    fn logits_forward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        counted: BoolTensor<Self>,
+        statistics: bool,
+    ) -> Forward<Self> {
+        generic::logits_forward::<Self>(logits, targets, counted, statistics)
+    }
+
+    /// Its backward: the gradient of the logits, in their own buffer where nobody else holds it.
+    fn logits_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        counted: BoolTensor<Self>,
+        normalizer: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        generic::logits_backward::<Self>(logits, targets, counted, normalizer, grad)
+    }
+}
+
+#[cfg(feature = "ndarray")]
+#[allow(deprecated)]
+impl LogProbKernel for burn::backend::NdArray {}
+#[cfg(feature = "tch")]
+#[allow(deprecated)]
+impl LogProbKernel for burn::backend::LibTorch {}
+#[cfg(any(
+    feature = "wgpu",
+    feature = "vulkan",
+    feature = "metal",
+    feature = "cuda",
+    feature = "rocm",
+    feature = "cpu"
+))]
+impl LogProbKernel for burn::backend::Cube {}
+#[cfg(feature = "remote")]
+impl LogProbKernel for burn::backend::Remote {}
+
+/// The outputs of an operation from what the kernel computed.
+fn outputs<B: Backend>(forward: Forward<B>) -> (FloatTensor<B>, FloatTensor<B>) {
+    // Every output is a tensor: where no by-product was asked for, another handle to the first.
+    let statistics = forward
+        .statistics
+        .unwrap_or_else(|| forward.log_probs.clone());
+    (forward.log_probs, statistics)
+}
+
+impl<B: LogProbKernel> LogProbOps for B {
+    fn head_log_probs(
+        hidden: FloatTensor<B>,
+        weight: FloatTensor<B>,
+        bias: FloatTensor<B>,
+        targets: IntTensor<B>,
+        options: HeadOptions,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        let head = Head {
+            hidden,
+            weight,
+            bias,
+            targets,
+            words_first: options.words_first,
+            biased: options.biased,
+        };
+        outputs(B::head_forward(head, Save::Nothing, options.statistics))
+    }
+
+    fn logits_log_probs(
+        logits: FloatTensor<B>,
+        targets: IntTensor<B>,
+        counted: BoolTensor<B>,
+        statistics: bool,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        outputs(B::logits_forward(logits, targets, counted, statistics))
+    }
+}
+
+/// Whether `device` runs on a backend that [`LogProbOps`] was built for.
+///
+/// A backend may be on in the user's `burn` but not in our features: then the kernel's own steps
+/// are recorded on the tape, at the price of keeping the logits.
+fn is_supported(device: &Device) -> bool {
+    fn on(device: &DispatchDevice) -> bool {
+        match device {
+            #[cfg(feature = "flex")]
+            DispatchDevice::Flex(_) => true,
+            #[cfg(feature = "ndarray")]
+            DispatchDevice::NdArray(_) => true,
+            #[cfg(feature = "tch")]
+            DispatchDevice::LibTorch(_) => true,
+            #[cfg(any(
+                feature = "wgpu",
+                feature = "vulkan",
+                feature = "metal",
+                feature = "cuda",
+                feature = "rocm",
+                feature = "cpu"
+            ))]
+            DispatchDevice::Cube(_) => true,
+            #[cfg(feature = "remote")]
+            DispatchDevice::Remote(_) => true,
+            DispatchDevice::Autodiff(device) => on(device),
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+    on(device.as_dispatch())
+}
+
+/// Log-probability of each row's target under a head, `[rows]`, and `[rows, 4]` by-products if
+/// asked for. Arguments as in [`Head`].
+pub fn head_log_probs(
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    targets: Tensor<1, Int>,
+    options: HeadOptions,
+) -> (Tensor<1>, Option<Tensor<2>>) {
+    let supported = is_supported(&hidden.device());
+    let bias = bias.unwrap_or_else(|| Tensor::zeros([1], (&hidden.device(), hidden.dtype())));
+    let [hidden, bias] = [hidden.into_dispatch(), bias.into_dispatch()];
+    let [weight, targets] = [weight.into_dispatch(), targets.into_dispatch()];
+    let found = if supported {
+        Dispatch::head_log_probs(hidden, weight, bias, targets, options)
+    } else {
+        let head = Head::<Dispatch> {
+            hidden,
+            weight,
+            bias,
+            targets,
+            words_first: options.words_first,
+            biased: options.biased,
+        };
+        outputs(generic::head_forward(
+            head,
+            Save::Nothing,
+            options.statistics,
+        ))
+    };
+    tensors(found, options.statistics)
+}
+
+/// The same from logits `[rows, vocab]`; a row that is not counted may hold anything.
+pub fn logits_log_probs(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    counted: Tensor<1, Bool>,
+    statistics: bool,
+) -> (Tensor<1>, Option<Tensor<2>>) {
+    let supported = is_supported(&logits.device());
+    let [logits, targets] = [logits.into_dispatch(), targets.into_dispatch()];
+    let counted = counted.into_dispatch();
+    let found = if supported {
+        Dispatch::logits_log_probs(logits, targets, counted, statistics)
+    } else {
+        outputs(generic::logits_forward::<Dispatch>(
+            logits, targets, counted, statistics,
+        ))
+    };
+    tensors(found, statistics)
+}
+
+fn tensors(
+    (log_probs, by_products): (DispatchTensor, DispatchTensor),
+    statistics: bool,
+) -> (Tensor<1>, Option<Tensor<2>>) {
+    let by_products = statistics.then(|| Tensor::from_dispatch(by_products).without_autodiff());
+    (Tensor::from_dispatch(log_probs), by_products)
+}

@@ -1,0 +1,56 @@
+use burn::tensor::{Bool, Tensor};
+
+use super::TokenLogProbs;
+
+/// What else the logits of the counted tokens say, from the walk that gave the log-probabilities.
+///
+/// Columns are those of [`TokenLogProbs`]: one per predicted position, `[batch, time − 1]`, 0
+/// where [`mask`](Self::mask) is false, NaN for a counted id outside the vocabulary. Nothing here
+/// has a gradient.
+#[derive(Debug, Clone)]
+pub struct TokenStatistics {
+    entropy: TokenLogProbs,
+    collisions: TokenLogProbs,
+    top1: TokenLogProbs,
+    mean_logits: TokenLogProbs,
+}
+
+impl TokenStatistics {
+    /// In the order of the kernel's columns.
+    pub(super) fn new([entropy, collisions, top1, mean_logits]: [TokenLogProbs; 4]) -> Self {
+        Self {
+            entropy,
+            collisions,
+            top1,
+            mean_logits,
+        }
+    }
+
+    /// `−Σ_v π(v) ln π(v)`, nats.
+    pub fn entropy(&self) -> Tensor<2> {
+        self.entropy.log_probs()
+    }
+
+    /// `ln Σ_v π(v)²`: how likely two samples are to be equal.
+    ///
+    /// [`wpo_weights`](crate::modifier::wpo_weights) compares it with the log-probability of the
+    /// token that stands there.
+    pub fn collisions(&self) -> TokenLogProbs {
+        self.collisions.clone()
+    }
+
+    /// 1 where no word has a larger logit than the token, 0 elsewhere: token accuracy is its mean.
+    pub fn top1(&self) -> Tensor<2> {
+        self.top1.log_probs()
+    }
+
+    /// The mean over the vocabulary of the logits.
+    pub fn mean_logits(&self) -> Tensor<2> {
+        self.mean_logits.log_probs()
+    }
+
+    /// Which columns count.
+    pub fn mask(&self) -> Tensor<2, Bool> {
+        self.entropy.mask()
+    }
+}
