@@ -10,6 +10,8 @@ mod catalogue;
 mod config;
 #[path = "suite/floors.rs"]
 mod floors;
+#[path = "suite/head.rs"]
+mod head;
 #[path = "suite/laws.rs"]
 mod laws;
 #[path = "suite/log_probs.rs"]

@@ -173,6 +173,7 @@ impl TokenLogProbs {
     /// # Errors
     ///
     /// As [`from_hidden`](Self::from_hidden).
+    #[allow(clippy::missing_panics_doc, reason = "they are there when asked for")]
     pub fn from_hidden_with_statistics(
         hidden: Tensor<3>,
         head: &LmHead,
@@ -204,8 +205,9 @@ fn walk(
     let mut hidden = hidden.reshape([batch * time, width]);
     if batch == 0 {
         let none = hidden.sum_dim(1).squeeze_dim(1);
-        let statistics =
-            statistics.then(|| predictions.statistics(&Tensor::empty([0, 4], &none.device())));
+        let statistics = statistics.then(|| {
+            predictions.statistics(&Tensor::empty([0, kernel::STATISTICS], &none.device()))
+        });
         return Ok((predictions.log_probs(none), statistics));
     }
     let mut rows: Tensor<1, Int> = predictions.counted().argwhere().squeeze_dim(1);

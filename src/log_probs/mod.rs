@@ -1,6 +1,14 @@
 //! From model outputs to log-probabilities: per token, per sequence, against a reference.
 
 mod head;
+#[allow(
+    deprecated,
+    reason = "NdArray and LibTorch: supported while they exist"
+)]
+#[allow(
+    unused_variables,
+    reason = "without a backend, nothing is dispatched to"
+)]
 mod kernel;
 mod kl;
 mod predictions;

@@ -54,6 +54,7 @@ impl TokenLogProbs {
     /// # Errors
     ///
     /// As [`from_logits`](Self::from_logits).
+    #[allow(clippy::missing_panics_doc, reason = "they are there when asked for")]
     pub fn from_logits_with_statistics(
         logits: Tensor<3>,
         tokens: Tensor<2, Int>,

@@ -19,7 +19,7 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
         targets: IntTensor<Self>,
         options: HeadOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let save = match [&hidden, &weight, &bias].map(|tensor| tensor.is_tracked()) {
+        let save = match [hidden.is_tracked(), weight.is_tracked(), bias.is_tracked()] {
             [false, false, false] => Save::Nothing,
             [true, false, false] => Save::Slope,
             _ => Save::Tiles(options.retained_bytes),

@@ -1,1 +1,0 @@
-impl super::LogProbKernel for burn::backend::Flex {}

@@ -1,0 +1,116 @@
+//! Matrix products on slices: the one place with `unsafe`.
+
+use std::ops::Range;
+
+/// A matrix inside a slice, strides in elements.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    pub data: &'a [f32],
+    pub offset: usize,
+    pub shape: [usize; 2],
+    pub strides: [isize; 2],
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows of `columns` numbers, `row_stride` apart.
+    pub fn rows_of(data: &'a [f32], shape: [usize; 2], row_stride: usize) -> Self {
+        let strides = [row_stride.cast_signed(), 1];
+        Self {
+            data,
+            offset: 0,
+            shape,
+            strides,
+        }
+    }
+
+    pub fn transposed(self) -> Self {
+        let ([rows, columns], [down, right]) = (self.shape, self.strides);
+        Self {
+            shape: [columns, rows],
+            strides: [right, down],
+            ..self
+        }
+    }
+
+    pub fn rows(self, rows: Range<usize>) -> Self {
+        assert!(rows.end <= self.shape[0]);
+        let offset = self.offset.cast_signed() + rows.start.cast_signed() * self.strides[0];
+        Self {
+            offset: offset.cast_unsigned(),
+            shape: [rows.len(), self.shape[1]],
+            ..self
+        }
+    }
+
+    pub fn columns(self, columns: Range<usize>) -> Self {
+        self.transposed().rows(columns).transposed()
+    }
+
+    pub fn at(&self, row: usize, column: usize) -> f32 {
+        let [down, right] = self.strides;
+        let offset = row.cast_signed() * down + column.cast_signed() * right;
+        self.data[(self.offset.cast_signed() + offset).cast_unsigned()]
+    }
+
+    /// A row of a matrix whose rows are stretches of its slice.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        assert_eq!(self.strides[1], 1);
+        let start = self.offset.cast_signed() + row.cast_signed() * self.strides[0];
+        &self.data[start.cast_unsigned()..][..self.shape[1]]
+    }
+
+    /// Whether every element lies inside the slice.
+    fn is_inside(&self) -> bool {
+        let (mut first, mut last) = (self.offset as i128, self.offset as i128);
+        for (size, stride) in self.shape.into_iter().zip(self.strides) {
+            let reach = (size as i128 - 1) * stride as i128;
+            first += reach.min(0);
+            last += reach.max(0);
+        }
+        self.shape.contains(&0) || (first >= 0 && last < self.data.len() as i128)
+    }
+}
+
+/// `a · b`, or `a · b` added to what is there, into rows of `b.shape[1]` numbers that are
+/// `row_stride` apart in `out`. On the calling thread.
+pub fn multiply(a: Matrix, b: Matrix, out: &mut [f32], row_stride: usize, accumulate: bool) {
+    let ([m, k], [inner, n]) = (a.shape, b.shape);
+    assert_eq!(k, inner, "inner dimensions");
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(
+        a.is_inside() && b.is_inside(),
+        "operands leave their slices"
+    );
+    assert!(row_stride >= n && (m - 1) * row_stride + n <= out.len());
+    // SAFETY: `gemm` reads element (i, j) of an operand at its pointer plus i·row stride plus
+    // j·column stride for i, j inside the shapes passed, which `is_inside` has shown to lie in the
+    // operand's slice, and writes element (i, j) of the destination at i·row_stride + j, inside
+    // `out` by the assertion above and distinct for distinct (i, j), since row_stride ≥ n. `out` is
+    // borrowed mutably, so it overlaps neither operand. All three are initialised f32.
+    #[allow(unsafe_code, reason = "gemm's interface is raw pointers")]
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            row_stride.cast_signed(),
+            accumulate,
+            a.data.as_ptr().add(a.offset),
+            a.strides[1],
+            a.strides[0],
+            b.data.as_ptr().add(b.offset),
+            b.strides[1],
+            b.strides[0],
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}

@@ -1,0 +1,645 @@
+//! Log-probs from hidden states and a head: against scalar code and against the logits path.
+
+use burn::nn::{EmbeddingConfig, LinearConfig, LinearLayout};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use burn_preference::{LmHead, TokenLogProbs, TokenStatistics};
+use proptest::prelude::*;
+
+use crate::support::{assert_close, bools, device, error, ints, to_vec};
+
+/// A small problem in f64: everything that the head needs, and what multiplies each column.
+#[derive(Debug, Clone)]
+struct Problem {
+    batch: usize,
+    time: usize,
+    vocab: usize,
+    width: usize,
+    hidden: Vec<f64>,
+    /// `[vocab, width]`
+    weight: Vec<f64>,
+    bias: Option<Vec<f64>>,
+    tokens: Vec<usize>,
+    mask: Vec<bool>,
+}
+
+/// Deterministic numbers in −1..1, without a pattern that a stride could hide.
+fn noise(len: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+impl Problem {
+    fn new([batch, time, vocab, width]: [usize; 4], seed: u64) -> Self {
+        let fraction = noise(batch * time, seed + 3);
+        Self {
+            batch,
+            time,
+            vocab,
+            width,
+            hidden: noise(batch * time * width, seed),
+            weight: noise(vocab * width, seed + 1)
+                .iter()
+                .map(|x| 3.0 * x)
+                .collect(),
+            bias: Some(noise(vocab, seed + 2)),
+            tokens: (0..batch * time).map(|i| (i * 7919 + 3) % vocab).collect(),
+            mask: fraction.iter().map(|&x| x > -0.5).collect(),
+        }
+    }
+
+    fn without_bias(self) -> Self {
+        Self { bias: None, ..self }
+    }
+
+    fn factor(position: usize) -> f64 {
+        0.25 + (position % 5) as f64
+    }
+
+    fn tokens(&self) -> Tensor<2, Int> {
+        ints(&self.tokens).reshape([self.batch, self.time])
+    }
+
+    fn mask(&self) -> Tensor<2, Bool> {
+        bools(&self.mask).reshape([self.batch, self.time])
+    }
+
+    fn floats<const D: usize>(values: &[f64], shape: [usize; D], dtype: DType) -> Tensor<D> {
+        Tensor::from_data(TensorData::new(values.to_vec(), shape), (&device(), dtype))
+    }
+
+    fn logits(&self, row: usize) -> Vec<f64> {
+        let hidden = &self.hidden[row * self.width..][..self.width];
+        (0..self.vocab)
+            .map(|v| {
+                let words = &self.weight[v * self.width..][..self.width];
+                let product: f64 = words.iter().zip(hidden).map(|(w, h)| w * h).sum();
+                product + self.bias.as_ref().map_or(0.0, |bias| bias[v])
+            })
+            .collect()
+    }
+
+    /// The same in plain f64: columns, by-products, and the gradients of Σ factor·log-prob.
+    fn scalar(&self) -> Result {
+        let columns = self.batch * (self.time - 1);
+        let mut result = Result {
+            log_probs: vec![0.0; columns],
+            statistics: [(); 4].map(|()| vec![0.0; columns]),
+            hidden: vec![0.0; self.hidden.len()],
+            weight: vec![0.0; self.weight.len()],
+            bias: vec![0.0; self.vocab],
+        };
+        for b in 0..self.batch {
+            for t in 0..self.time - 1 {
+                let (row, column) = (b * self.time + t, b * (self.time - 1) + t);
+                if !self.mask[row + 1] {
+                    continue;
+                }
+                let (x, y) = (self.logits(row), self.tokens[row + 1]);
+                let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let z: f64 = x.iter().map(|x| (x - max).exp()).sum();
+                let p: Vec<f64> = x.iter().map(|x| (x - max).exp() / z).collect();
+                result.log_probs[column] = x[y] - max - z.ln();
+                let surprise = |&p: &f64| if p > 0.0 { -p * p.ln() } else { 0.0 };
+                result.statistics[0][column] = p.iter().map(surprise).sum();
+                result.statistics[1][column] = p.iter().map(|p| p * p).sum::<f64>().ln();
+                result.statistics[2][column] = f64::from(u8::from(x[y] >= max));
+                result.statistics[3][column] = x.iter().sum::<f64>() / x.len() as f64;
+                for (v, p) in p.into_iter().enumerate() {
+                    let delta = Self::factor(column) * (f64::from(u8::from(v == y)) - p);
+                    result.bias[v] += delta;
+                    for k in 0..self.width {
+                        let (h, w) = (row * self.width + k, v * self.width + k);
+                        result.hidden[h] += delta * self.weight[w];
+                        result.weight[w] += delta * self.hidden[h];
+                    }
+                }
+            }
+        }
+        result
+    }
+
+    /// Ours. The weight is given in either layout; its gradient comes back as `[vocab, width]`.
+    fn run(&self, how: How) -> Result {
+        let grad = |tensor: Tensor<2>, wanted: bool| match (wanted, how.checkpointed) {
+            (false, _) => tensor,
+            (true, false) => tensor.autodiff().require_grad(),
+            (true, true) => {
+                let device = device().autodiff().gradient_checkpointing();
+                let data = tensor.into_data();
+                Tensor::from_data(data, (&device, how.dtype)).require_grad()
+            }
+        };
+        let rows = [self.batch * self.time, self.width];
+        let hidden = grad(Self::floats(&self.hidden, rows, how.dtype), how.hidden);
+        let weight = Self::floats(&self.weight, [self.vocab, self.width], how.dtype);
+        let words_first = !matches!(how.layout, Layout::Transposed);
+        let weight = grad(how.layout.of(weight), how.weight);
+        let bias = self.bias.as_ref().map(|bias| {
+            let bias = Self::floats(bias, [1, self.vocab], how.dtype);
+            grad(bias, how.weight)
+        });
+        let mut head = if words_first {
+            LmHead::new(weight.clone())
+        } else {
+            LmHead::transposed(weight.clone())
+        };
+        if let Some(bias) = &bias {
+            head = head.with_bias(bias.clone().reshape([self.vocab]));
+        }
+        let head = head.with_retained_bytes(how.retained_bytes);
+        let states = hidden.clone().reshape([self.batch, self.time, self.width]);
+        let (tokens, mask) = (self.tokens(), self.mask());
+        let (log_probs, statistics) = if how.from_logits {
+            let matrix = if words_first {
+                weight.clone().transpose()
+            } else {
+                weight.clone()
+            };
+            let mut logits = hidden.clone().matmul(matrix);
+            if let Some(bias) = &bias {
+                logits = logits + bias.clone();
+            }
+            let logits = logits.reshape([self.batch, self.time, self.vocab]);
+            TokenLogProbs::from_logits_with_statistics(logits, tokens, mask).unwrap()
+        } else {
+            TokenLogProbs::from_hidden_with_statistics(states, &head, tokens, mask).unwrap()
+        };
+        let columns = log_probs.log_probs();
+        let mut result = Result {
+            log_probs: to_vec(columns.clone()),
+            statistics: values(&statistics),
+            hidden: Vec::new(),
+            weight: Vec::new(),
+            bias: Vec::new(),
+        };
+        if !(how.hidden || how.weight) {
+            assert!(!columns.is_autodiff(), "no graph without gradients");
+            return result;
+        }
+        let factors: Vec<f64> = (0..columns.shape().num_elements())
+            .map(Self::factor)
+            .collect();
+        let factors = Self::floats(&factors, columns.dims(), columns.dtype());
+        let grads = (columns * factors).sum().backward();
+        let of = |tensor: &Tensor<2>| tensor.grad(&grads).unwrap();
+        if how.hidden {
+            result.hidden = to_vec(of(&hidden));
+        }
+        if how.weight {
+            let weight = of(&weight);
+            assert_eq!(weight.dtype(), how.dtype);
+            result.weight = to_vec(if words_first {
+                weight
+            } else {
+                weight.transpose()
+            });
+            result.bias = bias.map(|bias| to_vec(of(&bias))).unwrap_or_default();
+        }
+        result
+    }
+
+    #[track_caller]
+    fn check(&self, how: How, tolerance: f64) {
+        let (ours, expected) = (self.run(how), self.scalar());
+        let what = |name: &str| format!("{name} of {how:?}");
+        assert_close(
+            &ours.log_probs,
+            &expected.log_probs,
+            tolerance,
+            &what("log-probs"),
+        );
+        for (index, (ours, expected)) in
+            ours.statistics.iter().zip(&expected.statistics).enumerate()
+        {
+            let what = what(&format!("statistic {index}"));
+            if index == 2 && how.dtype != DType::F64 {
+                continue; // Which of two near-equal logits is the largest depends on rounding.
+            }
+            assert_close(ours, expected, tolerance, &what);
+        }
+        if how.hidden {
+            assert_close(&ours.hidden, &expected.hidden, tolerance, &what("d hidden"));
+        }
+        if how.weight {
+            assert_close(&ours.weight, &expected.weight, tolerance, &what("d weight"));
+            let expected = if self.bias.is_some() {
+                &expected.bias[..]
+            } else {
+                &[]
+            };
+            assert_close(&ours.bias, expected, tolerance, &what("d bias"));
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Result {
+    log_probs: Vec<f64>,
+    statistics: [Vec<f64>; 4],
+    hidden: Vec<f64>,
+    weight: Vec<f64>,
+    bias: Vec<f64>,
+}
+
+fn values(statistics: &TokenStatistics) -> [Vec<f64>; 4] {
+    [
+        statistics.entropy(),
+        statistics.collisions().log_probs(),
+        statistics.top1(),
+        statistics.mean_logits(),
+    ]
+    .map(to_vec)
+}
+
+/// Where the words stand.
+#[derive(Debug, Clone, Copy)]
+enum Layout {
+    WordsFirst,
+    /// `[vocab, width]` as a view of a wider, longer and transposed buffer.
+    View,
+    /// `[width, vocab]`
+    Transposed,
+}
+
+impl Layout {
+    fn of(self, weight: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::WordsFirst => weight,
+            Self::Transposed => weight.transpose(),
+            Self::View => {
+                let [vocab, width] = weight.dims();
+                let around = Tensor::full([2, width], f64::NAN, (&weight.device(), weight.dtype()));
+                let all = Tensor::cat(vec![around.clone(), weight, around], 0);
+                // Stored by columns from here on.
+                let stored = all.transpose() + 0.0;
+                stored.transpose().narrow(0, 2, vocab)
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct How {
+    dtype: DType,
+    layout: Layout,
+    hidden: bool,
+    weight: bool,
+    retained_bytes: usize,
+    checkpointed: bool,
+    from_logits: bool,
+}
+
+const TRAINABLE: How = How {
+    dtype: DType::F64,
+    layout: Layout::WordsFirst,
+    hidden: true,
+    weight: true,
+    retained_bytes: 0,
+    checkpointed: false,
+    from_logits: false,
+};
+
+const FROZEN: How = How {
+    weight: false,
+    ..TRAINABLE
+};
+
+const REFERENCE: How = How {
+    hidden: false,
+    ..FROZEN
+};
+
+const LAYOUTS: [Layout; 3] = [Layout::WordsFirst, Layout::View, Layout::Transposed];
+
+/// Absolute or relative error allowed; half precision rounds the inputs themselves.
+fn tolerance(dtype: DType) -> f64 {
+    if dtype == DType::F64 { 1e-12 } else { 3e-5 }
+}
+
+prop_compose! {
+    fn any_problem()(
+        shape in (1_usize..4, 2_usize..8, 1_usize..49, 1_usize..34),
+        seed in any::<u32>(),
+        biased in any::<bool>(),
+    ) -> Problem {
+        let (batch, time, vocab, width) = shape;
+        let problem = Problem::new([batch, time, vocab, width], seed.into());
+        if biased { problem } else { problem.without_bias() }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn head_matches_the_scalar_code(
+        problem in any_problem(),
+        layout in prop::sample::select(&LAYOUTS[..]),
+        (hidden, weight) in any::<(bool, bool)>(),
+        retained_bytes in prop::sample::select(&[0, 1 << 20][..]),
+        checkpointed in any::<bool>(),
+    ) {
+        for dtype in [DType::F32, DType::F64] {
+            let how = How { dtype, layout, hidden, weight, retained_bytes, checkpointed, ..TRAINABLE };
+            problem.check(how, tolerance(dtype));
+        }
+    }
+
+    #[test]
+    fn both_paths_agree(problem in any_problem()) {
+        for dtype in [DType::F32, DType::F64] {
+            let how = How { dtype, ..TRAINABLE };
+            let from_hidden = problem.run(how);
+            let from_logits = problem.run(How { from_logits: true, ..how });
+            let pairs = from_hidden.log_probs.iter().zip(&from_logits.log_probs)
+                .chain(from_hidden.hidden.iter().zip(&from_logits.hidden))
+                .chain(from_hidden.weight.iter().zip(&from_logits.weight))
+                .chain(from_hidden.bias.iter().zip(&from_logits.bias));
+            for (&a, &b) in pairs {
+                prop_assert!(error(a, b) < tolerance(dtype));
+            }
+        }
+    }
+}
+
+/// More rows and words than one tile has, and not a multiple of it.
+#[test]
+fn several_tiles() {
+    let problem = Problem::new([2, 180, 2600, 5], 1);
+    let tile = 256 * 1024 * 4;
+    for layout in LAYOUTS {
+        for retained_bytes in [0, 2 * tile, usize::MAX] {
+            let how = How {
+                dtype: DType::F32,
+                layout,
+                retained_bytes,
+                ..TRAINABLE
+            };
+            problem.check(how, 2e-4);
+        }
+    }
+    for how in [FROZEN, REFERENCE] {
+        let dtype = DType::F32;
+        problem.check(How { dtype, ..how }, 1e-4);
+    }
+}
+
+#[test]
+fn half_precision() {
+    // Numbers that both types hold exactly: what is left is the kernel's own rounding.
+    let mut problem = Problem::new([2, 9, 47, 31], 5);
+    let coarse = |values: &mut Vec<f64>| {
+        for x in values {
+            *x = (*x * 8.0).round() / 8.0;
+        }
+    };
+    coarse(&mut problem.hidden);
+    coarse(&mut problem.weight);
+    problem.bias.iter_mut().for_each(coarse);
+    for (dtype, tolerance) in [(DType::F16, 2e-3), (DType::BF16, 2e-2)] {
+        if !device().supports_dtype(dtype) {
+            continue; // NdArray has no half precision.
+        }
+        for layout in LAYOUTS {
+            problem.check(
+                How {
+                    dtype,
+                    layout,
+                    ..TRAINABLE
+                },
+                tolerance,
+            );
+        }
+        problem.check(How { dtype, ..FROZEN }, tolerance);
+    }
+}
+
+#[test]
+fn vocabularies_and_batches_at_the_edge() {
+    for shape in [[1, 2, 1, 1], [1, 2, 1, 3], [3, 3, 47, 31], [1, 2, 17, 1]] {
+        let mut problem = Problem::new(shape, 9);
+        problem.mask.fill(true);
+        for how in [TRAINABLE, FROZEN, REFERENCE] {
+            for dtype in [DType::F32, DType::F64] {
+                problem.check(How { dtype, ..how }, tolerance(dtype));
+            }
+        }
+    }
+    let certain = Problem::new([1, 3, 1, 2], 2).run(TRAINABLE);
+    assert_eq!(certain.log_probs, [0.0, 0.0], "one word has probability 1");
+    assert!(certain.weight.iter().all(|&g| g == 0.0));
+}
+
+#[test]
+fn nothing_counts() {
+    let mut problem = Problem::new([2, 4, 7, 3], 3);
+    problem.mask.fill(false);
+    problem.hidden.fill(f64::NAN);
+    for how in [TRAINABLE, FROZEN, REFERENCE] {
+        for dtype in [DType::F32, DType::F64] {
+            let ours = problem.run(How { dtype, ..how });
+            for values in [&ours.log_probs, &ours.hidden, &ours.weight, &ours.bias] {
+                assert!(values.iter().all(|&x| x == 0.0), "{how:?}: {ours:?}");
+            }
+        }
+    }
+
+    let mut empty = Problem::new([1, 4, 7, 3], 3);
+    empty.batch = 0;
+    (empty.tokens, empty.mask) = (Vec::new(), Vec::new());
+    empty.hidden.clear();
+    let states = Problem::floats(&empty.hidden, [0, 4, 3], DType::F32)
+        .autodiff()
+        .require_grad();
+    let head = LmHead::new(Problem::floats(&empty.weight, [7, 3], DType::F32));
+    let none = TokenLogProbs::from_hidden(states, &head, empty.tokens(), empty.mask()).unwrap();
+    assert_eq!(none.log_probs().dims(), [0, 3]);
+}
+
+/// NaN and infinities reach the rows that they belong to, and no others.
+#[test]
+fn what_is_not_finite_stays_where_it_is() {
+    for dtype in [DType::F32, DType::F64] {
+        let how = How { dtype, ..TRAINABLE };
+        let mut problem = Problem::new([2, 3, 40, 5], 4);
+        problem.mask.fill(true);
+        let clean = problem.run(how);
+        problem.hidden[7] = f64::NAN;
+        for how in [
+            how,
+            How {
+                weight: false,
+                ..how
+            },
+        ] {
+            let ours = problem.run(how);
+            for (row, (a, b)) in ours.log_probs.iter().zip(&clean.log_probs).enumerate() {
+                assert!(
+                    if row == 1 {
+                        a.is_nan()
+                    } else {
+                        error(*a, *b) < 1e-6
+                    },
+                    "{how:?} {row}"
+                );
+            }
+            for (index, (a, b)) in ours.hidden.iter().zip(&clean.hidden).enumerate() {
+                assert!(if index / 5 == 1 {
+                    a.is_nan()
+                } else {
+                    error(*a, *b) < 1e-5
+                });
+            }
+        }
+
+        // A word that the bias rules out, then one that is the target, then nothing else left.
+        let mut problem = Problem::new([1, 2, 20, 5], 4);
+        problem.mask.fill(true);
+        problem.tokens[1] = 3;
+        problem.bias.as_mut().unwrap()[5] = f64::NEG_INFINITY;
+        let ours = problem.run(how);
+        let expected = problem.scalar();
+        assert_close(&ours.log_probs, &expected.log_probs, 1e-5, "ruled out");
+        assert_close(&ours.bias, &expected.bias, 1e-5, "d bias");
+        assert_close(
+            &ours.statistics[0],
+            &expected.statistics[0],
+            1e-5,
+            "entropy",
+        );
+        problem.tokens[1] = 5;
+        let ours = problem.run(how);
+        assert_eq!(ours.log_probs, [f64::NEG_INFINITY]);
+        assert!(ours.hidden.iter().all(|g| g.is_finite()));
+        problem.bias.as_mut().unwrap().fill(f64::NEG_INFINITY);
+        assert!(problem.run(how).log_probs[0].is_nan());
+        problem.bias.as_mut().unwrap()[2] = f64::INFINITY;
+        assert!(problem.run(how).log_probs[0].is_nan());
+
+        // Logits of ±10⁴: the probabilities are exact, whatever the magnitude.
+        let mut problem = Problem::new([1, 4, 20, 5], 6);
+        problem.mask.fill(true);
+        problem.bias = Some((0..20).map(|v| 1e4 - f64::from(v)).collect());
+        problem.weight.fill(0.0);
+        problem.check(how, if dtype == DType::F64 { 1e-11 } else { 1e-6 });
+    }
+}
+
+#[test]
+fn ids_outside_the_vocabulary_never_give_a_number() {
+    let problem = Problem::new([1, 3, 4, 2], 8);
+    let states = Problem::floats(&problem.hidden, [1, 3, 2], DType::F32);
+    let head = LmHead::new(Problem::floats(&problem.weight, [4, 2], DType::F32));
+    let mask = || bools(&[false, true, true]).reshape([1, 3]);
+    for id in [4, -1, i32::MAX, i32::MIN] {
+        let tokens = Tensor::<2, Int>::from_data(TensorData::from([[0, id, 1]]), &device());
+        let (log_probs, statistics) =
+            TokenLogProbs::from_hidden_with_statistics(states.clone(), &head, tokens, mask())
+                .unwrap();
+        let ours = to_vec(log_probs.log_probs());
+        assert!(ours[0].is_nan() && ours[1].is_finite(), "{id}: {ours:?}");
+        for values in values(&statistics) {
+            assert!(values[0].is_nan() && values[1].is_finite());
+        }
+    }
+}
+
+#[test]
+fn layers_of_burn_are_heads() {
+    let problem = Problem::new([2, 5, 11, 3], 12);
+    let tokens = || (problem.tokens(), problem.mask());
+    let states = || Problem::floats(&problem.hidden, [2, 5, 3], DType::F32);
+    let agree = |head: &LmHead, logits: Tensor<3>| {
+        let (ids, mask) = tokens();
+        let ours = TokenLogProbs::from_hidden(states(), head, ids, mask).unwrap();
+        let (ids, mask) = tokens();
+        let theirs = TokenLogProbs::from_logits(logits, ids, mask).unwrap();
+        assert_close(
+            &to_vec(ours.log_probs()),
+            &to_vec(theirs.log_probs()),
+            1e-5,
+            "log-probs",
+        );
+    };
+    for layout in [LinearLayout::Row, LinearLayout::Col] {
+        for bias in [false, true] {
+            let linear = LinearConfig::new(3, 11).with_bias(bias).with_layout(layout);
+            let linear = linear.init(&device());
+            agree(&LmHead::from(&linear), linear.forward(states()));
+        }
+    }
+    let embedding = EmbeddingConfig::new(11, 3).init(&device());
+    let matrix = embedding.weight.val().transpose().unsqueeze();
+    agree(&LmHead::from(&embedding), states().matmul(matrix));
+}
+
+#[test]
+fn errors_name_what_does_not_fit() {
+    let problem = Problem::new([2, 3, 5, 4], 2);
+    let f32s = |values: &[f64], shape| Problem::floats(values, shape, DType::F32);
+    let states = || Problem::floats(&problem.hidden, [2, 3, 4], DType::F32);
+    let message = |states: Tensor<3>, head: &LmHead| {
+        TokenLogProbs::from_hidden(states, head, problem.tokens(), problem.mask())
+            .unwrap_err()
+            .to_string()
+    };
+    let head = LmHead::new(f32s(&problem.weight, [5, 4]));
+    assert_eq!(
+        message(states(), &LmHead::transposed(f32s(&problem.weight, [5, 4]))),
+        "`head.weight`: expected vocab ≥ 1, hidden 4 ≥ 1, found vocab 4, hidden 5"
+    );
+    assert_eq!(
+        message(
+            states(),
+            &LmHead::new(Problem::floats(&problem.weight, [5, 4], DType::F64))
+        ),
+        "`head.weight`: expected F32, found F64"
+    );
+    let short = Tensor::zeros([4], (&device(), DType::F32));
+    assert_eq!(
+        message(states(), &head.clone().with_bias(short)),
+        "`head.bias`: expected shape [5], found shape [4]"
+    );
+    let wide = Tensor::zeros([5], (&device(), DType::F64));
+    assert_eq!(
+        message(states(), &head.clone().with_bias(wide)),
+        "`head.bias`: expected F32, found F64"
+    );
+    assert_eq!(
+        message(states().narrow(1, 0, 2), &head),
+        "`tokens`: expected shape [2, 2], found shape [2, 3]"
+    );
+    let one = TokenLogProbs::from_hidden(
+        states().narrow(1, 0, 1),
+        &head,
+        problem.tokens().narrow(1, 0, 1),
+        problem.mask().narrow(1, 0, 1),
+    );
+    assert_eq!(
+        one.unwrap_err().to_string(),
+        "`hidden`: expected time ≥ 2, found shape [2, 1, 4]"
+    );
+    let mask = problem.mask().narrow(0, 0, 1);
+    let short = TokenLogProbs::from_hidden(states(), &head, problem.tokens(), mask);
+    assert_eq!(
+        short.unwrap_err().to_string(),
+        "`completion_mask`: expected shape [2, 3], found shape [1, 3]"
+    );
+    let elsewhere = elsewhere();
+    let far = LmHead::new(Tensor::zeros([5, 4], (&elsewhere, DType::F32)));
+    let text = message(states(), &far);
+    assert!(text.starts_with("`head.weight`: expected "), "{text}");
+}
+
+/// A device that is not the test device.
+fn elsewhere() -> Device {
+    #[expect(deprecated, reason = "supported while it exists")]
+    let others = [Device::ndarray(), Device::flex()];
+    others.into_iter().find(|other| *other != device()).unwrap()
+}
