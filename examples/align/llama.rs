@@ -151,15 +151,20 @@ impl Llama {
         start: usize,
         cache: &mut Cache,
     ) -> Tensor<3> {
-        let mut x = self.embedding.forward(tokens);
-        for (block, cache) in self.blocks.iter().zip(cache) {
-            x = block.forward(x, start, &self.rope, cache);
-        }
-        let x = self.norm.forward(x);
+        let x = self.hidden(tokens, start, cache);
         match &self.head {
             Some(head) => head.forward(x),
             None => x.matmul(self.embedding.weight.val().transpose().unsqueeze()),
         }
+    }
+
+    /// What the head turns into logits.
+    pub fn hidden(&self, tokens: Tensor<2, Int>, start: usize, cache: &mut Cache) -> Tensor<3> {
+        let mut x = self.embedding.forward(tokens);
+        for (block, cache) in self.blocks.iter().zip(cache) {
+            x = block.forward(x, start, &self.rope, cache);
+        }
+        self.norm.forward(x)
     }
 }
 

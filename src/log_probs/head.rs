@@ -64,6 +64,15 @@ impl LmHead {
         self
     }
 
+    /// The same head as a constant.
+    pub fn without_autodiff(self) -> Self {
+        Self {
+            weight: self.weight.without_autodiff(),
+            bias: self.bias.map(Tensor::without_autodiff),
+            ..self
+        }
+    }
+
     /// Vocabulary and hidden size.
     fn dims(&self) -> [usize; 2] {
         let [first, second] = self.weight.dims();

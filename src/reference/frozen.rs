@@ -6,7 +6,7 @@ use burn::module::{ModuleMapper, ModuleVisitor};
 use burn::tensor::{Bool, Device, Int, Tensor};
 
 use crate::error::InvalidInput;
-use crate::log_probs::TokenLogProbs;
+use crate::log_probs::{LmHead, TokenLogProbs};
 
 /// A model that nothing trains: the reference π° of a preference objective.
 ///
@@ -82,6 +82,28 @@ impl<M: Module> Frozen<M> {
         let tokens = tokens.without_autodiff();
         let logits = forward(&self.model, tokens.clone()).without_autodiff();
         TokenLogProbs::from_logits(logits, tokens, completion_mask.without_autodiff())
+    }
+
+    /// The same without logits: `forward` returns hidden states `[batch, time, hidden]` and the
+    /// head. One matrix product, nothing kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenLogProbs::from_hidden`].
+    pub fn log_probs_from_hidden(
+        &self,
+        tokens: Tensor<2, Int>,
+        completion_mask: Tensor<2, Bool>,
+        forward: impl FnOnce(&M, Tensor<2, Int>) -> (Tensor<3>, LmHead),
+    ) -> Result<TokenLogProbs, InvalidInput> {
+        let tokens = tokens.without_autodiff();
+        let (hidden, head) = forward(&self.model, tokens.clone());
+        TokenLogProbs::from_hidden(
+            hidden.without_autodiff(),
+            &head.without_autodiff(),
+            tokens,
+            completion_mask.without_autodiff(),
+        )
     }
 
     fn copies(&self) -> MutexGuard<'_, Vec<(Device, M)>> {

@@ -12,8 +12,8 @@ use burn_preference::{
 };
 use serde_json::Value;
 
-use crate::support::llama::{Llama, folder, load};
-use crate::support::{assert_close, bools, device, to_vec};
+use crate::support::llama::{Llama, folder, hidden, load};
+use crate::support::{assert_close, bools, by_hidden, device, to_vec};
 use crate::{numbers, read};
 
 /// f32 against f64: what TRL's own f32 run differs by, and a little more.
@@ -56,6 +56,13 @@ impl Models {
     fn log_probs(&self, file: &Value, prefix: &str) -> (TokenLogProbs, TokenLogProbs) {
         let ids = tokens(&file[format!("{prefix}input_ids")]);
         let counted = mask(&file[format!("{prefix}completion_mask")]);
+        if by_hidden() {
+            let (states, head) = hidden(&self.policy, ids.clone());
+            let (again, mask) = (ids.clone(), counted.clone());
+            let policy = TokenLogProbs::from_hidden(states, &head, again, mask);
+            let reference = self.reference.log_probs_from_hidden(ids, counted, hidden);
+            return (policy.unwrap(), reference.unwrap());
+        }
         let logits = self.policy.forward(ids.clone());
         let policy = TokenLogProbs::from_logits(logits, ids.clone(), counted.clone()).unwrap();
         let reference = self.reference.log_probs(ids, counted, Llama::forward);

@@ -14,7 +14,7 @@ use burn_preference::{
 };
 use serde_json::Value;
 
-use crate::support::{Pairs, bools, device, f64s, floats, sequence, to_vec};
+use crate::support::{Pairs, bools, device, f64s, floats, sequence, to_vec, token_log_probs};
 use crate::{Case, Numbers, numbers};
 
 /// Where we differ from a peer on purpose: a row here, with its reason.
@@ -806,8 +806,7 @@ impl PairLogits {
     /// Log-probs of the tokens that `mask` counts, chosen and rejected.
     fn pair(&self, mask: &[Vec<bool>]) -> PolicyPair {
         let tokens = token_tensor(&self.tokens);
-        let log_probs =
-            TokenLogProbs::from_logits(self.logits.clone(), tokens, mask_tensor(mask)).unwrap();
+        let (log_probs, _) = token_log_probs(self.logits.clone(), tokens, mask_tensor(mask));
         PolicyPair::from_concatenated(&log_probs.sequence()).unwrap()
     }
 }
@@ -881,13 +880,13 @@ fn rrhf(case: &Case) -> Ours {
         .iter()
         .map(|row| row.iter().map(|&id| id >= 0.0).collect())
         .collect();
-    let log_probs = TokenLogProbs::from_logits(
+    let (log_probs, _) = token_log_probs(
         Tensor::cat(vec![leaf.clone(), more], 1),
         token_tensor(&shifted),
         mask_tensor(&mask),
     );
     // As it runs, the authors' code takes the padded length for every candidate's.
-    let sums = log_probs.unwrap().sequence().sum();
+    let sums = log_probs.sequence().sum();
     let sequences = sequence(sums, &vec![time; rows]);
     let scores = numbers(&case.input["scores"]);
 
@@ -939,9 +938,9 @@ fn pro(case: &Case) -> Ours {
             .collect();
         let leaf = logits(&queries("logits")[query]).autodiff().require_grad();
         let tokens = token_tensor(&labels);
-        let log_probs = TokenLogProbs::from_logits(leaf.clone(), tokens, mask_tensor(&mask));
+        let (log_probs, _) = token_log_probs(leaf.clone(), tokens, mask_tensor(&mask));
         let k = labels.len();
-        let lists = log_probs.unwrap().sequence().split_candidates(k).unwrap();
+        let lists = log_probs.sequence().split_candidates(k).unwrap();
         // The authors' NLL is a sum, once per stage, and not divided by the number of queries.
         let best = (0..k).fold(0, |b, i| if scores[i] > scores[b] { i } else { b });
         let length = mask[best].iter().filter(|&&counted| counted).count();
@@ -977,20 +976,14 @@ fn logps(case: &Case) -> Mapped {
     let largest = largest.fold(0.0, |largest: f64, x| largest.max(x.abs()));
     let leaf = logits(&case.input["logits"]).autodiff().require_grad();
     let scaled = leaf.clone() / case.param("temperature").unwrap_or(1.0);
-    let tokens = TokenLogProbs::from_logits(scaled, token_tensor(&labels), mask_tensor(&mask));
-    let tokens = tokens.unwrap();
+    let (tokens, _) = token_log_probs(scaled, token_tensor(&labels), mask_tensor(&mask));
     let sequences = tokens.sequence();
     let rows = labels.len();
     let weights: Vec<f64> = (0..rows)
         .map(|i| 1.0 + i as f64 / (rows.max(2) - 1) as f64)
         .collect();
     let grads = (sequences.sum() * f64s(&weights)).sum().backward();
-    let (_, statistics) = TokenLogProbs::from_logits_with_statistics(
-        leaf.clone(),
-        token_tensor(&labels),
-        mask_tensor(&mask),
-    )
-    .unwrap();
+    let (_, statistics) = token_log_probs(leaf.clone(), token_tensor(&labels), mask_tensor(&mask));
     let numbers = [
         (
             "log_sum_sq_probs",

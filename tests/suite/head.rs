@@ -2,9 +2,13 @@
 
 use burn::nn::{EmbeddingConfig, LinearConfig, LinearLayout};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
-use burn_preference::{LmHead, TokenLogProbs, TokenStatistics};
+use burn_preference::{
+    KtoLossConfig, LmHead, Objective, PolicyPair, Ranked, SequenceLogProbs, TokenLogProbs,
+    TokenStatistics, Unpaired, WithBaseline,
+};
 use proptest::prelude::*;
 
+use crate::subjects;
 use crate::support::{assert_close, bools, device, error, ints, to_vec};
 
 /// A small problem in f64: everything that the head needs, and what multiplies each column.
@@ -643,3 +647,77 @@ fn elsewhere() -> Device {
     let others = [Device::ndarray(), Device::flex()];
     others.into_iter().find(|other| *other != device()).unwrap()
 }
+
+/// The loss of every objective, and its gradients of the model, by both paths.
+#[test]
+fn every_objective_agrees_on_both_paths() {
+    let problem = Problem::new([6, 7, 23, 4], 11);
+    let reference = Problem {
+        hidden: noise(6 * 7 * 4, 99),
+        ..problem.clone()
+    };
+    let log_probs = |problem: &Problem, from_logits: bool, leaves: &[Tensor<2>; 2]| {
+        let [hidden, weight] = leaves.clone();
+        let shape = [problem.batch, problem.time];
+        let log_probs = if from_logits {
+            let logits = hidden.matmul(weight.transpose());
+            let logits = logits.reshape([shape[0], shape[1], problem.vocab]);
+            TokenLogProbs::from_logits(logits, problem.tokens(), problem.mask())
+        } else {
+            let states = hidden.reshape([shape[0], shape[1], problem.width]);
+            let head = LmHead::new(weight);
+            TokenLogProbs::from_hidden(states, &head, problem.tokens(), problem.mask())
+        };
+        log_probs.unwrap().sequence()
+    };
+    let leaves = |problem: &Problem| {
+        let rows = [problem.batch * problem.time, problem.width];
+        [
+            Problem::floats(&problem.hidden, rows, DType::F64),
+            Problem::floats(&problem.weight, [problem.vocab, problem.width], DType::F64),
+        ]
+    };
+    let step = |from_logits: bool, loss: &dyn Fn(Sequences) -> Tensor<1>| {
+        let ours = leaves(&problem).map(|leaf| leaf.autodiff().require_grad());
+        let theirs = leaves(&reference);
+        let loss = loss([
+            log_probs(&problem, from_logits, &ours),
+            log_probs(&reference, from_logits, &theirs),
+        ]);
+        let grads = loss.backward();
+        let mut numbers = to_vec(loss);
+        numbers.extend(
+            ours.iter()
+                .flat_map(|leaf| to_vec(leaf.grad(&grads).unwrap())),
+        );
+        numbers
+    };
+    let compare = |name: &str, loss: &dyn Fn(Sequences) -> Tensor<1>| {
+        assert_close(&step(false, loss), &step(true, loss), 1e-11, name);
+    };
+    for subject in subjects::pairs(0.3) {
+        compare(subject.name, &|[ours, theirs]| {
+            let pair = |log_probs| PolicyPair::from_concatenated(log_probs).unwrap();
+            (subject.forward)(pair(&ours).relative_to(pair(&theirs)).unwrap()).mean()
+        });
+    }
+    for subject in subjects::lists(0.3) {
+        compare(subject.name, &|[ours, theirs]| {
+            let lists = |log_probs: SequenceLogProbs| log_probs.split_candidates(3).unwrap();
+            let relative = lists(ours).relative_to(lists(theirs)).unwrap();
+            let scores = Problem::floats(&[3.0, 1.0, 2.0, 0.5, 0.7, 0.1], [2, 3], DType::F64);
+            let present = bools(&[true; 6]).reshape([2, 3]);
+            (subject.forward)(Ranked::new(relative, scores, present).unwrap()).mean()
+        });
+    }
+    compare("kto", &|[ours, theirs]| {
+        let relative = ours.relative_to(theirs).unwrap();
+        let batch = Unpaired::new(relative, bools(&[true, false, true, true, false, false]));
+        let baseline = Problem::floats(&[0.2], [1], DType::F64);
+        let batch = WithBaseline::new(batch.unwrap(), baseline).unwrap();
+        KtoLossConfig::new().init().forward(batch).mean()
+    });
+}
+
+/// Policy and reference.
+type Sequences = [SequenceLogProbs; 2];

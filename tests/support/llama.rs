@@ -5,13 +5,24 @@ mod model;
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Int, Tensor};
+use burn_preference::LmHead;
 use safetensors::SafeTensors;
 
 pub use model::{Llama, LlamaConfig};
 
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llama")
+}
+
+/// Hidden states of `tokens`, and the head above them.
+pub fn hidden(model: &Llama, tokens: Tensor<2, Int>) -> (Tensor<3>, LmHead) {
+    let states = model.hidden(tokens, 0, &mut vec![None; model.blocks.len()]);
+    let head = model
+        .head
+        .as_ref()
+        .expect("the head has weights of its own");
+    (states, LmHead::from(head))
 }
 
 /// Loads `policy.safetensors` or `reference.safetensors`.

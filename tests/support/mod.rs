@@ -6,8 +6,8 @@ pub mod llama;
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_preference::{
-    LossOutput, Objective, Pair, PolicyPair, Ranked, ReferencedPair, RelativeLogProbs,
-    SequenceLogProbs, Unpaired, WithBaseline, batch::Rewards,
+    LmHead, LossOutput, Objective, Pair, PolicyPair, Ranked, ReferencedPair, RelativeLogProbs,
+    SequenceLogProbs, TokenLogProbs, TokenStatistics, Unpaired, WithBaseline, batch::Rewards,
 };
 
 /// The device that `BURN_PREFERENCE_DEVICE` names, without autodiff: `flex` (default), `ndarray`.
@@ -45,6 +45,34 @@ pub fn bools(values: &[bool]) -> Tensor<1, Bool> {
 
 pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
+}
+
+/// Whether `BURN_PREFERENCE_PATH=hidden` asks for log-probs from hidden states and a head instead
+/// of logits.
+pub fn by_hidden() -> bool {
+    match std::env::var("BURN_PREFERENCE_PATH").as_deref() {
+        Err(_) | Ok("logits") => false,
+        Ok("hidden") => true,
+        Ok(other) => panic!("BURN_PREFERENCE_PATH={other}: logits or hidden"),
+    }
+}
+
+/// Log-probs of logits, and what else they say; as hidden states they pass a head that changes
+/// nothing.
+pub fn token_log_probs(
+    logits: Tensor<3>,
+    tokens: Tensor<2, Int>,
+    mask: Tensor<2, Bool>,
+) -> (TokenLogProbs, TokenStatistics) {
+    // A product of infinities with the zeros of the identity is NaN.
+    if by_hidden() && logits.clone().is_finite().all().into_scalar::<bool>() {
+        let [_, _, vocab] = logits.dims();
+        let identity = Tensor::eye(vocab, (&logits.device(), logits.dtype()));
+        let head = LmHead::new(identity);
+        TokenLogProbs::from_hidden_with_statistics(logits, &head, tokens, mask).unwrap()
+    } else {
+        TokenLogProbs::from_logits_with_statistics(logits, tokens, mask).unwrap()
+    }
 }
 
 pub fn sequence(sum: Tensor<1>, lengths: &[usize]) -> SequenceLogProbs {

@@ -1,0 +1,465 @@
+//! What the log-prob head costs, as a multiple of the matrix products that it cannot avoid.
+//!
+//! ```text
+//! cargo run --release --example head_floor -- --shape s1 --mask full
+//! ```
+//!
+//! The floor is the bare products over the counted rows with the `gemm` crate that Flex uses: one
+//! for a reference pass, two for a frozen head, three for a trainable one, four where it keeps no
+//! logits. Floor and variants are timed in turn, in one process; the table holds medians. Memory
+//! is what a fresh process needs at most beyond inputs and gradients (Linux).
+
+use std::hint::black_box;
+use std::process::Command;
+use std::time::Instant;
+
+use burn::tensor::{Bool, Device, Distribution, Int, Tensor, activation};
+use burn_preference::{InvalidInput, LmHead, TokenLogProbs};
+use clap::{Parser, ValueEnum};
+use rayon::prelude::*;
+
+#[derive(Parser, Debug, Clone)]
+struct Arguments {
+    /// `s1` (2×512 tokens, hidden 576, vocab 49152), `s2` (4×512, 1024, 128256), or
+    /// `batch,time,hidden,vocab`.
+    #[arg(long, default_value = "s1", value_parser = Shape::parse)]
+    shape: Shape,
+    /// Which tokens count: all, or 40% as in real data.
+    #[arg(long, value_enum, default_value = "full")]
+    mask: Mask,
+    /// The weight is `[hidden, vocab]`, as in Burn's `Linear`.
+    #[arg(long)]
+    transposed: bool,
+    /// Threads; all cores if not given.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// How often every variant runs.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Only these variants.
+    #[arg(long, value_enum)]
+    only: Vec<Variant>,
+    /// One row per line instead of a table: shape, mask, threads, variant, seconds, memory.
+    #[arg(long)]
+    csv: bool,
+    /// Print the peak memory of one variant, and nothing else.
+    #[arg(long, value_enum, hide = true)]
+    memory: Option<Variant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    batch: usize,
+    time: usize,
+    width: usize,
+    vocab: usize,
+}
+
+impl Shape {
+    fn parse(text: &str) -> Result<Self, String> {
+        let numbers = match text {
+            "s1" => "2,512,576,49152",
+            "s2" => "4,512,1024,128256",
+            other => other,
+        };
+        let numbers: Result<Vec<usize>, _> = numbers.split(',').map(str::parse).collect();
+        match numbers.as_deref() {
+            Ok(&[batch, time, width, vocab]) => Ok(Self {
+                batch,
+                time,
+                width,
+                vocab,
+            }),
+            _ => Err("s1, s2 or batch,time,hidden,vocab".to_owned()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Mask {
+    Full,
+    Real,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Variant {
+    /// No gradient.
+    Reference,
+    /// The hidden states have a gradient, the head has none.
+    Frozen,
+    /// Both have one, no logits are kept.
+    Bounded,
+    /// Both have one, all logits are kept.
+    Retained,
+    /// Both have one, through the logits of Burn's `matmul` and `from_logits`.
+    Logits,
+    /// Both have one, by Burn's `log_softmax` and `gather`.
+    Burn,
+}
+
+impl Variant {
+    /// Products of rows × hidden × vocab that it cannot avoid.
+    fn products(self) -> usize {
+        match self {
+            Self::Reference => 1,
+            Self::Frozen => 2,
+            Self::Bounded => 4,
+            Self::Retained | Self::Logits | Self::Burn => 3,
+        }
+    }
+
+    fn name(self) -> String {
+        let value = self.to_possible_value().expect("none is skipped");
+        value.get_name().to_owned()
+    }
+}
+
+struct Inputs {
+    hidden: Tensor<3>,
+    weight: Tensor<2>,
+    transposed: bool,
+    tokens: Tensor<2, Int>,
+    mask: Tensor<2, Bool>,
+    rows: usize,
+}
+
+impl Inputs {
+    fn new(arguments: &Arguments) -> Self {
+        let device = Device::default();
+        let Shape {
+            batch,
+            time,
+            width,
+            vocab,
+        } = arguments.shape;
+        let counted = match arguments.mask {
+            Mask::Full => 1..time,
+            Mask::Real => time * 7 / 20..time * 3 / 4,
+        };
+        let position = Tensor::<1, Int>::arange(0..time as i64, &device);
+        let mask = position
+            .clone()
+            .greater_equal_elem(counted.start as i64)
+            .bool_and(position.lower_elem(counted.end as i64));
+        let ids = Tensor::<1, Int>::arange(0..(batch * time) as i64, &device);
+        let shape = if arguments.transposed {
+            [width, vocab]
+        } else {
+            [vocab, width]
+        };
+        let spread = Distribution::Normal(0.0, 1.0 / (width as f64).sqrt());
+        Self {
+            hidden: Tensor::random(
+                [batch, time, width],
+                Distribution::Normal(0.0, 1.0),
+                &device,
+            ),
+            weight: Tensor::random(shape, spread, &device),
+            transposed: arguments.transposed,
+            tokens: (ids * 7919 % vocab as i64).reshape([batch, time]),
+            mask: mask.unsqueeze::<2>().expand([batch, time]),
+            rows: batch * counted.len(),
+        }
+    }
+
+    /// Forward and backward, as a training step has them.
+    fn step(&self, variant: Variant) -> Result<(), InvalidInput> {
+        let leaf = |wanted: bool, states: Tensor<2>| {
+            if wanted {
+                states.autodiff().require_grad()
+            } else {
+                states
+            }
+        };
+        let [batch, time, width] = self.hidden.dims();
+        let states = self.hidden.clone().reshape([batch * time, width]);
+        let states = leaf(variant != Variant::Reference, states);
+        let trainable = !matches!(variant, Variant::Reference | Variant::Frozen);
+        let weight = leaf(trainable, self.weight.clone());
+        let hidden = states.clone().reshape([batch, time, width]);
+        let (tokens, mask) = (self.tokens.clone(), self.mask.clone());
+        let log_probs = match variant {
+            Variant::Logits | Variant::Burn => {
+                let columns = if self.transposed {
+                    weight.clone()
+                } else {
+                    weight.clone().transpose()
+                };
+                let logits = hidden.matmul(columns.unsqueeze());
+                if variant == Variant::Logits {
+                    TokenLogProbs::from_logits(logits, tokens, mask)?
+                } else {
+                    let all = activation::log_softmax(logits, 2).narrow(1, 0, time - 1);
+                    let targets = tokens.narrow(1, 1, time - 1).unsqueeze_dim(2);
+                    let chosen = all.gather(2, targets).squeeze_dim(2);
+                    TokenLogProbs::new(chosen, mask.narrow(1, 1, time - 1))?
+                }
+            }
+            _ => {
+                let head = if self.transposed {
+                    LmHead::transposed(weight.clone())
+                } else {
+                    LmHead::new(weight.clone())
+                };
+                let bytes = if variant == Variant::Retained {
+                    usize::MAX
+                } else {
+                    0
+                };
+                let head = head.with_retained_bytes(bytes);
+                TokenLogProbs::from_hidden(hidden, &head, tokens, mask)?
+            }
+        };
+        let loss = log_probs.sequence().sum().sum();
+        if variant == Variant::Reference {
+            black_box(loss);
+        } else {
+            let grads = loss.backward();
+            black_box((states.grad(&grads), trainable.then(|| weight.grad(&grads))));
+        }
+        Ok(())
+    }
+
+    /// Bytes of the gradients that a step returns.
+    fn gradients(&self, variant: Variant) -> usize {
+        let states = self.hidden.shape().num_elements();
+        let weight = self.weight.shape().num_elements();
+        match variant {
+            Variant::Reference => 0,
+            Variant::Frozen => 4 * states,
+            _ => 4 * (states + weight),
+        }
+    }
+}
+
+/// An operand: numbers, and how far apart its rows and its columns are.
+type Operand<'a> = (&'a [f32], [isize; 2]);
+
+/// `out = a · b` for `[m, k] × [k, n]`, by the `gemm` crate.
+fn multiply(a: Operand, b: Operand, out: &mut [f32], [m, n, k]: [usize; 3], threads: usize) {
+    let parallelism = match threads {
+        1 => gemm::Parallelism::None,
+        threads => gemm::Parallelism::Rayon(threads),
+    };
+    let reach = |(_, [down, right]): Operand, rows: usize, columns: usize| {
+        (rows - 1) * down.unsigned_abs() + (columns - 1) * right.unsigned_abs()
+    };
+    assert!(reach(a, m, k) < a.0.len() && reach(b, k, n) < b.0.len() && m * n <= out.len());
+    // SAFETY: by the assertion, every element that `gemm` reads or writes is inside its slice.
+    #[allow(unsafe_code, reason = "gemm's interface is raw pointers")]
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            n.cast_signed(),
+            false,
+            a.0.as_ptr(),
+            a.1[1],
+            a.1[0],
+            b.0.as_ptr(),
+            b.1[1],
+            b.1[0],
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+fn seconds(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+/// The products alone: logits, gradient of the hidden states, gradient of the weight.
+struct Floor {
+    rows: usize,
+    shape: Shape,
+    hidden: Vec<f32>,
+    weight: Vec<f32>,
+    logits: Vec<f32>,
+    gradients: [Vec<f32>; 2],
+}
+
+impl Floor {
+    fn new(rows: usize, shape: Shape) -> Self {
+        let some = |len: usize| (0..len).map(|i| (i % 13) as f32 * 0.1 - 0.6).collect();
+        let Shape { width, vocab, .. } = shape;
+        Self {
+            rows,
+            shape,
+            hidden: some(rows * width),
+            weight: some(width * vocab),
+            logits: some(rows * vocab),
+            gradients: [some(rows * width), some(width * vocab)],
+        }
+    }
+
+    /// Seconds of each: one call on all threads, or a call per 256 rows, whichever is faster.
+    fn seconds(&mut self) -> [f64; 3] {
+        let (rows, Shape { width, vocab, .. }) = (self.rows, self.shape);
+        let [d_hidden, d_weight] = &mut self.gradients;
+        let by = |stride: usize| [stride.cast_signed(), 1];
+        let transposed = |stride: usize| [1, stride.cast_signed()];
+        let logits = fastest(
+            (&self.hidden, by(width)),
+            (&self.weight, transposed(width)),
+            &mut self.logits,
+            [rows, vocab, width],
+        );
+        let hidden = fastest(
+            (&self.logits, by(vocab)),
+            (&self.weight, by(width)),
+            d_hidden,
+            [rows, width, vocab],
+        );
+        let weight = fastest(
+            (&self.logits, transposed(vocab)),
+            (&self.hidden, by(width)),
+            d_weight,
+            [vocab, width, rows],
+        );
+        [logits, hidden, weight]
+    }
+}
+
+fn fastest(a: Operand, b: Operand, out: &mut [f32], [m, n, k]: [usize; 3]) -> f64 {
+    const ROWS: usize = 256;
+    let whole = seconds(|| multiply(a, b, out, [m, n, k], rayon::current_num_threads()));
+    let blocks = seconds(|| {
+        out.par_chunks_mut(ROWS * n)
+            .enumerate()
+            .for_each(|(block, out)| {
+                let (data, strides) = a;
+                let first = block * ROWS * strides[0].unsigned_abs();
+                multiply((&data[first..], strides), b, out, [out.len() / n, n, k], 1);
+            });
+    });
+    whole.min(blocks)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A line of `/proc/self/status`, in MiB.
+fn status(key: &str) -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    let kilobytes: f64 = line
+        .trim_start_matches(':')
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()?;
+    Some(kilobytes / 1024.0)
+}
+
+/// Peak memory of one step beyond inputs and gradients, in MiB.
+fn memory(arguments: &Arguments, variant: Variant) -> Result<Option<f64>, InvalidInput> {
+    let inputs = Inputs::new(arguments);
+    // Forgets the peak of making the inputs.
+    let forgotten = std::fs::write("/proc/self/clear_refs", "5").is_ok();
+    let before = status("VmRSS");
+    inputs.step(variant)?;
+    let gradients = inputs.gradients(variant) as f64 / f64::from(1 << 20);
+    let over = |(before, peak)| peak - before - gradients;
+    Ok(before.zip(status("VmHWM")).filter(|_| forgotten).map(over))
+}
+
+fn memory_of(variant: Variant) -> String {
+    let own = std::env::current_exe().and_then(|own| {
+        let arguments = std::env::args().skip(1);
+        let ours = ["--memory".to_owned(), variant.name()];
+        Command::new(own).args(arguments).args(ours).output()
+    });
+    let text = own.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    text.ok()
+        .filter(|text| !text.is_empty())
+        .unwrap_or_else(|| "–".to_owned())
+}
+
+fn main() -> Result<(), InvalidInput> {
+    let arguments = Arguments::parse();
+    if let Some(threads) = arguments.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build_global().expect("the first pool");
+    }
+    if let Some(variant) = arguments.memory {
+        if let Some(memory) = memory(&arguments, variant)? {
+            println!("{memory:.0}");
+        }
+        return Ok(());
+    }
+    let chosen = if arguments.only.is_empty() {
+        Variant::value_variants()
+    } else {
+        &arguments.only
+    };
+    let memories: Vec<String> = chosen.iter().map(|&variant| memory_of(variant)).collect();
+
+    let inputs = Inputs::new(&arguments);
+    let mut floor = Floor::new(inputs.rows, arguments.shape);
+    let mut floors = [const { Vec::new() }; 3];
+    let mut times = vec![Vec::new(); chosen.len()];
+    for round in 0..=arguments.rounds {
+        let products = floor.seconds();
+        let mut steps = Vec::new();
+        for &variant in chosen {
+            let start = Instant::now();
+            inputs.step(variant)?;
+            steps.push(start.elapsed().as_secs_f64());
+        }
+        // The first round warms up.
+        if round > 0 {
+            floors
+                .iter_mut()
+                .zip(products)
+                .for_each(|(all, one)| all.push(one));
+            times
+                .iter_mut()
+                .zip(steps)
+                .for_each(|(all, one)| all.push(one));
+        }
+    }
+
+    let [logits, hidden, weight] = floors.map(median);
+    let Shape {
+        batch,
+        time,
+        width,
+        vocab,
+    } = arguments.shape;
+    let threads = rayon::current_num_threads();
+    if !arguments.csv {
+        println!(
+            "batch {batch}, time {time}, hidden {width}, vocab {vocab}; {} rows counted; \
+             {threads} threads\n\
+             floor: logits {logits:.3} s, d hidden {hidden:.3} s, d weight {weight:.3} s\n\n\
+             | variant | s | products | × floor | MiB |\n|---|---|---|---|---|",
+            inputs.rows,
+        );
+    }
+    for ((variant, times), memory) in chosen.iter().zip(times).zip(memories) {
+        let (seconds, products) = (median(times), variant.products());
+        let floor: f64 = [logits, hidden, weight, logits][..products].iter().sum();
+        let (name, ratio) = (variant.name(), seconds / floor);
+        if arguments.csv {
+            let mask = format!("{:?}", arguments.mask).to_lowercase();
+            println!(
+                "{batch},{time},{width},{vocab},{mask},{threads},{name},{seconds},{floor},{memory}"
+            );
+        } else {
+            println!("| {name} | {seconds:.3} | {products} | {ratio:.2} | {memory} |");
+        }
+    }
+    Ok(())
+}
