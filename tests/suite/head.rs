@@ -375,10 +375,10 @@ proptest! {
 /// More rows and words than one tile has, and not a multiple of it.
 #[test]
 fn several_tiles() {
-    let problem = Problem::new([2, 180, 2600, 5], 1);
-    let tile = 256 * 1024 * 4;
+    let problem = Problem::new([2, 400, 4500, 3], 1);
+    let tile = 2 * 512 * 2048 * 4; // of two blocks of rows
     for layout in LAYOUTS {
-        for retained_bytes in [0, 2 * tile, usize::MAX] {
+        for retained_bytes in [0, tile, usize::MAX] {
             let how = How {
                 dtype: DType::F32,
                 layout,

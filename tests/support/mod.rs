@@ -67,7 +67,7 @@ pub fn token_log_probs(
     // A product of infinities with the zeros of the identity is NaN.
     if by_hidden() && logits.clone().is_finite().all().into_scalar::<bool>() {
         let [_, _, vocab] = logits.dims();
-        let identity = Tensor::eye(vocab, (&logits.device(), logits.dtype()));
+        let identity = Tensor::<2>::eye(vocab, &logits.device()).cast(logits.dtype());
         let head = LmHead::new(identity);
         TokenLogProbs::from_hidden_with_statistics(logits, &head, tokens, mask).unwrap()
     } else {

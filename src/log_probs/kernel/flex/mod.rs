@@ -23,14 +23,16 @@ use self::matrix::{Matrix, multiply};
 use self::row::{Partial, exponentiate, narrow, softmax};
 use super::{Forward, Head, HeadGradients, LogProbKernel, STATISTICS, Save, generic};
 
-/// Rows of a tile: fewer pack the words too often, more leave the cache.
-const ROWS: usize = 256;
+/// Rows of a tile; fewer would pack the words more often, more would leave tasks too few.
+const ROWS: usize = 512;
+/// Rows of a tile where there is only one product.
+const REFERENCE_ROWS: usize = 1024;
 /// Words of a tile.
-const WORDS: usize = 1024;
+const WORDS: usize = 2048;
 /// Words of a task that computes the gradient of the weight.
 const SUB_WORDS: usize = 256;
 /// Bytes of logits that a backward works on at a time.
-const WORKSPACE: usize = 16 << 20;
+const WORKSPACE: usize = 32 << 20;
 /// Tasks of a frozen head's forward, at least: it has no other parallelism than rows.
 const TASKS: usize = 16;
 
@@ -39,11 +41,10 @@ impl LogProbKernel for Flex {
         if head.hidden.dtype() == DType::F64 {
             return generic::head_forward(head, save, statistics);
         }
-        let problem = Problem::new(head);
         match save {
-            Save::Nothing => problem.forward(0, statistics),
-            Save::Tiles(bytes) => problem.forward(bytes, statistics),
-            Save::Slope => problem.forward_with_slope(statistics),
+            Save::Nothing => Problem::new(head, REFERENCE_ROWS).forward(0, statistics),
+            Save::Tiles(bytes) => Problem::new(head, ROWS).forward(bytes, statistics),
+            Save::Slope => Problem::new(head, ROWS).forward_with_slope(statistics),
         }
     }
 
@@ -57,7 +58,7 @@ impl LogProbKernel for Flex {
         if head.hidden.dtype() == DType::F64 {
             return generic::head_backward(head, normalizer, tiles, grad, wanted);
         }
-        Problem::new(head).backward(&normalizer, &tiles, &grad, wanted)
+        Problem::new(head, ROWS).backward(&normalizer, &tiles, &grad, wanted)
     }
 
     fn logits_forward(
@@ -186,7 +187,7 @@ struct Problem {
 }
 
 impl Problem {
-    fn new(head: Head<Flex>) -> Self {
+    fn new(head: Head<Flex>, tile_rows: usize) -> Self {
         let [rows, width] = head.hidden.layout().shape().dims();
         let words = Words {
             tensor: if head.words_first {
@@ -195,7 +196,7 @@ impl Problem {
                 head.weight.transpose(0, 1)
             },
         };
-        let tile_rows = ROWS.min(rows).max(1);
+        let tile_rows = tile_rows.min(rows).max(1);
         let blocks = rows.div_ceil(tile_rows);
         let fitting = WORKSPACE / (size_of::<f32>() * tile_rows * blocks.max(1));
         let tile_words = fitting.clamp(SUB_WORDS, WORDS) / SUB_WORDS * SUB_WORDS;
@@ -553,13 +554,17 @@ impl Deltas<'_> {
     }
 
     fn add_to_hidden(&self, group: Range<usize>, hidden: &mut [f32]) {
+        /// Rows that a task adds to.
+        const HIDDEN_ROWS: usize = 128;
         let problem = self.problem;
         hidden
-            .par_chunks_mut(problem.tile[0] * problem.width)
+            .par_chunks_mut(HIDDEN_ROWS * problem.width)
             .enumerate()
-            .for_each_init(Vec::new, |scratch, (block, out)| {
+            .for_each_init(Vec::new, |scratch, (index, out)| {
+                let start = index * HIDDEN_ROWS;
+                let rows = start..start + out.len() / problem.width;
                 for tile in group.clone() {
-                    let deltas = self.of(tile).rows(problem.rows_of(block));
+                    let deltas = self.of(tile).rows(rows.clone());
                     let words = problem.words.rows(problem.words_of(tile), scratch);
                     multiply(deltas, words, out, problem.width, true);
                 }
