@@ -242,7 +242,7 @@ impl Problem {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Result {
     log_probs: Vec<f64>,
     statistics: [Vec<f64>; 4],
@@ -289,6 +289,7 @@ impl Layout {
 }
 
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "a checklist")]
 struct How {
     dtype: DType,
     layout: Layout,
@@ -391,6 +392,30 @@ fn several_tiles() {
     for how in [FROZEN, REFERENCE] {
         let dtype = DType::F32;
         problem.check(How { dtype, ..how }, 1e-4);
+    }
+}
+
+/// The same bits on any number of threads.
+#[test]
+fn threads_change_nothing() {
+    let problem = Problem::new([2, 300, 2300, 9], 21);
+    for how in [TRAINABLE, FROZEN, REFERENCE] {
+        for layout in LAYOUTS {
+            let on = |threads: usize| {
+                let dtype = DType::F32;
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                let how = How {
+                    dtype,
+                    layout,
+                    ..how
+                };
+                pool.unwrap().install(|| problem.run(how))
+            };
+            let one = on(1);
+            for threads in [2, 3, 8] {
+                assert_eq!(on(threads), one, "{threads} threads, {how:?}");
+            }
+        }
     }
 }
 

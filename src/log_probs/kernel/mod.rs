@@ -255,10 +255,21 @@ pub fn head_log_probs(
     options: HeadOptions,
 ) -> (Tensor<1>, Option<Tensor<2>>) {
     let supported = is_supported(&hidden.device());
+    head_log_probs_by(supported, hidden, weight, bias, targets, options)
+}
+
+fn head_log_probs_by(
+    extension: bool,
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    targets: Tensor<1, Int>,
+    options: HeadOptions,
+) -> (Tensor<1>, Option<Tensor<2>>) {
     let bias = bias.unwrap_or_else(|| Tensor::zeros([1], (&hidden.device(), hidden.dtype())));
     let [hidden, bias] = [hidden.into_dispatch(), bias.into_dispatch()];
     let [weight, targets] = [weight.into_dispatch(), targets.into_dispatch()];
-    let found = if supported {
+    let found = if extension {
         Dispatch::head_log_probs(hidden, weight, bias, targets, options)
     } else {
         let head = Head::<Dispatch> {
@@ -286,9 +297,19 @@ pub fn logits_log_probs(
     statistics: bool,
 ) -> (Tensor<1>, Option<Tensor<2>>) {
     let supported = is_supported(&logits.device());
+    logits_log_probs_by(supported, logits, targets, counted, statistics)
+}
+
+fn logits_log_probs_by(
+    extension: bool,
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    counted: Tensor<1, Bool>,
+    statistics: bool,
+) -> (Tensor<1>, Option<Tensor<2>>) {
     let [logits, targets] = [logits.into_dispatch(), targets.into_dispatch()];
     let counted = counted.into_dispatch();
-    let found = if supported {
+    let found = if extension {
         Dispatch::logits_log_probs(logits, targets, counted, statistics)
     } else {
         outputs(generic::logits_forward::<Dispatch>(
@@ -304,4 +325,92 @@ fn tensors(
 ) -> (Tensor<1>, Option<Tensor<2>>) {
     let by_products = statistics.then(|| Tensor::from_dispatch(by_products).without_autodiff());
     (Tensor::from_dispatch(log_probs), by_products)
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor};
+
+    use super::{HeadOptions, head_log_probs_by, is_supported, logits_log_probs_by};
+
+    fn numbers(tensors: &[Tensor<2>]) -> Vec<f64> {
+        let values = |tensor: &Tensor<2>| tensor.to_data().iter::<f64>().collect::<Vec<_>>();
+        tensors.iter().flat_map(values).collect()
+    }
+
+    fn agree(ours: &[Tensor<2>], plain: &[Tensor<2>]) {
+        for (a, b) in numbers(ours).into_iter().zip(numbers(plain)) {
+            assert!((a - b).abs() < 1e-12, "{a} and {b}");
+        }
+    }
+
+    /// What a backend gets that is on in burn, but not in our features.
+    #[test]
+    fn without_the_extension() {
+        let device = Device::flex();
+        assert!(is_supported(&device) && is_supported(&device.clone().autodiff()));
+        let random = |shape: [usize; 2]| {
+            let all = Distribution::Uniform(-2.0, 2.0);
+            let tensor = Tensor::<2>::random(shape, all, (&device, DType::F64));
+            tensor.autodiff().require_grad()
+        };
+        let targets = Tensor::<1, Int>::from_ints([3, 0, 6, 6], &device);
+        let [hidden, weight, bias] = [[4, 5], [7, 5], [1, 7]].map(random);
+        for words_first in [true, false] {
+            let by = |extension: bool| {
+                let matrix = weight.clone();
+                let (log_probs, statistics) = head_log_probs_by(
+                    extension,
+                    hidden.clone(),
+                    if words_first {
+                        matrix
+                    } else {
+                        matrix.transpose()
+                    },
+                    Some(bias.clone().reshape([7])),
+                    targets.clone(),
+                    HeadOptions {
+                        words_first,
+                        biased: true,
+                        retained_bytes: 0,
+                        statistics: true,
+                    },
+                );
+                let loss = log_probs.clone().exp().sum();
+                let grads = loss.backward();
+                let grad = |leaf: &Tensor<2>| leaf.grad(&grads).expect("a leaf");
+                [
+                    log_probs.inner().unsqueeze(),
+                    statistics.expect("asked for"),
+                    grad(&hidden),
+                    grad(&weight),
+                    grad(&bias),
+                ]
+            };
+            agree(&by(true), &by(false));
+        }
+
+        let logits = random([4, 7]);
+        let counted = Tensor::<1, Bool>::from_bool([true, false, true, true], &device);
+        let by = |extension: bool| {
+            let (log_probs, statistics) = logits_log_probs_by(
+                extension,
+                logits.clone(),
+                targets.clone(),
+                counted.clone(),
+                true,
+            );
+            let not_counted = counted.clone().bool_not();
+            let log_probs = log_probs.mask_fill(not_counted.clone(), 0.0);
+            let statistics = statistics.expect("asked for");
+            let not_counted = not_counted.unsqueeze_dim::<2>(1).expand(statistics.dims());
+            let grads = log_probs.clone().exp().sum().backward();
+            [
+                log_probs.inner().unsqueeze(),
+                statistics.mask_fill(not_counted, 0.0),
+                logits.grad(&grads).expect("a leaf"),
+            ]
+        };
+        agree(&by(true), &by(false));
+    }
 }

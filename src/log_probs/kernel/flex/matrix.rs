@@ -114,3 +114,109 @@ pub fn multiply(a: Matrix, b: Matrix, out: &mut [f32], row_stride: usize, accumu
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{Matrix, multiply};
+
+    /// A view into a buffer of its own, with NaN wherever the view does not look.
+    #[derive(Debug)]
+    struct Stored {
+        data: Vec<f32>,
+        offset: usize,
+        shape: [usize; 2],
+        strides: [isize; 2],
+    }
+
+    impl Stored {
+        fn new(shape: [usize; 2], transposed: bool, flipped: [bool; 2], gap: usize) -> Self {
+            let [rows, columns] = if transposed {
+                [shape[1], shape[0]]
+            } else {
+                shape
+            };
+            let stride = columns + gap;
+            let mut data = vec![f32::NAN; rows * stride + 2 * gap];
+            for row in 0..rows {
+                for column in 0..columns {
+                    let value = (row * 31 + column * 17) % 23;
+                    data[gap + row * stride + column] = value as f32 - 11.0;
+                }
+            }
+            let mut strides = [stride.cast_signed(), 1];
+            let mut offset = gap;
+            for ((stride, size), flipped) in strides.iter_mut().zip([rows, columns]).zip(flipped) {
+                if flipped && size > 0 {
+                    offset += (size - 1) * stride.cast_unsigned();
+                    *stride = -*stride;
+                }
+            }
+            if transposed {
+                strides.swap(0, 1);
+            }
+            Self {
+                data,
+                offset,
+                shape,
+                strides,
+            }
+        }
+
+        fn view(&self) -> Matrix<'_> {
+            Matrix {
+                data: &self.data,
+                offset: self.offset,
+                shape: self.shape,
+                strides: self.strides,
+            }
+        }
+    }
+
+    fn size() -> impl Strategy<Value = usize> {
+        prop::sample::select(&[0, 1, 2, 3, 16, 31, 47, 65][..])
+    }
+
+    proptest! {
+        #[test]
+        fn products_of_views(
+            (m, n, k) in (size(), size(), size()),
+            (transposed, flipped) in any::<([bool; 2], [[bool; 2]; 2])>(),
+            (gap, accumulate) in (0_usize..4, any::<bool>()),
+        ) {
+            let a = Stored::new([m, k], transposed[0], flipped[0], gap);
+            let b = Stored::new([k, n], transposed[1], flipped[1], gap + 1);
+            let stride = n + gap;
+            let mut out = vec![7.0; m * stride];
+            multiply(a.view(), b.view(), &mut out, stride, accumulate);
+            for row in 0..m {
+                for column in 0..stride {
+                    let before = if accumulate || column >= n { 7.0 } else { 0.0 };
+                    let inner = if column < n { k } else { 0 };
+                    let expected: f32 = (0..inner)
+                        .map(|i| a.view().at(row, i) * b.view().at(i, column))
+                        .sum();
+                    // Whole numbers below 2²⁴: exact in any order.
+                    prop_assert_eq!(out[row * stride + column], before + expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "operands leave their slices")]
+    fn an_operand_too_short() {
+        let data = [0.0; 11];
+        let a = Matrix::rows_of(&data, [3, 4], 4);
+        multiply(a, a.transposed(), &mut [0.0; 9], 3, false);
+    }
+
+    #[test]
+    #[should_panic(expected = "row_stride >= n")]
+    fn a_destination_whose_rows_overlap() {
+        let data = [0.0; 12];
+        let a = Matrix::rows_of(&data, [3, 4], 4);
+        multiply(a, a.transposed(), &mut [0.0; 9], 2, false);
+    }
+}

@@ -1,0 +1,111 @@
+//! What log-probabilities cost, from hidden states and from logits.
+//!
+//! ```console
+//! cargo bench --bench head
+//! ```
+//!
+//! Read the rows of one run against each other: `matmul` is the product that every row needs once
+//! forward, and twice more for both gradients. `examples/head_floor.rs` prints multiples of the
+//! bare products, and memory.
+
+use burn::tensor::{Bool, Device, Distribution, Int, Tensor};
+use burn_preference::{LmHead, TokenLogProbs};
+use divan::{Bencher, black_box};
+
+fn main() {
+    divan::main();
+}
+
+const WIDTH: usize = 256;
+const VOCABS: [usize; 2] = [4096, 32768];
+
+struct Inputs {
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    tokens: Tensor<2, Int>,
+    mask: Tensor<2, Bool>,
+}
+
+/// `[2, 256]` tokens, all counted.
+fn inputs(vocab: usize) -> Inputs {
+    let device = Device::default();
+    let normal = |scale| Distribution::Normal(0.0, scale);
+    let ids = Tensor::<1, Int>::arange(0..512, &device) % vocab as i64;
+    Inputs {
+        hidden: Tensor::random([512, WIDTH], normal(1.0), &device),
+        weight: Tensor::random([vocab, WIDTH], normal(0.06), &device),
+        tokens: ids.reshape([2, 256]),
+        mask: Tensor::<2, Int>::ones([2, 256], &device).bool(),
+    }
+}
+
+#[divan::bench(args = VOCABS, sample_count = 10)]
+fn matmul(bencher: Bencher, vocab: usize) {
+    let Inputs { hidden, weight, .. } = inputs(vocab);
+    bencher.bench_local(|| black_box(hidden.clone().matmul(weight.clone().transpose())));
+}
+
+fn from_hidden(bencher: Bencher, vocab: usize, leaves: [bool; 2], retained_bytes: usize) {
+    let inputs = inputs(vocab);
+    let leaf = |tensor: &Tensor<2>, wanted: bool| {
+        if wanted {
+            tensor.clone().autodiff().require_grad()
+        } else {
+            tensor.clone()
+        }
+    };
+    bencher.bench_local(|| {
+        let head = LmHead::new(leaf(&inputs.weight, leaves[1])).with_retained_bytes(retained_bytes);
+        let hidden = leaf(&inputs.hidden, leaves[0]).reshape([2, 256, WIDTH]);
+        let (tokens, mask) = (inputs.tokens.clone(), inputs.mask.clone());
+        let log_probs = TokenLogProbs::from_hidden(hidden, &head, tokens, mask);
+        let loss = log_probs.expect("the shapes fit").log_probs().sum();
+        if leaves[0] {
+            black_box(loss.backward());
+        }
+    });
+}
+
+#[divan::bench(args = VOCABS, sample_count = 10)]
+fn reference(bencher: Bencher, vocab: usize) {
+    from_hidden(bencher, vocab, [false, false], 0);
+}
+
+#[divan::bench(args = VOCABS, sample_count = 10)]
+fn frozen(bencher: Bencher, vocab: usize) {
+    from_hidden(bencher, vocab, [true, false], 0);
+}
+
+#[divan::bench(args = VOCABS, sample_count = 10)]
+fn bounded(bencher: Bencher, vocab: usize) {
+    from_hidden(bencher, vocab, [true, true], 0);
+}
+
+#[divan::bench(args = VOCABS, sample_count = 10)]
+fn retained(bencher: Bencher, vocab: usize) {
+    from_hidden(bencher, vocab, [true, true], usize::MAX);
+}
+
+/// The logits are there: their log-probabilities and their gradient alone.
+#[divan::bench(args = VOCABS, sample_count = 10)]
+fn logits(bencher: Bencher, vocab: usize) {
+    let inputs = inputs(vocab);
+    let logits = || {
+        let logits = inputs
+            .hidden
+            .clone()
+            .matmul(inputs.weight.clone().transpose());
+        logits.reshape([2, 256, vocab]).autodiff().require_grad()
+    };
+    bencher.with_inputs(logits).bench_local_values(|logits| {
+        let (tokens, mask) = (inputs.tokens.clone(), inputs.mask.clone());
+        let log_probs = TokenLogProbs::from_logits(logits, tokens, mask);
+        black_box(
+            log_probs
+                .expect("the shapes fit")
+                .log_probs()
+                .sum()
+                .backward(),
+        );
+    });
+}
