@@ -71,6 +71,14 @@
 //! yours: bf16 weights do not move at preference learning rates (an AdamW step of 1e-6 is below
 //! their resolution), so train f32 weights or LoRA factors in f32.
 //!
+//! # Memory
+//!
+//! The logits of 4 × 512 tokens over 128k words are 1 GB in f32, and their gradient another.
+//! [`TokenLogProbs::from_hidden`] takes the hidden states before the head instead, drops the rows
+//! that predict no completion token, and never holds all logits; everything after it stays as it
+//! is. [`Frozen::log_probs_from_hidden`] is the same for the reference. [`TokenStatistics`] come
+//! from the same walk.
+//!
 //! # Features
 //!
 //! No backend is chosen for you. `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `metal`, `cuda`,

@@ -19,13 +19,15 @@
 //! | `displacement` | pairs against a reference | share whose chosen log-prob fell: ρ_w < 0 |
 //! | `kl` | examples | KTO's z₀ |
 //! | `log_odds_chosen`, `log_odds_ratio` | pairs | ORPO's od_w − od_l, and ln σ of it |
+//! | `entropy`, `mean_token_accuracy` | counted tokens | of the policy, nats; share that is the likeliest word |
+//! | `mean_logits` | counted tokens | mean of the logits over the vocabulary |
 
 use std::collections::BTreeMap;
 
 use burn::tensor::{Bool, Tensor};
 
 use crate::batch::{Batch, Pair, Ranked, Unpaired, WithBaseline, for_each_column};
-use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
+use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs, TokenStatistics};
 use crate::math::{log_odds, log_sigmoid};
 use crate::objective::LossOutput;
 
@@ -80,6 +82,20 @@ impl BatchMetrics {
             .margin();
         self.with("log_odds_chosen", log_odds.clone())
             .with("log_odds_ratio", log_sigmoid(log_odds))
+    }
+
+    /// Adds `entropy`, `mean_token_accuracy` and `mean_logits`.
+    pub fn with_statistics(self, statistics: &TokenStatistics) -> Self {
+        let [batch, columns] = statistics.mask().dims();
+        let counted = statistics.mask().reshape([batch * columns]);
+        let flat = |values: Tensor<2>| values.reshape([batch * columns]);
+        self.with_counted("entropy", flat(statistics.entropy()), counted.clone())
+            .with_counted(
+                "mean_token_accuracy",
+                flat(statistics.top1()),
+                counted.clone(),
+            )
+            .with_counted("mean_logits", flat(statistics.mean_logits()), counted)
     }
 
     /// Reads everything back at once.

@@ -54,11 +54,17 @@ impl LmHead {
         self
     }
 
-    /// Lets a trainable head keep so many bytes of logits from forward to backward.
+    /// Lets a trainable head keep so many bytes of logits from forward to backward; the default
+    /// is none.
     ///
     /// What is not kept is computed again: a fourth product of the size of the three that a
-    /// trainable head needs. All of them take 4·rows·vocab bytes (8 in f64) of counted tokens. A
-    /// frozen head keeps none and needs none.
+    /// trainable head needs. All of them take 4·rows·vocab bytes of counted tokens (8 in f64),
+    /// rounded up to whole tiles; only whole columns of tiles (or, outside Flex, blocks of rows)
+    /// are kept. A frozen head keeps none and needs none.
+    ///
+    /// Measure before you set it: on a CPU the fourth product costs about as much as the pages of
+    /// a fresh buffer that large, unless the allocator keeps them from step to step.
+    /// `cargo run --release --example head_floor` compares both.
     pub fn with_retained_bytes(mut self, bytes: usize) -> Self {
         self.retained_bytes = bytes;
         self

@@ -37,7 +37,7 @@ impl<B: Batch, O: Objective<B>> Objective<WithWeights<B>> for Weighted<O> {
 ///
 /// # Errors
 ///
-/// `collisions` (of [`TokenLogProbs::collisions`]) is not of the same shape as `policy`.
+/// `collisions` (of [`TokenStatistics::collisions`](crate::TokenStatistics::collisions)) is not of the same shape as `policy`.
 pub fn wpo_weights(
     policy: &Pair<TokenLogProbs>,
     collisions: &Pair<TokenLogProbs>,

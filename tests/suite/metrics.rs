@@ -3,12 +3,12 @@
 use burn::tensor::DType;
 use burn_preference::{
     BatchMetrics, DpoLossConfig, KtoLossConfig, Metrics, NpoLossConfig, Objective, OrpoLossConfig,
-    RrhfLossConfig, WithMargin,
+    RrhfLossConfig, TokenLogProbs, WithMargin,
 };
 use proptest::prelude::*;
 
 use crate::objectives::any_pairs;
-use crate::support::{Labelled, Lists, Pairs, error, f64s, leaf, sequence};
+use crate::support::{Labelled, Lists, Pairs, bools, error, f64s, ints, leaf, sequence};
 
 fn of(pairs: &Pairs) -> Metrics {
     let batch = pairs.referenced(leaf(&pairs.chosen), leaf(&pairs.rejected));
@@ -197,4 +197,18 @@ fn values_keep_their_precision() {
     let output = pairs.run(&DpoLossConfig::new().init(), DType::F64);
     let mean = output.losses.iter().sum::<f64>() / 4.0;
     assert!(error(of(&pairs).get("loss").unwrap(), mean) < 1e-14);
+}
+
+#[test]
+fn statistics_of_tokens() {
+    // Two counted columns: words of equal probability, then a certain one that is not the token.
+    let logits = f64s(&[1.0, 1.0, 1000.0, 0.0, 9.0, 9.0]).reshape([1, 3, 2]);
+    let tokens = ints(&[0, 1, 1]).reshape([1, 3]);
+    let mask = bools(&[false, true, true]).reshape([1, 3]);
+    let (_, statistics) = TokenLogProbs::from_logits_with_statistics(logits, tokens, mask).unwrap();
+    let metrics = BatchMetrics::default().with_statistics(&statistics).read();
+    assert_metric(&metrics, "entropy", std::f64::consts::LN_2 / 2.0);
+    assert_metric(&metrics, "mean_token_accuracy", 0.5);
+    assert_metric(&metrics, "mean_logits", 250.5);
+    assert_eq!(metrics.count("entropy"), 2.0);
 }

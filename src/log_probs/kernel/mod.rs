@@ -35,7 +35,7 @@ pub const STATISTICS: usize = 4;
 
 /// Log-probabilities with a gradient, and by-products without: `[rows]` and `[rows, 4]`.
 ///
-/// The by-products are `[rows, 0]`-like (one zero) unless asked for. Targets are inside the
+/// The second output means nothing unless the by-products were asked for. Targets are inside the
 /// vocabulary.
 #[backend_extension(
     Flex: cfg(feature = "flex"),

@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Our head and the Python peers on the same shapes, in the same session, on CPU.
+
+    python3 -m venv peers && peers/bin/pip install torch==2.15.0 numpy trl==1.16.0
+    peers/bin/pip install --no-deps liger-kernel==0.8.5 cut-cross-entropy==25.1.1
+    cargo build --release --example head_floor
+    peers/bin/python scripts/head_peers.py --shape s1 --mask full
+
+About 6 GB to download. Forward and backward of the log-prob head with both gradients; ours run
+before and after the peers, and the table holds medians and ours / theirs.
+"""
+import argparse
+import gc
+import statistics
+import subprocess
+import time
+
+import torch
+import torch.nn.functional as F
+
+SHAPES = {"s1": (2, 512, 576, 49152), "s2": (4, 512, 1024, 128256)}
+OURS = ["bounded", "retained"]
+
+
+def inputs(shape, mask):
+    batch, length, width, vocab = SHAPES[shape]
+    torch.manual_seed(0)
+    counted = torch.ones(batch, length, dtype=torch.bool)
+    if mask == "real":
+        counted[:, : length * 7 // 20] = False
+        counted[:, length * 3 // 4 :] = False
+    return {
+        "hidden": torch.randn(batch, length, width).requires_grad_(),
+        "weight": (torch.randn(vocab, width) / width**0.5).requires_grad_(),
+        "target": torch.randint(0, vocab, (batch, length)),
+        "counted": counted,
+    }
+
+
+def eager(d):
+    log_probs = (d["hidden"] @ d["weight"].t()).log_softmax(-1)
+    return log_probs.gather(-1, d["target"][..., None])[d["counted"]].sum()
+
+
+def eager_compact(d):
+    logits = d["hidden"][d["counted"]] @ d["weight"].t()
+    return -F.cross_entropy(logits, d["target"][d["counted"]], reduction="sum")
+
+
+def trl(d):
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as chunk
+
+    names = ("log_probs", "entropy", "mean_logits", "is_top1")
+    hidden = d["hidden"].flatten(0, 1)
+    out = ChunkedLogProbFunction.apply(
+        hidden, d["weight"], None, d["target"].flatten(), 1.0, chunk, None, 1.0, names
+    )
+    return out[0][d["counted"].flatten()].sum()
+
+
+def ignored(d):
+    return d["target"].masked_fill(~d["counted"], -100)
+
+
+def liger(d):
+    from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
+
+    dpo = LigerFusedLinearDPOLoss(
+        compiled=False, use_ref_model=False, compute_nll_loss=False, average_log_prob=False
+    )
+    return dpo(d["weight"], d["hidden"], ignored(d))[0]
+
+
+def cut_cross_entropy(d):
+    from cut_cross_entropy import linear_cross_entropy
+
+    args = (d["hidden"], d["weight"], ignored(d))
+    return -linear_cross_entropy(*args, reduction="sum", impl="torch_compile")
+
+
+def torch_chunked(d):
+    options = torch.nn.LinearCrossEntropyOptions()
+    hidden, target = d["hidden"][d["counted"]], d["target"][d["counted"]]
+    return -F.linear_cross_entropy(hidden, d["weight"], target, reduction="sum", options=options)
+
+
+PEERS = [eager, eager_compact, trl, liger, cut_cross_entropy, torch_chunked]
+
+
+def ours(args):
+    command = ["target/release/examples/head_floor", "--csv", "--threads", str(args.threads)]
+    command += ["--shape", args.shape, "--mask", args.mask, "--rounds", str(args.rounds)]
+    for name in OURS:
+        command += ["--only", name]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = [line.split(",") for line in lines.split()]
+    return {row[6]: (float(row[7]), float(row[8])) for row in rows}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shape", choices=SHAPES, default="s1")
+    parser.add_argument("--mask", choices=["full", "real"], default="full")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    runs = [ours(args)]
+    times = {}
+    d = inputs(args.shape, args.mask)
+    for number in range(args.rounds + 1):
+        for peer in list(PEERS):
+            start = time.perf_counter()
+            try:
+                peer(d).backward()
+            except Exception as error:  # A peer that cannot run is reported, not hidden.
+                print(f"{peer.__name__}: {error!r}"[:200])
+                PEERS.remove(peer)
+                continue
+            seconds = time.perf_counter() - start
+            d["hidden"].grad = d["weight"].grad = None
+            gc.collect()
+            if number > 0:  # The first round compiles and warms up.
+                times.setdefault(peer.__name__, []).append(seconds)
+    runs.append(ours(args))
+
+    medians = {name: statistics.mean(run[name][0] for run in runs) for name in OURS}
+    print(f"{args.shape}, {args.mask} mask, {args.threads} threads")
+    print("ours, before and after: " + "; ".join(
+        f"{name} " + ", ".join(f"{run[name][0]:.2f} s ({run[name][0] / run[name][1]:.2f} x floor)" for run in runs)
+        for name in OURS
+    ))
+    print("| peer | s | " + " | ".join(f"ours ({name}) / theirs" for name in OURS) + " |")
+    print("|---" * (2 + len(OURS)) + "|")
+    for name, seconds in times.items():
+        theirs = statistics.median(seconds)
+        ratios = [f"{medians[ours] / theirs:.2f}" for ours in OURS]
+        print(f"| {name} | {theirs:.2f} | " + " | ".join(ratios) + " |")
+
+
+main()
