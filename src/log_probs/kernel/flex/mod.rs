@@ -555,7 +555,7 @@ impl Deltas<'_> {
 
     fn add_to_hidden(&self, group: Range<usize>, hidden: &mut [f32]) {
         /// Rows that a task adds to.
-        const HIDDEN_ROWS: usize = 128;
+        const HIDDEN_ROWS: usize = 256;
         let problem = self.problem;
         hidden
             .par_chunks_mut(HIDDEN_ROWS * problem.width)
