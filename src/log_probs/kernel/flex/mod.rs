@@ -215,7 +215,7 @@ impl Problem {
         }
     }
 
-    /// Numbers of a tile, and of one column of tiles.
+    /// Numbers of a tile.
     fn tile_len(&self) -> usize {
         self.tile[0] * self.tile[1]
     }
