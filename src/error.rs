@@ -93,20 +93,21 @@ impl InvalidInput {
         expected: DType,
         found: DType,
     ) -> Result<(), Self> {
-        if expected == found {
-            return Ok(());
-        }
-        Err(Self::new(
-            name,
-            format!("{expected:?}"),
-            format!("{found:?}"),
-        ))
+        Self::check_equal(name, &expected, &found)
     }
 
     pub(crate) fn check_device(
         name: &'static str,
         expected: &Device,
         found: &Device,
+    ) -> Result<(), Self> {
+        Self::check_equal(name, expected, found)
+    }
+
+    fn check_equal<T: PartialEq + std::fmt::Debug>(
+        name: &'static str,
+        expected: &T,
+        found: &T,
     ) -> Result<(), Self> {
         if expected == found {
             return Ok(());

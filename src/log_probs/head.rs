@@ -27,16 +27,13 @@ pub struct LmHead {
 }
 
 impl LmHead {
-    /// What [`with_retained_bytes`](Self::with_retained_bytes) starts from.
-    pub const RETAINED_BYTES: usize = 0;
-
     /// A head without bias, of a weight `[vocab, hidden]`: one row per word.
     pub fn new(weight: Tensor<2>) -> Self {
         Self {
             weight,
             words_first: true,
             bias: None,
-            retained_bytes: Self::RETAINED_BYTES,
+            retained_bytes: 0,
         }
     }
 
@@ -248,17 +245,17 @@ fn walk(
         options,
     );
     // Back to where the rows were; `Predictions` fills the others.
-    let values = Tensor::zeros([batch * time], (&values.device(), values.dtype())).select_assign(
-        0,
-        rows.clone(),
-        values,
-        IndexingUpdateOp::Add,
-    );
-    let statistics = by_products.map(|by_products| {
-        let [_, columns] = by_products.dims();
-        let options = (&by_products.device(), by_products.dtype());
-        let all = Tensor::zeros([batch * time, columns], options);
-        predictions.statistics(&all.select_assign(0, rows, by_products, IndexingUpdateOp::Add))
-    });
-    Ok((predictions.log_probs(values), statistics))
+    let all = batch * time;
+    let log_probs = predictions.log_probs(spread(values, rows.clone(), all));
+    let statistics =
+        by_products.map(|by_products| predictions.statistics(&spread(by_products, rows, all)));
+    Ok((log_probs, statistics))
+}
+
+/// Puts each row of `values` where `rows` says, among `all` rows of zeros.
+fn spread<const D: usize>(values: Tensor<D>, rows: Tensor<1, Int>, all: usize) -> Tensor<D> {
+    let mut shape = values.dims();
+    shape[0] = all;
+    let zeros = Tensor::zeros(shape, (&values.device(), values.dtype()));
+    zeros.select_assign(0, rows, values, IndexingUpdateOp::Add)
 }

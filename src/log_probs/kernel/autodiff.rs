@@ -24,14 +24,13 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
             [true, false, false] => Save::Slope,
             _ => Save::Tiles(options.retained_bytes),
         };
-        let head = Head::<B> {
-            hidden: hidden.primitive().clone(),
-            weight: weight.primitive().clone(),
-            bias: bias.primitive().clone(),
-            targets: targets.clone(),
-            words_first: options.words_first,
-            biased: options.biased,
-        };
+        let head = Head::<B>::new(
+            hidden.primitive().clone(),
+            weight.primitive().clone(),
+            bias.primitive().clone(),
+            targets.clone(),
+            options,
+        );
         let dtype = head.hidden.dtype().into();
         let forward = B::head_forward(head, save, options.statistics);
 
@@ -147,14 +146,7 @@ impl<B: LogProbKernel> Backward<B, 3> for TrainableHead {
         let [hidden, weight, bias] = state
             .inputs
             .map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let head = Head {
-            hidden,
-            weight,
-            bias,
-            targets: state.targets,
-            words_first: state.options.words_first,
-            biased: state.options.biased,
-        };
+        let head = Head::new(hidden, weight, bias, state.targets, state.options);
         let grad = grads.consume::<B>(&ops.node);
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let found = B::head_backward(head, state.normalizer, state.tiles, grad, wanted);

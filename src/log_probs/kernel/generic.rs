@@ -96,14 +96,15 @@ struct Normalized<B: Backend> {
     log_probs: FloatTensor<B>,
     /// `[rows, 2]`
     normalizer: FloatTensor<B>,
-    /// `[rows, vocab]`
-    softmax: FloatTensor<B>,
+    /// `[rows, vocab]`, if asked for.
+    softmax: Option<FloatTensor<B>>,
     statistics: Option<FloatTensor<B>>,
 }
 
 fn normalize<B: Backend>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
+    wants_softmax: bool,
     statistics: bool,
 ) -> Normalized<B> {
     let max = B::float_max_dim(logits.clone(), 1);
@@ -112,13 +113,13 @@ fn normalize<B: Backend>(
     let powers = B::float_exp(shifted.clone());
     let sum = B::float_sum_dim(powers.clone(), 1);
     let log_sum = B::float_log(sum.clone());
-    let softmax = B::float_mul(powers, B::float_recip(sum));
-    let statistics = statistics.then(|| {
+    let softmax = (wants_softmax || statistics).then(|| B::float_mul(powers, B::float_recip(sum)));
+    let statistics = softmax.clone().filter(|_| statistics).map(|softmax| {
         // e^−1e4 is 0 already; −∞ times that 0 would be NaN.
         let bounded = B::float_clamp_min(shifted, (-1e4).into());
         let expected = B::float_sum_dim(B::float_mul(softmax.clone(), bounded), 1);
         let entropy = B::float_sub(log_sum.clone(), expected);
-        let squares = B::float_mul(softmax.clone(), softmax.clone());
+        let squares = B::float_mul(softmax.clone(), softmax);
         let collisions = B::float_log(B::float_sum_dim(squares, 1));
         // 0 where the target is a largest logit, −1 where it is not.
         let below = B::float_sign(B::float_sub(target.clone(), max.clone()));
@@ -158,11 +159,12 @@ pub fn head_forward<B: Backend>(head: Head<B>, save: Save, statistics: bool) -> 
             budget -= bytes;
             tiles.push(logits.clone());
         }
-        let found = normalize::<B>(logits, block.targets.clone(), statistics);
-        if save == Save::Slope {
+        let wants_softmax = save == Save::Slope;
+        let found = normalize::<B>(logits, block.targets.clone(), wants_softmax, statistics);
+        if let Some(softmax) = found.softmax.filter(|_| wants_softmax) {
             let targets = B::int_reshape(block.targets, Shape::new([length]));
             let chosen = B::float_select(words(&head), 0, targets);
-            let softmax = cast::<B>(found.softmax, head.weight.dtype());
+            let softmax = cast::<B>(softmax, head.weight.dtype());
             let expected = B::float_matmul(softmax, words(&head));
             slopes.push(B::float_sub(
                 cast::<B>(chosen, dtype),
@@ -262,7 +264,7 @@ pub fn logits_forward<B: Backend>(
     let [rows, vocab] = dims::<B>(&logits);
     let targets = B::int_reshape(targets, Shape::new([rows, 1]));
     let logits = B::float_mask_fill(logits, not_counted::<B>(counted, vocab), 0.0.into());
-    let found = normalize::<B>(logits, targets, statistics);
+    let found = normalize::<B>(logits, targets, false, statistics);
     Forward {
         log_probs: flat::<B>(vec![found.log_probs]),
         normalizer: found.normalizer,

@@ -6,7 +6,7 @@
 //!
 //! [`LogProbOps`] is what Burn dispatches to: its autodiff side (`autodiff.rs`) writes the
 //! backward by hand. [`LogProbKernel`] is what a backend computes: the default bodies
-//! (`generic.rs`) are made of Burn's own operations, and Flex has a kernel of its own (`flex.rs`).
+//! (`generic.rs`) are made of Burn's own operations, and Flex has a kernel of its own (`flex/`).
 
 mod autodiff;
 #[cfg(feature = "flex")]
@@ -84,6 +84,25 @@ pub struct Head<B: Backend> {
     pub targets: IntTensor<B>,
     pub words_first: bool,
     pub biased: bool,
+}
+
+impl<B: Backend> Head<B> {
+    fn new(
+        hidden: FloatTensor<B>,
+        weight: FloatTensor<B>,
+        bias: FloatTensor<B>,
+        targets: IntTensor<B>,
+        options: HeadOptions,
+    ) -> Self {
+        Self {
+            hidden,
+            weight,
+            bias,
+            targets,
+            words_first: options.words_first,
+            biased: options.biased,
+        }
+    }
 }
 
 /// What the forward saves for the backward.
@@ -192,14 +211,7 @@ impl<B: LogProbKernel> LogProbOps for B {
         targets: IntTensor<B>,
         options: HeadOptions,
     ) -> (FloatTensor<B>, FloatTensor<B>) {
-        let head = Head {
-            hidden,
-            weight,
-            bias,
-            targets,
-            words_first: options.words_first,
-            biased: options.biased,
-        };
+        let head = Head::new(hidden, weight, bias, targets, options);
         outputs(B::head_forward(head, Save::Nothing, options.statistics))
     }
 
@@ -272,14 +284,7 @@ fn head_log_probs_by(
     let found = if extension {
         Dispatch::head_log_probs(hidden, weight, bias, targets, options)
     } else {
-        let head = Head::<Dispatch> {
-            hidden,
-            weight,
-            bias,
-            targets,
-            words_first: options.words_first,
-            biased: options.biased,
-        };
+        let head = Head::<Dispatch>::new(hidden, weight, bias, targets, options);
         outputs(generic::head_forward(
             head,
             Save::Nothing,

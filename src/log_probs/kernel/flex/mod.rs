@@ -93,7 +93,11 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
 }
 
 fn f32s(tensor: &FlexTensor) -> Vec<f32> {
-    tensor.to_contiguous().into_data().iter::<f32>().collect()
+    let tensor = tensor.to_contiguous();
+    match tensor.as_slice() {
+        Some(values) => values.to_vec(),
+        None => tensor.into_data().iter::<f32>().collect(), // half precision
+    }
 }
 
 fn indices(targets: IntTensor<Flex>) -> Vec<usize> {
