@@ -1,4 +1,7 @@
 //! Ranges of hyperparameters: each function checks one, and its error says which.
+//!
+//! Numbers must be normal ones of f32, or 0 where that is allowed: tensors of f32 take them, and a
+//! β of 1e-300 that becomes 0 there would be ignored without a word.
 
 use crate::error::InvalidHyperparameter;
 
@@ -12,24 +15,30 @@ fn require(ok: bool, name: &'static str, value: f64, allowed: &'static str) -> C
     }
 }
 
+/// Whether f32 holds it without becoming 0 or infinite.
+fn is_normal(value: f64) -> bool {
+    (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&value.abs())
+}
+
 pub(crate) fn positive(name: &'static str, value: f64) -> Check {
-    let ok = value > 0.0 && value.is_finite();
-    require(ok, name, value, "a finite number > 0")
+    let ok = value > 0.0 && is_normal(value);
+    require(ok, name, value, "a finite number > 0, in f32")
 }
 
 pub(crate) fn non_negative(name: &'static str, value: f64) -> Check {
-    let ok = value >= 0.0 && value.is_finite();
-    require(ok, name, value, "a finite number ≥ 0")
+    let ok = value == 0.0 || value > 0.0 && is_normal(value);
+    require(ok, name, value, "a finite number ≥ 0, in f32")
 }
 
 pub(crate) fn finite(name: &'static str, value: f64) -> Check {
-    require(value.is_finite(), name, value, "a finite number")
+    let ok = value == 0.0 || is_normal(value);
+    require(ok, name, value, "a finite number, in f32")
 }
 
 /// A share that may be everything but not nothing.
 pub(crate) fn share(name: &'static str, value: f64) -> Check {
-    let ok = value > 0.0 && value <= 1.0;
-    require(ok, name, value, "in (0, 1]")
+    let ok = value > 0.0 && value <= 1.0 && is_normal(value);
+    require(ok, name, value, "in (0, 1], in f32")
 }
 
 /// A share that may be nothing and everything.
@@ -45,8 +54,8 @@ pub(crate) fn positive_noise_rate(name: &'static str, value: f64) -> Check {
 
 /// A factor that must exceed 1.
 pub(crate) fn above_one(name: &'static str, value: f64) -> Check {
-    let ok = value > 1.0 && value.is_finite();
-    require(ok, name, value, "a finite number > 1")
+    let ok = value > 1.0 && is_normal(value);
+    require(ok, name, value, "a finite number > 1, in f32")
 }
 
 /// A bound that may be missing.

@@ -32,34 +32,72 @@ pub fn sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     log_sigmoid(x).exp()
 }
 
-/// `eˣ`, constant (with gradient 0) for x > 80.
+/// `eˣ`, constant (with gradient 0) for x > 80; ∞ for ∞.
 pub fn bounded_exp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    x.clamp_max(MAX_EXPONENT).exp()
+    exp_up_to(x, MAX_EXPONENT)
+}
+
+/// `eˣ`, constant (with gradient 0) for x > `max`; ∞ for ∞.
+pub fn exp_up_to<const D: usize>(x: Tensor<D>, max: f64) -> Tensor<D> {
+    let infinite = x.clone().equal_elem(f64::INFINITY);
+    x.clamp_max(max).exp().mask_fill(infinite, f64::INFINITY)
 }
 
 /// `x²`, constant (with gradient 0) where it would overflow: past |x| = 1e18 in f32, 1e150 in f64.
+/// ∞ for ±∞.
 pub fn bounded_square<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let largest = if x.dtype() == DType::F64 { 1e150 } else { 1e18 };
-    x.clamp(-largest, largest).square()
+    let infinite = x.clone().is_inf();
+    let squared = x.clamp(-largest, largest).square();
+    squared.mask_fill(infinite, f64::INFINITY)
 }
 
-/// `eˣ − 1 = tanh(x/2)·(eˣ + 1)`, without cancellation near 0; constant for x > 80.
+/// `eˣ − 1 = tanh(x/2)·(eˣ + 1)`, without cancellation near 0; constant for x > 80, ∞ for ∞.
 pub fn bounded_expm1<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let infinite = x.clone().equal_elem(f64::INFINITY);
     let x = x.clamp_max(MAX_EXPONENT);
-    (x.clone() * 0.5).tanh() * (x.exp() + 1)
+    let value = (x.clone() * 0.5).tanh() * (x.exp() + 1);
+    value.mask_fill(infinite, f64::INFINITY)
 }
 
 /// `ln(1 − eˣ)` for x < 0, as `ln(−2t/(1 − t))` with `t = tanh(x/2)`: no cancellation at either
-/// end and no branch. The input is clamped to at most −1e-30 (there the gradient is 0).
+/// end and no branch. The input is clamped to at most −1e-30 (there the gradient is 0); NaN for ∞.
 pub fn log1mexp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let t = (x.clamp_max(MAX_LOG_PROB) * 0.5).tanh();
+    let t = (below_zero(x) * 0.5).tanh();
     (t.clone() * -2 / (-t + 1)).log()
 }
 
-/// The log-odds `ln(p / (1 − p))` of a log-probability x = ln p.
+/// The log-odds `ln(p / (1 − p))` of a log-probability x = ln p; NaN for x = ∞.
 pub fn log_odds<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let x = x.clamp_max(MAX_LOG_PROB);
+    let x = below_zero(x);
     x.clone() - log1mexp(x)
+}
+
+/// At most −1e-30. Rounding may put a certain completion a little above 0, but never at ∞.
+fn below_zero<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let infinite = x.clone().equal_elem(f64::INFINITY);
+    x.clamp_max(MAX_LOG_PROB).mask_fill(infinite, f64::NAN)
+}
+
+/// Σ of each row. Long rows in blocks of about √columns: in f32, a million numbers added one by
+/// one lose four digits.
+pub fn sum_columns(x: Tensor<2>) -> Tensor<1> {
+    const SHORT: usize = 256;
+    let [rows, columns] = x.dims();
+    if columns <= SHORT {
+        return x.sum_dim(1).squeeze_dim(1);
+    }
+    let blocks = columns.isqrt();
+    let block = columns.div_ceil(blocks);
+    let padding = Tensor::zeros([rows, blocks * block - columns], (&x.device(), x.dtype()));
+    let blocks = Tensor::cat(vec![x, padding], 1).reshape([rows, blocks, block]);
+    blocks.sum_dim(2).sum_dim(1).reshape([rows])
+}
+
+/// Whether any element of the last dimension is true; it is kept with size 1.
+pub fn any_of_row<const D: usize>(mask: Tensor<D, Bool>) -> Tensor<D, Bool> {
+    // Not `any_dim`, which panics on Flex where there is no row.
+    mask.int().sum_dim(D - 1).greater_elem(0)
 }
 
 /// `ln Σ eˣ` over the last dimension, which is kept with size 1.
@@ -70,7 +108,7 @@ pub fn logsumexp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 
 /// [`logsumexp`] over those elements that `mask` marks; a row without any gives 0.
 pub fn logsumexp_where<const D: usize>(x: Tensor<D>, mask: Tensor<D, Bool>) -> Tensor<D> {
-    let none = mask.clone().any_dim(D - 1).bool_not();
+    let none = any_of_row(mask.clone()).bool_not();
     // −∞ everywhere would be NaN: such a row becomes ln Σ over nothing but zeros, and then 0.
     let masked = x
         .mask_fill(mask.clone().bool_not(), f64::NEG_INFINITY)

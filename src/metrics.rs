@@ -24,11 +24,11 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Shape, Tensor};
 
 use crate::batch::{Batch, Pair, Ranked, Unpaired, WithBaseline, for_each_column};
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs, TokenStatistics};
-use crate::math::{log_odds, log_sigmoid};
+use crate::math::{any_of_row, log_odds, log_sigmoid};
 use crate::objective::LossOutput;
 
 /// The metrics of one batch, still on the device.
@@ -180,7 +180,7 @@ impl<L: LogProbs<2>> Observe for Ranked<L> {
         let tied = pairs(worse.equal(better));
 
         let best = self.best();
-        let some = best.clone().any_dim(1).squeeze_dim::<1>(1);
+        let some = any_of_row(best.clone()).squeeze_dim::<1>(1);
         let of_best = |x: Tensor<2>| {
             x.mask_fill(best.clone().bool_not(), 0.0)
                 .sum_dim(1)
@@ -216,7 +216,7 @@ impl<L: LogProbs<2>> Observe for Ranked<L> {
 
 impl<B: Observe> Observe for WithBaseline<B> {
     fn observe(&self, rewards: &B::Rewards, metrics: BatchMetrics) -> BatchMetrics {
-        let kl = self.baseline().expand([self.len()]);
+        let kl = self.baseline().expand(Shape::new([self.len()]));
         self.batch().observe(rewards, metrics).with("kl", kl)
     }
 }

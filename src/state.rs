@@ -1,7 +1,7 @@
 //! Statistics of many batches that an objective depends on: values that you hold.
 //!
 //! They are plain numbers on the host, so they can be saved with a checkpoint, merged over workers
-//! and fed from the metrics of a step. Update them once per optimiser step, not per micro-batch:
+//! and fed from the metrics of a step; what a file says is checked where it is read. Update them once per optimiser step, not per micro-batch:
 //!
 //! ```
 //! use burn::tensor::Device;
@@ -22,7 +22,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::error::InvalidHyperparameter;
-use crate::hyperparameter::fraction;
+use crate::hyperparameter::{fraction, non_negative};
 use crate::metrics::Metrics;
 
 fn scalar(value: f64, device: &Device) -> Tensor<1> {
@@ -31,10 +31,26 @@ fn scalar(value: f64, device: &Device) -> Tensor<1> {
 
 /// The mean of everything seen: BCO's δ, the mean of all rewards so far.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "RunningMeanFields")]
 pub struct RunningMean {
     sum: f64,
     count: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RunningMeanFields {
+    sum: f64,
+    count: f64,
+}
+
+impl TryFrom<RunningMeanFields> for RunningMean {
+    type Error = InvalidHyperparameter;
+
+    fn try_from(RunningMeanFields { sum, count }: RunningMeanFields) -> Result<Self, Self::Error> {
+        non_negative("count", count)?;
+        Ok(Self { sum, count })
+    }
 }
 
 impl RunningMean {
@@ -74,10 +90,29 @@ impl RunningMean {
 
 /// An exponential moving average: β-DPO's M₀ of the metric `rewards/margins`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "MovingAverageFields")]
 pub struct MovingAverage {
     value: f64,
     momentum: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MovingAverageFields {
+    value: f64,
+    momentum: f64,
+}
+
+impl TryFrom<MovingAverageFields> for MovingAverage {
+    type Error = InvalidHyperparameter;
+
+    fn try_from(fields: MovingAverageFields) -> Result<Self, Self::Error> {
+        let value = fields.value;
+        Ok(Self {
+            value,
+            ..Self::new(fields.momentum)?
+        })
+    }
 }
 
 impl MovingAverage {

@@ -8,6 +8,8 @@ mod batches;
 mod catalogue;
 #[path = "suite/config.rs"]
 mod config;
+#[path = "suite/extremes.rs"]
+mod extremes;
 #[path = "suite/floors.rs"]
 mod floors;
 #[path = "suite/head.rs"]
@@ -24,6 +26,8 @@ mod modifiers;
 mod numerics;
 #[path = "suite/objectives.rs"]
 mod objectives;
+#[path = "suite/problem.rs"]
+mod problem;
 #[path = "suite/reference.rs"]
 mod reference;
 #[path = "suite/scalar.rs"]

@@ -1,4 +1,4 @@
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Device, Shape, Tensor};
 
 use super::{Batch, Pair};
 use crate::error::InvalidInput;
@@ -19,10 +19,11 @@ macro_rules! column {
             ///
             /// # Errors
             ///
-            /// The column has another shape than documented above.
+            /// The column has another shape than documented above, or is on another device.
             pub fn new(batch: B, $field: $ty) -> Result<Self, InvalidInput> {
-                let check: fn(usize, $ty) -> Result<$ty, InvalidInput> = $check;
-                let $field = check(batch.len(), $field)?;
+                let check: fn(Room, $ty) -> Result<$ty, InvalidInput> = $check;
+                let room = Room { length: batch.len(), device: batch.device() };
+                let $field = check(room, $field)?;
                 Ok(Self { batch, $field })
             }
         }
@@ -45,52 +46,75 @@ macro_rules! column {
             fn len(&self) -> usize {
                 self.batch.len()
             }
+
+            fn device(&self) -> Device {
+                self.batch.device()
+            }
         }
     };
 }
 
-/// A constant of the expected length.
-fn constant(
-    name: &'static str,
+/// What a column has to fit into.
+struct Room {
     length: usize,
-    column: Tensor<1>,
-) -> Result<Tensor<1>, InvalidInput> {
-    InvalidInput::check_shape(name, &[length].into(), &column.shape())?;
-    Ok(column.without_autodiff())
+    device: Device,
+}
+
+impl Room {
+    fn check(
+        &self,
+        name: &'static str,
+        shape: &Shape,
+        device: &Device,
+    ) -> Result<(), InvalidInput> {
+        InvalidInput::check_shape(name, &[self.length].into(), shape)?;
+        InvalidInput::check_device(name, &self.device, device)
+    }
+
+    /// A column of numbers that no gradient reaches.
+    fn constant(&self, name: &'static str, column: Tensor<1>) -> Result<Tensor<1>, InvalidInput> {
+        self.check(name, &column.shape(), &column.device())?;
+        Ok(column.without_autodiff())
+    }
+
+    /// A single number that no gradient reaches.
+    fn scalar(self, name: &'static str, value: Tensor<1>) -> Result<Tensor<1>, InvalidInput> {
+        Self { length: 1, ..self }.constant(name, value)
+    }
 }
 
 column! {
     /// A batch with the reward margin that each pair should reach, `[batch]`.
     ///
     /// ODPO (2402.10571) uses `α·ln(s_w − s_l)` of the pair's scores.
-    WithMargin, margin: Tensor<1>, |batch, margin| constant("margin", batch, margin)
+    WithMargin, margin: Tensor<1>, |room, margin| room.constant("margin", margin)
 }
 
 column! {
     /// A batch with the probability that the chosen completion is the better one, `[batch]`, in
     /// \[0, 1\]: a graded label.
-    WithPreference, win_probability: Tensor<1>, |batch, p| constant("win_probability", batch, p)
+    WithPreference, win_probability: Tensor<1>, |room, p| room.constant("win_probability", p)
 }
 
 column! {
     /// A batch with the score of both completions of each pair, `[batch]` each.
-    WithScores, scores: Pair<Tensor<1>>, |batch, scores| Ok(Pair {
-        chosen: constant("scores.chosen", batch, scores.chosen)?,
-        rejected: constant("scores.rejected", batch, scores.rejected)?,
+    WithScores, scores: Pair<Tensor<1>>, |room, scores| Ok(Pair {
+        chosen: room.constant("scores.chosen", scores.chosen)?,
+        rejected: room.constant("scores.rejected", scores.rejected)?,
     })
 }
 
 column! {
     /// A batch whose pairs may be ties, `[batch]`, true where neither completion was preferred.
-    WithTies, tied: Tensor<1, Bool>, |batch, tied| {
-        InvalidInput::check_shape("tied", &[batch].into(), &tied.shape())?;
+    WithTies, tied: Tensor<1, Bool>, |room, tied| {
+        room.check("tied", &tied.shape(), &tied.device())?;
         Ok(tied)
     }
 }
 
 column! {
     /// A batch with a weight per example, `[batch]`, for [`Weighted`](crate::modifier::Weighted).
-    WithWeights, weights: Tensor<1>, |batch, weights| constant("weights", batch, weights)
+    WithWeights, weights: Tensor<1>, |room, weights| room.constant("weights", weights)
 }
 
 column! {
@@ -99,18 +123,18 @@ column! {
     /// It is data, not a field of the loss, so that the caller can estimate it on completions of
     /// its own choice and average it over devices first: see
     /// [`KlEstimate`](crate::loss::KlEstimate).
-    WithBaseline, baseline: Tensor<1>, |_, baseline| constant("baseline", 1, baseline)
+    WithBaseline, baseline: Tensor<1>, |room, baseline| room.scalar("baseline", baseline)
 }
 
 column! {
     /// A batch with BCO's reward shift δ, `[1]`: see [`RunningMean`](crate::state::RunningMean).
-    WithShift, shift: Tensor<1>, |_, shift| constant("shift", 1, shift)
+    WithShift, shift: Tensor<1>, |room, shift| room.scalar("shift", shift)
 }
 
 column! {
     /// A batch with β-DPO's M₀, `[1]`, the mean margin of the batches so far: see
     /// [`MovingAverage`](crate::state::MovingAverage).
-    WithMeanMargin, mean_margin: Tensor<1>, |_, mean| constant("mean_margin", 1, mean)
+    WithMeanMargin, mean_margin: Tensor<1>, |room, mean| room.scalar("mean_margin", mean)
 }
 
 column! {
@@ -118,8 +142,8 @@ column! {
     /// chosen completion alone: prompt and completion, as the authors of ORPO and TRL count it.
     ///
     /// One sequence per example; gradients flow through them.
-    WithNll, nll_of: SequenceLogProbs, |batch, nll_of| {
-        InvalidInput::check_shape("nll_of", &[batch].into(), &nll_of.sum().shape())?;
+    WithNll, nll_of: SequenceLogProbs, |room, nll_of| {
+        room.check("nll_of", &nll_of.sum().shape(), &nll_of.sum().device())?;
         Ok(nll_of)
     }
 }
@@ -127,10 +151,9 @@ column! {
 column! {
     /// A batch with K = Σ_t KL(π° ‖ π) of both completions, `[batch]` each, nats: see
     /// [`sequence_kl`](crate::log_probs::sequence_kl). Gradients flow through them.
-    WithSequenceKl, sequence_kl: Pair<Tensor<1>>, |batch, kl| {
-        for (name, side) in [("sequence_kl.chosen", &kl.chosen), ("sequence_kl.rejected", &kl.rejected)] {
-            InvalidInput::check_shape(name, &[batch].into(), &side.shape())?;
-        }
+    WithSequenceKl, sequence_kl: Pair<Tensor<1>>, |room, kl| {
+        room.check("sequence_kl.chosen", &kl.chosen.shape(), &kl.chosen.device())?;
+        room.check("sequence_kl.rejected", &kl.rejected.shape(), &kl.rejected.device())?;
         Ok(kl)
     }
 }

@@ -20,7 +20,7 @@ mod ranked;
 mod tokens;
 mod unpaired;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 
@@ -40,6 +40,9 @@ pub trait Batch {
 
     /// The number of examples: the length of the losses.
     fn len(&self) -> usize;
+
+    /// Where the examples are.
+    fn device(&self) -> Device;
 
     /// Whether there is no example.
     fn is_empty(&self) -> bool {
@@ -66,6 +69,10 @@ macro_rules! completions_alone {
 
             fn len(&self) -> usize {
                 self.policy().sum().dims()[0]
+            }
+
+            fn device(&self) -> Device {
+                self.policy().sum().device()
             }
         }
     };

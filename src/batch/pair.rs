@@ -1,4 +1,4 @@
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use super::{Batch, Rewards};
 use crate::error::InvalidInput;
@@ -64,11 +64,12 @@ impl PolicyPair {
     ///
     /// # Errors
     ///
-    /// Batch sizes or devices differ.
+    /// Batch sizes, devices or number types differ.
     pub fn new(chosen: SequenceLogProbs, rejected: SequenceLogProbs) -> Result<Self, InvalidInput> {
         let (w, l) = (chosen.sum(), rejected.sum());
         InvalidInput::check_shape("rejected", &w.shape(), &l.shape())?;
         InvalidInput::check_device("rejected", &w.device(), &l.device())?;
+        InvalidInput::check_dtype("rejected", w.dtype(), l.dtype())?;
         Ok(Self { chosen, rejected })
     }
 
@@ -127,6 +128,10 @@ impl<L: LogProbs<1>> Batch for Pair<L> {
 
     fn len(&self) -> usize {
         self.chosen.policy().sum().dims()[0]
+    }
+
+    fn device(&self) -> Device {
+        self.chosen.policy().sum().device()
     }
 }
 

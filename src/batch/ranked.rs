@@ -1,8 +1,9 @@
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Device, Shape, Tensor};
 
 use super::Batch;
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
+use crate::math::any_of_row;
 
 /// K candidate completions per prompt with a score each; shorter lists are padded.
 #[derive(Debug, Clone)]
@@ -29,15 +30,25 @@ impl<L> Ranked<L> {
     }
 
     /// `[batch, candidates, candidates]`: the shape of all ordered pairs of a list.
-    pub(crate) fn square(&self) -> [usize; 3] {
+    pub(crate) fn square(&self) -> Shape {
         let [lists, candidates] = self.scores.dims();
-        [lists, candidates, candidates]
+        // Not an array, of which `expand` takes no 0.
+        Shape::new([lists, candidates, candidates])
     }
 
     /// True at `[b, i, j]` where candidates i and j are both present.
     fn both_present(&self) -> Tensor<3, Bool> {
         let row = self.present().unsqueeze_dim::<3>(2);
         row.bool_and(self.present().unsqueeze_dim::<3>(1))
+    }
+
+    /// True at `[b, i, i]`.
+    pub(crate) fn itself(&self) -> Tensor<3, Bool> {
+        let [_, candidates] = self.scores.dims();
+        Tensor::<2, Bool>::diag_mask([candidates; 2], 0, &self.scores.device())
+            .bool_not()
+            .unsqueeze::<3>()
+            .expand(self.square())
     }
 
     /// x_i and x_j at `[b, i, j]`.
@@ -67,7 +78,7 @@ impl<L> Ranked<L> {
     /// True at `[b, i, j]` where both are present and j is i, or comes after i in the order of
     /// `values`, highest first; equal values keep their order in the list.
     fn not_before_by(&self, values: &Tensor<2>) -> Tensor<3, Bool> {
-        let [_, _, candidates] = self.square();
+        let [_, candidates] = self.scores.dims();
         let (mine, other) = self.compare(values);
         let later = Tensor::<2, Bool>::triu_mask([candidates; 2], 0, &values.device())
             .bool_not()
@@ -86,7 +97,7 @@ impl<L> Ranked<L> {
 
     /// The rank of each present candidate by `values`, 1 for the highest; 0 for absent ones.
     pub(crate) fn ranks(&self, values: Tensor<2>) -> Tensor<2> {
-        let [lists, candidates, _] = self.square();
+        let [lists, candidates] = self.scores.dims();
         let dtype = values.dtype();
         // Candidate j is behind (or is) every i that is not after it.
         let ahead = self.not_before_by(&values).float().cast(dtype).sum_dim(1);
@@ -97,6 +108,14 @@ impl<L> Ranked<L> {
     pub(crate) fn score_gaps(&self) -> Tensor<3> {
         self.differences(&self.scores)
             .mask_fill(self.better_than().bool_not(), 0.0)
+    }
+
+    /// `losses`, but NaN for a list with a NaN in `q` or among its scores: comparisons with NaN
+    /// are false, and would leave its candidate out.
+    pub(crate) fn nan_where_unknown(&self, losses: Tensor<1>, q: &Tensor<2>) -> Tensor<1> {
+        let unknown = self.scores.clone().is_nan().bool_or(q.clone().is_nan());
+        let unknown = any_of_row(unknown.bool_and(self.present()));
+        losses.mask_fill(unknown.squeeze_dim(1), f64::NAN)
     }
 
     /// `values` with 0 for absent candidates, whatever they hold.
@@ -122,7 +141,7 @@ impl<L> Ranked<L> {
         let top = self.scores().mask_fill(absent.clone(), f64::NEG_INFINITY);
         let is_top = top
             .clone()
-            .equal(top.max_dim(1).expand(self.scores.dims()))
+            .equal(top.max_dim(1).expand(self.scores.shape()))
             .bool_and(self.present());
         let first = is_top.clone().int().cumsum(1).equal_elem(1);
         is_top.bool_and(first)
@@ -156,13 +175,17 @@ impl<L: LogProbs<2>> Ranked<L> {
     ///
     /// # Errors
     ///
-    /// Shapes or devices differ.
+    /// Shapes or devices differ, or lists have no room for a candidate.
     pub fn new(
         candidates: L,
         scores: Tensor<2>,
         present: Tensor<2, Bool>,
     ) -> Result<Self, InvalidInput> {
         let sum = candidates.policy().sum();
+        let [_, room] = sum.dims();
+        if room == 0 {
+            return Err(InvalidInput::new("candidates", "one per list at least", 0));
+        }
         InvalidInput::check_shape("scores", &sum.shape(), &scores.shape())?;
         InvalidInput::check_device("scores", &sum.device(), &scores.device())?;
         InvalidInput::check_shape("present", &sum.shape(), &present.shape())?;
@@ -180,5 +203,9 @@ impl<L: LogProbs<2>> Batch for Ranked<L> {
 
     fn len(&self) -> usize {
         self.scores.dims()[0]
+    }
+
+    fn device(&self) -> Device {
+        self.scores.device()
     }
 }

@@ -41,7 +41,7 @@ impl Pair<TokenLogProbs> {
         Ok(self.map_ref(|y| {
             let beyond = y
                 .position()
-                .greater(shorter.clone().expand(y.mask().dims()));
+                .greater(shorter.clone().expand(y.mask().shape()));
             y.clone().scale_where(beyond, alpha).sequence()
         }))
     }
@@ -55,11 +55,12 @@ impl Pair<TokenLogProbs> {
     ///
     /// # Errors
     ///
-    /// `noise` has another shape.
+    /// `noise` has another shape or device.
     pub fn subsampled(&self, noise: &Pair<Tensor<2>>) -> Result<PolicyPair, InvalidInput> {
         let shorter = self.shorter();
         let side = |name, y: &TokenLogProbs, noise: &Tensor<2>| {
             InvalidInput::check_shape(name, &y.mask().shape(), &noise.shape())?;
+            InvalidInput::check_device(name, &y.mask().device(), &noise.device())?;
             let keep = y.smallest(noise.clone(), shorter.clone());
             Ok(y.keep(keep).sequence())
         };
@@ -78,7 +79,7 @@ impl Pair<TokenLogProbs> {
     ///
     /// # Errors
     ///
-    /// `reference` has another shape.
+    /// `reference` has another shape or device.
     ///
     /// # Panics
     ///
@@ -93,6 +94,8 @@ impl Pair<TokenLogProbs> {
         let clamped = |ours: &TokenLogProbs, theirs: &TokenLogProbs| {
             let (found, expected) = (theirs.log_probs().shape(), ours.log_probs().shape());
             InvalidInput::check_shape("reference", &expected, &found)?;
+            let (here, there) = (ours.mask().device(), theirs.mask().device());
+            InvalidInput::check_device("reference", &here, &there)?;
             let theirs = theirs.log_probs().without_autodiff();
             let theirs = theirs.cast(ours.log_probs().dtype());
             let ratio = (ours.log_probs() - theirs.clone()).clamp(low, high);
@@ -136,7 +139,7 @@ impl TokenLogProbs {
         let values = values.mask_fill(self.mask().bool_not(), f64::INFINITY);
         // The rank of a column is where it stands in the order of the values.
         let rank = values.argsort(1).argsort(1).float().cast(dtype);
-        let [rows, columns] = rank.dims();
-        rank.lower(count.expand([rows, columns]))
+        let shape = rank.shape();
+        rank.lower(count.expand(shape))
     }
 }

@@ -1,4 +1,4 @@
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Device, Tensor};
 
 use super::Batch;
 use crate::error::InvalidInput;
@@ -51,5 +51,9 @@ impl<L: LogProbs<1>> Batch for Unpaired<L> {
 
     fn len(&self) -> usize {
         self.desirable.dims()[0]
+    }
+
+    fn device(&self) -> Device {
+        self.desirable.device()
     }
 }

@@ -1,4 +1,4 @@
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Shape, Tensor};
 
 use super::predictions::{finish, prediction_mask};
 use super::token::{check_logits, upcast};
@@ -47,7 +47,8 @@ impl CountedLogits {
         let [batch, time, vocab] = logits.dims();
         let mask = prediction_mask([batch, time], &logits.device(), completion_mask)?;
         let not_counted: Tensor<3, Bool> = mask.clone().bool_not().unsqueeze_dim(2);
-        let logits = upcast(logits).mask_fill(not_counted.expand([batch, time, vocab]), 0.0);
+        let logits =
+            upcast(logits).mask_fill(not_counted.expand(Shape::new([batch, time, vocab])), 0.0);
         Ok(Self { logits, mask })
     }
 

@@ -94,12 +94,16 @@ impl SequenceLogProbs {
     ///
     /// # Errors
     ///
-    /// The numbers of sums and lengths differ.
+    /// The numbers of sums and lengths differ, or a length is negative; the error names the first.
     pub fn from_values(
         sums: &[f32],
         lengths: &[i32],
         device: &Device,
     ) -> Result<Self, InvalidInput> {
+        if let Some(row) = lengths.iter().position(|&length| length < 0) {
+            let found = format!("{} at [{row}]", lengths[row]);
+            return Err(InvalidInput::new("lengths", "numbers ≥ 0", found));
+        }
         Self::new(
             Tensor::from_data(TensorData::from(sums), (device, DType::F32)),
             Tensor::from_data(TensorData::from(lengths), device),

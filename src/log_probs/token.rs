@@ -3,6 +3,7 @@ use burn::tensor::{Bool, DType, FloatDType, Int, Tensor};
 use super::predictions::{Predictions, shift_left};
 use super::{SequenceLogProbs, TokenStatistics, kernel};
 use crate::error::InvalidInput;
+use crate::math::sum_columns;
 
 /// Log-probabilities of the counted tokens, one column per *predicted* position.
 ///
@@ -161,7 +162,7 @@ impl TokenLogProbs {
     pub fn sequence(&self) -> SequenceLogProbs {
         let dtype: FloatDType = self.log_probs.dtype().into();
         SequenceLogProbs::from_parts(
-            self.log_probs.clone().sum_dim(1).squeeze_dim(1),
+            sum_columns(self.log_probs.clone()),
             self.mask
                 .clone()
                 .float()

@@ -3,7 +3,7 @@ use burn::tensor::Tensor;
 use crate::batch::Ranked;
 use crate::declare::objective;
 use crate::log_probs::RelativeLogProbs;
-use crate::math::softplus;
+use crate::math::{exp_up_to, softplus};
 use crate::objective::{LossOutput, Objective};
 
 /// ln of the largest gain.
@@ -32,7 +32,7 @@ impl Objective<Ranked<RelativeLogProbs<2>>> for LipoLoss {
     fn forward(&self, batch: Ranked<RelativeLogProbs<2>>) -> LossOutput<Tensor<2>> {
         let q = batch.rewards(self.beta);
         let exponent = batch.scores().cast(q.dtype()) * 2_f64.ln();
-        let gain = batch.fill_absent(exponent.clamp_max(MAX_GAIN)).exp();
+        let gain = exp_up_to(batch.fill_absent(exponent), MAX_GAIN);
         let ranks = batch.ranks(q.clone().without_autodiff());
         // An absent candidate has rank 0; any finite discount will do, since it is filled below.
         let discount = (ranks.clamp_min(1.0) + 1.0).log().recip();
@@ -40,6 +40,6 @@ impl Objective<Ranked<RelativeLogProbs<2>>> for LipoLoss {
         let losses = (weight * softplus(-batch.differences(&q)))
             .mask_fill(batch.better_than().bool_not(), 0.0)
             .sum_dims_squeeze::<1, usize>(&[1, 2]);
-        LossOutput::new(losses, q)
+        LossOutput::new(batch.nan_where_unknown(losses, &q), q)
     }
 }

@@ -45,7 +45,8 @@ impl OrpoLoss {
     fn losses(&self, batch: &PolicyPair, nll_of: &SequenceLogProbs) -> LossOutput<Pair<Tensor<1>>> {
         let means = batch.map_ref(SequenceLogProbs::mean);
         let odds_ratio = softplus(-means.clone().map(log_odds).margin());
-        let losses = self.nll_normalization.nll(nll_of) + odds_ratio * self.odds_ratio_weight;
+        let losses = self.nll_normalization.nll(nll_of).cast(odds_ratio.dtype())
+            + odds_ratio * self.odds_ratio_weight;
         LossOutput::new(losses, means.map(|mean| mean * self.odds_ratio_weight))
     }
 }

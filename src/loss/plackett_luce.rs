@@ -28,6 +28,7 @@ impl Objective<Ranked<RelativeLogProbs<2>>> for PlackettLuceLoss {
         // Row k: q of every candidate, of which those from rank k on compete.
         let competitors = q.clone().unsqueeze_dim::<3>(1).expand(batch.square());
         let normalizer = logsumexp_where(competitors, batch.not_before()).squeeze_dim::<2>(2);
-        LossOutput::new(batch.sum_present(normalizer - q.clone()), q)
+        let losses = batch.sum_present(normalizer - q.clone());
+        LossOutput::new(batch.nan_where_unknown(losses, &q), q)
     }
 }

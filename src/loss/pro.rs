@@ -28,18 +28,16 @@ objective! {
 impl Objective<Ranked<SequenceLogProbs<2>>> for ProLoss {
     fn forward(&self, batch: Ranked<SequenceLogProbs<2>>) -> LossOutput<Tensor<2>> {
         let q = batch.fill_absent(batch.candidates().mean());
-        let [lists, k] = q.dims();
         let square = batch.square();
-        // gap[k, i] = s_k − s_i where i is worse than k; T_k is the largest of its row.
+        // factor[k, i] = s_k − s_i where i is worse than k; T_k, the largest of its row, where i = k.
         let gap = batch.score_gaps().cast(q.dtype());
-        let temperature = gap.clone().max_dim(2).reshape([lists, k]);
-        let own = q.clone() * temperature;
-        let others = q.clone().unsqueeze_dim::<3>(1).expand(square) * gap;
-        let terms = Tensor::cat(vec![own.clone().unsqueeze_dim::<3>(2), others], 2);
-        let itself = batch.present().unsqueeze_dim::<3>(2);
-        let competing = Tensor::cat(vec![itself, batch.better_than()], 2);
+        let temperature = gap.clone().max_dim(2);
+        let factor = gap.mask_where(batch.itself(), temperature.clone().expand(square.clone()));
+        let own = q.clone() * temperature.squeeze_dim::<2>(2);
+        let terms = q.clone().unsqueeze_dim::<3>(1).expand(square) * factor;
+        let competing = batch.better_than().bool_or(batch.itself());
         let ranking = logsumexp_where(terms, competing).squeeze_dim::<2>(2) - own;
         let losses = batch.sum_present(ranking) + batch.best_nll() * self.sft_weight;
-        LossOutput::new(losses, q)
+        LossOutput::new(batch.nan_where_unknown(losses, &q), q)
     }
 }

@@ -41,7 +41,7 @@ impl Objective<Ranked<SequenceLogProbs<2>>> for RrhfLoss {
         let ranking = relu(batch.differences(&q))
             .mask_fill(batch.worse_than().bool_not(), 0.0)
             .sum_dims_squeeze::<1, usize>(&[1, 2]);
-        let nll = batch.best_nll();
-        LossOutput::new(ranking + nll * self.sft_weight, q)
+        let losses = ranking + batch.best_nll() * self.sft_weight;
+        LossOutput::new(batch.nan_where_unknown(losses, &q), q)
     }
 }

@@ -27,7 +27,7 @@ objective! {
 impl Objective<WithSequenceKl<ReferencedPair>> for TdpoLoss {
     fn forward(&self, batch: WithSequenceKl<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
         let rewards = batch.batch.log_ratios() * self.beta;
-        let kl = batch.sequence_kl;
+        let kl = batch.sequence_kl.map(|kl| kl.cast(rewards.chosen.dtype()));
         let excess = kl.rejected - kl.chosen.without_autodiff();
         let h = rewards.margin() - excess * (self.kl_weight * self.beta);
         LossOutput::new(softplus(-h), rewards)

@@ -37,7 +37,8 @@ impl<B: Batch, O: Objective<B>> Objective<WithWeights<B>> for Weighted<O> {
 ///
 /// # Errors
 ///
-/// `collisions` (of [`TokenStatistics::collisions`](crate::TokenStatistics::collisions)) is not of the same shape as `policy`.
+/// `collisions` (of [`TokenStatistics::collisions`](crate::TokenStatistics::collisions)) is not of
+/// the same shape or on the same device as `policy`.
 pub fn wpo_weights(
     policy: &Pair<TokenLogProbs>,
     collisions: &Pair<TokenLogProbs>,
@@ -46,7 +47,11 @@ pub fn wpo_weights(
     let m = |policy: &TokenLogProbs, collisions: &TokenLogProbs| {
         let (found, expected) = (collisions.log_probs().shape(), policy.log_probs().shape());
         InvalidInput::check_shape("collisions", &expected, &found)?;
-        let difference = policy.log_probs() - collisions.log_probs();
+        let (here, there) = (policy.mask().device(), collisions.mask().device());
+        InvalidInput::check_device("collisions", &here, &there)?;
+        let policy_log_probs = policy.log_probs();
+        let collisions = collisions.log_probs().cast(policy_log_probs.dtype());
+        let difference = policy_log_probs - collisions;
         Ok(TokenLogProbs::new(difference, policy.mask())?
             .sequence()
             .mean()

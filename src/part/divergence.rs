@@ -40,6 +40,8 @@ impl Divergence {
             Self::ReverseKl => log_ratio,
             Self::ForwardKl => -bounded_expm1(-log_ratio),
             Self::JensenShannon => log_sigmoid(log_ratio) + LN_2,
+            // Its limit, to the last digit of f64, where the reciprocal could overflow f32.
+            Self::Alpha(alpha) if alpha.abs() < 1e-20 => log_ratio,
             Self::Alpha(alpha) => bounded_expm1(log_ratio * -alpha) * -alpha.recip(),
             Self::ChiSquared => bounded_expm1(log_ratio.clone()) + log_ratio,
         }

@@ -12,11 +12,28 @@ use crate::hyperparameter::share;
 /// ```text
 /// every `interval` steps:   reference ← α·policy + (1 − α)·reference
 /// ```
+///
+/// Reading one from a file checks what [`new`](Self::new) checks.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Fields")]
 pub struct ReferenceSchedule {
     interval: usize,
     alpha: f64,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    interval: usize,
+    alpha: f64,
+}
+
+impl TryFrom<Fields> for ReferenceSchedule {
+    type Error = InvalidHyperparameter;
+
+    fn try_from(fields: Fields) -> Result<Self, Self::Error> {
+        Self::new(fields.interval, fields.alpha)
+    }
 }
 
 impl ReferenceSchedule {
@@ -79,7 +96,15 @@ impl<M: Module> Frozen<M> {
     /// # Errors
     ///
     /// A parameter is missing on one side or has another shape; the error names its path.
+    ///
+    /// # Panics
+    ///
+    /// Panics unless `alpha` is in \[0, 1\].
     pub fn moved_toward(&self, policy: &M, alpha: f64) -> Result<Self, InvalidInput> {
+        assert!(
+            (0.0..=1.0).contains(&alpha),
+            "alpha: in [0, 1], not {alpha}"
+        );
         let mut found = Parameters::default();
         policy.valid().visit(&mut found);
         let mut mix = Mix {

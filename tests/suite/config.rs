@@ -63,7 +63,7 @@ fn values_outside_their_range_are_named() {
         let error = dpo.clone().with_beta(beta).try_init().unwrap_err();
         assert_eq!(
             (error.name(), error.allowed()),
-            ("beta", "a finite number > 0")
+            ("beta", "a finite number > 0, in f32")
         );
         assert_eq!(error.value().to_bits(), beta.to_bits());
     }
@@ -117,7 +117,7 @@ fn values_outside_their_range_are_named() {
 }
 
 #[test]
-#[should_panic(expected = "`beta` is 0, but must be a finite number > 0")]
+#[should_panic(expected = "`beta` is 0, but must be a finite number > 0, in f32")]
 fn init_panics_with_the_same_words() {
     let _ = DpoLossConfig::new().with_beta(0.0).init();
 }
@@ -239,12 +239,12 @@ fn a_file_out_of_range_says_so() {
     let nested = r#"{"loss": "with_sft", "weight": 1, "objective": {"loss": "ipo", "tau": -1}}"#;
     assert_eq!(
         error(nested),
-        "`tau` is -1, but must be a finite number > 0"
+        "`tau` is -1, but must be a finite number > 0, in f32"
     );
     let negative = r#"{"loss": "with_sft", "weight": -1, "objective": {"loss": "ipo"}}"#;
     assert_eq!(
         error(negative),
-        "`sft_weight` is -1, but must be a finite number ≥ 0"
+        "`sft_weight` is -1, but must be a finite number ≥ 0, in f32"
     );
     for (json, name) in [
         (
@@ -261,6 +261,6 @@ fn a_file_out_of_range_says_so() {
     let error = tied.unwrap().try_init().err().expect("ν > 1");
     assert_eq!(
         error.to_string(),
-        "`tie_factor` is 1, but must be a finite number > 1"
+        "`tie_factor` is 1, but must be a finite number > 1, in f32"
     );
 }

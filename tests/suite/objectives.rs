@@ -432,7 +432,7 @@ fn the_sft_term_reaches_the_chosen_completion_only() {
     let negative = SftTerm::try_new(DpoLossConfig::new().init(), -1.0).unwrap_err();
     assert_eq!(
         negative.to_string(),
-        "`sft_weight` is -1, but must be a finite number ≥ 0"
+        "`sft_weight` is -1, but must be a finite number ≥ 0, in f32"
     );
 }
 

@@ -84,13 +84,18 @@ pub fn noise(noise: LabelNoise, h: f64) -> f64 {
     }
 }
 
+/// x where an exponential is taken of it: held at 80, unless it is infinite.
+pub fn held(x: f64) -> f64 {
+    if x == f64::INFINITY { x } else { x.min(80.0) }
+}
+
 pub fn g(divergence: Divergence, rho: f64) -> f64 {
     match divergence {
         Divergence::ReverseKl => rho,
-        Divergence::ForwardKl => 1.0 - (-rho).exp(),
-        Divergence::JensenShannon => (2.0 * rho.exp() / (1.0 + rho.exp())).ln(),
-        Divergence::Alpha(a) => -(-a * rho).exp_m1() / a,
-        Divergence::ChiSquared => rho.exp() - 1.0 + rho,
+        Divergence::ForwardKl => 1.0 - held(-rho).exp(),
+        Divergence::JensenShannon => ln_sigmoid(rho) + 2_f64.ln(),
+        Divergence::Alpha(a) => -held(-a * rho).exp_m1() / a,
+        Divergence::ChiSquared => held(rho).exp() - 1.0 + rho,
     }
 }
 
@@ -104,11 +109,18 @@ pub fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values
 }
 
-pub fn softmax(x: &[f64]) -> Vec<f64> {
+pub fn logsumexp(x: &[f64]) -> f64 {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let e: Vec<f64> = x.iter().map(|x| (x - max).exp()).collect();
-    let z: f64 = e.iter().sum();
-    e.into_iter().map(|e| e / z).collect()
+    max + x.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
+}
+
+pub fn log_softmax(x: &[f64]) -> Vec<f64> {
+    let z = logsumexp(x);
+    x.iter().map(|x| x - z).collect()
+}
+
+pub fn softmax(x: &[f64]) -> Vec<f64> {
+    log_softmax(x).into_iter().map(f64::exp).collect()
 }
 
 pub fn kto(rho: f64, z0: f64, desirable: bool, beta: f64, weights: (f64, f64)) -> f64 {
@@ -120,7 +132,7 @@ pub fn kto(rho: f64, z0: f64, desirable: bool, beta: f64, weights: (f64, f64)) -
 }
 
 /// The present candidates of one list.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct List {
     pub sums: Vec<f64>,
     pub references: Vec<f64>,

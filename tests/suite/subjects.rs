@@ -21,9 +21,10 @@ use burn_preference::{
 };
 
 use crate::scalar::{
-    List, Row, bernoulli_kl, g, ln_sigmoid, noise, odds, relu, sigmoid, softmax, sorted,
+    List, Row, bernoulli_kl, g, held, ln_sigmoid, log_softmax, logsumexp, noise, odds, relu,
+    sigmoid, softmax, sorted,
 };
-use crate::support::{bools, f64s};
+use crate::support::{bools, floats};
 
 pub type PairOutput = LossOutput<Pair<Tensor<1>>>;
 
@@ -80,7 +81,12 @@ const SHIFT: f64 = 0.3;
 const MEAN_MARGIN: f64 = 0.2;
 
 fn column(batch: &ReferencedPair, f: fn(usize) -> f64) -> Tensor<1> {
-    f64s(&(0..batch.len()).map(f).collect::<Vec<_>>()).cast(batch.chosen.log_ratio().dtype())
+    constants(batch, &(0..batch.len()).map(f).collect::<Vec<_>>())
+}
+
+/// Numbers in the batch's own type.
+fn constants(batch: &ReferencedPair, values: &[f64]) -> Tensor<1> {
+    floats(values, batch.chosen.policy().sum().dtype())
 }
 
 /// The laws of an objective that sees Δ alone.
@@ -248,7 +254,7 @@ fn dpo_family(beta: f64) -> Vec<PairSubject> {
                     move |_, row| {
                         // σ(h/t)·e^(−h) in the logarithm: its factors are 0 and ∞ for large −h.
                         let h = h(row);
-                        let exponential = (ln_sigmoid(h / t) - h).min(80.0).exp();
+                        let exponential = held(ln_sigmoid(h / t) - h).exp();
                         -sigmoid(-h / t) * ln_sigmoid(h) + exponential
                     },
                     rewards,
@@ -294,7 +300,7 @@ fn against_reference(beta: f64) -> Vec<PairSubject> {
     ] {
         let gpo = GpoLossConfig::new().with_beta(beta).with_link(link).init();
         let f = move |h: f64| match link {
-            Link::Exponential => (-h).exp(),
+            Link::Exponential => held(-h).exp(),
             Link::SquaredHinge => relu(1.0 - h).powi(2),
             Link::Savage => sigmoid(-h).powi(2),
         };
@@ -430,7 +436,7 @@ fn against_reference(beta: f64) -> Vec<PairSubject> {
         },
     ));
     for bound in [None, Some(0.8)] {
-        let chi = |rho: f64| rho.exp() + rho;
+        let chi = |rho: f64| held(rho).exp() + rho;
         all.push(subject(
             "chipo",
             OF_RATIOS,
@@ -553,8 +559,8 @@ fn with_columns(beta: f64) -> Vec<PairSubject> {
         Box::new(move |b| rao_kupper.forward(with_ties(b))),
         Box::new(move |i, row| {
             let (h, a) = (h(row), 2.5_f64.ln());
-            let tie = (2.5_f64 * 2.5 - 1.0) * sigmoid(h - a) * sigmoid(-h - a);
-            -(if tied(i) { tie } else { sigmoid(h - a) }).ln()
+            let tie = (2.5_f64 * 2.5 - 1.0).ln() + ln_sigmoid(h - a) + ln_sigmoid(-h - a);
+            -if tied(i) { tie } else { ln_sigmoid(h - a) }
         }),
     );
     let davidson = DavidsonLossConfig::new()
@@ -567,13 +573,9 @@ fn with_columns(beta: f64) -> Vec<PairSubject> {
         Box::new(move |b| davidson.forward(with_ties(b))),
         Box::new(move |i, row| {
             let h = h(row);
-            let win = 1.0 / (1.0 + (-h).exp() + 1.4 * (-h / 2.0).exp());
-            -(if tied(i) {
-                1.4 * (-h / 2.0).exp() * win
-            } else {
-                win
-            })
-            .ln()
+            let win = -logsumexp(&[0.0, -h, 1.4_f64.ln() - h / 2.0]);
+            let tie = 1.4_f64.ln() - h / 2.0 + win;
+            -if tied(i) { tie } else { win }
         }),
     );
     let tdpo = TdpoLossConfig::new()
@@ -596,7 +598,10 @@ fn with_columns(beta: f64) -> Vec<PairSubject> {
     add(
         "bco with δ",
         OF_RATIOS,
-        Box::new(move |b| bco.forward(WithShift::new(b, f64s(&[SHIFT])).unwrap())),
+        Box::new(move |b| {
+            let shift = constants(&b, &[SHIFT]);
+            bco.forward(WithShift::new(b, shift).unwrap())
+        }),
         Box::new(move |_, row| {
             let (w, l) = plain(row);
             -ln_sigmoid(w - SHIFT) - ln_sigmoid(-(l - SHIFT))
@@ -676,7 +681,8 @@ fn of_batches(beta: f64) -> Vec<PairSubject> {
     all.push(PairSubject {
         name: "beta-dpo",
         forward: Box::new(move |b| {
-            beta_dpo.forward(WithMeanMargin::new(b, f64s(&[MEAN_MARGIN])).unwrap())
+            let mean_margin = constants(&b, &[MEAN_MARGIN]);
+            beta_dpo.forward(WithMeanMargin::new(b, mean_margin).unwrap())
         }),
         losses: Box::new(losses),
         rewards: Box::new(plain),
@@ -767,7 +773,7 @@ fn reference_free(beta: f64) -> Vec<PairSubject> {
         for alpha in [0.25, -0.5, 0.0, 1e-4] {
             let r = move |mean: f64| match alpha {
                 0.0 => mean,
-                alpha => -(-alpha * mean).exp_m1() / alpha,
+                alpha => -held(-alpha * mean).exp_m1() / alpha,
             };
             all.push(subject(
                 "alphapo",
@@ -839,8 +845,9 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
                 for k in 0..list.len() {
                     let worse: Vec<usize> = (0..list.len()).filter(|&i| s[i] < s[k]).collect();
                     let t = worse.iter().map(|&i| s[k] - s[i]).fold(0.0, f64::max);
-                    let others = worse.iter().map(|&i| (q[i] * (s[k] - s[i])).exp());
-                    loss += ((q[k] * t).exp() + others.sum::<f64>()).ln() - q[k] * t;
+                    let others = worse.iter().map(|&i| q[i] * (s[k] - s[i]));
+                    let all: Vec<f64> = others.chain([q[k] * t]).collect();
+                    loss += logsumexp(&all) - q[k] * t;
                 }
                 loss
             },
@@ -853,8 +860,8 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
                 let q = list.rewards(beta);
                 let order = List::order(&list.scores);
                 let rank = |k: usize| {
-                    let z: f64 = order[k..].iter().map(|&j| q[j].exp()).sum();
-                    z.ln() - q[order[k]]
+                    let later: Vec<f64> = order[k..].iter().map(|&j| q[j]).collect();
+                    logsumexp(&later) - q[order[k]]
                 };
                 (0..order.len()).map(rank).sum()
             },
@@ -873,7 +880,8 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
                 for i in 0..list.len() {
                     for j in 0..list.len() {
                         if s[i] > s[j] {
-                            let gain = (s[i].exp2() - s[j].exp2()).abs();
+                            let gain = |s: f64| (s * LN_2).min(60.0).exp();
+                            let gain = (gain(s[i]) - gain(s[j])).abs();
                             let discount: f64 = discount[i] - discount[j];
                             loss -= gain * discount.abs() * ln_sigmoid(q[i] - q[j]);
                         }
@@ -930,11 +938,8 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
             "infonca",
             of_ranked(info.init()),
             move |list, _| {
-                let q = softmax(&list.rewards(beta));
-                -q.iter()
-                    .zip(p(list, t))
-                    .map(|(q, p)| p * q.ln())
-                    .sum::<f64>()
+                let q = log_softmax(&list.rewards(beta));
+                -q.iter().zip(p(list, t)).map(|(q, p)| p * q).sum::<f64>()
             },
             rewards,
         ));
@@ -945,11 +950,9 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
             "exo (lists)",
             of_ranked(exo.init()),
             move |list, _| {
-                let q = softmax(&list.rewards(beta));
-                q.iter()
-                    .zip(p(list, t))
-                    .map(|(q, p)| q * (q / p).ln())
-                    .sum()
+                let q = log_softmax(&list.rewards(beta));
+                let p = log_softmax(&list.scores.iter().map(|s| s / t).collect::<Vec<_>>());
+                q.iter().zip(p).map(|(q, p)| q.exp() * (q - p)).sum()
             },
             rewards,
         ));

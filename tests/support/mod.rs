@@ -2,24 +2,17 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod device;
 pub mod llama;
 
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+#[allow(unused_imports, reason = "each test binary uses its own part")]
+pub use device::{device, dtypes, keeps_nan, tolerance, wide_dtypes};
+
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use burn_preference::{
     LmHead, LossOutput, Objective, Pair, PolicyPair, Ranked, ReferencedPair, RelativeLogProbs,
     SequenceLogProbs, TokenLogProbs, TokenStatistics, Unpaired, WithBaseline, batch::Rewards,
 };
-
-/// The device that `BURN_PREFERENCE_DEVICE` names, without autodiff: `flex` (default), `ndarray`.
-/// Gradients are asked for tensor by tensor.
-pub fn device() -> Device {
-    match std::env::var("BURN_PREFERENCE_DEVICE").as_deref() {
-        Err(_) | Ok("flex") => Device::flex(),
-        #[expect(deprecated, reason = "supported while it exists")]
-        Ok("ndarray") => Device::ndarray(),
-        Ok(other) => panic!("BURN_PREFERENCE_DEVICE={other}: flex or ndarray"),
-    }
-}
 
 pub fn f64s(values: &[f64]) -> Tensor<1> {
     floats(values, DType::F64)

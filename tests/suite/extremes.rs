@@ -1,0 +1,441 @@
+//! What no formula was written for: log-probs of −1e30, infinities, NaN, completions of a million
+//! tokens, batches of nothing.
+//!
+//! Powers of two, so that sums of very different sizes and products with β round the same way in
+//! the crate and in the scalar code: what is compared is the formula, not the order of its steps.
+
+use burn::tensor::{DType, Tensor};
+use burn_preference::{
+    ApoZeroLossConfig, BcoLossConfig, KlEstimate, KtoLossConfig, LossOutput, NpoLossConfig,
+    Objective, PolicyPair, RelativeLogProbs, SimnpoLossConfig, TokenLogProbs, Unpaired,
+    WithBaseline, WithShift,
+};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use crate::scalar::{self, Row};
+use crate::subjects::{self, PairSubject};
+use crate::support::{
+    Lists, PairResult, Pairs, assert_close, bools, error, f64s, floats, ints, sequence, to_vec,
+    wide_dtypes,
+};
+
+/// 2¹⁰⁰ ≈ 1.3e30, 2⁻²⁰ ≈ 1e-6.
+fn power(exponent: i32) -> f64 {
+    2_f64.powi(exponent)
+}
+
+fn log_prob() -> impl Strategy<Value = f64> {
+    select(vec![
+        -0.0,
+        -power(-100),
+        -power(-20),
+        -0.5,
+        -1.0,
+        -3.0,
+        -power(10),
+        -power(17),
+        -power(50),
+        -power(100),
+    ])
+}
+
+fn beta() -> impl Strategy<Value = f64> {
+    (-20..=10_i32).prop_map(power)
+}
+
+fn length() -> impl Strategy<Value = usize> {
+    select(vec![0, 1, 2, 64, 1 << 10, 1 << 20])
+}
+
+prop_compose! {
+    fn any_row(log_prob: fn() -> BoxedStrategy<f64>)(
+        w in log_prob(), l in log_prob(), ref_w in log_prob(), ref_l in log_prob(),
+        len_w in length(), len_l in length(),
+    ) -> Row {
+        // Nothing is the log-prob of an empty completion but 0.
+        let of = |x: f64, len: usize| if len == 0 && x.is_finite() { 0.0 } else { x };
+        Row { w: of(w, len_w), l: of(l, len_l), ref_w: of(ref_w, len_w), ref_l: of(ref_l, len_l), len_w, len_l }
+    }
+}
+
+fn finite() -> BoxedStrategy<f64> {
+    log_prob().boxed()
+}
+
+fn anything() -> BoxedStrategy<f64> {
+    let special = select(vec![f64::NEG_INFINITY, f64::INFINITY, f64::NAN]);
+    prop_oneof![3 => log_prob(), 2 => special].boxed()
+}
+
+fn pairs_of(rows: &[Row]) -> Pairs {
+    Pairs {
+        chosen: rows.iter().map(|r| r.w).collect(),
+        rejected: rows.iter().map(|r| r.l).collect(),
+        ref_chosen: rows.iter().map(|r| r.ref_w).collect(),
+        ref_rejected: rows.iter().map(|r| r.ref_l).collect(),
+        chosen_len: rows.iter().map(|r| r.len_w).collect(),
+        rejected_len: rows.iter().map(|r| r.len_l).collect(),
+    }
+}
+
+fn run(subject: &PairSubject, pairs: &Pairs, dtype: DType) -> PairResult {
+    pairs.run_on(dtype, |w, l| (subject.forward)(pairs.referenced(w, l)))
+}
+
+/// Where a number must be finite: where its true value fits the type with room for the terms that
+/// it is made of.
+fn fits(expected: f64, dtype: DType) -> bool {
+    expected.abs() < if dtype == DType::F64 { 1e290 } else { 1e37 }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn finite_log_probs_give_the_loss_or_nothing_that_looks_like_one(
+        rows in prop::collection::vec(any_row(finite), 0..4),
+        beta in beta(),
+    ) {
+        let pairs = pairs_of(&rows);
+        for subject in subjects::pairs(beta) {
+            let name = subject.name;
+            let expected = (subject.losses)(&rows, &rows);
+            for dtype in wide_dtypes() {
+                let ours = run(&subject, &pairs, dtype);
+                for (i, &expected) in expected.iter().enumerate() {
+                    let loss = ours.losses[i];
+                    let grads = [ours.grads.chosen[i], ours.grads.rejected[i]];
+                    let rewards = (subject.rewards)(rows[i]);
+                    if ![expected, rewards.0, rewards.1].iter().all(|&x| fits(x, dtype)) {
+                        continue;
+                    }
+                    prop_assert!(
+                        loss.is_finite() && grads.iter().all(|g| g.is_finite()),
+                        "{name} in {dtype:?}: {loss} and {grads:?} of {:?}, expected {expected}", rows[i]
+                    );
+                    // f32 rounds ratios of such numbers long before an objective sees them, h-DPO
+                    // multiplies before it subtracts, and log-odds are held at 0.
+                    let rounded = ["h-dpo", "orpo", "asft"].contains(&name);
+                    if dtype == DType::F64 && !rounded {
+                        prop_assert!(
+                            error(loss, expected) < 1e-9,
+                            "{name}: {loss} instead of {expected} of {:?}", rows[i]
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Infinities and NaN: the limit, an infinity or NaN, and never another number.
+    #[test]
+    fn what_is_not_finite_never_looks_like_a_loss(
+        row in any_row(anything),
+        beta in beta(),
+    ) {
+        let pairs = pairs_of(&[row]);
+        for subject in subjects::pairs(beta) {
+            let name = subject.name;
+            let rows = [row];
+            let expected = (subject.losses)(&rows, &rows)[0];
+            // Which log-probs an objective reads: those whose change changes its loss at a
+            // moderate point.
+            let reads = reads(&subject);
+            let read = [row.w, row.l, row.ref_w, row.ref_l].into_iter().zip(reads);
+            let read: Vec<f64> = read.filter_map(|(x, read)| read.then_some(x)).collect();
+            if read.iter().all(|x| x.is_finite()) {
+                continue;
+            }
+            for dtype in wide_dtypes() {
+                let loss = run(&subject, &pairs, dtype).losses[0];
+                if read.iter().any(|x| x.is_nan()) {
+                    prop_assert!(loss.is_nan(), "{name} in {dtype:?}: {loss} of {row:?}");
+                } else if loss.is_finite() && fits(limit(&subject, row), dtype) {
+                    // Where an exponent is held, ∞ and a huge number are not the same.
+                    let limit = limit(&subject, row);
+                    prop_assert!(
+                        error(loss, limit) < 1e-5 || error(loss, expected) < 1e-5,
+                        "{name} in {dtype:?}: {loss} of {row:?}, limit {limit}, scalar code {expected}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Which of w, l, ref_w, ref_l the loss depends on.
+fn reads(subject: &PairSubject) -> [bool; 4] {
+    let base = Row {
+        w: -3.0,
+        l: -2.0,
+        ref_w: -2.5,
+        ref_l: -4.0,
+        len_w: 2,
+        len_l: 3,
+    };
+    let loss = |row: Row| (subject.losses)(&[row], &[row])[0];
+    let moved: [fn(&mut Row) -> &mut f64; 4] = [
+        |r| &mut r.w,
+        |r| &mut r.l,
+        |r| &mut r.ref_w,
+        |r| &mut r.ref_l,
+    ];
+    moved.map(|side| {
+        [-7.0, -0.25, 0.25, 7.0].into_iter().any(|by| {
+            let mut row = base;
+            *side(&mut row) += by;
+            loss(row) != loss(base)
+        })
+    })
+}
+
+/// The loss where infinities are huge numbers instead.
+fn limit(subject: &PairSubject, row: Row) -> f64 {
+    let huge = |x: f64| x.clamp(-1e250, 1e250);
+    let row = Row {
+        w: huge(row.w),
+        l: huge(row.l),
+        ref_w: huge(row.ref_w),
+        ref_l: huge(row.ref_l),
+        ..row
+    };
+    (subject.losses)(&[row], &[row])[0]
+}
+
+/// One list: log-probs, references, lengths, scores and who is there, all of one length.
+type Candidate = (f64, f64, usize, f64, bool);
+
+fn any_list(log_prob: fn() -> BoxedStrategy<f64>) -> impl Strategy<Value = Vec<Candidate>> {
+    let score = select(vec![-power(20), -1.5, -0.0, 0.25, 1.0, 2.0, 16.0]);
+    let candidate = (
+        log_prob(),
+        log_prob(),
+        length(),
+        score,
+        prop::bool::weighted(0.8),
+    );
+    prop::collection::vec(candidate, 1..=64)
+}
+
+fn lists_of(candidates: &[Candidate]) -> Lists {
+    Lists {
+        candidates: candidates.len(),
+        sums: candidates.iter().map(|c| c.0).collect(),
+        references: candidates.iter().map(|c| c.1).collect(),
+        lengths: candidates.iter().map(|c| c.2).collect(),
+        scores: candidates.iter().map(|c| c.3).collect(),
+        present: candidates.iter().map(|c| c.4).collect(),
+    }
+}
+
+fn present(candidates: &[Candidate]) -> scalar::List {
+    let there = candidates.iter().filter(|c| c.4);
+    let (mut list, empty) = (scalar::List::default(), scalar::List::default());
+    for &(sum, reference, length, score, _) in there {
+        list.sums.push(sum);
+        list.references.push(reference);
+        list.lengths.push(length);
+        list.scores.push(score);
+    }
+    if list.len() == 0 { empty } else { list }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn lists_of_finite_log_probs(list in any_list(finite), beta in beta()) {
+        let scalar = present(&list);
+        for subject in subjects::lists(beta) {
+            let name = subject.name;
+            let expected = if scalar.len() == 0 { 0.0 } else { (subject.loss)(&scalar, &scalar) };
+            for dtype in wide_dtypes() {
+                let (losses, _, grads) = lists_of(&list).run_on(dtype, &subject.forward);
+                if !fits(expected, dtype) {
+                    continue;
+                }
+                prop_assert!(
+                    losses[0].is_finite() && grads.iter().all(|g| g.is_finite()),
+                    "{name} in {dtype:?}: {losses:?} and {grads:?}, expected {expected}"
+                );
+                if dtype == DType::F64 {
+                    prop_assert!(
+                        error(losses[0], expected) < 1e-8,
+                        "{name}: {} instead of {expected}", losses[0]
+                    );
+                }
+            }
+        }
+    }
+
+    /// A NaN of a candidate that is there, in its log-prob or its score, comes out; one of an
+    /// absent candidate does not.
+    #[test]
+    fn lists_with_nan(
+        mut list in any_list(finite),
+        at in any::<prop::sample::Index>(),
+        in_score in any::<bool>(),
+    ) {
+        let at = at.index(list.len());
+        let present = list[at].4;
+        if in_score {
+            list[at].3 = f64::NAN;
+        } else {
+            list[at].0 = f64::NAN;
+        }
+        for subject in subjects::lists(0.25) {
+            let name = subject.name;
+            for dtype in wide_dtypes() {
+                let (losses, ..) = lists_of(&list).run_on(dtype, &subject.forward);
+                if present {
+                    prop_assert!(losses[0].is_nan(), "{name} in {dtype:?}: {losses:?}");
+                } else if dtype == DType::F64 {
+                    let scalar = self::present(&list);
+                    let expected =
+                        if scalar.len() == 0 { 0.0 } else { (subject.loss)(&scalar, &scalar) };
+                    prop_assert!(
+                        error(losses[0], expected) < 1e-8 || !fits(expected, dtype),
+                        "{name}: {losses:?} instead of {expected}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn single_completions(
+        rows in prop::collection::vec((anything(), anything(), length(), any::<bool>()), 0..5),
+        baseline in anything(),
+        beta in beta(),
+    ) {
+        let lengths: Vec<usize> = rows.iter().map(|r| r.2).collect();
+        let [policy, reference] = [0, 1].map(|side| -> Vec<f64> {
+            rows.iter().map(|r| if side == 0 { r.0 } else { r.1 }).collect()
+        });
+        let labels: Vec<bool> = rows.iter().map(|r| r.3).collect();
+        let sign = |i: usize| if labels[i] { 1.0 } else { -1.0 };
+        for dtype in wide_dtypes() {
+            let batch = || {
+                let theirs = sequence(floats(&reference, dtype), &lengths);
+                sequence(floats(&policy, dtype), &lengths).relative_to(theirs).unwrap()
+            };
+            let labelled = || Unpaired::new(batch(), bools(&labels)).unwrap();
+            let check = |name: &str, output: LossOutput<Tensor<1>>, loss: &dyn Fn(usize, [f64; 3]) -> f64| {
+                for (i, ours) in to_vec(output.losses()).into_iter().enumerate() {
+                    let inputs = [policy[i], reference[i], baseline];
+                    let expected = loss(i, inputs);
+                    let limit = loss(i, inputs.map(|x| x.clamp(-1e250, 1e250)));
+                    let what = format!("{name} in {dtype:?}: {ours} of {inputs:?}, limit {limit}");
+                    if expected.is_nan() && inputs.iter().any(|x| x.is_nan()) {
+                        assert!(ours.is_nan(), "{what}");
+                    } else if inputs.iter().all(|x| x.is_finite()) && fits(limit, dtype) {
+                        assert!(ours.is_finite(), "{what}");
+                    }
+                    if ours.is_finite() && dtype == DType::F64 {
+                        assert!(error(ours, limit) < 1e-9, "{what}");
+                    }
+                }
+            };
+            let kto = KtoLossConfig::new().with_beta(beta).init();
+            let column = || floats(&[baseline], dtype);
+            let output = kto.forward(WithBaseline::new(labelled(), column()).unwrap());
+            check("kto", output, &|i, [policy, reference, baseline]| {
+                scalar::sigmoid(-sign(i) * beta * ((policy - reference) - baseline))
+            });
+            let bco = BcoLossConfig::new().with_beta(beta).init();
+            let output = bco.forward(WithShift::new(labelled(), column()).unwrap());
+            check("bco", output, &|i, [policy, reference, shift]| {
+                -scalar::ln_sigmoid(sign(i) * (beta * (policy - reference) - shift))
+            });
+            let apo = ApoZeroLossConfig::new().with_beta(beta).init();
+            check("apo zero", apo.forward(labelled()), &|i, [policy, reference, _]| {
+                scalar::sigmoid(-sign(i) * beta * (policy - reference))
+            });
+            let npo = NpoLossConfig::new().with_beta(beta).init();
+            check("npo", npo.forward(batch()), &|_, [policy, reference, _]| {
+                -2.0 / beta * scalar::ln_sigmoid(-beta * (policy - reference))
+            });
+            let simnpo = SimnpoLossConfig::new().with_beta(beta).init();
+            check("simnpo", simnpo.forward(batch().policy().clone()), &|i, [policy, ..]| {
+                -2.0 / beta * scalar::ln_sigmoid(-beta * policy / lengths[i].max(1) as f64)
+            });
+        }
+    }
+}
+
+#[test]
+fn a_baseline_of_nan_stays_nan() {
+    let relative = |policy: f64| -> RelativeLogProbs {
+        let theirs = sequence(f64s(&[-1.0, -2.0]), &[1, 1]);
+        sequence(f64s(&[policy, -2.0]), &[1, 1])
+            .relative_to(theirs)
+            .unwrap()
+    };
+    let z0 = |policy: f64| to_vec(KlEstimate::from_mismatched(&relative(policy)).baseline())[0];
+    assert!(z0(f64::NAN).is_nan(), "not max(0, NaN) = 0");
+    assert_eq!(z0(f64::NEG_INFINITY), 0.0);
+    assert_eq!(z0(f64::INFINITY), f64::INFINITY);
+}
+
+/// A completion of a million tokens is summed in f32 without losing them.
+#[test]
+fn a_million_tokens() {
+    let tokens = 1_000_000;
+    for dtype in wide_dtypes() {
+        let log_probs = Tensor::<2>::full([1, tokens], -0.3, (&crate::support::device(), dtype));
+        let mask = log_probs.clone().lower_elem(0.0);
+        let ours = TokenLogProbs::new(log_probs, mask).unwrap().sequence();
+        assert_eq!(to_vec(ours.lengths()), [1e6]);
+        // 0.3 in f32 is 0.3 + 1.2e-8.
+        assert_close(&to_vec(ours.sum()), &[-3e5], 1e-6, "Σ ln π");
+        assert_close(&to_vec(ours.mean()), &[-0.3], 1e-6, "mean");
+    }
+}
+
+/// Every batch of nothing has a loss of 0, by every reduction.
+#[test]
+fn batches_of_nothing() {
+    for dtype in wide_dtypes() {
+        let none = || sequence(floats(&[], dtype), &[]);
+        let pair = PolicyPair::new(none(), none()).unwrap();
+        let relative = pair.clone().relative_to(pair).unwrap();
+        for subject in subjects::pairs(0.25) {
+            let output = (subject.forward)(relative.clone());
+            let reduced = [
+                output.mean(),
+                output.sum(),
+                output.weighted_mean(floats(&[], dtype)),
+                output.robust_mean(1.0),
+                output.normalized_by(3.0),
+            ];
+            assert!(
+                reduced.into_iter().all(|x| to_vec(x) == [0.0]),
+                "{}",
+                subject.name
+            );
+        }
+        for subject in subjects::lists(0.25) {
+            for candidates in [1, 64] {
+                let lists = Lists {
+                    candidates,
+                    sums: vec![],
+                    references: vec![],
+                    lengths: vec![],
+                    scores: vec![],
+                    present: vec![],
+                };
+                let (losses, rewards, grads) = lists.run_on(dtype, &subject.forward);
+                assert!(
+                    [losses, rewards, grads].concat().is_empty(),
+                    "{}",
+                    subject.name
+                );
+            }
+        }
+        let (policy, reference) = (none(), none());
+        let baseline = KlEstimate::from_mismatched(&policy.relative_to(reference).unwrap());
+        assert_eq!(to_vec(baseline.baseline()), [0.0]);
+    }
+    assert_eq!(ints(&[]).dims(), [0]);
+}

@@ -1,0 +1,325 @@
+//! A small head with everything around it, in plain f64 and in ours.
+
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
+use burn_preference::{LmHead, TokenLogProbs, TokenStatistics};
+
+use crate::support::{assert_close, bools, device, ints, to_vec};
+
+/// A small problem in f64: everything that the head needs, and what multiplies each column.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    pub batch: usize,
+    pub time: usize,
+    pub vocab: usize,
+    pub width: usize,
+    pub hidden: Vec<f64>,
+    /// `[vocab, width]`
+    pub weight: Vec<f64>,
+    pub bias: Option<Vec<f64>>,
+    pub tokens: Vec<usize>,
+    pub mask: Vec<bool>,
+}
+
+/// Deterministic numbers in −1..1, without a pattern that a stride could hide.
+pub fn noise(len: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+impl Problem {
+    pub fn new([batch, time, vocab, width]: [usize; 4], seed: u64) -> Self {
+        let fraction = noise(batch * time, seed + 3);
+        Self {
+            batch,
+            time,
+            vocab,
+            width,
+            hidden: noise(batch * time * width, seed),
+            weight: noise(vocab * width, seed + 1)
+                .iter()
+                .map(|x| 3.0 * x)
+                .collect(),
+            bias: Some(noise(vocab, seed + 2)),
+            tokens: (0..batch * time).map(|i| (i * 7919 + 3) % vocab).collect(),
+            mask: fraction.iter().map(|&x| x > -0.5).collect(),
+        }
+    }
+
+    pub fn without_bias(self) -> Self {
+        Self { bias: None, ..self }
+    }
+
+    /// Eighths, which every number type holds exactly: what is left is the kernel's own rounding.
+    pub fn coarsen(&mut self) {
+        let values = [&mut self.hidden, &mut self.weight].into_iter().flatten();
+        for x in values.chain(self.bias.iter_mut().flatten()) {
+            *x = (*x * 8.0).round() / 8.0;
+        }
+    }
+
+    fn factor(position: usize) -> f64 {
+        0.25 + (position % 5) as f64
+    }
+
+    pub fn tokens(&self) -> Tensor<2, Int> {
+        ints(&self.tokens).reshape([self.batch, self.time])
+    }
+
+    pub fn mask(&self) -> Tensor<2, Bool> {
+        bools(&self.mask).reshape([self.batch, self.time])
+    }
+
+    pub fn floats<const D: usize>(values: &[f64], shape: [usize; D], dtype: DType) -> Tensor<D> {
+        Tensor::from_data(TensorData::new(values.to_vec(), shape), (&device(), dtype))
+    }
+
+    fn logits(&self, row: usize) -> Vec<f64> {
+        let hidden = &self.hidden[row * self.width..][..self.width];
+        (0..self.vocab)
+            .map(|v| {
+                let words = &self.weight[v * self.width..][..self.width];
+                let product: f64 = words.iter().zip(hidden).map(|(w, h)| w * h).sum();
+                product + self.bias.as_ref().map_or(0.0, |bias| bias[v])
+            })
+            .collect()
+    }
+
+    /// The same in plain f64: columns, by-products, and the gradients of Σ factor·log-prob.
+    pub fn scalar(&self) -> Result {
+        let columns = self.batch * (self.time - 1);
+        let mut result = Result {
+            log_probs: vec![0.0; columns],
+            statistics: [(); 4].map(|()| vec![0.0; columns]),
+            hidden: vec![0.0; self.hidden.len()],
+            weight: vec![0.0; self.weight.len()],
+            bias: vec![0.0; self.vocab],
+        };
+        for b in 0..self.batch {
+            for t in 0..self.time - 1 {
+                let (row, column) = (b * self.time + t, b * (self.time - 1) + t);
+                if !self.mask[row + 1] {
+                    continue;
+                }
+                let (x, y) = (self.logits(row), self.tokens[row + 1]);
+                let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let z: f64 = x.iter().map(|x| (x - max).exp()).sum();
+                let p: Vec<f64> = x.iter().map(|x| (x - max).exp() / z).collect();
+                result.log_probs[column] = x[y] - max - z.ln();
+                let surprise = |&p: &f64| if p > 0.0 { -p * p.ln() } else { 0.0 };
+                result.statistics[0][column] = p.iter().map(surprise).sum();
+                result.statistics[1][column] = p.iter().map(|p| p * p).sum::<f64>().ln();
+                result.statistics[2][column] = f64::from(u8::from(x[y] >= max));
+                result.statistics[3][column] = x.iter().sum::<f64>() / x.len() as f64;
+                for (v, p) in p.into_iter().enumerate() {
+                    let delta = Self::factor(column) * (f64::from(u8::from(v == y)) - p);
+                    result.bias[v] += delta;
+                    for k in 0..self.width {
+                        let (h, w) = (row * self.width + k, v * self.width + k);
+                        result.hidden[h] += delta * self.weight[w];
+                        result.weight[w] += delta * self.hidden[h];
+                    }
+                }
+            }
+        }
+        result
+    }
+
+    /// Ours. The weight is given in either layout; its gradient comes back as `[vocab, width]`.
+    pub fn run(&self, how: How) -> Result {
+        let grad = |tensor: Tensor<2>, wanted: bool| match (wanted, how.checkpointed) {
+            (false, _) => tensor,
+            (true, false) => tensor.autodiff().require_grad(),
+            (true, true) => {
+                let device = device().autodiff().gradient_checkpointing();
+                let data = tensor.into_data();
+                Tensor::from_data(data, (&device, how.dtype)).require_grad()
+            }
+        };
+        let rows = [self.batch * self.time, self.width];
+        let hidden = grad(Self::floats(&self.hidden, rows, how.dtype), how.hidden);
+        let weight = Self::floats(&self.weight, [self.vocab, self.width], how.dtype);
+        let words_first = !matches!(how.layout, Layout::Transposed);
+        let weight = grad(how.layout.of(weight), how.weight);
+        let bias = self.bias.as_ref().map(|bias| {
+            let bias = Self::floats(bias, [1, self.vocab], how.dtype);
+            grad(bias, how.weight)
+        });
+        let mut head = if words_first {
+            LmHead::new(weight.clone())
+        } else {
+            LmHead::transposed(weight.clone())
+        };
+        if let Some(bias) = &bias {
+            head = head.with_bias(bias.clone().reshape([self.vocab]));
+        }
+        let head = head.with_retained_bytes(how.retained_bytes);
+        let states = hidden.clone().reshape([self.batch, self.time, self.width]);
+        let (tokens, mask) = (self.tokens(), self.mask());
+        let (log_probs, statistics) = if how.from_logits {
+            let matrix = if words_first {
+                weight.clone().transpose()
+            } else {
+                weight.clone()
+            };
+            let mut logits = hidden.clone().matmul(matrix);
+            if let Some(bias) = &bias {
+                logits = logits + bias.clone();
+            }
+            let logits = logits.reshape([self.batch, self.time, self.vocab]);
+            TokenLogProbs::from_logits_with_statistics(logits, tokens, mask).unwrap()
+        } else {
+            TokenLogProbs::from_hidden_with_statistics(states, &head, tokens, mask).unwrap()
+        };
+        let columns = log_probs.log_probs();
+        let mut result = Result {
+            log_probs: to_vec(columns.clone()),
+            statistics: values(&statistics),
+            hidden: Vec::new(),
+            weight: Vec::new(),
+            bias: Vec::new(),
+        };
+        if !(how.hidden || how.weight) {
+            assert!(!columns.is_autodiff(), "no graph without gradients");
+            return result;
+        }
+        let factors: Vec<f64> = (0..columns.shape().num_elements())
+            .map(Self::factor)
+            .collect();
+        let factors = Self::floats(&factors, columns.dims(), columns.dtype());
+        let grads = (columns * factors).sum().backward();
+        let of = |tensor: &Tensor<2>| tensor.grad(&grads).unwrap();
+        if how.hidden {
+            result.hidden = to_vec(of(&hidden));
+        }
+        if how.weight {
+            let weight = of(&weight);
+            assert_eq!(weight.dtype(), how.dtype);
+            result.weight = to_vec(if words_first {
+                weight
+            } else {
+                weight.transpose()
+            });
+            result.bias = bias.map(|bias| to_vec(of(&bias))).unwrap_or_default();
+        }
+        result
+    }
+
+    #[track_caller]
+    pub fn check(&self, how: How, tolerance: f64) {
+        let (ours, expected) = (self.run(how), self.scalar());
+        let what = |name: &str| format!("{name} of {how:?}");
+        assert_close(
+            &ours.log_probs,
+            &expected.log_probs,
+            tolerance,
+            &what("log-probs"),
+        );
+        for (index, (ours, expected)) in
+            ours.statistics.iter().zip(&expected.statistics).enumerate()
+        {
+            let what = what(&format!("statistic {index}"));
+            if index == 2 && how.dtype != DType::F64 {
+                continue; // Which of two near-equal logits is the largest depends on rounding.
+            }
+            assert_close(ours, expected, tolerance, &what);
+        }
+        if how.hidden {
+            assert_close(&ours.hidden, &expected.hidden, tolerance, &what("d hidden"));
+        }
+        if how.weight {
+            assert_close(&ours.weight, &expected.weight, tolerance, &what("d weight"));
+            let expected = if self.bias.is_some() {
+                &expected.bias[..]
+            } else {
+                &[]
+            };
+            assert_close(&ours.bias, expected, tolerance, &what("d bias"));
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Result {
+    pub log_probs: Vec<f64>,
+    pub statistics: [Vec<f64>; 4],
+    pub hidden: Vec<f64>,
+    pub weight: Vec<f64>,
+    pub bias: Vec<f64>,
+}
+
+pub fn values(statistics: &TokenStatistics) -> [Vec<f64>; 4] {
+    [
+        statistics.entropy(),
+        statistics.collisions().log_probs(),
+        statistics.top1(),
+        statistics.mean_logits(),
+    ]
+    .map(to_vec)
+}
+
+/// Where the words stand.
+#[derive(Debug, Clone, Copy)]
+pub enum Layout {
+    WordsFirst,
+    /// `[vocab, width]` as a view of a wider, longer and transposed buffer.
+    View,
+    /// `[width, vocab]`
+    Transposed,
+}
+
+impl Layout {
+    fn of(self, weight: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::WordsFirst => weight,
+            Self::Transposed => weight.transpose(),
+            Self::View => {
+                let [vocab, width] = weight.dims();
+                let around = Tensor::full([2, width], f64::NAN, (&weight.device(), weight.dtype()));
+                let all = Tensor::cat(vec![around.clone(), weight, around], 0);
+                // Stored by columns from here on.
+                let stored = all.transpose() + 0.0;
+                stored.transpose().narrow(0, 2, vocab)
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "a checklist")]
+pub struct How {
+    pub dtype: DType,
+    pub layout: Layout,
+    pub hidden: bool,
+    pub weight: bool,
+    pub retained_bytes: usize,
+    pub checkpointed: bool,
+    pub from_logits: bool,
+}
+
+pub const TRAINABLE: How = How {
+    dtype: DType::F64,
+    layout: Layout::WordsFirst,
+    hidden: true,
+    weight: true,
+    retained_bytes: 0,
+    checkpointed: false,
+    from_logits: false,
+};
+
+pub const FROZEN: How = How {
+    weight: false,
+    ..TRAINABLE
+};
+
+pub const REFERENCE: How = How {
+    hidden: false,
+    ..FROZEN
+};
+
+pub const LAYOUTS: [Layout; 3] = [Layout::WordsFirst, Layout::View, Layout::Transposed];

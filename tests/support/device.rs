@@ -1,0 +1,99 @@
+//! The device that a test runs on, the number types that it has, and how exact they are.
+
+use burn::tensor::{DType, Device};
+
+/// The device that `BURN_PREFERENCE_DEVICE` names, without autodiff: gradients are asked for tensor
+/// by tensor.
+///
+/// | name | is | wants |
+/// |---|---|---|
+/// | `flex` (default), `ndarray` | the CPU | nothing |
+/// | `wgpu` | WGSL on whichever adapter there is: a GPU, or Mesa's lavapipe | `--features wgpu` |
+/// | `tch` | LibTorch on the CPU | `--features tch`, `scripts/test_tch.sh` |
+/// | `remote` | Flex behind a server of this process, over WebSocket | `--features remote-server,remote-websocket` |
+pub fn device() -> Device {
+    match name().as_str() {
+        "flex" => Device::flex(),
+        #[expect(deprecated, reason = "supported while it exists")]
+        "ndarray" => Device::ndarray(),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "tch")]
+        #[expect(deprecated, reason = "supported while it exists")]
+        "tch" => Device::libtorch(),
+        #[cfg(all(feature = "remote-server", feature = "remote-websocket"))]
+        "remote" => remote::device(),
+        other => panic!("BURN_PREFERENCE_DEVICE={other}: no such device in this build"),
+    }
+}
+
+fn name() -> String {
+    std::env::var("BURN_PREFERENCE_DEVICE").unwrap_or_else(|_| "flex".to_owned())
+}
+
+/// The number types of the test device, widest first.
+///
+/// wgpu says that it has f64, but WGSL has none, and Mesa's lavapipe no bf16.
+pub fn dtypes() -> Vec<DType> {
+    let all = [DType::F64, DType::F32, DType::F16, DType::BF16];
+    let has = |dtype: &DType| match (name().as_str(), dtype) {
+        ("wgpu", DType::F64) => false,
+        (_, dtype) => device().supports_dtype(*dtype),
+    };
+    all.into_iter().filter(has).collect()
+}
+
+/// [`dtypes`] that arithmetic is done in; the others are upcast to f32.
+pub fn wide_dtypes() -> Vec<DType> {
+    let wide = |dtype: &DType| matches!(dtype, DType::F64 | DType::F32);
+    dtypes().into_iter().filter(wide).collect()
+}
+
+/// Whether NaN survives: WGSL lets an implementation assume that there is none.
+pub fn keeps_nan() -> bool {
+    name() != "wgpu"
+}
+
+/// How far a number may be from f64 scalar code, absolute or relative, whichever is smaller.
+///
+/// | type | half a unit in the last place | allowed | since |
+/// |---|---|---|---|
+/// | f64 | 1.1e-16 | 1e-11 | log-probs of −50 cancel to ratios, exponentials of 10 multiply what is left |
+/// | f32 | 6e-8 | 5e-5 | the same; GPUs round exponential and logarithm to 3 more units |
+/// | f16 | 4.9e-4 | 2e-3 | inputs are exact, and f32 from the logits on: gradients are rounded once, and the operands of their products |
+/// | bf16 | 3.9e-3 | 2e-2 | as f16 |
+pub fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => 1e-11,
+        DType::F32 => 5e-5,
+        DType::F16 => 2e-3,
+        DType::BF16 => 2e-2,
+        other => unreachable!("{other:?} is not tested"),
+    }
+}
+
+/// A server on a port that the system picks, and its only device.
+#[cfg(all(feature = "remote-server", feature = "remote-websocket"))]
+mod remote {
+    use std::net::TcpListener;
+    use std::sync::LazyLock;
+    use std::thread;
+
+    use burn::remote::RemoteHost;
+    use burn::server::{RemoteServer, WebSocketTransport};
+    use burn::tensor::Device;
+
+    pub fn device() -> Device {
+        static DEVICE: LazyLock<Device> = LazyLock::new(|| {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            let address = listener.local_addr().expect("bound");
+            thread::spawn(move || {
+                let server = RemoteServer::new([Device::flex()]);
+                server.serve(WebSocketTransport::from_listener(listener))
+            });
+            let host = RemoteHost::websocket(&format!("ws://{address}"));
+            Device::remote_options(&host).init().expect("a server")
+        });
+        DEVICE.clone()
+    }
+}
