@@ -17,7 +17,7 @@ use crate::scalar::{self, Row};
 use crate::subjects::{self, PairSubject};
 use crate::support::{
     Lists, PairResult, Pairs, assert_close, bools, error, f64s, floats, ints, sequence, to_vec,
-    wide_dtypes,
+    tolerance, wide_dtypes,
 };
 
 /// 2¹⁰⁰ ≈ 1.3e30, 2⁻²⁰ ≈ 1e-6.
@@ -103,6 +103,10 @@ proptest! {
             let expected = (subject.losses)(&rows, &rows);
             for dtype in wide_dtypes() {
                 let ours = run(&subject, &pairs, dtype);
+                // Means and differences over a batch of such numbers mean nothing in f32.
+                if dtype == DType::F32 && !subject.laws.per_example && rows.len() > 1 {
+                    continue;
+                }
                 for (i, &expected) in expected.iter().enumerate() {
                     let loss = ours.losses[i];
                     let grads = [ours.grads.chosen[i], ours.grads.rejected[i]];
@@ -154,8 +158,9 @@ proptest! {
                 } else if loss.is_finite() && fits(limit(&subject, row), dtype) {
                     // Where an exponent is held, ∞ and a huge number are not the same.
                     let limit = limit(&subject, row);
+                    let close = |x| error(loss, x) < tolerance(dtype);
                     prop_assert!(
-                        error(loss, limit) < 1e-5 || error(loss, expected) < 1e-5,
+                        close(limit) || close(expected),
                         "{name} in {dtype:?}: {loss} of {row:?}, limit {limit}, scalar code {expected}"
                     );
                 }
