@@ -16,8 +16,8 @@ use proptest::sample::select;
 use crate::scalar::{self, Row};
 use crate::subjects::{self, PairSubject};
 use crate::support::{
-    Lists, PairResult, Pairs, assert_close, bools, error, f64s, floats, ints, sequence, to_vec,
-    tolerance, wide_dtypes,
+    Lists, PairResult, Pairs, assert_close, bools, cases, error, f64s, floats, ints, sequence,
+    to_vec, tolerance, wide_dtypes,
 };
 
 /// 2¹⁰⁰ ≈ 1.3e30, 2⁻²⁰ ≈ 1e-6.
@@ -90,7 +90,7 @@ fn fits(expected: f64, dtype: DType) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn finite_log_probs_give_the_loss_or_nothing_that_looks_like_one(
@@ -247,7 +247,7 @@ fn present(candidates: &[Candidate]) -> scalar::List {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(cases(32))]
 
     #[test]
     fn lists_of_finite_log_probs(list in any_list(finite), beta in beta()) {

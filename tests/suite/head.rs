@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use crate::problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, TRAINABLE, noise, values};
 use crate::subjects;
-use crate::support::{assert_close, bools, device, error, to_vec};
+use crate::support::{assert_close, bools, cases, device, error, to_vec};
 
 /// Absolute or relative error allowed; half precision rounds the inputs themselves.
 fn tolerance(dtype: DType) -> f64 {
@@ -30,7 +30,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn head_matches_the_scalar_code(

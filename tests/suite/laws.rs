@@ -15,7 +15,8 @@ use proptest::prelude::*;
 use crate::objectives::{any_pairs, rows};
 use crate::subjects::{self, PairSubject};
 use crate::support::{
-    Labelled, Lists, PairResult, Pairs, assert_close, bools, error, f64s, floats, sequence, to_vec,
+    Labelled, Lists, PairResult, Pairs, assert_close, bools, cases, error, f64s, floats, sequence,
+    to_vec,
 };
 
 /// The reward scale at which the laws are checked.
@@ -34,7 +35,7 @@ fn reversed<T: Clone>(values: &[T]) -> Vec<T> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(cases(32))]
 
     #[test]
     fn laws_of_pairs(pairs in any_pairs(), shift in -5.0..5.0_f64) {

@@ -4,7 +4,7 @@ use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use burn_preference::{SequenceLogProbs, TokenLogProbs};
 use proptest::prelude::*;
 
-use crate::support::{assert_close, device, error, f64s, ints, sequence, to_vec};
+use crate::support::{assert_close, cases, device, error, f64s, ints, sequence, to_vec};
 
 /// A batch of logits `[batch][time][vocab]`, tokens and masks as nested vectors.
 #[derive(Debug, Clone)]
@@ -104,7 +104,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn sums_and_lengths_match_the_scalar_code(batch in any_batch()) {

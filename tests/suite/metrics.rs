@@ -8,7 +8,7 @@ use burn_preference::{
 use proptest::prelude::*;
 
 use crate::objectives::any_pairs;
-use crate::support::{Labelled, Lists, Pairs, bools, error, f64s, ints, leaf, sequence};
+use crate::support::{Labelled, Lists, Pairs, bools, cases, error, f64s, ints, leaf, sequence};
 
 fn of(pairs: &Pairs) -> Metrics {
     let batch = pairs.referenced(leaf(&pairs.chosen), leaf(&pairs.rejected));
@@ -173,7 +173,7 @@ fn your_own_values() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(cases(16))]
 
     #[test]
     fn merging_parts_is_observing_the_whole(pairs in any_pairs(), cut in 0_usize..7) {

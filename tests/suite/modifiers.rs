@@ -12,7 +12,7 @@ use burn_preference::{
 use proptest::prelude::*;
 
 use crate::scalar;
-use crate::support::{assert_close, bools, device, error, f64s, leaf, to_vec};
+use crate::support::{assert_close, bools, cases, device, error, f64s, leaf, to_vec};
 
 /// Two pairs of ragged token log-probs: completions of 4 and 2, of 1 and 3 tokens.
 fn tokens(leaf: Tensor<1>) -> Pair<TokenLogProbs> {
@@ -171,7 +171,7 @@ fn wpo_weights_have_no_gradient_and_a_bound() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn the_kl_between_two_models(

@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use crate::scalar::{self, Row};
 use crate::subjects;
 use crate::support::{
-    Labelled, Lists, Pairs, assert_close, bools, error, f64s, ints, leaf, sequence, to_vec,
+    Labelled, Lists, Pairs, assert_close, bools, cases, error, f64s, ints, leaf, sequence, to_vec,
 };
 
 /// The example batch of the design's catalogue.
@@ -211,7 +211,7 @@ pub fn rows(pairs: &Pairs) -> Vec<Row> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn pairs_match_the_scalar_code(pairs in any_pairs(), beta in 0.02..2.0_f64) {

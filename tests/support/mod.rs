@@ -13,6 +13,13 @@ use burn_preference::{
     LmHead, LossOutput, Objective, Pair, PolicyPair, Ranked, ReferencedPair, RelativeLogProbs,
     SequenceLogProbs, TokenLogProbs, TokenStatistics, Unpaired, WithBaseline, batch::Rewards,
 };
+use proptest::prelude::ProptestConfig;
+
+/// So many cases of a property, unless `PROPTEST_CASES` asks for another number.
+pub fn cases(usual: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok();
+    ProptestConfig::with_cases(asked.map_or(usual, |asked| asked.parse().unwrap()))
+}
 
 pub fn f64s(values: &[f64]) -> Tensor<1> {
     floats(values, DType::F64)
