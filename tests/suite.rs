@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "suite/bad_input.rs"]
+mod bad_input;
 #[path = "suite/batches.rs"]
 mod batches;
 #[path = "suite/catalogue.rs"]

@@ -30,9 +30,20 @@ impl<T> Pair<T> {
 
     /// Rows `0..n` and `n..2n` of something, each by `narrow(start, length)`.
     pub(super) fn halves(
+        all: &T,
         rows: usize,
         narrow: impl Fn(usize, usize) -> T,
-    ) -> Result<Self, InvalidInput> {
+    ) -> Result<Self, InvalidInput>
+    where
+        T: Clone,
+    {
+        if rows == 0 {
+            // Burn narrows nothing to nothing by a panic.
+            return Ok(Self {
+                chosen: all.clone(),
+                rejected: all.clone(),
+            });
+        }
         if !rows.is_multiple_of(2) {
             let expected = "an even number of rows: chosen, then rejected";
             return Err(InvalidInput::new("log_probs", expected, rows));
@@ -80,7 +91,9 @@ impl PolicyPair {
     /// The number of rows is odd.
     pub fn from_concatenated(log_probs: &SequenceLogProbs) -> Result<Self, InvalidInput> {
         let [rows] = log_probs.sum().dims();
-        Self::halves(rows, |start, length| log_probs.narrow(start, length))
+        Self::halves(log_probs, rows, |start, length| {
+            log_probs.narrow(start, length)
+        })
     }
 
     /// Puts the reference's log-probabilities of the same pairs beside the policy's.

@@ -15,7 +15,9 @@ impl Pair<TokenLogProbs> {
     /// The number of rows is odd.
     pub fn from_concatenated_tokens(log_probs: &TokenLogProbs) -> Result<Self, InvalidInput> {
         let [rows, _] = log_probs.mask().dims();
-        Self::halves(rows, |start, length| log_probs.rows(start, length))
+        Self::halves(log_probs, rows, |start, length| {
+            log_probs.rows(start, length)
+        })
     }
 
     /// Sums and lengths of both sides.

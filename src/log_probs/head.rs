@@ -3,6 +3,7 @@ use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
 
 use super::kernel::{self, HeadOptions};
 use super::predictions::Predictions;
+use super::token::upcast;
 use super::{TokenLogProbs, TokenStatistics};
 use crate::error::InvalidInput;
 
@@ -216,7 +217,7 @@ fn walk(
 
     let mut hidden = hidden.reshape([batch * time, width]);
     if batch == 0 {
-        let none = hidden.sum_dim(1).squeeze_dim(1);
+        let none: Tensor<1> = upcast(hidden.sum_dim(1).squeeze_dim(1));
         let statistics = statistics.then(|| {
             predictions.statistics(&Tensor::empty([0, kernel::STATISTICS], &none.device()))
         });

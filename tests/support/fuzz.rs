@@ -1,0 +1,620 @@
+//! Bad input: what bytes can be turned into, every entry point is called with, and what has to hold
+//! of the answer. The targets in `fuzz/` and `tests/suite/bad_input.rs` share these functions.
+
+use std::fmt::Debug;
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use burn_preference::config::{
+    PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig,
+    ScoredPairObjectiveConfig, TiedPairObjectiveConfig, TokenModifierConfig,
+    UnpairedObjectiveConfig,
+};
+use burn_preference::log_probs::sequence_kl;
+use burn_preference::modifier::wpo_weights;
+use burn_preference::state::{MovingAverage, RunningMean};
+use burn_preference::{
+    BetaDpoLossConfig, InvalidHyperparameter, InvalidInput, LmHead, Objective, Pair, PolicyPair,
+    Ranked, ReferenceSchedule, SequenceLogProbs, TdpoLossConfig, TokenLogProbs, Unpaired,
+    WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl,
+    WithShift, WithTies, WithWeights,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// A target: fails by panicking.
+pub type Target = fn(&[u8]);
+
+/// Every target, by the name of its binary and its corpus.
+pub const TARGETS: [(&str, Target); 4] = [
+    ("config", config),
+    ("log_probs", |data| run(data, log_probs)),
+    ("batches", |data| run(data, batches)),
+    ("objectives", |data| run(data, objectives)),
+];
+
+/// The target of a name.
+pub fn target(name: &str) -> Target {
+    let found = TARGETS.iter().find(|(known, _)| *known == name);
+    found.expect("a name of the list").1
+}
+
+fn run(data: &[u8], target: fn(&mut Unstructured) -> Result<()>) {
+    // Bytes that end too early are no input.
+    let _ = target(&mut Unstructured::new(data));
+}
+
+fn says_something(error: &InvalidInput) {
+    let parts = [error.name(), error.expected(), error.found()];
+    assert!(parts.iter().all(|part| !part.is_empty()), "{error:?}");
+    assert!(error.to_string().contains(error.name()), "{error}");
+}
+
+fn names_its_value(error: &InvalidHyperparameter) {
+    assert!(!error.name().is_empty() && !error.allowed().is_empty());
+    assert!(error.to_string().contains(error.name()), "{error}");
+}
+
+// ---------------------------------------------------------------- config files
+
+/// What a file says is refused with a message, or builds, or names the value that does not.
+fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    parsed::<PairObjectiveConfig>(text, |c| c.try_init().err());
+    parsed::<ScoredPairObjectiveConfig>(text, |c| c.try_init().err());
+    parsed::<TiedPairObjectiveConfig>(text, |c| c.try_init().err());
+    parsed::<UnpairedObjectiveConfig>(text, |c| c.try_init().err());
+    parsed::<RankedObjectiveConfig>(text, |c| c.try_init().err());
+    parsed::<TokenModifierConfig>(text, |c| c.try_init().err());
+    parsed::<BetaDpoLossConfig>(text, |c| c.try_init().err());
+    parsed::<TdpoLossConfig>(text, |c| c.try_init().err());
+    parsed::<ReferenceSchedule>(text, |_| None);
+    parsed::<MovingAverage>(text, |_| None);
+    parsed::<RunningMean>(text, |_| None);
+}
+
+fn parsed<C: DeserializeOwned + Serialize + PartialEq + Debug>(
+    text: &str,
+    refused: impl Fn(&C) -> Option<InvalidHyperparameter>,
+) {
+    match serde_json::from_str::<C>(text) {
+        Ok(config) => {
+            if let Some(error) = refused(&config) {
+                names_its_value(&error);
+            }
+            let saved = serde_json::to_string(&config).expect("what was read can be written");
+            let again: C = serde_json::from_str(&saved).expect("what was written can be read");
+            assert_eq!(again, config, "{saved}");
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+// ---------------------------------------------------------------- tensors
+
+/// The test device, or now and then another one.
+fn device(u: &mut Unstructured) -> Result<Device> {
+    #[expect(deprecated, reason = "supported while it exists")]
+    let elsewhere = Device::ndarray();
+    Ok(if u.ratio(1, 40)? {
+        elsewhere
+    } else {
+        Device::flex()
+    })
+}
+
+/// `size`, or now and then another one.
+fn about(u: &mut Unstructured, size: usize) -> Result<usize> {
+    if u.ratio(1, 40)? {
+        u.int_in_range(0..=5)
+    } else {
+        Ok(size)
+    }
+}
+
+/// Mostly log-probs and logits, sometimes what no model returns.
+fn number(u: &mut Unstructured) -> Result<f64> {
+    Ok(match u.int_in_range(0..=19)? {
+        0 => f64::NAN,
+        1 => f64::NEG_INFINITY,
+        2 => f64::INFINITY,
+        3 => f64::from(f32::arbitrary(u)?),
+        4 => -1e30,
+        5 => 0.0,
+        _ => f64::from(u.int_in_range(-4000..=4000)?) / 100.0,
+    })
+}
+
+fn numbers(u: &mut Unstructured, count: usize) -> Result<Vec<f64>> {
+    (0..count).map(|_| number(u)).collect()
+}
+
+fn floats<const D: usize>(
+    u: &mut Unstructured,
+    shape: [usize; D],
+    dtype: DType,
+) -> Result<Tensor<D>> {
+    let values = numbers(u, shape.iter().product())?;
+    let device = device(u)?;
+    let half = matches!(dtype, DType::F16 | DType::BF16);
+    // NdArray has no half precision.
+    let device = if half { Device::flex() } else { device };
+    Ok(Tensor::from_data(
+        TensorData::new(values, shape),
+        (&device, dtype),
+    ))
+}
+
+fn bools<const D: usize>(u: &mut Unstructured, shape: [usize; D]) -> Result<Tensor<D, Bool>> {
+    let values: Vec<bool> = (0..shape.iter().product())
+        .map(|_| u.arbitrary())
+        .collect::<Result<_>>()?;
+    let device = device(u)?;
+    Ok(Tensor::from_data(TensorData::new(values, shape), &device))
+}
+
+/// Ids, most of them in a vocabulary of `vocab` words, in any number type that Flex has.
+fn ids<const D: usize>(
+    u: &mut Unstructured,
+    shape: [usize; D],
+    vocab: usize,
+) -> Result<Tensor<D, Int>> {
+    let types = [
+        DType::I64,
+        DType::I32,
+        DType::I16,
+        DType::I8,
+        DType::U64,
+        DType::U32,
+        DType::U16,
+        DType::U8,
+    ];
+    let dtype = *u.choose(&types)?;
+    let values: Vec<i64> = (0..shape.iter().product())
+        .map(|_| {
+            Ok(match u.int_in_range(0..=19)? {
+                0 if matches!(dtype, DType::I64 | DType::I32 | DType::I16 | DType::I8) => -1,
+                1 => vocab as i64,
+                2 => i64::from(i8::arbitrary(u)?.max(0)),
+                _ => u.int_in_range(0..=vocab.max(1) - 1)? as i64,
+            })
+        })
+        .collect::<Result<_>>()?;
+    let device = device(u)?;
+    Ok(Tensor::from_data(
+        TensorData::new(values, shape),
+        (&device, dtype),
+    ))
+}
+
+fn float_type(u: &mut Unstructured) -> Result<DType> {
+    Ok(*u.choose(&[DType::F32, DType::F64, DType::F32, DType::F16, DType::BF16])?)
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    tensor.into_data().iter::<f64>().collect()
+}
+
+// ---------------------------------------------------------------- log-probs
+
+/// Logits or hidden states, ids and masks of any shape: an error, or what the definition says.
+fn log_probs(u: &mut Unstructured) -> Result<()> {
+    let [batch, time, vocab] = [
+        u.int_in_range(0..=3)?,
+        u.int_in_range(0..=5)?,
+        u.int_in_range(0..=7)?,
+    ];
+    let dtype = float_type(u)?;
+    let (tokens_time, mask_batch) = (about(u, time)?, about(u, batch)?);
+    let tokens = ids(u, [batch, tokens_time], vocab)?;
+    let mask = bools(u, [mask_batch, time])?;
+    match TokenLogProbs::check_tokens(&tokens, &mask, vocab) {
+        Ok(()) => {}
+        Err(error) => says_something(&error),
+    }
+
+    let from_logits = u.arbitrary()?;
+    let statistics = u.arbitrary()?;
+    let (logits, found) = if from_logits {
+        let logits = floats(u, [batch, time, vocab], dtype)?;
+        let found = if statistics {
+            TokenLogProbs::from_logits_with_statistics(logits.clone(), tokens.clone(), mask.clone())
+                .map(|(log_probs, _)| log_probs)
+        } else {
+            TokenLogProbs::from_logits(logits.clone(), tokens.clone(), mask.clone())
+        };
+        let other_batch = about(u, batch)?;
+        let other = floats(u, [other_batch, time, vocab], dtype)?;
+        match sequence_kl(logits.clone(), other, mask.clone()) {
+            Ok(kl) => assert_eq!(kl.dims(), [batch]),
+            Err(error) => says_something(&error),
+        }
+        (logits, found)
+    } else {
+        let width = u.int_in_range(0..=4)?;
+        let hidden = floats(u, [batch, time, width], dtype)?;
+        let words_first = u.arbitrary()?;
+        let shape = if words_first {
+            [vocab, about(u, width)?]
+        } else {
+            [about(u, width)?, vocab]
+        };
+        let weight_dtype = if u.ratio(1, 40)? { DType::F64 } else { dtype };
+        let weight = floats(u, shape, weight_dtype)?;
+        let mut head = if words_first {
+            LmHead::new(weight)
+        } else {
+            LmHead::transposed(weight)
+        };
+        if u.arbitrary()? {
+            let words = about(u, vocab)?;
+            head = head.with_bias(floats(u, [words], dtype)?);
+        }
+        let head = head.with_retained_bytes(u.arbitrary()?);
+        let found = TokenLogProbs::from_hidden(hidden.clone(), &head, tokens.clone(), mask.clone());
+        // What the values are is the business of `tests/suite/head.rs`; here, of shapes and masks.
+        (
+            Tensor::full([batch, time, vocab], f64::NAN, &Device::flex()),
+            found,
+        )
+    };
+
+    let log_probs = match found {
+        Ok(log_probs) => log_probs,
+        Err(error) => {
+            says_something(&error);
+            return Ok(());
+        }
+    };
+    assert!(time >= 2 && vocab >= 1, "nothing to predict");
+    assert_eq!(log_probs.log_probs().dims(), [batch, time - 1]);
+    let sequence = log_probs.sequence();
+    assert_eq!(sequence.sum().dims(), [batch]);
+    assert!(matches!(sequence.sum().dtype(), DType::F32 | DType::F64));
+
+    let ids: Vec<i64> = tokens.into_data().iter::<i64>().collect();
+    let counted: Vec<bool> = mask.into_data().iter::<bool>().collect();
+    let lengths = values(sequence.lengths());
+    let (ours, logits) = (values(log_probs.log_probs()), values(logits));
+    for b in 0..batch {
+        let mut length = 0.0;
+        for t in 0..time - 1 {
+            let (value, next) = (ours[b * (time - 1) + t], b * time + t + 1);
+            if !counted[next] {
+                assert_eq!(value, 0.0, "a token that does not count");
+                continue;
+            }
+            length += 1.0;
+            let row = &logits[(b * time + t) * vocab..][..vocab];
+            match usize::try_from(ids[next]) {
+                Ok(id) if id < vocab && from_logits => {
+                    let expected = log_softmax(row, id);
+                    let close = (value - expected).abs() <= 1e-4 * (1.0 + expected.abs());
+                    let same = value == expected || value.is_nan() && expected.is_nan();
+                    assert!(close || same, "{value} instead of {expected} of {row:?}");
+                }
+                Ok(id) if id < vocab => assert!(value.is_nan() || value <= 1e-3),
+                _ => assert!(value.is_nan(), "{value} for the id {}", ids[next]),
+            }
+        }
+        assert_eq!(lengths[b], length);
+    }
+
+    let part_batch = about(u, batch)?;
+    let part = bools(u, [part_batch, time])?;
+    match log_probs.restrict(part) {
+        Ok(restricted) => assert_eq!(restricted.log_probs().dims(), [batch, time - 1]),
+        Err(error) => says_something(&error),
+    }
+    Ok(())
+}
+
+fn log_softmax(row: &[f64], id: usize) -> f64 {
+    if row.iter().any(|x| x.is_nan()) {
+        return f64::NAN;
+    }
+    let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    row[id] - max - row.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
+}
+
+// ---------------------------------------------------------------- batches
+
+/// Whether a constructor took what fits, and refused by name what does not.
+fn fits<T>(found: std::result::Result<T, InvalidInput>, fits: bool) -> Option<T> {
+    match found {
+        Ok(found) => {
+            assert!(fits, "taken, but does not fit");
+            Some(found)
+        }
+        Err(error) => {
+            assert!(!fits, "{error}");
+            says_something(&error);
+            None
+        }
+    }
+}
+
+fn sequence(u: &mut Unstructured, rows: usize, dtype: DType) -> Result<Option<SequenceLogProbs>> {
+    let lengths = about(u, rows)?;
+    let sum = floats(u, [rows], dtype)?;
+    let lengths = ids(u, [lengths], 9)?;
+    let ok = sum.dims() == lengths.dims() && sum.device() == lengths.device();
+    Ok(fits(SequenceLogProbs::new(sum, lengths), ok))
+}
+
+/// Batches and columns of any shape, on any device.
+fn batches(u: &mut Unstructured) -> Result<()> {
+    let rows = u.int_in_range(0..=4)?;
+    let dtype = float_type(u)?;
+    let other = if u.ratio(1, 10)? {
+        float_type(u)?
+    } else {
+        dtype
+    };
+    let (other_rows, reference_rows) = (about(u, rows)?, about(u, rows)?);
+    let (Some(chosen), Some(rejected)) =
+        (sequence(u, rows, dtype)?, sequence(u, other_rows, other)?)
+    else {
+        return Ok(());
+    };
+    let place = |y: &SequenceLogProbs| (y.sum().dims(), y.sum().device());
+    let here = place(&chosen);
+
+    match SequenceLogProbs::from_values(&[-1.0; 3], &[i32::arbitrary(u)?; 3], &here.1) {
+        Ok(values) => assert_eq!(values.sum().dims(), [3]),
+        Err(error) => says_something(&error),
+    }
+    let even = rows.is_multiple_of(2);
+    fits(PolicyPair::from_concatenated(&chosen), even);
+
+    let candidates = u.int_in_range(0..=4)?;
+    let divides = candidates > 0 && rows.is_multiple_of(candidates.max(1));
+    if let Some(lists) = fits(chosen.clone().split_candidates(candidates), divides) {
+        let shape = [rows / candidates, candidates];
+        let (scores, present) = (floats(u, shape, other)?, bools(u, shape)?);
+        let ok = scores.device() == here.1 && present.device() == here.1;
+        fits(Ranked::new(lists, scores, present), ok);
+    }
+
+    let labels = about(u, rows)?;
+    let labels = bools(u, [labels])?;
+    let ok = (labels.dims(), labels.device()) == here;
+    fits(Unpaired::new(chosen.clone(), labels), ok);
+
+    let same_type = chosen.sum().dtype() == rejected.sum().dtype();
+    let ok = here == place(&rejected) && same_type;
+    let Some(pair) = fits(PolicyPair::new(chosen, rejected), ok) else {
+        return Ok(());
+    };
+    let (Some(ref_chosen), Some(ref_rejected)) = (
+        sequence(u, reference_rows, other)?,
+        sequence(u, reference_rows, dtype)?,
+    ) else {
+        return Ok(());
+    };
+    let ok = place(&ref_chosen) == here && place(&ref_rejected) == here;
+    let reference = Pair {
+        chosen: ref_chosen,
+        rejected: ref_rejected,
+    };
+    let Some(batch) = fits(pair.clone().relative_to(reference), ok) else {
+        return Ok(());
+    };
+
+    let column = |u: &mut Unstructured, length: usize| {
+        let length = about(u, length)?;
+        let column = floats(u, [length], other)?;
+        Ok::<_, arbitrary::Error>((column.clone(), (column.dims(), column.device())))
+    };
+    let scalar = ([1], here.1.clone());
+    let (values, at) = column(u, rows)?;
+    fits(WithMargin::new(batch.clone(), values.clone()), at == here);
+    fits(
+        WithPreference::new(batch.clone(), values.clone()),
+        at == here,
+    );
+    fits(WithWeights::new(batch.clone(), values.clone()), at == here);
+    let (more, more_at) = column(u, rows)?;
+    let both = Pair {
+        chosen: values,
+        rejected: more,
+    };
+    let ok = at == here && more_at == here;
+    fits(WithScores::new(batch.clone(), both.clone()), ok);
+    fits(WithSequenceKl::new(batch.clone(), both), ok);
+    let (value, at) = column(u, 1)?;
+    fits(
+        WithBaseline::new(batch.clone(), value.clone()),
+        at == scalar,
+    );
+    fits(WithShift::new(batch.clone(), value.clone()), at == scalar);
+    fits(WithMeanMargin::new(batch.clone(), value), at == scalar);
+    let tied = about(u, rows)?;
+    let tied = bools(u, [tied])?;
+    let ok = (tied.dims(), tied.device()) == here;
+    fits(WithTies::new(batch.clone(), tied), ok);
+    if let Some(nll_of) = sequence(u, rows, other)? {
+        let ok = place(&nll_of) == here;
+        fits(WithNll::new(batch, nll_of), ok);
+    }
+    tokens(u, rows)
+}
+
+/// Pairs of token log-probs, and what is done to them before they are summed.
+fn tokens(u: &mut Unstructured, rows: usize) -> Result<()> {
+    let side = |u: &mut Unstructured| {
+        let columns = u.int_in_range(1..=4)?;
+        let masked = about(u, columns)?;
+        let (values, mask) = (
+            floats(u, [rows, columns], DType::F32)?,
+            bools(u, [rows, masked])?,
+        );
+        let ok = masked == columns && values.device() == mask.device();
+        Ok::<_, arbitrary::Error>(fits(TokenLogProbs::new(values, mask), ok))
+    };
+    let (Some(chosen), Some(rejected)) = (side(u)?, side(u)?) else {
+        return Ok(());
+    };
+    if chosen.mask().device() != rejected.mask().device() {
+        return Ok(()); // A `Pair` put together by hand: documented as the caller's business.
+    }
+    let policy = Pair { chosen, rejected };
+    assert_eq!(policy.sequences().chosen.sum().dims(), [rows]);
+    if let Err(error) = policy.length_desensitized(number(u)?) {
+        names_its_value(&error);
+    }
+    let noise = |u: &mut Unstructured, like: &TokenLogProbs| {
+        let [rows, columns] = like.mask().dims();
+        let columns = about(u, columns)?;
+        floats(u, [rows, columns], DType::F32)
+    };
+    let noise = Pair {
+        chosen: noise(u, &policy.chosen)?,
+        rejected: noise(u, &policy.rejected)?,
+    };
+    let alike = |y: &TokenLogProbs, noise: &Tensor<2>| {
+        y.mask().dims() == noise.dims() && y.mask().device() == noise.device()
+    };
+    let ok = alike(&policy.chosen, &noise.chosen) && alike(&policy.rejected, &noise.rejected);
+    fits(policy.subsampled(&noise), ok);
+
+    let (Some(chosen), Some(rejected)) = (side(u)?, side(u)?) else {
+        return Ok(());
+    };
+    let reference = Pair { chosen, rejected };
+    let ok = alike(&policy.chosen, &reference.chosen.log_probs())
+        && alike(&policy.rejected, &reference.rejected.log_probs());
+    fits(policy.clamped_relative_to(&reference, -1.0, 1.0), ok);
+    fits(wpo_weights(&policy, &reference, Some(1.0)), ok);
+    Ok(())
+}
+
+// ---------------------------------------------------------------- objectives
+
+/// Any log-probs under any objective that a file can name: a NaN that goes in comes out, and
+/// nothing panics.
+fn objectives(u: &mut Unstructured) -> Result<()> {
+    let rows = u.int_in_range(0..=5)?;
+    let dtype = *u.choose(&[DType::F32, DType::F64])?;
+    let device = Device::flex();
+    let sides: Vec<Vec<f64>> = (0..4).map(|_| numbers(u, rows)).collect::<Result<_>>()?;
+    let lengths: Vec<i64> = (0..rows)
+        .map(|_| u.int_in_range(0..=1_000_000))
+        .collect::<Result<_>>()?;
+    let sequence = |side: &[f64]| {
+        let sum = Tensor::from_data(TensorData::from(side), (&device, dtype));
+        let lengths = Tensor::from_data(TensorData::from(lengths.as_slice()), &device);
+        SequenceLogProbs::new(sum, lengths).expect("they fit")
+    };
+    let beta = f64::from(u.int_in_range(1..=1_000_000_000_i32)?) * 1e-6;
+    let with = |config: &str, key: &str| format!(r#"{{"loss": "{config}", "{key}": {beta}}}"#);
+
+    if u.arbitrary()? {
+        let (name, key, reads_reference, per_example) = *u.choose(&PAIR_OBJECTIVES)?;
+        let policy = PolicyPair::new(sequence(&sides[0]), sequence(&sides[1])).expect("they fit");
+        let reference =
+            PolicyPair::new(sequence(&sides[2]), sequence(&sides[3])).expect("they fit");
+        let config: PairObjectiveConfig =
+            serde_json::from_str(&with(name, key)).expect("a key of every objective");
+        let losses = match config.try_init().expect("inside the range") {
+            PairObjective::Referenced(objective) => {
+                assert!(reads_reference, "{name}");
+                objective
+                    .forward(policy.relative_to(reference).expect("they fit"))
+                    .losses()
+            }
+            PairObjective::ReferenceFree(objective) => {
+                assert!(!reads_reference, "{name}");
+                objective.forward(policy).losses()
+            }
+        };
+        let losses = values(losses);
+        let nan = |i: usize, side: usize| sides[side][i].is_nan();
+        let read = if reads_reference { 4 } else { 2 };
+        let spoiled = |i: usize| (0..read).any(|side| nan(i, side));
+        for (i, loss) in losses.iter().enumerate() {
+            if per_example && spoiled(i) {
+                assert!(loss.is_nan(), "{name}: {loss}");
+            }
+        }
+        if !per_example && (0..rows).any(spoiled) {
+            assert!(
+                losses.iter().any(|loss| loss.is_nan()),
+                "{name}: {losses:?}"
+            );
+        }
+    } else {
+        let (name, key) = *u.choose(&LIST_OBJECTIVES)?;
+        let candidates = rows.max(1);
+        let lists = |side: &[f64]| {
+            sequence(side)
+                .split_candidates(candidates)
+                .expect("one list")
+        };
+        let shape = [rows / candidates, candidates];
+        let scores = Tensor::from_data(TensorData::new(sides[2].clone(), shape), (&device, dtype));
+        let there: Vec<bool> = (0..rows).map(|_| u.arbitrary()).collect::<Result<_>>()?;
+        let present = Tensor::from_data(TensorData::new(there.clone(), shape), &device);
+        let config: RankedObjectiveConfig =
+            serde_json::from_str(&with(name, key)).expect("a key of every objective");
+        let losses = match config.try_init().expect("inside the range") {
+            RankedObjective::Referenced(objective) => {
+                let relative = lists(&sides[0])
+                    .relative_to(lists(&sides[1]))
+                    .expect("they fit");
+                objective
+                    .forward(Ranked::new(relative, scores, present).expect("they fit"))
+                    .losses()
+            }
+            RankedObjective::ReferenceFree(objective) => {
+                let batch = Ranked::new(lists(&sides[0]), scores, present).expect("they fit");
+                objective.forward(batch).losses()
+            }
+        };
+        let spoiled = (0..rows).any(|i| there[i] && (sides[0][i].is_nan() || sides[2][i].is_nan()));
+        for loss in values(losses) {
+            assert!(!spoiled || loss.is_nan(), "{name}: {loss}");
+        }
+    }
+    Ok(())
+}
+
+/// Objectives over pairs: name, a key for its scale, whether it reads the reference, and whether
+/// examples have losses of their own.
+const PAIR_OBJECTIVES: [(&str, &str, bool, bool); 24] = [
+    ("dpo", "beta", true, true),
+    ("ipo", "tau", true, true),
+    ("hinge", "beta", true, true),
+    ("gpo", "beta", true, true),
+    ("discopop", "beta", true, true),
+    ("exo_pair", "beta", true, true),
+    ("nca", "beta", true, true),
+    ("bco", "beta", true, true),
+    ("sppo", "beta", true, true),
+    ("apo_zero", "beta", true, true),
+    ("apo_down", "beta", true, true),
+    ("dpop", "beta", true, true),
+    ("rdpo", "beta", true, true),
+    ("cal_dpo", "beta", true, true),
+    ("aot", "beta", true, false),
+    ("dpo_shift", "beta", true, true),
+    ("hdpo", "beta", true, true),
+    ("chipo", "beta", true, true),
+    ("simpo", "beta", false, true),
+    ("cpo", "beta", false, true),
+    ("alpha_po", "beta", false, true),
+    ("orpo", "odds_ratio_weight", false, true),
+    ("slic_hf", "sft_weight", false, true),
+    ("asft", "alignment_weight", false, true),
+];
+
+const LIST_OBJECTIVES: [(&str, &str); 7] = [
+    ("plackett_luce", "beta"),
+    ("lipo", "beta"),
+    ("info_nca", "beta"),
+    ("nca_list", "beta"),
+    ("exo_list", "beta"),
+    ("rrhf", "sft_weight"),
+    ("pro", "sft_weight"),
+];
