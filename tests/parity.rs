@@ -20,6 +20,7 @@ use burn_preference::{
     ApoZeroLossConfig, BatchMetrics, DpoLossConfig, Frozen, KlEstimate, KtoLossConfig, LmHead,
     NpoLossConfig, Objective, OrpoLossConfig, PolicyPair, SftTerm, TokenLogProbs, Unpaired,
     log_probs::sequence_kl,
+    math::{bounded_expm1, log_odds, log1mexp, softplus},
 };
 
 use problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, TRAINABLE};
@@ -560,13 +561,14 @@ impl Model {
     fn new(device: &Device) -> Self {
         let flex = Device::flex().autodiff();
         flex.seed(7);
-        Self {
+        let model = Self {
             embedding: EmbeddingConfig::new(VOCAB, 8).init(&flex),
             mix: LinearConfig::new(8, 8).init(&flex),
             scale: Param::from_tensor(Tensor::ones([8], &flex)),
             head: LinearConfig::new(8, VOCAB).init(&flex),
-        }
-        .fork(device)
+        };
+        model.numbers(); // Parameters that nobody has read are drawn where they are moved to.
+        model.fork(device)
     }
 
     fn hidden(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
@@ -594,6 +596,7 @@ impl Model {
         [
             to_vec(self.embedding.weight.val()),
             to_vec(self.mix.weight.val()),
+            to_vec(self.mix.bias.as_ref().unwrap().val()),
             to_vec(self.scale.val()),
             to_vec(self.head.weight.val()),
             to_vec(head),
@@ -657,4 +660,59 @@ fn training_takes_the_same_steps() {
     }
     // It moved, and the reference did not: the first loss has ln 2 in it.
     assert_ne!(expected[0], expected[1]);
+}
+
+/// Elementwise numerics near 0, relative to the value: tanh and log1p of a shading language have
+/// no digits there.
+#[test]
+fn tails_of_the_numerics() {
+    let x = [
+        -1e-30, -1e-20, -1e-9, -1e-6, -1e-3, -0.1, -0.9, -1.1, -3.0, -20.0, -80.0,
+    ];
+    for dtype in wide_dtypes() {
+        let leaf = floats(&x, dtype).autodiff().require_grad();
+        let exact = |i: usize| {
+            if dtype == DType::F32 {
+                f64::from(x[i] as f32)
+            } else {
+                x[i]
+            }
+        };
+        let check = |name: &str, y: Tensor<1>, value: fn(f64) -> f64, slope: fn(f64) -> f64| {
+            let grads = y.clone().sum().backward();
+            let (y, grad) = (to_vec(y), to_vec(leaf.grad(&grads).unwrap()));
+            for i in 0..x.len() {
+                for (ours, expected) in [(y[i], value(exact(i))), (grad[i], slope(exact(i)))] {
+                    // Far from 0 no digit of the tail is promised.
+                    let scale = if x[i] > -1.0 { expected.abs() } else { 1.0 };
+                    assert!(
+                        (ours - expected).abs() <= tolerance(dtype) * scale,
+                        "{name}({}) in {dtype:?}: {ours} instead of {expected}",
+                        x[i]
+                    );
+                }
+            }
+        };
+        check("expm1", bounded_expm1(leaf.clone()), f64::exp_m1, f64::exp);
+        check(
+            "log1mexp",
+            log1mexp(leaf.clone()),
+            |x| (-x.exp_m1()).ln(),
+            |x| x.exp() / x.exp_m1(),
+        );
+        check("log odds", log_odds(leaf.clone()), scalar::odds, |x| {
+            -1.0 / x.exp_m1()
+        });
+        check(
+            "softplus",
+            softplus(leaf.clone()),
+            |x| -scalar::ln_sigmoid(-x),
+            scalar::sigmoid,
+        );
+    }
+    // The gradient of a pair that is already told apart.
+    let won = floats(&[-30.0], DType::F32).autodiff().require_grad();
+    let grads = softplus(won.clone()).backward();
+    let slope = to_vec(won.grad(&grads).unwrap())[0];
+    assert!((slope / (-30_f64).exp() - 1.0).abs() < 1e-4, "{slope}");
 }
