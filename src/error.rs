@@ -5,7 +5,7 @@ use thiserror::Error;
 
 /// A hyperparameter outside its range.
 #[derive(Debug, Clone, PartialEq, Error)]
-#[error("`{name}` is {value}, but must be {allowed}")]
+#[error("`{name}` is {}, but must be {allowed}", readable(*value))]
 pub struct InvalidHyperparameter {
     name: &'static str,
     value: f64,
@@ -36,6 +36,14 @@ impl InvalidHyperparameter {
     pub fn allowed(&self) -> &'static str {
         self.allowed
     }
+}
+
+/// Without three hundred zeros.
+fn readable(value: f64) -> String {
+    if value == 0.0 || (1e-4..1e16).contains(&value.abs()) {
+        return value.to_string();
+    }
+    format!("{value:e}")
 }
 
 /// A tensor that does not fit: its shape, its dtype, its device or one of its values.

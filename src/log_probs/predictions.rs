@@ -1,4 +1,4 @@
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Bool, DType, Device, Int, IntDType, Tensor};
 
 use super::{TokenLogProbs, TokenStatistics};
 use crate::error::InvalidInput;
@@ -25,7 +25,7 @@ impl Predictions {
         InvalidInput::check_device("tokens", device, &tokens.device())?;
         let mask = prediction_mask([batch, time], device, completion_mask)?;
 
-        let targets = roll_left(tokens);
+        let targets = roll_left(widen(tokens));
         let inside = targets
             .clone()
             .greater_equal_elem(0)
@@ -81,6 +81,14 @@ pub(super) fn prediction_mask(
 pub(super) fn finish(values: Tensor<2>, mask: Tensor<2, Bool>) -> TokenLogProbs {
     let [_, time] = values.dims();
     TokenLogProbs::masked(values.narrow(1, 0, time - 1), mask.narrow(1, 0, time - 1))
+}
+
+/// Ids in a type that can be compared with the size of any vocabulary.
+fn widen(tokens: Tensor<2, Int>) -> Tensor<2, Int> {
+    match tokens.dtype() {
+        DType::I8 | DType::I16 | DType::U8 | DType::U16 => tokens.cast(IntDType::I32),
+        _ => tokens,
+    }
 }
 
 /// Column `t` takes what stood at `t + 1`; the last column takes the first's.
