@@ -71,6 +71,32 @@
 //! yours: bf16 weights do not move at preference learning rates (an AdamW step of 1e-6 is below
 //! their resolution), so train f32 weights or LoRA factors in f32.
 //!
+//! # Extremes
+//!
+//! - **Finite log-probs give finite losses and gradients** where the true value fits the number
+//!   type: log-probs of −1e5 and reward margins of ±1e4 do in f32, for every objective. Exponents
+//!   are held at 80 and IPO's square at 1e18 (f32), as the objectives say; a square beyond the type
+//!   is ∞.
+//! - **A NaN that goes in comes out**, in the example that it belongs to: of a log-prob, of a score
+//!   in a list, of a column. One of an absent candidate or a token that does not count does not.
+//! - **±∞ gives the limit, ±∞ or NaN**, never another number.
+//! - **Empty completions and batches** have sum, mean and loss 0.
+//! - **Hyperparameters are numbers that f32 holds**: 1e-300 would be 0 there, and is an error.
+//!
+//! WGSL (the shading language of `wgpu`) lets a device assume that there is no NaN, so that the
+//! second point is the device's to keep; and `ln(1 + u)` is right there to 1e-7 absolutely: a loss
+//! of 1e-9 may read 0, but its gradient keeps its digits.
+//!
+//! # Reproducibility
+//!
+//! On Flex, the same inputs give the same bits on any number of threads: log-probs, losses of
+//! every objective (those that sort included), gradients, a training run with AdamW. Not promised
+//! are the same bits for another batch size, layout of the head or
+//! [`LmHead::with_retained_bytes`], whose sums are taken in another order; nor on GPUs, whose
+//! atomic additions have no order. Lists break ties by their own order, on every device. What sorts
+//! by Burn ([`AotLoss`] and `Pair::subsampled`) leaves it to the backend which of equal values comes
+//! first: the losses are the same, the gradient goes to either.
+//!
 //! # Memory
 //!
 //! The logits of 4 × 512 tokens over 128k words are 1 GB in f32, and their gradient another.
@@ -82,7 +108,8 @@
 //! # Features
 //!
 //! No backend is chosen for you. `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `metal`, `cuda`,
-//! `rocm`, `cpu`, `remote` and `rayon`, `simd` forward to Burn's features of these names.
+//! `rocm`, `cpu`, `remote`, `remote-websocket`, `remote-server` and `rayon`, `simd` forward to
+//! Burn's features of these names.
 //!
 //! This is a community crate, not affiliated with Burn's authors.
 
