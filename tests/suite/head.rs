@@ -429,3 +429,28 @@ fn every_objective_agrees_on_both_paths() {
 
 /// Policy and reference.
 type Sequences = [SequenceLogProbs; 2];
+
+/// More logits than Burn's own operations take in one block: f64 goes that way on every backend.
+#[test]
+fn several_blocks_of_rows() {
+    let mut problem = Problem::new([2, 220, 40_000, 2], 41);
+    problem.mask.fill(true);
+    let from_logits = How {
+        from_logits: true,
+        ..TRAINABLE
+    };
+    let expected = problem.run(from_logits);
+    // No logits kept, or those of the first block of 419 rows.
+    for retained_bytes in [0, 419 * 40_000 * 8] {
+        let ours = problem.run(How {
+            retained_bytes,
+            ..TRAINABLE
+        });
+        assert_close(&ours.log_probs, &expected.log_probs, 1e-12, "log-probs");
+        assert_close(&ours.hidden, &expected.hidden, 1e-12, "d hidden");
+        assert_close(&ours.weight, &expected.weight, 1e-12, "d weight");
+        assert_close(&ours.bias, &expected.bias, 1e-12, "d bias");
+    }
+    let frozen = problem.run(FROZEN);
+    assert_close(&frozen.hidden, &expected.hidden, 1e-12, "d hidden");
+}

@@ -5,7 +5,7 @@ use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
 use burn::tensor::{Bool, Device, Int, Tensor};
 use burn_preference::{
-    DpoLossConfig, Frozen, Objective, PolicyPair, ReferenceSchedule, SequenceLogProbs,
+    DpoLossConfig, Frozen, LmHead, Objective, PolicyPair, ReferenceSchedule, SequenceLogProbs,
     TokenLogProbs,
 };
 
@@ -334,4 +334,48 @@ fn a_moving_reference_follows_by_path() {
         "interval"
     );
     assert_eq!(ReferenceSchedule::new(1, 0.0).unwrap_err().name(), "alpha");
+}
+
+/// Whatever head a model hands out, the reference's log-probs have no graph.
+#[test]
+fn a_trained_head_does_not_train_the_reference() {
+    let device = device();
+    let leaf = |shape: [usize; 2]| Tensor::<2>::ones(shape, &device).autodiff().require_grad();
+    let head =
+        |weight: Tensor<2>, bias: Tensor<2>| LmHead::new(weight).with_bias(bias.reshape([5]));
+    let plain = |shape: [usize; 2]| Tensor::<2>::ones(shape, &device);
+    let heads = [
+        head(leaf([5, 3]), plain([1, 5])),
+        head(plain([5, 3]), leaf([1, 5])),
+        head(leaf([5, 3]), leaf([1, 5])),
+    ];
+    let reference = Frozen::new(&Bigram::new(&device));
+    for head in heads {
+        let tokens = Tensor::<2, Int>::ones([2, 4], &device);
+        let mask = tokens.clone().greater_elem(0);
+        let ours = reference.log_probs_from_hidden(tokens, mask, |_, tokens| {
+            let [batch, time] = tokens.dims();
+            (Tensor::ones([batch, time, 3], &device), head.clone())
+        });
+        assert!(!ours.unwrap().log_probs().is_autodiff());
+    }
+}
+
+#[test]
+fn it_says_what_it_holds() {
+    let reference = Frozen::new(&Bigram::new(&device()));
+    let text = format!("{reference:?}");
+    assert!(
+        text.starts_with("Frozen(") && text.contains("table"),
+        "{text}"
+    );
+    let policy = Bigram::new(&device());
+    let model = Preference {
+        reference: reference.clone(),
+        policy,
+    };
+    let shown = model.to_string();
+    let shown = &shown[..shown.find("policy").unwrap()];
+    assert!(shown.contains("model") && shown.contains("head"), "{shown}");
+    assert_eq!(reference.devices(), [device()]);
 }
