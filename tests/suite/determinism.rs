@@ -162,8 +162,8 @@ fn training() {
         let mut optimizer = AdamWConfig::new().init();
         let mut numbers = Vec::new();
         for step in 0..3 {
-            let draws = noise(400, 10 + step);
-            let ids: Vec<usize> = draws.iter().map(|x| ((x + 1.0) * 350.0) as usize).collect();
+            let draws = noise(400, 10 + step as u64);
+            let ids: Vec<usize> = (0..400).map(|i| (i * 7919 + step) % VOCAB).collect();
             let counted: Vec<bool> = draws.iter().map(|x| x.abs() > 0.2).collect();
             let tokens = ints(&ids).reshape([8, 50]);
             let mask = bools(&counted).reshape([8, 50]);
