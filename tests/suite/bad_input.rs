@@ -8,10 +8,10 @@ use burn_preference::log_probs::sequence_kl;
 use burn_preference::modifier::wpo_weights;
 use burn_preference::state::{MovingAverage, RunningMean};
 use burn_preference::{
-    AlphaPoLossConfig, DpoLossConfig, DpoShiftLossConfig, Frozen, InvalidInput, LmHead, Objective,
-    Pair, PolicyPair, Ranked, ReferenceSchedule, SequenceLogProbs, SimpoLossConfig, TokenLogProbs,
-    Unpaired, WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores,
-    WithSequenceKl, WithShift, WithTies, WithWeights,
+    AlphaPoLossConfig, Divergence, DpoLossConfig, DpoShiftLossConfig, Frozen, InvalidInput, LmHead,
+    Objective, Pair, PolicyPair, Ranked, ReferenceSchedule, SequenceLogProbs, SimpoLossConfig,
+    TokenLogProbs, Unpaired, WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference,
+    WithScores, WithSequenceKl, WithShift, WithTies, WithWeights,
 };
 use proptest::prelude::*;
 
@@ -215,7 +215,15 @@ fn hyperparameters_fit_into_f32() {
     for beta in [1.2e-38, 3.4e38] {
         assert!(DpoLossConfig::new().with_beta(beta).try_init().is_ok());
     }
-    // α → 0 is a limit, not a division by 0.
+    // α → 0 is a limit, not a division by 0: to the last bit.
+    let dpo = |divergence| {
+        let y = |sum: f64| sequence(floats(&[sum], DType::F32), &[2]);
+        let policy = PolicyPair::new(y(-1.3), y(-4.1)).unwrap();
+        let reference = PolicyPair::new(y(-2.7), y(-3.9)).unwrap();
+        let dpo = DpoLossConfig::new().with_divergence(divergence).init();
+        to_vec(dpo.forward(policy.relative_to(reference).unwrap()).losses())
+    };
+    assert_eq!(dpo(Divergence::Alpha(2e-38)), dpo(Divergence::ReverseKl));
     for alpha in [0.0, 1.2e-38, -1e-30] {
         let alpha = AlphaPoLossConfig::new().with_alpha(alpha).init();
         let pair = |sum: f64| sequence(floats(&[sum], DType::F32), &[2]);

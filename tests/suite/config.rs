@@ -7,8 +7,9 @@ use burn_preference::config::{
     ScoredPairObjectiveConfig, TiedPairObjectiveConfig, UnpairedObjective, UnpairedObjectiveConfig,
 };
 use burn_preference::{
-    Divergence, DpoLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, NllNormalization,
-    Normalization, OrpoLossConfig, RrhfLossConfig,
+    CpoLossConfig, Divergence, DpoLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise,
+    NllNormalization, Normalization, OrpoLossConfig, RrhfLossConfig, SimpoLossConfig,
+    SppoLossConfig,
 };
 use serde::de::DeserializeOwned;
 
@@ -263,4 +264,22 @@ fn a_file_out_of_range_says_so() {
         error.to_string(),
         "`tie_factor` is 1, but must be a finite number > 1, in f32"
     );
+}
+
+#[test]
+fn presets_are_what_they_say() {
+    let (token, mean) = (NllNormalization::Token, Normalization::Mean);
+    let sum = IpoLossConfig::new().with_normalization(Normalization::Sum);
+    assert_eq!(IpoLossConfig::paper(), sum);
+    let per_token = IpoLossConfig::new().with_normalization(mean);
+    assert_eq!(IpoLossConfig::trl(), per_token);
+    let cpo = CpoLossConfig::new().with_nll_normalization(token);
+    assert_eq!(CpoLossConfig::trl(), cpo);
+    let orpo = OrpoLossConfig::new().with_nll_normalization(token);
+    assert_eq!(OrpoLossConfig::trl(), orpo);
+    assert_eq!(SppoLossConfig::trl(), SppoLossConfig::new().with_beta(0.1));
+    let simpo = SimpoLossConfig::new()
+        .with_beta(2.5)
+        .with_target_margin(1.25);
+    assert_eq!(SimpoLossConfig::from_margin_ratio(2.5, 0.5), simpo);
 }

@@ -313,6 +313,19 @@ fn errors_name_what_does_not_fit() {
         ),
         "`head.weight`: expected F32, found F64"
     );
+    let nothing = |words: usize, width: usize| {
+        let head = LmHead::new(f32s(&[], [words, width]));
+        let states = Tensor::zeros([2, 3, width], (&device(), DType::F32));
+        message(states, &head)
+    };
+    assert_eq!(
+        nothing(0, 4),
+        "`head.weight`: expected vocab ≥ 1, hidden 4 ≥ 1, found vocab 0, hidden 4"
+    );
+    assert_eq!(
+        nothing(5, 0),
+        "`head.weight`: expected vocab ≥ 1, hidden 0 ≥ 1, found vocab 5, hidden 0"
+    );
     let short = Tensor::zeros([4], (&device(), DType::F32));
     assert_eq!(
         message(states(), &head.clone().with_bias(short)),

@@ -354,6 +354,8 @@ mod tests {
     fn without_the_extension() {
         let device = Device::flex();
         assert!(is_supported(&device) && is_supported(&device.clone().autodiff()));
+        #[cfg(feature = "ndarray")]
+        assert!(is_supported(&Device::ndarray()));
         let random = |shape: [usize; 2]| {
             let all = Distribution::Uniform(-2.0, 2.0);
             let tensor = Tensor::<2>::random(shape, all, (&device, DType::F64));
