@@ -25,6 +25,7 @@ use burn_preference::{
 
 use problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, TRAINABLE};
 use scalar::{Row, slope};
+use subjects::rows;
 use support::{
     Labelled, Lists, PairResult, Pairs, assert_close, bools, device, dtypes, floats, keeps_nan,
     sequence, to_vec, tolerance, wide_dtypes,
@@ -58,18 +59,6 @@ fn pairs() -> Pairs {
         chosen_len: lengths_w.to_vec(),
         rejected_len: lengths_l.to_vec(),
     }
-}
-
-fn rows(pairs: &Pairs) -> Vec<Row> {
-    let row = |i: usize| Row {
-        w: pairs.chosen[i],
-        l: pairs.rejected[i],
-        ref_w: pairs.ref_chosen[i],
-        ref_l: pairs.ref_rejected[i],
-        len_w: pairs.chosen_len[i],
-        len_l: pairs.rejected_len[i],
-    };
-    (0..pairs.len()).map(row).collect()
 }
 
 fn run(subject: &subjects::PairSubject, pairs: &Pairs, dtype: DType) -> PairResult {

@@ -15,8 +15,8 @@ use burn_preference::{
 };
 use proptest::prelude::*;
 
-use crate::support::fuzz::TARGETS;
-use crate::support::{assert_close, bools, cases, device, floats, sequence, to_vec};
+use crate::support::fuzz::{INTEGERS, TARGETS};
+use crate::support::{assert_close, bools, cases, device, elsewhere, floats, sequence, to_vec};
 
 /// What the fuzzers found worth keeping, `fuzz/corpus/TARGET/*`.
 #[test]
@@ -45,13 +45,6 @@ proptest! {
             target(&data);
         }
     }
-}
-
-/// A device that is not the test device.
-fn elsewhere() -> Device {
-    #[expect(deprecated, reason = "supported while it exists")]
-    let others = [Device::ndarray(), Device::flex()];
-    others.into_iter().find(|other| *other != device()).unwrap()
 }
 
 fn both<T>(chosen: T, rejected: T) -> Pair<T> {
@@ -266,16 +259,7 @@ fn files_say_what_is_wrong_with_their_values() {
 
 #[test]
 fn ids_of_every_integer_type() {
-    for dtype in [
-        DType::I64,
-        DType::I32,
-        DType::I16,
-        DType::I8,
-        DType::U64,
-        DType::U32,
-        DType::U16,
-        DType::U8,
-    ] {
+    for dtype in INTEGERS {
         if !device().supports_dtype(dtype) {
             continue;
         }

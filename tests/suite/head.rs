@@ -1,7 +1,7 @@
 //! Log-probs from hidden states and a head: against scalar code and against the logits path.
 
 use burn::nn::{EmbeddingConfig, LinearConfig, LinearLayout};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_preference::{
     KtoLossConfig, LmHead, Objective, PolicyPair, Ranked, SequenceLogProbs, TokenLogProbs,
     Unpaired, WithBaseline,
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use crate::problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, TRAINABLE, noise, values};
 use crate::subjects;
-use crate::support::{assert_close, bools, cases, device, error, to_vec};
+use crate::support::{assert_close, bools, cases, device, elsewhere, error, to_vec};
 
 /// Absolute or relative error allowed; half precision rounds the inputs themselves.
 fn tolerance(dtype: DType) -> f64 {
@@ -356,17 +356,9 @@ fn errors_name_what_does_not_fit() {
         short.unwrap_err().to_string(),
         "`completion_mask`: expected shape [2, 3], found shape [1, 3]"
     );
-    let elsewhere = elsewhere();
-    let far = LmHead::new(Tensor::zeros([5, 4], (&elsewhere, DType::F32)));
+    let far = LmHead::new(Tensor::zeros([5, 4], (&elsewhere(), DType::F32)));
     let text = message(states(), &far);
     assert!(text.starts_with("`head.weight`: expected "), "{text}");
-}
-
-/// A device that is not the test device.
-fn elsewhere() -> Device {
-    #[expect(deprecated, reason = "supported while it exists")]
-    let others = [Device::ndarray(), Device::flex()];
-    others.into_iter().find(|other| *other != device()).unwrap()
 }
 
 /// The loss of every objective, and its gradients of the model, by both paths.

@@ -12,8 +12,8 @@ use burn_preference::{
 };
 use proptest::prelude::*;
 
-use crate::objectives::{any_pairs, rows};
-use crate::subjects::{self, PairSubject};
+use crate::objectives::any_pairs;
+use crate::subjects::{self, PairSubject, rows};
 use crate::support::{
     Labelled, Lists, PairResult, Pairs, assert_close, bools, cases, error, f64s, floats, sequence,
     to_vec,

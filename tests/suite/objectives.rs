@@ -15,7 +15,7 @@ use burn_preference::{
 use proptest::prelude::*;
 
 use crate::scalar::{self, Row};
-use crate::subjects;
+use crate::subjects::{self, rows};
 use crate::support::{
     Labelled, Lists, Pairs, assert_close, bools, cases, error, f64s, ints, leaf, sequence, to_vec,
 };
@@ -195,19 +195,6 @@ prop_compose! {
         }
         pairs
     }
-}
-
-pub fn rows(pairs: &Pairs) -> Vec<Row> {
-    (0..pairs.len())
-        .map(|i| Row {
-            w: pairs.chosen[i],
-            l: pairs.rejected[i],
-            ref_w: pairs.ref_chosen[i],
-            ref_l: pairs.ref_rejected[i],
-            len_w: pairs.chosen_len[i],
-            len_l: pairs.rejected_len[i],
-        })
-        .collect()
 }
 
 proptest! {

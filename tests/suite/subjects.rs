@@ -24,7 +24,7 @@ use crate::scalar::{
     List, Row, bernoulli_kl, g, held, ln_sigmoid, log_softmax, logsumexp, noise, odds, relu,
     sigmoid, softmax, sorted,
 };
-use crate::support::{bools, floats};
+use crate::support::{Pairs, bools, floats};
 
 pub type PairOutput = LossOutput<Pair<Tensor<1>>>;
 
@@ -52,6 +52,20 @@ pub struct PairSubject {
     pub losses: Box<dyn Fn(&[Row], &[Row]) -> Vec<f64>>,
     pub rewards: Box<dyn Fn(Row) -> (f64, f64)>,
     pub laws: Laws,
+}
+
+/// The pairs of a batch, for the scalar code.
+pub fn rows(pairs: &Pairs) -> Vec<Row> {
+    (0..pairs.len())
+        .map(|i| Row {
+            w: pairs.chosen[i],
+            l: pairs.rejected[i],
+            ref_w: pairs.ref_chosen[i],
+            ref_l: pairs.ref_rejected[i],
+            len_w: pairs.chosen_len[i],
+            len_l: pairs.rejected_len[i],
+        })
+        .collect()
 }
 
 // Columns by the index of the example.

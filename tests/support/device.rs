@@ -27,6 +27,13 @@ pub fn device() -> Device {
     }
 }
 
+/// A device that is not the test device.
+pub fn elsewhere() -> Device {
+    #[expect(deprecated, reason = "supported while it exists")]
+    let others = [Device::ndarray(), Device::flex()];
+    others.into_iter().find(|other| *other != device()).unwrap()
+}
+
 fn name() -> String {
     std::env::var("BURN_PREFERENCE_DEVICE").unwrap_or_else(|_| "flex".to_owned())
 }

@@ -154,23 +154,25 @@ fn bools<const D: usize>(u: &mut Unstructured, shape: [usize; D]) -> Result<Tens
     Ok(Tensor::from_data(TensorData::new(values, shape), &device))
 }
 
+/// Every integer type that Flex has.
+pub const INTEGERS: [DType; 8] = [
+    DType::I64,
+    DType::I32,
+    DType::I16,
+    DType::I8,
+    DType::U64,
+    DType::U32,
+    DType::U16,
+    DType::U8,
+];
+
 /// Ids, most of them in a vocabulary of `vocab` words, in any number type that Flex has.
 fn ids<const D: usize>(
     u: &mut Unstructured,
     shape: [usize; D],
     vocab: usize,
 ) -> Result<Tensor<D, Int>> {
-    let types = [
-        DType::I64,
-        DType::I32,
-        DType::I16,
-        DType::I8,
-        DType::U64,
-        DType::U32,
-        DType::U16,
-        DType::U8,
-    ];
-    let dtype = *u.choose(&types)?;
+    let dtype = *u.choose(&INTEGERS)?;
     let values: Vec<i64> = (0..shape.iter().product())
         .map(|_| {
             Ok(match u.int_in_range(0..=19)? {

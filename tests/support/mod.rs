@@ -7,7 +7,7 @@ pub mod fuzz;
 pub mod llama;
 
 #[allow(unused_imports, reason = "each test binary uses its own part")]
-pub use device::{device, dtypes, keeps_nan, tolerance, wide_dtypes};
+pub use device::{device, dtypes, elsewhere, keeps_nan, tolerance, wide_dtypes};
 
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use burn_preference::{
