@@ -215,7 +215,7 @@ fn a_lora_reference_shares_the_base_weights() {
     // so, and could not fail here.
     let alone = |policy: Bigram| policy.head.weight.consume().1.inner().can_mut();
     let unshared = Bigram::new(&device().autodiff()).apply_lora(Lora::new(2, 4.0));
-    assert_eq!(alone(unshared), device() == Device::flex());
+    assert!(alone(unshared) || device() != Device::flex());
     let shared = Bigram::new(&device().autodiff());
     let holder = Frozen::new(&shared);
     assert!(!alone(shared.apply_lora(Lora::new(2, 4.0))));
