@@ -63,18 +63,18 @@ pub fn keeps_nan() -> bool {
 
 /// How far a number may be from f64 scalar code, absolute or relative, whichever is smaller.
 ///
-/// | type | half a unit in the last place | allowed | since |
+/// | type | half a unit in the last place of 1 | allowed | since |
 /// |---|---|---|---|
 /// | f64 | 1.1e-16 | 1e-11 | log-probs of −50 cancel to ratios, exponentials of 10 multiply what is left |
 /// | f32 | 6e-8 | 5e-5 | the same; GPUs round exponential and logarithm to 3 more units |
-/// | f16 | 4.9e-4 | 4e-3 | inputs are exact, and f32 from the logits on: gradients are rounded once, and so are the operands, and on GPUs the sums, of their products |
-/// | bf16 | 3.9e-3 | 5e-2 | as f16; on LibTorch 3.4e-2 where terms of a sum cancel |
+/// | f16 | 2.4e-4 | 4e-3 | inputs are exact, and f32 from the logits on: gradients are rounded once, and so are the operands, and on GPUs the sums, of their products |
+/// | bf16 | 2e-3 | 8e-2 | as f16: a term of 12, which the gradients here are made of, is rounded by 3e-2 |
 pub fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => 1e-11,
         DType::F32 => 5e-5,
         DType::F16 => 4e-3,
-        DType::BF16 => 5e-2,
+        DType::BF16 => 8e-2,
         other => unreachable!("{other:?} is not tested"),
     }
 }
