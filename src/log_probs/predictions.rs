@@ -1,4 +1,4 @@
-use burn::tensor::{Bool, DType, Device, Int, IntDType, Tensor};
+use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor};
 
 use super::{TokenLogProbs, TokenStatistics};
 use crate::error::InvalidInput;
@@ -84,9 +84,11 @@ pub(super) fn finish(values: Tensor<2>, mask: Tensor<2, Bool>) -> TokenLogProbs 
 }
 
 /// Ids in a type that can be compared with the size of any vocabulary.
+///
+/// By way of f32, which holds 16 bits exactly: burn-remote 0.22.1 cannot cast integers.
 fn widen(tokens: Tensor<2, Int>) -> Tensor<2, Int> {
     match tokens.dtype() {
-        DType::I8 | DType::I16 | DType::U8 | DType::U16 => tokens.cast(IntDType::I32),
+        DType::I8 | DType::I16 | DType::U8 | DType::U16 => tokens.cast(FloatDType::F32).int(),
         _ => tokens,
     }
 }
