@@ -448,6 +448,13 @@ fn the_class_ratio_error_carries_the_ratio() {
     assert_relative_eq!(error.value(), 0.25);
     assert_eq!(error.allowed(), "in [1, 4/3]");
     assert_eq!(KtoLossConfig::new().check_class_ratio(4, 3), Ok(4.0 / 3.0));
+    assert_eq!(KtoLossConfig::new().check_class_ratio(7, 7), Ok(1.0));
+    assert!(KtoLossConfig::new().check_class_ratio(2, 1).is_err());
+    // 1.5·20 / (3·8)
+    let weighted = KtoLossConfig::new()
+        .with_desirable_weight(1.5)
+        .with_undesirable_weight(3.0);
+    assert_eq!(weighted.check_class_ratio(20, 8), Ok(1.25));
     assert!(KtoLossConfig::new().check_class_ratio(1, 0).is_err());
     assert!(KtoLossConfig::new().check_class_ratio(0, 0).is_err());
 }
