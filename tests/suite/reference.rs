@@ -9,7 +9,7 @@ use burn_preference::{
     TokenLogProbs,
 };
 
-use crate::support::{device, to_vec};
+use crate::support::{device, elsewhere, to_vec};
 
 /// Logits of the next token from the embedding of this one.
 #[derive(Module, Debug)]
@@ -246,12 +246,7 @@ fn a_lora_reference_shares_the_base_weights() {
 fn one_copy_per_device() {
     let reference = Frozen::new(&Bigram::new(&device()));
     let before = numbers(&reference);
-    #[expect(deprecated, reason = "any second device serves")]
-    let other = if device() == Device::flex() {
-        Device::ndarray()
-    } else {
-        Device::flex()
-    };
+    let other = elsewhere();
     assert_eq!(reference.devices(), vec![device()]);
 
     let there = reference.clone().fork(&other);
