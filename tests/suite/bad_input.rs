@@ -211,9 +211,11 @@ fn hyperparameters_fit_into_f32() {
     // α → 0 is a limit, not a division by 0: to the last bit.
     let dpo = |divergence| {
         let y = |sum: f64| sequence(floats(&[sum], DType::F32), &[2]);
+        // A log-ratio of 1e-3, of which α = 2e-38 leaves no normal number.
         let policy = PolicyPair::new(y(-1.3), y(-4.1)).unwrap();
-        let reference = PolicyPair::new(y(-2.7), y(-3.9)).unwrap();
-        let dpo = DpoLossConfig::new().with_divergence(divergence).init();
+        let reference = PolicyPair::new(y(-1.301), y(-4.1)).unwrap();
+        let dpo = DpoLossConfig::new().with_beta(1e3);
+        let dpo = dpo.with_divergence(divergence).init();
         to_vec(dpo.forward(policy.relative_to(reference).unwrap()).losses())
     };
     assert_eq!(dpo(Divergence::Alpha(2e-38)), dpo(Divergence::ReverseKl));
