@@ -94,8 +94,8 @@
 //! are the same bits for another batch size, layout of the head or
 //! [`LmHead::with_retained_bytes`], whose sums are taken in another order; nor on GPUs, whose
 //! atomic additions have no order. Lists break ties by their own order, on every device. What sorts
-//! by Burn ([`AotLoss`] and `Pair::subsampled`) leaves it to the backend which of equal values comes
-//! first: the losses are the same, the gradient goes to either.
+//! by Burn leaves it to the backend which of equal values comes first: [`AotLoss`] has the same
+//! losses, and its gradient goes to either; `Pair::subsampled` keeps either token of equal noise.
 //!
 //! # Memory
 //!
