@@ -120,6 +120,8 @@ struct Readme;
 
 pub mod batch;
 pub mod config;
+#[cfg(feature = "data")]
+pub mod data;
 mod declare;
 pub mod error;
 mod hyperparameter;
@@ -132,6 +134,7 @@ pub mod objective;
 pub mod part;
 pub mod reference;
 pub mod state;
+pub mod tokens;
 
 pub use batch::{
     Batch, Pair, PolicyPair, Ranked, ReferencedPair, Unpaired, WithBaseline, WithMargin,

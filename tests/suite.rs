@@ -10,6 +10,8 @@ mod batches;
 mod catalogue;
 #[path = "suite/config.rs"]
 mod config;
+#[path = "suite/data.rs"]
+mod data;
 #[path = "suite/determinism.rs"]
 mod determinism;
 #[path = "suite/extremes.rs"]

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 const FLOORS: [&[&str]; 7] = [
     &["error", "math"],
-    &["hyperparameter", "log_probs"],
+    &["hyperparameter", "log_probs", "tokens"],
     &["batch", "declare"],
     &["part", "reference"],
     &["objective"],
     &["loss", "metrics", "modifier"],
-    &["config", "state"],
+    &["config", "data", "state"],
 ];
 
 fn floor(module: &str) -> usize {

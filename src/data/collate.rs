@@ -1,0 +1,164 @@
+use burn::data::dataloader::batcher::Batcher;
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+
+use super::example::{Desirable, Example, Preference, Scores};
+use super::mismatched::WithMismatched;
+use crate::batch::Ranked;
+use crate::error::InvalidInput;
+use crate::log_probs::SequenceLogProbs;
+use crate::tokens::{Padding, Sequence, TokenBatch};
+
+/// Makes batches of token ids: a Burn `Batcher` for pairs, thumbs, thumbs with mismatched
+/// completions, and lists.
+///
+/// # Panics
+///
+/// `batch` panics on a token id of 2³¹ or more.
+#[derive(Debug, Clone, Copy)]
+pub struct Collator {
+    padding: Padding,
+}
+
+impl Collator {
+    /// Pads as `padding` says.
+    pub fn new(padding: Padding) -> Self {
+        Self { padding }
+    }
+
+    fn tokens(&self, sequences: Vec<Sequence>, device: &Device) -> TokenBatch {
+        TokenBatch::new(sequences, self.padding, device).unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+/// Pairs as tensors.
+#[derive(Debug, Clone)]
+pub struct PairTokens {
+    /// The chosen rows, then the rejected ones: what
+    /// [`PolicyPair::from_concatenated`](crate::PolicyPair::from_concatenated) takes apart.
+    pub tokens: TokenBatch,
+    /// Where the rows come from; for columns of your own.
+    pub examples: Vec<Example<Vec<u32>, Preference>>,
+}
+
+impl Batcher<Example<Vec<u32>, Preference>, PairTokens> for Collator {
+    fn batch(&self, items: Vec<Example<Vec<u32>, Preference>>, device: &Device) -> PairTokens {
+        let side = |of: fn(&Example<Vec<u32>, Preference>) -> &Vec<u32>| {
+            items.iter().map(move |x| Sequence::new(&x.prompt, of(x)))
+        };
+        let sequences = side(Example::chosen)
+            .chain(side(Example::rejected))
+            .collect();
+        PairTokens {
+            tokens: self.tokens(sequences, device),
+            examples: items,
+        }
+    }
+}
+
+/// Thumbs as tensors.
+#[derive(Debug, Clone)]
+pub struct UnpairedTokens<L = Desirable> {
+    /// A row per completion.
+    pub tokens: TokenBatch,
+    /// `[batch]`, true for a thumb up.
+    pub desirable: Tensor<1, Bool>,
+    /// Each prompt with another prompt's completion, for KTO's z₀; none of a dataset without.
+    pub mismatched: Option<TokenBatch>,
+    /// Where the rows come from; for columns of your own.
+    pub examples: Vec<Example<Vec<u32>, L>>,
+}
+
+impl Collator {
+    fn unpaired<L>(
+        &self,
+        items: Vec<Example<Vec<u32>, L>>,
+        desirable: impl Fn(&L) -> bool,
+        device: &Device,
+    ) -> UnpairedTokens<L> {
+        let sequences = items.iter().flat_map(Example::sequences).collect();
+        let labels: Vec<bool> = items.iter().map(|x| desirable(&x.label)).collect();
+        UnpairedTokens {
+            tokens: self.tokens(sequences, device),
+            desirable: Tensor::from_data(TensorData::from(labels.as_slice()), device),
+            mismatched: None,
+            examples: items,
+        }
+    }
+}
+
+impl Batcher<Example<Vec<u32>, Desirable>, UnpairedTokens> for Collator {
+    fn batch(&self, items: Vec<Example<Vec<u32>, Desirable>>, device: &Device) -> UnpairedTokens {
+        self.unpaired(items, |label| label.0, device)
+    }
+}
+
+impl Batcher<Example<Vec<u32>, WithMismatched>, UnpairedTokens<WithMismatched>> for Collator {
+    fn batch(
+        &self,
+        items: Vec<Example<Vec<u32>, WithMismatched>>,
+        device: &Device,
+    ) -> UnpairedTokens<WithMismatched> {
+        let mismatched = items.iter().map(|x| x.label.sequence.clone()).collect();
+        UnpairedTokens {
+            mismatched: Some(self.tokens(mismatched, device)),
+            ..self.unpaired(items, |label| label.desirable.0, device)
+        }
+    }
+}
+
+/// Lists as tensors.
+#[derive(Debug, Clone)]
+pub struct RankedTokens {
+    /// `candidates` rows per list; those that a shorter list lacks hold its prompt alone.
+    pub tokens: TokenBatch,
+    /// The length of the longest list, 1 at least.
+    pub candidates: usize,
+    /// `[batch, candidates]`, 0 where there is no candidate.
+    pub scores: Tensor<2>,
+    /// `[batch, candidates]`, false where there is none.
+    pub present: Tensor<2, Bool>,
+    /// Where the rows come from; for columns of your own.
+    pub examples: Vec<Example<Vec<u32>, Scores>>,
+}
+
+impl RankedTokens {
+    /// The lists with the log-probabilities of their rows.
+    ///
+    /// # Errors
+    ///
+    /// There is not one log-probability per row.
+    pub fn ranked(
+        &self,
+        log_probs: SequenceLogProbs,
+    ) -> Result<Ranked<SequenceLogProbs<2>>, InvalidInput> {
+        let candidates = log_probs.split_candidates(self.candidates)?;
+        Ranked::new(candidates, self.scores.clone(), self.present.clone())
+    }
+}
+
+impl Batcher<Example<Vec<u32>, Scores>, RankedTokens> for Collator {
+    fn batch(&self, items: Vec<Example<Vec<u32>, Scores>>, device: &Device) -> RankedTokens {
+        let longest = items.iter().map(|x| x.completions().len()).max();
+        let candidates = longest.unwrap_or(1);
+        let shape = [items.len(), candidates];
+        let mut sequences = Vec::with_capacity(shape[0] * candidates);
+        let mut scores = Vec::with_capacity(shape[0] * candidates);
+        let mut present = Vec::with_capacity(shape[0] * candidates);
+        for item in &items {
+            for i in 0..candidates {
+                let completion = item.completions().get(i);
+                let ids = completion.map_or(&[] as &[u32], Vec::as_slice);
+                sequences.push(Sequence::new(&item.prompt, ids));
+                scores.push(item.label.0.get(i).copied().unwrap_or(0.0));
+                present.push(completion.is_some());
+            }
+        }
+        RankedTokens {
+            tokens: self.tokens(sequences, device),
+            candidates,
+            scores: Tensor::from_data(TensorData::new(scores, shape), device),
+            present: Tensor::from_data(TensorData::new(present, shape), device),
+            examples: items,
+        }
+    }
+}

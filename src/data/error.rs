@@ -1,0 +1,116 @@
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// What is wrong with one row: the field, what was expected there and what was found.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("`{field}`: expected {expected}, found {found}")]
+pub struct RowError {
+    field: String,
+    expected: String,
+    found: String,
+}
+
+impl RowError {
+    /// An error about `field`, a path such as `chosen[1].content`.
+    pub fn new(field: impl Into<String>, expected: impl Display, found: impl Display) -> Self {
+        Self {
+            field: field.into(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    /// The path of the field.
+    pub fn field(&self) -> &str {
+        &self.field
+    }
+
+    /// What would have been accepted.
+    pub fn expected(&self) -> &str {
+        &self.expected
+    }
+
+    /// What stands there.
+    pub fn found(&self) -> &str {
+        &self.found
+    }
+}
+
+/// Data that cannot be used; each error says where.
+#[derive(Debug, Error)]
+pub enum DataError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A line is not a JSON object.
+    #[error("{}:{line}: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+    /// A field of a row is missing or of another kind.
+    #[error("{}:{line}: {source}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+        /// The field.
+        source: RowError,
+    },
+    /// The tokenizer refused a text.
+    #[error("row {index}{}: the tokenizer says: {source}", of_line(*line))]
+    Tokenizer {
+        /// The row's index in its dataset.
+        index: usize,
+        /// Its line in the file, if it comes from one.
+        line: Option<usize>,
+        /// What the tokenizer says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A dataset below this one failed.
+    #[error(transparent)]
+    Dataset(#[from] burn::data::dataset::DatasetError),
+    /// No other prompt's completion fits.
+    #[error(
+        "row {index}: there is no completion of another prompt that fits: mismatched completions \
+         need two different prompts"
+    )]
+    NoMismatch {
+        /// The row's index in its dataset.
+        index: usize,
+    },
+    /// A saved position belongs to another dataset.
+    #[error("the position was saved in a dataset of {saved} rows, this one has {found}")]
+    OtherDataset {
+        /// Rows then.
+        saved: usize,
+        /// Rows now.
+        found: usize,
+    },
+}
+
+fn of_line(line: Option<usize>) -> String {
+    line.map_or(String::new(), |line| format!(" (line {line})"))
+}
+
+impl DataError {
+    pub(super) fn file(path: &Path, source: io::Error) -> Self {
+        Self::File {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}

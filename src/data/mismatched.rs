@@ -1,0 +1,73 @@
+use burn::data::dataset::{Dataset, DatasetError};
+
+use super::error::DataError;
+use super::example::{Desirable, Example};
+use super::tokenized::Truncation;
+use crate::tokens::Sequence;
+
+/// The label of a thumb with a completion of another prompt beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WithMismatched {
+    /// The thumb.
+    pub desirable: Desirable,
+    /// This example's prompt with another prompt's completion.
+    pub sequence: Sequence,
+}
+
+/// Thumbs with mismatched completions, on which KTO's z₀ is estimated.
+///
+/// Each row gets the completion of the next row (and after the last the first) that has another
+/// prompt and fits. A pairing by batch, as TRL makes it, gives a batch of one its own completion
+/// and neighbours of one prompt each other's; this one does neither, and does not change with the
+/// batch. Shuffle before, if the order of the rows means something.
+#[derive(Debug)]
+pub struct Mismatched<D> {
+    dataset: D,
+    truncation: Truncation,
+}
+
+impl<D: Dataset<Example<Vec<u32>, Desirable>>> Mismatched<D> {
+    /// Pairs the rows of `dataset`; `truncation` is applied to the new pairs.
+    pub fn new(dataset: D, truncation: Truncation) -> Self {
+        Self {
+            dataset,
+            truncation,
+        }
+    }
+
+    fn partner(&self, index: usize, prompt: &[u32]) -> Result<Sequence, DataError> {
+        let rows = self.dataset.len();
+        for step in 1..rows {
+            let other = self.dataset.get((index + step) % rows)?;
+            if other.prompt == prompt {
+                continue;
+            }
+            let mut prompt = prompt.to_vec();
+            let mut completion = [other.completion().clone()];
+            if self.truncation.apply(&mut prompt, &mut completion).is_ok() {
+                return Ok(Sequence::new(&prompt, &completion[0]));
+            }
+        }
+        Err(DataError::NoMismatch { index })
+    }
+}
+
+impl<D> Dataset<Example<Vec<u32>, WithMismatched>> for Mismatched<D>
+where
+    D: Dataset<Example<Vec<u32>, Desirable>>,
+{
+    fn get(&self, index: usize) -> Result<Example<Vec<u32>, WithMismatched>, DatasetError> {
+        let example = self.dataset.get(index)?;
+        let sequence = self
+            .partner(index, &example.prompt)
+            .map_err(DatasetError::new)?;
+        Ok(example.relabel(|desirable| WithMismatched {
+            desirable,
+            sequence,
+        }))
+    }
+
+    fn len(&self) -> usize {
+        self.dataset.len()
+    }
+}

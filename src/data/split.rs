@@ -1,0 +1,81 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::data::dataset::Dataset;
+
+use super::error::DataError;
+
+/// Which rows train and which are held out, by index.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Split {
+    /// Rows to train on, in order.
+    pub train: Vec<usize>,
+    /// Rows to report on, in order.
+    pub held_out: Vec<usize>,
+    /// How many groups train.
+    pub train_groups: usize,
+    /// How many groups are held out.
+    pub held_out_groups: usize,
+}
+
+/// Splits a dataset so that rows of one group are on one side.
+///
+/// A conversation, a prompt or an annotator gives several rows: if some of them train, the others
+/// are no test. `group` names a row's group, such as a field of
+/// [`Example::other`](super::Example::other). The groups with the smallest hashes of `seed` and
+/// name are held out, `share` of them, rounded: neither the order of the rows nor their number
+/// decides which. Select the rows with Burn's `SelectionDataset`.
+///
+/// # Errors
+///
+/// A row cannot be read.
+///
+/// # Panics
+///
+/// Panics unless `share` is in \[0, 1\].
+pub fn split_by<I>(
+    dataset: &impl Dataset<I>,
+    share: f64,
+    seed: u64,
+    group: impl Fn(&I) -> String,
+) -> Result<Split, DataError> {
+    assert!(
+        (0.0..=1.0).contains(&share),
+        "share: in [0, 1], not {share}"
+    );
+    let mut rows: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for index in 0..dataset.len() {
+        rows.entry(group(&dataset.get(index)?))
+            .or_default()
+            .push(index);
+    }
+    let hash = |name: &str| {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&seed.to_le_bytes());
+        hasher.update(name.as_bytes());
+        *hasher.finalize().as_bytes()
+    };
+    let groups: BTreeSet<([u8; 32], &str)> =
+        rows.keys().map(|name| (hash(name), &**name)).collect();
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of it"
+    )]
+    let held_out_groups = (share * groups.len() as f64).round() as usize;
+    let mut split = Split {
+        train_groups: groups.len() - held_out_groups,
+        held_out_groups,
+        ..Split::default()
+    };
+    for (place, (_, name)) in groups.into_iter().enumerate() {
+        let side = if place < held_out_groups {
+            &mut split.held_out
+        } else {
+            &mut split.train
+        };
+        side.extend(&rows[name]);
+    }
+    split.train.sort_unstable();
+    split.held_out.sort_unstable();
+    Ok(split)
+}

@@ -1,0 +1,772 @@
+//! Feature `data`: rows as people have them, what is wrong with them, and the way to tensors.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use burn::data::dataloader::DataLoaderBuilder;
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataset::{Dataset, InMemDataset};
+use burn_preference::data::{
+    Collator, Cursor, DataError, Desirable, Example, Format, JsonLines, Mismatched, PairFormat,
+    PairTokens, Part, RankedFormat, Reason, ScoreField, Scores, Text, Tokenized, Truncation,
+    UnpairedFormat, read, split_by,
+};
+use burn_preference::tokens::{Padding, Sequence};
+use burn_preference::{PolicyPair, SequenceLogProbs};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use crate::support::cases;
+use crate::support::device::device;
+
+struct File {
+    _dir: TempDir,
+    path: PathBuf,
+}
+
+fn file(content: impl AsRef<[u8]>) -> File {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    fs::write(&path, content).unwrap();
+    File { _dir: dir, path }
+}
+
+fn plain(text: &str) -> Text {
+    Text::Plain(text.to_owned())
+}
+
+/// A token per byte, and 0 at the end of a completion.
+fn bytes(part: Part<'_>) -> Result<Vec<u32>, Infallible> {
+    let of =
+        |text: &Text| -> Vec<u32> { text.as_plain().unwrap().bytes().map(u32::from).collect() };
+    Ok(match part {
+        Part::Prompt(prompt) => of(prompt),
+        Part::Completion { completion, .. } => [of(completion), vec![0]].concat(),
+    })
+}
+
+fn only<F: Format>(content: &str, format: F) -> Result<Example<Text, F::Label>, DataError> {
+    JsonLines::open(&file(content).path, format)?.row(0)
+}
+
+fn pair(content: &str) -> Result<Example<Text, burn_preference::data::Preference>, DataError> {
+    only(content, PairFormat::default())
+}
+
+#[test]
+fn pairs_with_a_prompt() {
+    let row = pair(r#"{"prompt": "2+2=", "chosen": "4", "rejected": "5", "tree": "a"}"#).unwrap();
+    assert_eq!(row.prompt, plain("2+2="));
+    assert_eq!((row.chosen(), row.rejected()), (&plain("4"), &plain("5")));
+    assert_eq!(row.other["tree"], "a");
+    assert_eq!(row.other.len(), 1);
+    assert_eq!(row.line, Some(1));
+}
+
+#[test]
+fn pairs_whose_prompt_is_what_both_begin_with() {
+    let of = |chosen: &str, rejected: &str| {
+        let row = serde_json::json!({"chosen": chosen, "rejected": rejected});
+        let row = pair(&row.to_string()).unwrap();
+        [&row.prompt, row.chosen(), row.rejected()].map(|text| text.as_plain().unwrap().to_owned())
+    };
+    // As `trl.extract_prompt` documents it: the space goes to the completions.
+    let sky = of("The sky is blue.", "The sky is green.");
+    assert_eq!(sky, ["The sky is", " blue.", " green."]);
+    assert_eq!(of("Q: é!", "Q: è!"), ["Q:", " é!", " è!"]); // é and è share their first byte
+    assert_eq!(of("ab", "abc"), ["ab", "", "c"]);
+    assert_eq!(of("same", "same"), ["same", "", ""]);
+    assert_eq!(of("x", "y"), ["", "x", "y"]);
+}
+
+#[test]
+fn conversations() {
+    let turn = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+    let explicit = serde_json::json!({
+        "prompt": [turn("user", "2+2?")],
+        "chosen": [turn("assistant", "4")],
+        "rejected": [turn("assistant", "5")],
+    });
+    let implicit = serde_json::json!({
+        "chosen": [turn("user", "2+2?"), turn("assistant", "4")],
+        "rejected": [turn("user", "2+2?"), turn("assistant", "5")],
+    });
+    let explicit = pair(&explicit.to_string()).unwrap();
+    assert_eq!(explicit, pair(&implicit.to_string()).unwrap());
+    let messages = explicit.chosen().as_conversation().unwrap();
+    assert_eq!(
+        (&*messages[0].role, &*messages[0].content),
+        ("assistant", "4")
+    );
+    assert!(explicit.chosen().as_plain().is_none());
+
+    let named = serde_json::json!({
+        "prompt": [{"role": "user", "content": "?", "name": "Ada"}], "chosen": "a", "rejected": "b",
+    });
+    let row = pair(&named.to_string()).unwrap();
+    assert_eq!(
+        row.prompt.as_conversation().unwrap()[0].other["name"],
+        "Ada"
+    );
+}
+
+#[test]
+fn thumbs_and_lists() {
+    let row = r#"{"prompt": "p", "completion": "c", "label": false}"#;
+    let row = only(row, UnpairedFormat::default()).unwrap();
+    assert_eq!(
+        (row.completion(), row.label),
+        (&plain("c"), Desirable(false))
+    );
+
+    let list = r#"{"prompt": "p", "responses": ["a", "b"], "scores": [1, 2.5], "ranks": [1, 2]}"#;
+    let scored = |order| {
+        let format = RankedFormat {
+            order,
+            ..RankedFormat::default()
+        };
+        only(list, format).unwrap().label
+    };
+    assert_eq!(
+        RankedFormat::default().order,
+        ScoreField::Scores("scores".into())
+    );
+    assert_eq!(
+        scored(ScoreField::Scores("scores".into())),
+        Scores(vec![1.0, 2.5])
+    );
+    assert_eq!(
+        scored(ScoreField::Ranks("ranks".into())),
+        Scores(vec![-1.0, -2.0])
+    );
+    assert_eq!(scored(ScoreField::BestFirst), Scores(vec![0.0, -1.0]));
+}
+
+#[test]
+fn fields_of_other_names() {
+    let format = PairFormat {
+        prompt: "question".into(),
+        chosen: "good".into(),
+        rejected: "bad".into(),
+    };
+    let row = only(r#"{"question": "q", "good": "g", "bad": "b"}"#, format).unwrap();
+    assert_eq!(row.prompt, plain("q"));
+    assert!(row.other.is_empty());
+}
+
+#[test]
+fn errors_name_file_line_and_field() {
+    let says = |error: DataError, expected: &str| {
+        let text = error.to_string();
+        let (path, rest) = text.split_once(".jsonl:").unwrap();
+        assert!(path.ends_with("rows"), "{text}");
+        assert_eq!(rest, expected);
+    };
+    let second = |row: &str| {
+        let content = format!("\n{{\"chosen\": \"a\", \"rejected\": \"b\"}}\n\n{row}\n");
+        let file = file(content);
+        let rows = JsonLines::open(&file.path, PairFormat::default()).unwrap();
+        assert_eq!(rows.len(), 2);
+        rows.row(0).unwrap();
+        rows.row(1).unwrap_err()
+    };
+    let text = "a string or a list of messages";
+    says(
+        second(r#"{"chosen": "a"}"#),
+        &format!("4: `rejected`: expected {text}, found nothing"),
+    );
+    says(
+        second(r#"{"chosen": 3, "rejected": "b"}"#),
+        &format!("4: `chosen`: expected {text}, found a number"),
+    );
+    says(
+        second(r#"{"chosen": [{"role": "user"}], "rejected": "b"}"#),
+        "4: `chosen[0].content`: expected a string, found nothing",
+    );
+    says(
+        second(r#"{"chosen": ["hi"], "rejected": "b"}"#),
+        "4: `chosen[0]`: expected a message with role and content, found a string",
+    );
+    says(
+        second(r#"{"chosen": [], "rejected": "b"}"#),
+        "4: `rejected`: expected messages, as the chosen ones, found a string",
+    );
+    says(
+        second(r#"{"chosen": "a", "chosen": "b", "rejected": "c"}"#),
+        "4: the field `chosen` stands twice at line 1 column 29",
+    );
+    says(
+        second("[1]"),
+        "4: invalid type: sequence, expected a JSON object at line 1 column 0",
+    );
+    says(
+        second(r#"{"chosen": "a""#),
+        "4: EOF while parsing an object at line 1 column 14",
+    );
+
+    let thumb = |label: &str| {
+        let row = format!(r#"{{"prompt": "p", "completion": "c", "label": {label}}}"#);
+        only(&row, UnpairedFormat::default()).unwrap_err()
+    };
+    says(
+        thumb("1"),
+        "1: `label`: expected true or false, found a number",
+    );
+    let list = |rest: &str| {
+        let row = format!(r#"{{"prompt": "p", {rest}}}"#);
+        only(&row, RankedFormat::default()).unwrap_err()
+    };
+    says(
+        list(r#""responses": [], "scores": []"#),
+        "1: `responses`: expected a list of texts, one at least, found an empty list",
+    );
+    says(
+        list(r#""responses": ["a", "b"], "scores": [1]"#),
+        "1: `scores`: expected 2 numbers, one per response, found 1",
+    );
+    says(
+        list(r#""responses": ["a", "b"], "scores": [1, null]"#),
+        "1: `scores[1]`: expected a number, found null",
+    );
+
+    let Err(DataError::Row { line, source, .. }) = pair(r#"{"chosen": "a"}"#) else {
+        panic!("another error");
+    };
+    assert_eq!(
+        (line, source.field(), source.found()),
+        (1, "rejected", "nothing")
+    );
+    assert_eq!(source.expected(), text);
+    let missing = JsonLines::open("/nowhere/rows.jsonl", PairFormat::default());
+    assert!(
+        missing
+            .unwrap_err()
+            .to_string()
+            .starts_with("/nowhere/rows.jsonl: ")
+    );
+}
+
+#[test]
+fn files_as_editors_and_systems_write_them() {
+    let rows = "\u{feff}{\"chosen\": \"a\", \"rejected\": \"b\"}\r\n   \r\n\
+                {\"chosen\": \"c\", \"rejected\": \"d\"}";
+    let file = file(rows);
+    let random = JsonLines::open(&file.path, PairFormat::default()).unwrap();
+    assert_eq!(random.len(), 2);
+    assert!(!random.is_empty());
+    let in_order: Vec<_> = read(&file.path, PairFormat::default())
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    assert_eq!(in_order, [random.row(0).unwrap(), random.row(1).unwrap()]);
+    assert_eq!(in_order[1].line, Some(3));
+    assert!(
+        JsonLines::open(&self::file("").path, PairFormat::default())
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[test]
+fn compressed_files_are_read_in_order() {
+    let packed = |rows: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(rows.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    // Two members, as `cat a.gz b.gz` makes them.
+    let first = packed("{\"chosen\": \"a\", \"rejected\": \"b\"}\n");
+    let second = packed("{\"chosen\": \"c\", \"rejected\": \"d\"}\n{\"chosen\": \"e\"}\n");
+    let whole = file([first.clone(), second.clone()].concat());
+    let mut rows = read(&whole.path, PairFormat::default()).unwrap();
+    assert_eq!(rows.next().unwrap().unwrap().chosen(), &plain("a"));
+    assert_eq!(rows.next().unwrap().unwrap().line, Some(2));
+    assert!(
+        rows.next()
+            .unwrap()
+            .unwrap_err()
+            .to_string()
+            .contains(".jsonl:3: `rejected`")
+    );
+    assert!(rows.next().is_none());
+
+    let torn = file(&second[..second.len() - 9]);
+    let rows = read(&torn.path, PairFormat::default()).unwrap();
+    let last = rows.last().unwrap();
+    assert!(matches!(last, Err(DataError::File { .. })), "{last:?}");
+
+    let error = JsonLines::open(&whole.path, PairFormat::default()).unwrap_err();
+    assert!(error.to_string().contains("no random access"), "{error}");
+}
+
+fn ids(prompt: usize, completions: &[usize]) -> (Vec<u32>, Vec<Vec<u32>>) {
+    let count = |n: usize| (0..n as u32).collect();
+    (
+        count(prompt),
+        completions.iter().map(|&n| count(n)).collect(),
+    )
+}
+
+/// The lengths after truncation, by way of a dataset of one list.
+fn truncated(
+    truncation: Truncation,
+    prompt: usize,
+    completions: &[usize],
+) -> Result<(Vec<u32>, Vec<Vec<u32>>), Reason> {
+    let text = |n: usize| plain(&"x".repeat(n));
+    let list = Example::ranked(
+        text(prompt),
+        completions.iter().map(|&n| text(n)).collect(),
+        vec![0.0; completions.len()],
+    );
+    let count = |part: Part<'_>| -> Result<Vec<u32>, Infallible> {
+        let (Part::Prompt(text)
+        | Part::Completion {
+            completion: text, ..
+        }) = part;
+        Ok((0..text.as_plain().unwrap().len() as u32).collect())
+    };
+    let tokens = Tokenized::new(InMemDataset::new(vec![list]), count, truncation).unwrap();
+    match tokens.report().dropped.as_slice() {
+        [] => {
+            let row = tokens.get(0).unwrap();
+            Ok((row.prompt.clone(), row.completions().to_vec()))
+        }
+        [dropped] => Err(dropped.reason),
+        _ => unreachable!("one row"),
+    }
+}
+
+#[test]
+fn truncation_does_what_its_name_says() {
+    let max_length = 10;
+    let drop = Truncation::Drop { max_length };
+    assert_eq!(truncated(drop, 4, &[6, 2]), Ok(ids(4, &[6, 2])));
+    assert_eq!(truncated(drop, 4, &[7, 2]), Err(Reason::TooLong));
+
+    let prompt_end = Truncation::PromptEnd { max_length };
+    let (prompt, completions) = truncated(prompt_end, 9, &[7, 2]).unwrap();
+    assert_eq!((prompt, completions), (vec![6, 7, 8], ids(0, &[7, 2]).1));
+    assert_eq!(truncated(prompt_end, 9, &[10, 2]), Err(Reason::LosesPrompt));
+
+    let start = Truncation::CompletionStart { max_length };
+    assert_eq!(truncated(start, 7, &[9, 2]), Ok(ids(7, &[3, 2])));
+    assert_eq!(truncated(start, 10, &[9, 2]), Err(Reason::LosesCompletion));
+
+    let both = Truncation::PromptEndThenCompletionStart {
+        max_prompt: 4,
+        max_length,
+    };
+    let (prompt, completions) = truncated(both, 9, &[7, 2]).unwrap();
+    assert_eq!((prompt, completions), (vec![5, 6, 7, 8], ids(0, &[6, 2]).1));
+    let nothing = Truncation::PromptEndThenCompletionStart {
+        max_prompt: 0,
+        max_length,
+    };
+    assert_eq!(truncated(nothing, 9, &[7]), Err(Reason::LosesPrompt));
+
+    for truncation in [drop, prompt_end, start, both] {
+        assert_eq!(truncated(truncation, 0, &[1]), Err(Reason::EmptyPrompt));
+        assert_eq!(
+            truncated(truncation, 1, &[1, 0]),
+            Err(Reason::EmptyCompletion)
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(200))]
+
+    /// Nothing is longer than allowed, empty, or something else than a piece of what it was; what
+    /// fits is not touched.
+    #[test]
+    fn truncation_keeps_its_promises(
+        prompt in 0_usize..12,
+        completions in prop::collection::vec(0_usize..12, 1..4),
+        max_length in 0_usize..16,
+        max_prompt in 0_usize..12,
+        policy in 0..4,
+    ) {
+        let truncation = match policy {
+            0 => Truncation::Drop { max_length },
+            1 => Truncation::PromptEnd { max_length },
+            2 => Truncation::CompletionStart { max_length },
+            _ => Truncation::PromptEndThenCompletionStart { max_prompt, max_length },
+        };
+        let (whole_prompt, whole) = ids(prompt, &completions);
+        let longest = completions.iter().max().unwrap();
+        let fits = prompt + longest <= max_length && (policy < 3 || prompt <= max_prompt);
+        let something = prompt > 0 && completions.iter().all(|&n| n > 0);
+        match truncated(truncation, prompt, &completions) {
+            Ok((prompt, completions)) => {
+                prop_assert!(!prompt.is_empty() && whole_prompt.ends_with(&prompt));
+                for (short, whole) in completions.iter().zip(&whole) {
+                    prop_assert!(!short.is_empty() && whole.starts_with(short));
+                    prop_assert!(prompt.len() + short.len() <= max_length);
+                }
+                if fits {
+                    prop_assert_eq!(&prompt, &whole_prompt);
+                    prop_assert_eq!(&completions, &whole);
+                }
+                prop_assert!(policy != 0 || fits);
+            }
+            Err(_) => prop_assert!(!(fits && something)),
+        }
+    }
+
+    /// Any bytes are a row or an error, in a file as in a stream.
+    #[test]
+    fn random_bytes_are_rows_or_errors(
+        noise in prop::collection::vec(any::<u8>(), 0..60),
+        cut in 0_usize..80,
+        at in 0_usize..80,
+    ) {
+        let row = br#"{"prompt": "p", "completion": "c", "label": true}
+{"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}"#;
+        let mut content = row[..row.len() - cut].to_vec();
+        let at = at.min(content.len());
+        content.splice(at..at, noise);
+        let file = file(&content);
+        macro_rules! both {
+            ($format:expr) => {
+                let in_order: Vec<_> = read(&file.path, $format).unwrap().collect();
+                if let Ok(rows) = JsonLines::open(&file.path, $format) {
+                    prop_assert_eq!(in_order.len(), rows.len());
+                    for (index, one) in in_order.iter().enumerate() {
+                        match (one, rows.row(index)) {
+                            (Ok(one), Ok(other)) => prop_assert_eq!(one, &other),
+                            (Err(one), Err(other)) => {
+                                prop_assert_eq!(one.to_string(), other.to_string());
+                            }
+                            other => prop_assert!(false, "{other:?}"),
+                        }
+                    }
+                }
+            };
+        }
+        both!(PairFormat::default());
+        both!(UnpairedFormat::default());
+        both!(RankedFormat::default());
+    }
+}
+
+#[test]
+fn the_report_counts_what_is_kept() {
+    let pairs = vec![
+        Example::pair(plain("abc"), plain("d"), plain("efg")),
+        Example::pair(plain("abcdefgh"), plain("ijk"), plain("l")),
+        Example::pair(plain("a"), plain("same"), plain("same")),
+        Example::pair(plain("a"), plain("far too long"), plain("b")),
+        Example::pair(plain(""), plain("b"), plain("c")),
+    ];
+    let truncation = Truncation::PromptEnd { max_length: 10 };
+    let tokens = Tokenized::new(InMemDataset::new(pairs), bytes, truncation).unwrap();
+    let report = tokens.report();
+    assert_eq!((report.kept, report.dropped.len()), (3, 2));
+    assert_eq!(report.dropped[0].index, 3);
+    assert_eq!(report.dropped[0].reason, Reason::LosesPrompt);
+    assert_eq!(report.dropped[1].reason, Reason::EmptyPrompt);
+    assert_eq!(
+        (report.shortened_prompts, report.shortened_completions),
+        (1, 0)
+    );
+    assert_eq!(
+        (report.prompts.min, report.prompts.max, report.prompts.sum),
+        (1, 6, 10)
+    );
+    assert_eq!(report.completions.len(), 2);
+    assert_eq!(report.completions[0].mean(), (2 + 4 + 5) as f64 / 3.0);
+    assert_eq!(report.identical_pairs, 1);
+    assert_eq!(report.classes, None);
+    assert_eq!(tokens.kept(), [0, 1, 2]);
+    let text = report.to_string();
+    for line in [
+        "rows: 3 kept, 2 dropped",
+        "row 3: nothing of the prompt would be left",
+        "shortened: 1 prompts, 0 completions",
+        "tokens of prompts: 1 to 6, mean 3.3",
+        "identical pairs: 1",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+
+    let thumbs = vec![
+        Example::unpaired(plain("p"), plain("c"), true),
+        Example::unpaired(plain("p"), plain("c"), false),
+        Example::unpaired(plain("p"), plain("c"), true),
+    ];
+    let start = Truncation::CompletionStart { max_length: 2 };
+    let thumbs = Tokenized::new(InMemDataset::new(thumbs), bytes, start).unwrap();
+    assert_eq!(thumbs.report().classes, Some((2, 1)));
+    assert_eq!(thumbs.report().shortened_completions, 3);
+
+    let lists = vec![
+        Example::ranked(plain("p"), vec![plain("a"), plain("bb")], vec![1.0, 1.0]),
+        Example::ranked(plain("p"), vec![plain("a")], vec![2.0]),
+        Example::ranked(plain("p"), vec![plain("a"), plain("b")], vec![2.0, 1.0]),
+    ];
+    let lists = Tokenized::new(InMemDataset::new(lists), bytes, truncation).unwrap();
+    assert_eq!(lists.report().tied_lists, 2);
+    assert_eq!(lists.report().completions[0].count, 5);
+}
+
+#[test]
+fn a_tokenizer_that_refuses_names_the_row() {
+    let file = file(
+        "\n{\"prompt\": \"ok\", \"chosen\": \"a\", \"rejected\": \"b\"}\n\n\
+                     {\"prompt\": \"no\", \"chosen\": \"a\", \"rejected\": \"b\"}\n",
+    );
+    let rows = JsonLines::open(&file.path, PairFormat::default()).unwrap();
+    let picky = |part: Part<'_>| match part {
+        Part::Prompt(prompt) if prompt.as_plain() == Some("no") => Err("not in this language"),
+        _ => Ok(vec![1]),
+    };
+    let error = Tokenized::new(rows, picky, Truncation::Drop { max_length: 9 });
+    let Err(error) = error else {
+        panic!("accepted")
+    };
+    let expected = "row 1 (line 4): the tokenizer says: not in this language";
+    assert_eq!(error.to_string(), expected);
+}
+
+fn pair_tokens(i: u32) -> Example<Vec<u32>, burn_preference::data::Preference> {
+    Example::pair(vec![100 + i], vec![200 + i, 1], vec![300 + i])
+}
+
+#[test]
+fn pairs_become_two_halves_of_a_batch() {
+    let items = vec![pair_tokens(0), pair_tokens(1)];
+    let collator = Collator::new(Padding::new(7).to_multiple_of(4));
+    let batch: PairTokens = collator.batch(items, &device());
+    let rows: Vec<i64> = batch.tokens.tokens.into_data().iter::<i64>().collect();
+    #[rustfmt::skip]
+    assert_eq!(rows, [
+        100, 200, 1, 7,
+        101, 201, 1, 7,
+        100, 300, 7, 7,
+        101, 301, 7, 7,
+    ]);
+    let counted: Vec<bool> = batch
+        .tokens
+        .completion_mask
+        .into_data()
+        .iter::<bool>()
+        .collect();
+    assert_eq!(counted[..4], [false, true, true, false]);
+    assert_eq!(counted[12..], [false, true, false, false]);
+    let padding: Vec<bool> = batch.tokens.pad_mask.into_data().iter::<bool>().collect();
+    assert_eq!(padding[12..], [false, false, true, true]);
+    assert_eq!(batch.tokens.sequences[3], Sequence::new(&[101], &[301]));
+
+    let log_probs = SequenceLogProbs::from_values(&[-1., -2., -3., -4.], &[2; 4], &device());
+    let pair = PolicyPair::from_concatenated(&log_probs.unwrap()).unwrap();
+    let chosen = pair
+        .chosen
+        .sum()
+        .into_data()
+        .iter::<f64>()
+        .collect::<Vec<_>>();
+    assert_eq!(chosen, [-1.0, -2.0]);
+}
+
+#[test]
+fn lists_of_several_lengths() {
+    let items = vec![
+        Example::ranked(
+            vec![1],
+            vec![vec![2], vec![3], vec![4]],
+            vec![3.0, 1.0, 2.0],
+        ),
+        Example::ranked(vec![5], vec![vec![6]], vec![9.0]),
+    ];
+    let batch: burn_preference::data::RankedTokens =
+        Collator::new(Padding::new(0)).batch(items, &device());
+    assert_eq!((batch.candidates, batch.tokens.len()), (3, 6));
+    assert_eq!(batch.tokens.sequences[4], Sequence::new(&[5], &[]));
+    let present: Vec<bool> = batch.present.clone().into_data().iter::<bool>().collect();
+    assert_eq!(present, [true, true, true, true, false, false]);
+    let lengths: Vec<i32> = batch
+        .tokens
+        .sequences
+        .iter()
+        .map(|s| s.completion().len() as i32)
+        .collect();
+    let log_probs = SequenceLogProbs::from_values(&[-1.0; 6], &lengths, &device()).unwrap();
+    let ranked = batch.ranked(log_probs).unwrap();
+    let scores: Vec<f64> = ranked.scores().into_data().iter::<f64>().collect();
+    assert_eq!(scores, [3.0, 1.0, 2.0, 9.0, 0.0, 0.0]);
+}
+
+#[test]
+fn mismatched_completions_are_another_prompts() {
+    let thumb = |prompt: u32, completion: &[u32]| {
+        Example::unpaired(vec![prompt], completion.to_vec(), prompt.is_multiple_of(2))
+    };
+    let rows = vec![
+        thumb(1, &[10]),
+        thumb(1, &[11]),
+        thumb(2, &[20, 20, 20]),
+        thumb(3, &[30]),
+    ];
+    let rows = InMemDataset::new(rows);
+    let keep = Truncation::Drop { max_length: 3 };
+    let mismatched = Mismatched::new(rows, keep);
+    let items: Vec<_> = mismatched.iter().collect::<Result<_, _>>().unwrap();
+    let sequences: Vec<&Sequence> = items.iter().map(|x| &x.label.sequence).collect();
+    // Row 0 passes over row 1 (its own prompt) and row 2 (too long).
+    let expected = [(1, 30), (1, 30), (2, 30), (3, 10)];
+    for (sequence, (prompt, completion)) in sequences.iter().zip(expected) {
+        assert_eq!(**sequence, Sequence::new(&[prompt], &[completion]));
+    }
+    // A batch of one has another prompt's completion as well.
+    let batch: burn_preference::data::UnpairedTokens<_> =
+        Collator::new(Padding::new(0)).batch(vec![items[2].clone()], &device());
+    assert_eq!(
+        batch.mismatched.unwrap().sequences,
+        [Sequence::new(&[2], &[30])]
+    );
+    assert_eq!(
+        batch
+            .desirable
+            .into_data()
+            .iter::<bool>()
+            .collect::<Vec<_>>(),
+        [true]
+    );
+
+    let same = Mismatched::new(
+        InMemDataset::new(vec![thumb(1, &[1]), thumb(1, &[2])]),
+        keep,
+    );
+    let error = same.get(1).unwrap_err().to_string();
+    assert!(
+        error.starts_with("row 1: there is no completion of another prompt"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_group_is_on_one_side() {
+    let rows: Vec<(String, usize)> = (0..100).map(|i| (format!("tree {}", i % 20), i)).collect();
+    let group = |row: &(String, usize)| row.0.clone();
+    let split = split_by(&InMemDataset::new(rows.clone()), 0.25, 3, group).unwrap();
+    assert_eq!((split.train_groups, split.held_out_groups), (15, 5));
+    assert_eq!(split.train.len() + split.held_out.len(), 100);
+    let names = |rows_of: &[usize]| -> BTreeSet<String> {
+        rows_of.iter().map(|&i| rows[i].0.clone()).collect()
+    };
+    assert!(names(&split.train).is_disjoint(&names(&split.held_out)));
+    assert!(split.train.is_sorted() && split.held_out.is_sorted());
+
+    // The order of the rows decides nothing; another seed does.
+    let mut backwards = rows.clone();
+    backwards.reverse();
+    let again = split_by(&InMemDataset::new(backwards.clone()), 0.25, 3, group).unwrap();
+    let held: BTreeSet<String> = again
+        .held_out
+        .iter()
+        .map(|&i| backwards[i].0.clone())
+        .collect();
+    assert_eq!(held, names(&split.held_out));
+    let other = split_by(&InMemDataset::new(rows.clone()), 0.25, 4, group).unwrap();
+    assert_ne!(names(&other.held_out), names(&split.held_out));
+    let all = split_by(&InMemDataset::new(rows), 1.0, 3, group).unwrap();
+    assert!(all.train.is_empty() && all.train_groups == 0);
+}
+
+#[test]
+fn a_run_goes_on_at_the_next_row() {
+    let rows = Arc::new(InMemDataset::new((0..11_u32).collect::<Vec<_>>()));
+    let whole = |mut cursor: Cursor, until: u64| {
+        let mut seen = Vec::new();
+        while cursor.epoch() < until {
+            let epoch = cursor.remaining(&rows).unwrap();
+            for start in (0..epoch.len()).step_by(3) {
+                let batch: Vec<u32> = (start..epoch.len().min(start + 3))
+                    .map(|i| epoch.get(i).unwrap())
+                    .collect();
+                cursor.advance(batch.len());
+                seen.push((batch, cursor));
+            }
+        }
+        seen
+    };
+    let uninterrupted = whole(Cursor::new(11, 5), 3);
+    let epochs: Vec<u32> = uninterrupted.iter().flat_map(|(b, _)| b.clone()).collect();
+    assert_eq!(epochs.len(), 33);
+    assert_ne!(epochs[..11], epochs[11..22], "each epoch has its own order");
+    for stop in 0..uninterrupted.len() {
+        let saved = serde_json::to_string(&uninterrupted[stop].1).unwrap();
+        let resumed = whole(serde_json::from_str(&saved).unwrap(), 3);
+        assert_eq!(resumed, uninterrupted[stop + 1..]);
+    }
+    let shorter = Arc::new(InMemDataset::new(vec![0_u32; 10]));
+    let error = Cursor::new(11, 5).remaining(&shorter).err().unwrap();
+    let expected = "the position was saved in a dataset of 11 rows, this one has 10";
+    assert_eq!(error.to_string(), expected);
+    assert!(serde_json::from_str::<Cursor>(r#"{"rows": 1}"#).is_err());
+}
+
+#[test]
+fn burns_loader_takes_it_all() {
+    let rows: String = (0..7)
+        .map(|i| format!("{{\"prompt\": \"p{i}\", \"chosen\": \"yes\", \"rejected\": \"no\"}}\n"))
+        .collect();
+    let file = file(rows);
+    let rows = JsonLines::open(&file.path, PairFormat::default()).unwrap();
+    let tokens = Tokenized::new(rows, bytes, Truncation::Drop { max_length: 9 }).unwrap();
+    assert_eq!(tokens.texts().len(), 7);
+    let loader = DataLoaderBuilder::<_, PairTokens>::new(Collator::new(Padding::new(0)))
+        .batch_size(3)
+        .set_device(device())
+        .build(tokens);
+    let batches: Vec<PairTokens> = loader.iter().map(Result::unwrap).collect();
+    let sizes: Vec<usize> = batches.iter().map(|b| b.examples.len()).collect();
+    assert_eq!(sizes, [3, 3, 1]);
+    assert_eq!(batches[2].examples[0].line, Some(7));
+}
+
+/// The real files, where they are.
+#[test]
+fn open_assistant() {
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+    if !data.exists() {
+        return;
+    }
+    let pairs: Vec<_> = read(
+        data.join("oasst_en100_pairs.jsonl.gz"),
+        PairFormat::default(),
+    )
+    .unwrap()
+    .collect::<Result<_, _>>()
+    .unwrap();
+    assert_eq!(pairs.len(), 207);
+    assert!(pairs[0].prompt.as_conversation().is_some());
+    let group = |row: &Example<Text, _>| row.other["tree"].as_str().unwrap().to_owned();
+    let split = split_by(&InMemDataset::new(pairs), 0.2, 0, group).unwrap();
+    assert!(split.held_out.len() > 20 && split.train.len() > 120);
+
+    let thumbs = read(
+        data.join("oasst_en100_unpaired.jsonl.gz"),
+        UnpairedFormat::default(),
+    );
+    let up = thumbs
+        .unwrap()
+        .filter(|row| row.as_ref().unwrap().label == Desirable(true));
+    assert_eq!(up.count(), 334);
+
+    let format = RankedFormat {
+        order: ScoreField::Ranks("ranks".into()),
+        ..RankedFormat::default()
+    };
+    let lists = read(data.join("oasst_en100_ranked.jsonl.gz"), format).unwrap();
+    let sizes: Vec<usize> = lists.map(|row| row.unwrap().completions().len()).collect();
+    assert_eq!(
+        (sizes.len(), sizes.iter().min(), sizes.iter().max()),
+        (207, Some(&2), Some(&9))
+    );
+}
