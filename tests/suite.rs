@@ -6,6 +6,8 @@ mod support;
 mod bad_input;
 #[path = "suite/batches.rs"]
 mod batches;
+#[path = "suite/cache.rs"]
+mod cache;
 #[path = "suite/catalogue.rs"]
 mod catalogue;
 #[path = "suite/config.rs"]

@@ -1,5 +1,7 @@
 //! The reference π°: a model that nothing trains.
 
+#[cfg(feature = "cache")]
+pub mod cache;
 mod frozen;
 mod sync;
 
