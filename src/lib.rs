@@ -124,6 +124,8 @@ pub mod config;
 pub mod data;
 mod declare;
 pub mod error;
+#[cfg(feature = "optim")]
+pub mod gradients;
 mod hyperparameter;
 pub mod log_probs;
 pub mod loss;
@@ -132,9 +134,12 @@ pub mod metrics;
 pub mod modifier;
 pub mod objective;
 pub mod part;
+pub mod reducer;
 pub mod reference;
 pub mod state;
 pub mod tokens;
+#[cfg(feature = "train")]
+pub mod train;
 
 pub use batch::{
     Batch, Pair, PolicyPair, Ranked, ReferencedPair, Unpaired, WithBaseline, WithMargin,

@@ -24,7 +24,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Bool, Shape, Tensor};
+use burn::tensor::{Bool, Shape, Tensor, TensorReadError};
 
 use crate::batch::{Batch, Pair, Ranked, Unpaired, WithBaseline, for_each_column};
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs, TokenStatistics};
@@ -99,17 +99,30 @@ impl BatchMetrics {
     }
 
     /// Reads everything back at once.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the device fails; see [`try_read`](Self::try_read).
     pub fn read(self) -> Metrics {
+        self.try_read().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`read`](Self::read), for a loop that outlives its device.
+    ///
+    /// # Errors
+    ///
+    /// The device fails to execute what is still queued.
+    pub fn try_read(self) -> Result<Metrics, TensorReadError> {
         let mut metrics = Metrics::default();
         if self.keys.is_empty() {
-            return metrics;
+            return Ok(metrics);
         }
-        let packed = Tensor::cat(self.packed, 0).into_data();
-        let values: Vec<f64> = packed.iter::<f64>().collect();
+        let packed = Tensor::cat(self.packed, 0);
+        let values: Vec<f64> = packed.try_into_data()?.iter::<f64>().collect();
         for (key, value) in self.keys.into_iter().zip(values.chunks_exact(2)) {
             metrics.add(key, value[0], value[1]);
         }
-        metrics
+        Ok(metrics)
     }
 }
 
@@ -286,7 +299,15 @@ impl Metrics {
         None
     }
 
-    /// How many values `key` is the mean of.
+    /// Whether `key` was observed, even if nothing of it was counted.
+    pub fn contains(&self, key: &str) -> bool {
+        let has = |key: &str| self.sums.contains_key(key);
+        let derived = key == "rewards/margins" && has("rewards/chosen") && has("rewards/rejected");
+        has(key) || derived
+    }
+
+    /// How many values `key` is the mean of; the margin of unpaired completions is the mean of
+    /// none.
     pub fn count(&self, key: &str) -> f64 {
         self.sums.get(key).map_or(0.0, |(_, count)| *count)
     }

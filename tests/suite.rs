@@ -20,6 +20,8 @@ mod determinism;
 mod extremes;
 #[path = "suite/floors.rs"]
 mod floors;
+#[path = "suite/gradients.rs"]
+mod gradients;
 #[path = "suite/head.rs"]
 mod head;
 #[path = "suite/laws.rs"]
@@ -36,9 +38,18 @@ mod numerics;
 mod objectives;
 #[path = "suite/problem.rs"]
 mod problem;
+#[path = "suite/reducer.rs"]
+mod reducer;
 #[path = "suite/reference.rs"]
 mod reference;
 #[path = "suite/scalar.rs"]
 mod scalar;
 #[path = "suite/subjects.rs"]
 mod subjects;
+#[path = "suite/train.rs"]
+mod train;
+#[path = "suite/workers.rs"]
+mod workers;
+
+#[path = "../examples/toy/renderer.rs"]
+mod renderer;

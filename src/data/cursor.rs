@@ -46,6 +46,16 @@ impl Cursor {
         }
     }
 
+    /// The beginning of `epoch`, counted from 0: what a run that finished so many epochs goes on
+    /// with.
+    pub fn at_epoch(self, epoch: u64) -> Self {
+        Self {
+            epoch,
+            consumed: 0,
+            ..self
+        }
+    }
+
     /// What is left of this epoch, in its order: what a data loader without shuffling takes. More
     /// than one worker of a loader has no fixed order.
     ///
@@ -57,6 +67,18 @@ impl Cursor {
         D: Dataset<I>,
         I: Clone + Send + Sync,
     {
+        let epoch = self.whole_epoch(dataset)?;
+        Ok(epoch.slice(self.consumed.min(self.rows), self.rows))
+    }
+
+    pub(super) fn whole_epoch<D, I>(
+        &self,
+        dataset: &Arc<D>,
+    ) -> Result<SelectionDataset<D, I>, DataError>
+    where
+        D: Dataset<I>,
+        I: Clone + Send + Sync,
+    {
         if dataset.len() != self.rows {
             return Err(DataError::OtherDataset {
                 saved: self.rows,
@@ -64,8 +86,11 @@ impl Cursor {
             });
         }
         let seed = self.seed.wrapping_add(self.epoch);
-        let epoch = SelectionDataset::new_shuffled(Arc::clone(dataset), seed);
-        Ok(epoch.slice(self.consumed.min(self.rows), self.rows))
+        Ok(SelectionDataset::new_shuffled(Arc::clone(dataset), seed))
+    }
+
+    pub(super) fn next_epoch(&mut self) {
+        *self = self.at_epoch(self.epoch + 1);
     }
 
     /// `rows` more were trained on; past the last one the next epoch begins.

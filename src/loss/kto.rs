@@ -6,6 +6,7 @@ use crate::error::InvalidHyperparameter;
 use crate::log_probs::RelativeLogProbs;
 use crate::math::sigmoid;
 use crate::objective::{LossOutput, Objective};
+use crate::reducer::{ReduceError, Reducer};
 
 objective! {
     /// Kahneman–Tversky optimisation (Ethayarajh et al., 2402.01306, Eq. 7–8).
@@ -110,6 +111,19 @@ impl KlEstimate {
             sum: self.sum + other.sum,
             count: self.count + other.count,
         }
+    }
+
+    /// The estimate over all workers.
+    ///
+    /// # Errors
+    ///
+    /// The workers do not come together.
+    pub fn reduced(self, reducer: &dyn Reducer) -> Result<Self, ReduceError> {
+        let both = reducer.sum(Tensor::cat(vec![self.sum, self.count], 0))?;
+        Ok(Self {
+            sum: both.clone().narrow(0, 0, 1),
+            count: both.narrow(0, 1, 1),
+        })
     }
 
     /// z₀, `[1]`, nats; 0 where nothing was counted.

@@ -4,13 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const FLOORS: [&[&str]; 7] = [
-    &["error", "math"],
+    &["error", "gradients", "math", "reducer"],
     &["hyperparameter", "log_probs", "tokens"],
     &["batch", "declare"],
     &["part", "reference"],
     &["objective"],
     &["loss", "metrics", "modifier"],
-    &["config", "data", "state"],
+    &["config", "data", "state", "train"],
 ];
 
 fn floor(module: &str) -> usize {

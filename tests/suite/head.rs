@@ -80,6 +80,65 @@ fn several_tiles() {
     }
 }
 
+/// A task of a frozen head's forward walks several tiles, and each brings a larger logit: what it
+/// has summed so far is rescaled. The trainable head never sums that way.
+#[test]
+fn several_tiles_of_one_task() {
+    let (batch, time, vocab) = (8, 512, 6200);
+    let values = |n: usize, of: fn(usize) -> f32| (0..n).map(of).collect::<Vec<_>>();
+    let tensor = |values: Vec<f32>, shape: [usize; 2]| {
+        Tensor::<2>::from_data(TensorData::new(values, shape), &device()).autodiff()
+    };
+    let hidden = values(batch * time, |i| ((i * 7) % 11) as f32 * 0.1 - 0.2);
+    // Logits grow along the words where the hidden state is positive, and fall where it is not.
+    let weight = tensor(values(vocab, |w| w as f32 * 4e-3), [vocab, 1]);
+    let ids: Vec<i32> = (0..4096).map(|i| i * 37 % 6200).collect();
+    let tokens = Tensor::<1, Int>::from_data(ids.as_slice(), &device()).reshape([batch, time]);
+    let counted = tokens.clone().greater_equal_elem(0);
+    let run = |weight: Tensor<2>| {
+        let hidden = tensor(hidden.clone(), [batch * time, 1]).require_grad();
+        let states = hidden.clone().reshape([batch, time, 1]);
+        let head = LmHead::new(weight);
+        let log_probs =
+            TokenLogProbs::from_hidden(states, &head, tokens.clone(), counted.clone()).unwrap();
+        let log_probs = log_probs.log_probs();
+        let grads = log_probs.clone().sum().backward();
+        [to_vec(log_probs), to_vec(hidden.grad(&grads).unwrap())]
+    };
+    let [frozen, trained] = [weight.clone(), weight.require_grad()].map(run);
+    for (frozen, trained) in frozen.iter().zip(&trained) {
+        assert_close(frozen, trained, 1e-4, "frozen against trainable");
+    }
+}
+
+/// The backward of logits writes into their buffer, but not where they are a part of another one.
+#[test]
+fn logits_that_are_a_view() {
+    let whole = |n: usize| (0..n).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<_>>();
+    let run = |first: usize, rows: usize, copied: bool| {
+        let data = TensorData::new(whole(5 * 3 * 4), [5, 3, 4]);
+        let leaf = Tensor::<3>::from_data(data, &device())
+            .autodiff()
+            .require_grad();
+        let mut logits = leaf.clone().narrow(0, first, rows);
+        if copied {
+            logits = logits * 1.0;
+        }
+        let tokens = Tensor::<2, Int>::ones([rows, 3], &device());
+        let counted = tokens.clone().equal_elem(1);
+        let log_probs = TokenLogProbs::from_logits(logits, tokens, counted).unwrap();
+        let grads = log_probs.log_probs().sum().backward();
+        [to_vec(leaf.grad(&grads).unwrap()), to_vec(leaf)]
+    };
+    for (first, rows) in [(0, 5), (0, 2), (2, 2), (3, 2)] {
+        assert_eq!(
+            run(first, rows, false),
+            run(first, rows, true),
+            "{first} {rows}"
+        );
+    }
+}
+
 /// The same bits on any number of threads.
 #[test]
 fn threads_change_nothing() {

@@ -79,9 +79,8 @@ pub fn tolerance(dtype: DType) -> f64 {
     }
 }
 
-/// A server on a port that the system picks, and its only device.
 #[cfg(all(feature = "remote-server", feature = "remote-websocket"))]
-mod remote {
+pub mod remote {
     use std::net::TcpListener;
     use std::sync::LazyLock;
     use std::thread;
@@ -91,16 +90,19 @@ mod remote {
     use burn::tensor::Device;
 
     pub fn device() -> Device {
-        static DEVICE: LazyLock<Device> = LazyLock::new(|| {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-            let address = listener.local_addr().expect("bound");
-            thread::spawn(move || {
-                let server = RemoteServer::new([Device::flex()]);
-                server.serve(WebSocketTransport::from_listener(listener))
-            });
-            let host = RemoteHost::websocket(&format!("ws://{address}"));
-            Device::remote_options(&host).init().expect("a server")
-        });
+        static DEVICE: LazyLock<Device> = LazyLock::new(server);
         DEVICE.clone()
+    }
+
+    /// Another server of this process, on a port that the system picks, and its only device.
+    pub fn server() -> Device {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        thread::spawn(move || {
+            let server = RemoteServer::new([Device::flex()]);
+            server.serve(WebSocketTransport::from_listener(listener))
+        });
+        let host = RemoteHost::websocket(&format!("ws://{address}"));
+        Device::remote_options(&host).init().expect("a server")
     }
 }

@@ -213,6 +213,19 @@ mod tests {
     }
 
     #[test]
+    fn what_runs_backwards_stays_inside_as_well() {
+        let backwards = |offset| Matrix {
+            data: &[0.0; 6],
+            offset,
+            shape: [2, 2],
+            strides: [-2, -1],
+        };
+        assert!(!backwards(2).is_inside());
+        assert!(backwards(3).is_inside());
+        assert!(!backwards(6).is_inside());
+    }
+
+    #[test]
     #[should_panic(expected = "row_stride >= n")]
     fn a_destination_whose_rows_overlap() {
         let data = [0.0; 12];

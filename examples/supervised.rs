@@ -1,0 +1,151 @@
+//! DPO by burn-train: loaders, metrics, checkpoints, and a run that is stopped and resumed.
+//!
+//! `cargo run --release --example supervised`
+
+#[path = "toy/renderer.rs"]
+mod renderer;
+#[path = "toy/mod.rs"]
+mod toy;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataset::{Dataset, InMemDataset};
+use burn::module::Module;
+use burn::optim::AdamWConfig;
+use burn::tensor::{Device, Tensor};
+use burn::train::metric::LossMetric;
+use burn::train::{InferenceStep, Learner, SupervisedTraining, TrainOutput, TrainStep};
+use burn_preference::data::{Collator, Cursor, EpochLoader, Example, PairTokens, Preference};
+use burn_preference::tokens::Padding;
+use burn_preference::train::{PreferenceItem, StatMetric};
+use burn_preference::{
+    DpoLoss, DpoLossConfig, Frozen, LossOutput, Objective, Pair, PolicyPair, ReferencedPair,
+};
+use renderer::Lines;
+use toy::{Bigram, Rows};
+
+/// What is trained, and what it needs for a step. Checkpoints hold the policy alone.
+#[derive(Module, Debug)]
+struct Dpo {
+    policy: Bigram,
+    reference: Frozen<Bigram>,
+    #[module(skip)]
+    loss: DpoLoss,
+}
+
+impl Dpo {
+    fn new(device: &Device) -> Self {
+        let policy = Bigram::new(device);
+        Self {
+            reference: Frozen::new(&policy),
+            policy,
+            loss: DpoLossConfig::new().with_beta(0.5).init(),
+        }
+    }
+
+    fn forward(&self, batch: &PairTokens) -> (ReferencedPair, LossOutput<Pair<Tensor<1>>>) {
+        let pair = |model: &Bigram| {
+            let rows = Rows {
+                tokens: batch.tokens.tokens.clone(),
+                mask: batch.tokens.completion_mask.clone(),
+            };
+            PolicyPair::from_concatenated(&model.log_probs(&rows)?)
+        };
+        let against = || pair(&self.policy)?.relative_to(pair(self.reference.model())?);
+        let pair = against().expect("the collator made the batch");
+        let output = self.loss.forward(pair.clone());
+        (pair, output)
+    }
+}
+
+impl TrainStep for Dpo {
+    type Input = PairTokens;
+    type Output = PreferenceItem;
+
+    fn step(&self, batch: PairTokens) -> TrainOutput<PreferenceItem> {
+        let (pair, output) = self.forward(&batch);
+        let item = PreferenceItem::new(&pair, &output);
+        TrainOutput::new(self, output.mean().backward(), item)
+    }
+}
+
+impl InferenceStep for Dpo {
+    type Input = PairTokens;
+    type Output = PreferenceItem;
+
+    fn step(&self, batch: PairTokens) -> PreferenceItem {
+        let (pair, output) = self.forward(&batch);
+        PreferenceItem::new(&pair, &output)
+    }
+}
+
+/// Completions that count upwards were preferred to those that count downwards.
+fn pairs() -> InMemDataset<Example<Vec<u32>, Preference>> {
+    let up = |from: u32| vec![(from + 1) % 7, (from + 2) % 7];
+    let down = |from: u32| vec![(from + 6) % 7, (from + 5) % 7];
+    let pair = |from| Example::pair(vec![from], up(from), down(from));
+    InMemDataset::new((0..7).map(pair).collect())
+}
+
+/// Trains until `epochs` are done, going on after `done` of them.
+fn train(directory: &Path, epochs: usize, done: usize) -> Dpo {
+    let device = Device::default();
+    let rows = Arc::new(pairs());
+    // The order of an epoch follows from its number, so that a resumed run sees the same batches.
+    let cursor = Cursor::new(7, 3).at_epoch(done as u64);
+    let collator = Collator::new(Padding::new(7));
+    let loader = |device| EpochLoader::new(Arc::clone(&rows), collator, 3, cursor, device);
+    let training = SupervisedTraining::new(
+        directory,
+        Arc::new(loader(&device.clone().autodiff())),
+        Arc::new(loader(&device)),
+    )
+    .metrics((
+        LossMetric::new(),
+        StatMetric::new("rewards/accuracies"),
+        StatMetric::new("rewards/margins"),
+    ))
+    .renderer(Box::new(Lines::default()))
+    .with_application_logger(None)
+    .with_default_checkpointers()
+    .num_epochs(epochs);
+    let training = if done > 0 {
+        training.checkpoint(done)
+    } else {
+        training
+    };
+    let optimizer = AdamWConfig::new().init();
+    training
+        .launch(Learner::new(Dpo::new(&device), optimizer, 0.01))
+        .model
+}
+
+fn report(name: &str, model: &Dpo) -> Vec<f32> {
+    let rows = pairs().iter().collect::<Result<_, _>>().expect("in memory");
+    let collator = Collator::new(Padding::new(7));
+    let batch = collator.batch(rows, &Device::default());
+    let (_, output) = model.valid().forward(&batch);
+    let losses = output
+        .losses()
+        .into_data()
+        .iter::<f32>()
+        .collect::<Vec<_>>();
+    println!("{name}: loss {:.6}", losses.iter().sum::<f32>() / 7.0);
+    losses
+}
+
+fn main() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    report("before", &Dpo::new(&Device::default()));
+    let whole = train(&root.path().join("whole"), 6, 0);
+    let whole = report("six epochs", &whole);
+
+    let stopped = root.path().join("stopped");
+    report("three epochs", &train(&stopped, 3, 0));
+    let resumed = train(&stopped, 6, 3);
+    let resumed = report("three, then three more", &resumed);
+    assert_eq!(whole, resumed, "bit by bit");
+    assert!(whole.iter().all(|loss| *loss < 0.5), "{whole:?}");
+}

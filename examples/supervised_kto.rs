@@ -1,0 +1,166 @@
+//! KTO by burn-train: thumbs, z₀ from mismatched completions, class weights from the report.
+//!
+//! `cargo run --release --example supervised_kto`
+
+#[path = "toy/renderer.rs"]
+mod renderer;
+#[path = "toy/mod.rs"]
+mod toy;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use burn::data::dataloader::DataLoaderBuilder;
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataset::{Dataset, InMemDataset};
+use burn::module::Module;
+use burn::optim::AdamWConfig;
+use burn::tensor::{Device, Tensor};
+use burn::train::metric::LossMetric;
+use burn::train::{InferenceStep, Learner, SupervisedTraining, TrainOutput, TrainStep};
+use burn_preference::data::{
+    Collator, Cursor, Desirable, EpochLoader, Example, Mismatched, Part, Text, Tokenized,
+    Truncation, UnpairedTokens, WithMismatched,
+};
+use burn_preference::reducer::{Local, Reducer};
+use burn_preference::tokens::{Padding, TokenBatch};
+use burn_preference::train::{PreferenceItem, StatMetric};
+use burn_preference::{
+    BatchMetrics, Frozen, InvalidInput, KlEstimate, KtoLoss, KtoLossConfig, LossOutput, Objective,
+    RelativeLogProbs, Unpaired, WithBaseline,
+};
+use renderer::Lines;
+use toy::{Bigram, Rows};
+
+type Thumbs = UnpairedTokens<WithMismatched>;
+type Batch = WithBaseline<Unpaired<RelativeLogProbs>>;
+
+#[derive(Module, Debug)]
+struct Kto {
+    policy: Bigram,
+    reference: Frozen<Bigram>,
+    #[module(skip)]
+    loss: KtoLoss,
+    /// `Threads` where several workers train: z₀ is the mean over all of them.
+    #[module(skip)]
+    reducer: Arc<dyn Reducer>,
+}
+
+impl Kto {
+    fn log_ratios(&self, tokens: &TokenBatch) -> Result<RelativeLogProbs, InvalidInput> {
+        let rows = Rows {
+            tokens: tokens.tokens.clone(),
+            mask: tokens.completion_mask.clone(),
+        };
+        let reference = self.reference.model().log_probs(&rows)?;
+        self.policy.log_probs(&rows)?.relative_to(reference)
+    }
+
+    fn forward(&self, thumbs: &Thumbs) -> Result<(Batch, LossOutput<Tensor<1>>), InvalidInput> {
+        let mismatched = thumbs.mismatched.as_ref().expect("made by `Mismatched`");
+        let estimate = KlEstimate::from_mismatched(&self.log_ratios(mismatched)?);
+        let baseline = estimate.reduced(&*self.reducer).expect("all workers come");
+        let batch = Unpaired::new(self.log_ratios(&thumbs.tokens)?, thumbs.desirable.clone())?;
+        let batch = WithBaseline::new(batch, baseline.baseline())?;
+        let output = self.loss.forward(batch.clone());
+        Ok((batch, output))
+    }
+}
+
+impl TrainStep for Kto {
+    type Input = Thumbs;
+    type Output = PreferenceItem;
+
+    fn step(&self, thumbs: Thumbs) -> TrainOutput<PreferenceItem> {
+        let (batch, output) = self.forward(&thumbs).expect("the collator made the batch");
+        let item = PreferenceItem::new(&batch, &output);
+        TrainOutput::new(self, output.mean().backward(), item)
+    }
+}
+
+impl InferenceStep for Kto {
+    type Input = Thumbs;
+    type Output = PreferenceItem;
+
+    fn step(&self, thumbs: Thumbs) -> PreferenceItem {
+        let (batch, output) = self.forward(&thumbs).expect("the collator made the batch");
+        PreferenceItem::new(&batch, &output)
+    }
+}
+
+/// Two thumbs up for counting upwards to one down for counting downwards.
+fn rows() -> InMemDataset<Example<Text, Desirable>> {
+    let text = |digits: [u32; 2]| Text::Plain(digits.map(|d| (d % 7).to_string()).concat());
+    let example = |i: u32| {
+        let from = i % 7;
+        let up = i % 3 > 0;
+        let completion = if up {
+            [from + 1, from + 2]
+        } else {
+            [from + 6, from + 5]
+        };
+        Example::unpaired(Text::Plain(from.to_string()), text(completion), up)
+    };
+    InMemDataset::new((0..21).map(example).collect())
+}
+
+/// A token per digit.
+fn digits(part: Part<'_>) -> Result<Vec<u32>, Infallible> {
+    let (Part::Prompt(text)
+    | Part::Completion {
+        completion: text, ..
+    }) = part;
+    let text = text.as_plain().expect("no conversations here");
+    Ok(text.chars().filter_map(|c| c.to_digit(10)).collect())
+}
+
+fn main() {
+    let truncation = Truncation::Drop { max_length: 3 };
+    let tokens = Tokenized::new(rows(), digits, truncation).expect("in memory");
+    print!("{}", tokens.report());
+    let (up, down) = tokens.report().classes.expect("thumbs");
+    // λ_U so that both classes weigh the same: the paper's recommendation.
+    let config = KtoLossConfig::new().with_undesirable_weight(up as f64 / down as f64);
+    let ratio = config.check_class_ratio(up, down).expect("balanced");
+    println!("class ratio: {ratio}");
+
+    let device = Device::default();
+    let rows = Arc::new(Mismatched::new(tokens, truncation));
+    let collator = Collator::new(Padding::new(7));
+    let cursor = Cursor::new(up + down, 1);
+    let training = device.clone().autodiff();
+    let train = EpochLoader::new(Arc::clone(&rows), collator, 7, cursor, &training);
+    let valid = DataLoaderBuilder::new(collator)
+        .batch_size(7)
+        .set_device(device.clone())
+        .build(Arc::clone(&rows));
+    let policy = Bigram::new(&device);
+    let model = Kto {
+        reference: Frozen::new(&policy),
+        policy,
+        loss: config.init(),
+        reducer: Arc::new(Local),
+    };
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let result = SupervisedTraining::new(directory.path(), Arc::new(train), valid)
+        .metrics((
+            LossMetric::new(),
+            StatMetric::new("rewards/chosen"),
+            StatMetric::new("rewards/rejected"),
+            StatMetric::new("rewards/margins"),
+            StatMetric::new("kl"),
+        ))
+        .renderer(Box::new(Lines::default()))
+        .with_application_logger(None)
+        .num_epochs(8)
+        .launch(Learner::new(model, AdamWConfig::new().init(), 0.01));
+
+    let rows = rows.iter().collect::<Result<_, _>>().expect("in memory");
+    let thumbs = collator.batch(rows, &device);
+    let (batch, output) = result.model.forward(&thumbs).expect("fits");
+    let margin = BatchMetrics::observe(&batch, &output)
+        .read()
+        .get("rewards/margins");
+    println!("margin: {:.3}", margin.expect("both classes"));
+    assert!(margin > Some(0.1), "thumbs up are told from thumbs down");
+}

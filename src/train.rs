@@ -1,0 +1,226 @@
+//! burn-train around an objective: what a step returns, and metrics of it.
+//!
+//! ```text
+//! TrainStep::step ─→ PreferenceItem: one small tensor on the device ─→ StatMetric, LossMetric
+//! ```
+//!
+//! A step returns a [`PreferenceItem`]; burn-train's metric thread reads it back, once, however
+//! many metrics look at it. Register Burn's own `LossMetric` for the loss (its name is the one that
+//! the default checkpoint strategy looks for) and a [`StatMetric`] per key of
+//! [`metrics`](crate::metrics):
+//!
+//! ```ignore
+//! SupervisedTraining::new(directory, train, valid)
+//!     .metrics((
+//!         LossMetric::new(),
+//!         StatMetric::new("rewards/accuracies"),
+//!         StatMetric::new("rewards/margins"),
+//!     ))
+//! ```
+//!
+//! The examples `supervised` and `supervised_kto` are whole programs. Means are weighted by what
+//! they count: an epoch's accuracy is that of all its pairs, whatever the batches.
+
+use std::sync::{Arc, OnceLock};
+
+use burn::tensor::{ExecutionError, Tensor, TensorReadError};
+use burn::train::ItemLazy;
+use burn::train::metric::{
+    Adaptor, LossInput, Metric, MetricAttributes, MetricMetadata, MetricName, Numeric,
+    NumericAttributes, NumericEntry, SerializedEntry,
+};
+
+use crate::metrics::{BatchMetrics, Metrics, Observe};
+use crate::objective::LossOutput;
+
+/// What a training or validation step returns: the losses, and what to log.
+#[derive(Debug)]
+pub struct PreferenceItem {
+    losses: Tensor<1>,
+    stats: Stats,
+}
+
+impl PreferenceItem {
+    /// What `batch` and the `output` of an objective say.
+    pub fn new<B: Observe>(batch: &B, output: &LossOutput<B::Rewards>) -> Self {
+        Self::with_metrics(output.losses(), BatchMetrics::observe(batch, output))
+    }
+
+    /// Losses, `[batch]`, with metrics that you have added to.
+    pub fn with_metrics(losses: Tensor<1>, metrics: BatchMetrics) -> Self {
+        Self {
+            losses: losses.without_autodiff(),
+            stats: Stats(Arc::new(Shared {
+                packed: metrics,
+                read: OnceLock::new(),
+            })),
+        }
+    }
+}
+
+impl ItemLazy for PreferenceItem {
+    fn sync(self) -> Result<Self, ExecutionError> {
+        // Nothing is read here: the metric thread does, while the next step runs.
+        self.losses.device().flush()?;
+        Ok(self)
+    }
+}
+
+/// The input of a [`StatMetric`]; all metrics of an item share it.
+#[derive(Debug, Clone)]
+pub struct Stats(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    packed: BatchMetrics,
+    read: OnceLock<Metrics>,
+}
+
+impl Stats {
+    fn metrics(&self) -> Result<&Metrics, TensorReadError> {
+        if let Some(metrics) = self.0.read.get() {
+            return Ok(metrics);
+        }
+        let metrics = self.0.packed.clone().try_read()?;
+        Ok(self.0.read.get_or_init(|| metrics))
+    }
+}
+
+impl Adaptor<Stats> for PreferenceItem {
+    fn adapt(&self) -> Stats {
+        self.stats.clone()
+    }
+}
+
+impl Adaptor<LossInput> for PreferenceItem {
+    fn adapt(&self) -> LossInput {
+        LossInput::new(self.losses.clone())
+    }
+}
+
+/// A key of [`Metrics`] as a metric of burn-train.
+///
+/// # Panics
+///
+/// `update` panics where an item has no such key: a metric that was never there would look like
+/// one that was not counted yet.
+#[derive(Debug, Clone)]
+pub struct StatMetric {
+    key: String,
+    name: MetricName,
+    higher_is_better: bool,
+    batch: Metrics,
+    epoch: Metrics,
+}
+
+impl StatMetric {
+    /// Shows `key`, with a dot for a slash: burn-train's logs are files of that name. Higher is
+    /// better, but for losses, KL, displacement and the
+    /// rewards of what was rejected.
+    pub fn new(key: &str) -> Self {
+        let lower = matches!(key, "loss" | "kl" | "displacement" | "rewards/rejected");
+        Self {
+            key: key.to_owned(),
+            name: Arc::new(key.replace('/', ".")),
+            higher_is_better: !lower,
+            batch: Metrics::default(),
+            epoch: Metrics::default(),
+        }
+    }
+
+    /// Whether a checkpoint strategy takes a higher value for a better one.
+    pub fn with_higher_is_better(self, higher_is_better: bool) -> Self {
+        Self {
+            higher_is_better,
+            ..self
+        }
+    }
+
+    /// The mean, NaN of nothing, as burn-train's metrics have it; and of how many.
+    fn entry(&self, of: &Metrics) -> (f64, usize) {
+        // A margin of unpaired completions is one of all of them.
+        let count = match of.count(&self.key) {
+            0.0 if of.get(&self.key).is_some() => {
+                of.count("rewards/chosen") + of.count("rewards/rejected")
+            }
+            count => count,
+        };
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a count"
+        )]
+        let count = count as usize;
+        (of.get(&self.key).unwrap_or(f64::NAN), count)
+    }
+
+    fn serialized(&self, numeric: &NumericEntry) -> SerializedEntry {
+        let [epoch, batch] = [&self.epoch, &self.batch].map(|of| self.entry(of).0);
+        let formatted = format!("epoch {epoch:.4} - batch {batch:.4}");
+        SerializedEntry::new(formatted, numeric.serialize())
+    }
+
+    fn aggregated(&self, of: &Metrics) -> NumericEntry {
+        let (aggregated_value, count) = self.entry(of);
+        NumericEntry::Aggregated {
+            aggregated_value,
+            count,
+        }
+    }
+}
+
+impl Metric for StatMetric {
+    type Input = Stats;
+
+    fn name(&self) -> MetricName {
+        Arc::clone(&self.name)
+    }
+
+    fn attributes(&self) -> MetricAttributes {
+        NumericAttributes {
+            unit: None,
+            higher_is_better: self.higher_is_better,
+        }
+        .into()
+    }
+
+    fn update(
+        &mut self,
+        item: &Stats,
+        _metadata: &MetricMetadata,
+    ) -> Result<SerializedEntry, TensorReadError> {
+        let metrics = item.metrics()?;
+        assert!(
+            metrics.contains(&self.key),
+            "no metric `{}`; there is {:?}",
+            self.key,
+            metrics.iter().map(|(key, _)| key).collect::<Vec<_>>()
+        );
+        self.epoch.merge(metrics);
+        self.batch.clone_from(metrics);
+        Ok(self.serialized(&self.aggregated(&self.batch)))
+    }
+
+    fn compute(&mut self) -> Result<SerializedEntry, TensorReadError> {
+        Ok(self.serialized(&self.final_value()))
+    }
+
+    fn clear(&mut self) {
+        self.batch = Metrics::default();
+        self.epoch = Metrics::default();
+    }
+}
+
+impl Numeric for StatMetric {
+    fn value(&self) -> Option<NumericEntry> {
+        Some(self.aggregated(&self.batch))
+    }
+
+    fn running_value(&self) -> Option<NumericEntry> {
+        Some(self.aggregated(&self.epoch))
+    }
+
+    fn final_value(&self) -> NumericEntry {
+        NumericEntry::Final(self.entry(&self.epoch).0)
+    }
+}

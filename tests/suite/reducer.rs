@@ -1,0 +1,171 @@
+//! Sums over workers: right, the same bits whoever comes first, and an error instead of a hang.
+
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn_preference::reducer::{BurnCollective, Local, ReduceError, Reducer, Threads};
+use burn_preference::{KlEstimate, RelativeLogProbs, SequenceLogProbs};
+
+use crate::support::{device, to_vec};
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn values(values: &[f64], dtype: DType) -> Tensor<1> {
+    Tensor::from_data(TensorData::from(values), (&device(), dtype))
+}
+
+/// What each worker's call returned, in the order of the workers.
+fn on_threads<T: Send>(workers: usize, call: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    thread::scope(|scope| {
+        let start = |worker| {
+            scope.spawn({
+                let call = &call;
+                move || call(worker)
+            })
+        };
+        let threads: Vec<_> = (0..workers).map(start).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn one_worker_is_its_own_total() {
+    let local = values(&[1.5, -2.0], DType::F32);
+    assert_eq!(to_vec(Local.sum(local).unwrap()), [1.5, -2.0]);
+    let many = (1 << 40) + 7;
+    assert_eq!(Local.total(many, &device()), Ok(1_099_511_627_783.0));
+    assert_eq!(Local.total(0, &device()), Ok(0.0));
+}
+
+#[test]
+fn threads_sum_round_after_round() {
+    let group = Threads::new(3, LONG);
+    let sums = on_threads(3, |worker| {
+        let round = |round: usize| {
+            let local = values(&[(10 * round + worker) as f64, 1.0], DType::F32);
+            let sum = group.sum(local).unwrap();
+            assert_eq!(sum.dtype(), DType::F32);
+            to_vec(sum)
+        };
+        (0..50).map(round).collect::<Vec<_>>()
+    });
+    for worker in sums {
+        for (round, sum) in worker.into_iter().enumerate() {
+            assert_eq!(sum, [(30 * round + 3) as f64, 3.0]);
+        }
+    }
+}
+
+#[test]
+fn the_order_of_arrival_changes_no_bit() {
+    let local = [1e16, 1.0, -1e16, 3.0];
+    let mut seen = Vec::new();
+    for first in 0..4 {
+        let group = Threads::new(4, LONG);
+        let gate = Barrier::new(4);
+        let sums = on_threads(4, |worker| {
+            // Rotated: another worker arrives first in every round of the outer loop.
+            gate.wait();
+            thread::sleep(Duration::from_millis(((worker + first) % 4) as u64 * 3));
+            to_vec(group.sum(values(&[local[worker]], DType::F64)).unwrap())[0].to_bits()
+        });
+        assert!(sums.iter().all(|bits| *bits == sums[0]));
+        seen.push(sums[0]);
+    }
+    assert!(seen.iter().all(|bits| *bits == seen[0]), "{seen:?}");
+}
+
+#[test]
+fn who_does_not_come_is_missed_in_time() {
+    let timeout = Duration::from_millis(50);
+    let group = Threads::new(3, timeout);
+    let start = Instant::now();
+    let errors = on_threads(2, |_| group.sum(values(&[1.0], DType::F32)).unwrap_err());
+    assert!(start.elapsed() < LONG);
+    let missed = ReduceError::TimedOut {
+        arrived: 2,
+        workers: 3,
+        timeout,
+    };
+    assert!(errors.contains(&missed), "{errors:?}");
+    let broken = ReduceError::Broken(Box::new(missed.clone()));
+    assert!(
+        errors.iter().all(|e| *e == missed || *e == broken),
+        "{errors:?}"
+    );
+    assert_eq!(
+        missed.to_string(),
+        "2 of 3 workers came within 50ms: the others failed, or their share of the data has fewer \
+         batches"
+    );
+    // The one that was late learns it at once, and so does everybody from then on.
+    let late = group.total(1, &device()).unwrap_err();
+    assert_eq!(late, broken);
+    assert!(
+        late.to_string()
+            .starts_with("an earlier sum failed: 2 of 3"),
+        "{late}"
+    );
+}
+
+#[test]
+fn workers_at_different_steps_are_told() {
+    let group = Threads::new(2, LONG);
+    let errors = on_threads(2, |worker| {
+        group
+            .sum(values(&vec![1.0; worker + 1], DType::F32))
+            .unwrap_err()
+    });
+    let length = |e: &ReduceError| matches!(e, ReduceError::Length { .. });
+    assert_eq!(errors.iter().filter(|e| length(e)).count(), 1, "{errors:?}");
+    let broken = |e: &ReduceError| matches!(e, ReduceError::Broken(inner) if length(inner));
+    assert_eq!(errors.iter().filter(|e| broken(e)).count(), 1, "{errors:?}");
+}
+
+#[test]
+#[should_panic(expected = "workers: at least 1")]
+fn nobody() {
+    let _ = Threads::new(0, LONG);
+}
+
+#[test]
+fn a_backend_without_collectives_says_so() {
+    if device() != Device::flex() {
+        return;
+    }
+    let error = BurnCollective::new(vec![device()]).sum(values(&[1.0], DType::F32));
+    let error = error.unwrap_err();
+    assert!(
+        matches!(error, ReduceError::Unsupported { .. }),
+        "{error:?}"
+    );
+    assert!(
+        error
+            .to_string()
+            .contains("has no collective operations: Distributed"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_baseline_of_all_workers() {
+    let log_ratios = [vec![1.0_f32, 3.0, -0.5], vec![-4.0]];
+    let estimate = |values: &[f32]| {
+        let lengths = vec![1; values.len()];
+        let of = |x: &[f32]| SequenceLogProbs::from_values(x, &lengths, &device()).unwrap();
+        let reference = of(&vec![0.0; values.len()]);
+        let ratios: RelativeLogProbs = of(values).relative_to(reference).unwrap();
+        KlEstimate::from_mismatched(&ratios)
+    };
+    let group: Arc<dyn Reducer> = Arc::new(Threads::new(2, LONG));
+    let baselines = on_threads(2, |worker| {
+        let global = estimate(&log_ratios[worker]).reduced(&*group).unwrap();
+        to_vec(global.baseline())
+    });
+    // (1 + 3 − ½ − 4)/4, clamped after the mean: the mean of clamped ones would be 7/12.
+    assert_eq!(baselines, [[0.0], [0.0]]);
+    let both = estimate(&[1.0, 3.0]).merge(estimate(&[2.0]));
+    assert_eq!(to_vec(both.reduced(&Local).unwrap().baseline()), [2.0]);
+}

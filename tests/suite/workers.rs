@@ -1,0 +1,445 @@
+//! One large batch, unequal micro-batches, two workers of burn-train's `MultiDevice` and two
+//! burn-remote servers take the same steps, for objectives that need something of the whole window.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
+use burn::data::dataset::InMemDataset;
+use burn::module::Module;
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::optim::{GradientsAccumulator, GradientsParams, SgdConfig};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::train::{
+    ExecutionStrategy, InferenceStep, Learner, LearningResult, MultiDeviceOptim,
+    SupervisedTraining, TrainOutput, TrainStep,
+};
+use burn_preference::reducer::{Local, Reducer, Threads};
+use burn_preference::state::RunningMean;
+use burn_preference::tokens::{Padding, Sequence, TokenBatch};
+use burn_preference::{
+    BcoLossConfig, DpoLossConfig, Frozen, KlEstimate, KtoLossConfig, Objective, PolicyPair,
+    ReferencedPair, RelativeLogProbs, SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline,
+    WithShift,
+};
+
+use super::renderer::Lines;
+use crate::support::{assert_close, to_vec, tolerance};
+
+const VOCAB: u32 = 7;
+
+#[derive(Module, Debug)]
+struct Bigram {
+    embedding: Embedding,
+    head: Linear,
+}
+
+impl Bigram {
+    fn new(device: &Device) -> Self {
+        // Weights of their own, not of the device's generator: that is shared by all tests.
+        let weights = |rows: usize, columns: usize| {
+            let value = |i| (i as f64 * 1.7).sin();
+            let values: Vec<f64> = (0..rows * columns).map(value).collect();
+            Tensor::<2>::from_data(
+                TensorData::new(values, [rows, columns]),
+                (device, DType::F32),
+            )
+        };
+        let mut embedding = EmbeddingConfig::new(VOCAB as usize, 4).init(device);
+        let mut head = LinearConfig::new(4, VOCAB as usize)
+            .with_bias(false)
+            .init(device);
+        embedding.weight = embedding
+            .weight
+            .map(|_| weights(VOCAB as usize, 4).require_grad());
+        head.weight = head
+            .weight
+            .map(|_| weights(4, VOCAB as usize).require_grad());
+        Self { embedding, head }
+    }
+
+    fn log_probs(&self, batch: &TokenBatch) -> SequenceLogProbs {
+        let logits = self
+            .head
+            .forward(self.embedding.forward(batch.tokens.clone()));
+        let mask = batch.completion_mask.clone();
+        let log_probs = TokenLogProbs::from_logits(logits, batch.tokens.clone(), mask);
+        log_probs.unwrap().sequence()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Dpo,
+    DpoWithTokenMeanSft,
+    Kto,
+    Bco,
+}
+
+/// δ of BCO with the number of the window that moved it last: the workers are threads that share
+/// it, and all have the same global sums.
+type Delta = Arc<Mutex<(usize, RunningMean)>>;
+
+#[derive(Module, Debug)]
+struct Model {
+    policy: Bigram,
+    reference: Frozen<Bigram>,
+    #[module(skip)]
+    kind: Kind,
+    #[module(skip)]
+    reducer: Arc<dyn Reducer>,
+    #[module(skip)]
+    delta: Delta,
+}
+
+/// Row `i` of the data set, as tensors: pairs, and prompts with another's completion.
+#[derive(Debug, Clone)]
+struct Rows {
+    window: usize,
+    pairs: TokenBatch,
+    mismatched: TokenBatch,
+}
+
+/// A pair of unequal lengths; the window that it belongs to is part of the row.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    window: usize,
+    i: u32,
+}
+
+fn sequence(prompt: u32, completion: u32) -> Sequence {
+    let token = |t: u32| (completion * 3 + t * t) % VOCAB;
+    let ids: Vec<u32> = (0..=completion % 3).map(token).collect();
+    Sequence::new(&[prompt % VOCAB], &ids)
+}
+
+struct Collate;
+
+impl Batcher<Row, Rows> for Collate {
+    fn batch(&self, rows: Vec<Row>, device: &Device) -> Rows {
+        let all = |of: fn(u32) -> Sequence| rows.iter().map(move |row| of(row.i));
+        let chosen = all(|i| sequence(i, i));
+        let rejected = all(|i| sequence(i, i + 11));
+        let batch = |sequences| TokenBatch::new(sequences, Padding::new(0), device).unwrap();
+        Rows {
+            window: rows[0].window,
+            pairs: batch(chosen.chain(rejected).collect()),
+            mismatched: batch(all(|i| sequence(i, i + 5)).collect()),
+        }
+    }
+}
+
+/// What a loss needs of the whole window before its backward.
+struct Window {
+    pairs: f64,
+    tokens: f64,
+    kl: KlEstimate,
+    /// Sum and count.
+    rewards: Tensor<1>,
+}
+
+impl Window {
+    fn merge(self, other: Self) -> Self {
+        Self {
+            pairs: self.pairs + other.pairs,
+            tokens: self.tokens + other.tokens,
+            kl: self.kl.merge(other.kl),
+            rewards: self.rewards + other.rewards,
+        }
+    }
+
+    fn reduced(self, reducer: &dyn Reducer) -> Self {
+        let device = self.rewards.device();
+        let total = |local: f64| {
+            reducer
+                .total(local as usize, &device)
+                .unwrap_or_else(|e| panic!("{e}"))
+        };
+        Self {
+            pairs: total(self.pairs),
+            tokens: total(self.tokens),
+            kl: self.kl.reduced(reducer).unwrap(),
+            rewards: reducer.sum(self.rewards).unwrap(),
+        }
+    }
+}
+
+const BETA: f64 = 0.7;
+
+impl Model {
+    fn new(kind: Kind, reducer: Arc<dyn Reducer>, device: &Device) -> Self {
+        let policy = Bigram::new(&device.clone().autodiff());
+        // Another model, so that the first window has log-ratios.
+        let mut reference = policy.clone();
+        reference.head.weight = reference.head.weight.map(|w| w * 0.5);
+        Self {
+            reference: Frozen::new(&reference),
+            policy,
+            kind,
+            reducer,
+            delta: Arc::default(),
+        }
+    }
+
+    fn ratios(&self, tokens: &TokenBatch) -> RelativeLogProbs {
+        let reference = self.reference.model().log_probs(tokens);
+        self.policy
+            .log_probs(tokens)
+            .relative_to(reference)
+            .unwrap()
+    }
+
+    fn pairs(&self, rows: &Rows) -> ReferencedPair {
+        let of =
+            |model: &Bigram| PolicyPair::from_concatenated(&model.log_probs(&rows.pairs)).unwrap();
+        of(&self.policy)
+            .relative_to(of(self.reference.model()))
+            .unwrap()
+    }
+
+    fn window(&self, rows: &Rows) -> Window {
+        let pairs = rows.pairs.len() / 2;
+        let chosen = rows.pairs.sequences[..pairs].iter();
+        let rewards = self.ratios(&rows.pairs).log_ratio().without_autodiff() * BETA;
+        let count = rewards.ones_like().sum_dim(0);
+        Window {
+            pairs: pairs as f64,
+            tokens: chosen.map(|s| s.completion().len()).sum::<usize>() as f64,
+            kl: KlEstimate::from_mismatched(&self.ratios(&rows.mismatched)),
+            rewards: Tensor::cat(vec![rewards.sum_dim(0), count], 0),
+        }
+    }
+
+    /// This batch's share of the window's loss.
+    fn loss(&self, rows: &Rows, window: &Window) -> Tensor<1> {
+        let pairs = self.pairs(rows);
+        match self.kind {
+            Kind::Dpo => {
+                let dpo = DpoLossConfig::new().with_beta(BETA).init();
+                dpo.forward(pairs).normalized_by(window.pairs)
+            }
+            Kind::DpoWithTokenMeanSft => {
+                let dpo = DpoLossConfig::new().with_beta(BETA).init();
+                let nll = -pairs.policy().chosen.sum().sum_dim(0);
+                dpo.forward(pairs).normalized_by(window.pairs) + nll * (0.3 / window.tokens)
+            }
+            Kind::Kto => {
+                let up = (0..rows.pairs.len()).map(|i| i < rows.pairs.len() / 2);
+                let up: Vec<bool> = up.collect();
+                let ratios = self.ratios(&rows.pairs);
+                let up = Tensor::from_data(up.as_slice(), &pairs.chosen.policy().sum().device());
+                let batch = Unpaired::new(ratios, up).unwrap();
+                let batch = WithBaseline::new(batch, window.kl.baseline()).unwrap();
+                let kto = KtoLossConfig::new().with_beta(BETA).init();
+                kto.forward(batch).normalized_by(2.0 * window.pairs)
+            }
+            Kind::Bco => {
+                let delta = {
+                    let mut delta = self.delta.lock().unwrap();
+                    if delta.0 <= rows.window {
+                        let sums = to_vec(window.rewards.clone());
+                        delta.1.update(sums[0], sums[1]);
+                        delta.0 = rows.window + 1;
+                    }
+                    delta.1
+                };
+                let shift = delta.tensor(&pairs.chosen.policy().sum().device().inner());
+                let batch = WithShift::new(pairs, shift).unwrap();
+                let bco = BcoLossConfig::new().with_beta(BETA).init();
+                bco.forward(batch).normalized_by(window.pairs)
+            }
+        }
+    }
+
+    fn numbers(&self) -> Vec<f64> {
+        let weights = [&self.policy.embedding.weight, &self.policy.head.weight];
+        weights.into_iter().flat_map(|w| to_vec(w.val())).collect()
+    }
+}
+
+impl TrainStep for Model {
+    type Input = Rows;
+    type Output = ();
+
+    fn step(&self, rows: Rows) -> TrainOutput<()> {
+        let window = self.window(&rows).reduced(&*self.reducer);
+        TrainOutput::new(self, self.loss(&rows, &window).backward(), ())
+    }
+}
+
+impl InferenceStep for Model {
+    type Input = Rows;
+    type Output = ();
+
+    fn step(&self, _: Rows) {}
+}
+
+const WINDOWS: usize = 3;
+const RATE: f64 = 0.5;
+
+/// Each window is cut into batches of these sizes, one after the other, their gradients added.
+fn accumulated(kind: Kind, sizes: &[usize], device: &Device) -> Vec<f64> {
+    let mut model = Model::new(kind, Arc::new(Local), device);
+    let mut optimizer = SgdConfig::new().init();
+    for window in 0..WINDOWS {
+        let rows: Vec<Row> = rows_of(window);
+        let mut start = 0;
+        let cut = |size: &usize| {
+            let part = rows[start..start + size].to_vec();
+            start += size;
+            Collate.batch(part, device)
+        };
+        let batches: Vec<Rows> = sizes.iter().map(cut).collect();
+        let parts = batches.iter().map(|rows| model.window(rows));
+        let whole = parts.reduce(Window::merge).unwrap();
+        let mut accumulator = GradientsAccumulator::new();
+        for rows in &batches {
+            let grads = model.loss(rows, &whole).backward();
+            accumulator.accumulate(&model, GradientsParams::from_grads(grads, &model));
+        }
+        model = optimizer.step(RATE, model, accumulator.grads());
+    }
+    model.numbers()
+}
+
+/// Eight rows a window.
+fn rows_of(window: usize) -> Vec<Row> {
+    let first = 8 * u32::try_from(window).unwrap();
+    (first..first + 8).map(|i| Row { window, i }).collect()
+}
+
+fn launch(
+    model: Model,
+    rows: Vec<Row>,
+    batch: usize,
+    devices: Vec<Device>,
+) -> LearningResult<Model> {
+    let loader = |rows: Vec<Row>| -> Arc<dyn DataLoader<Rows>> {
+        DataLoaderBuilder::new(Collate)
+            .batch_size(batch)
+            .set_device(devices[0].clone())
+            .build(InMemDataset::new(rows))
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let strategy = ExecutionStrategy::multi(
+        devices.iter().map(|d| d.clone().autodiff()).collect(),
+        MultiDeviceOptim::OptimMainDevice,
+    );
+    SupervisedTraining::new(directory.path(), loader(rows), loader(Vec::new()))
+        .with_training_strategy(strategy.into())
+        .with_application_logger(None)
+        .renderer(Box::new(Lines::default()))
+        .launch(Learner::new(model, SgdConfig::new().init(), RATE))
+}
+
+/// Two workers of burn-train with four rows each.
+fn by_workers(kind: Kind, devices: [Device; 2]) -> Vec<f64> {
+    let reducer = Threads::new(2, Duration::from_secs(60));
+    let model = Model::new(kind, Arc::new(reducer), &devices[0]);
+    // The loader gives the first half of the rows to the first worker.
+    let half = |part: usize| {
+        let of = move |window| rows_of(window)[4 * part..4 * part + 4].to_vec();
+        (0..WINDOWS).flat_map(of)
+    };
+    let result = launch(model, half(0).chain(half(1)).collect(), 4, devices.into());
+    assert!(result.error.is_none(), "{:?}", result.error);
+    result.model.numbers()
+}
+
+const KINDS: [Kind; 4] = [Kind::Dpo, Kind::DpoWithTokenMeanSft, Kind::Kto, Kind::Bco];
+
+#[test]
+fn micro_batches_and_workers_take_the_steps_of_one_large_batch() {
+    let flex = Device::flex();
+    for kind in KINDS {
+        let whole = accumulated(kind, &[8], &flex);
+        let start = Model::new(kind, Arc::new(Local), &flex).numbers();
+        assert!(whole.iter().zip(&start).any(|(a, b)| (a - b).abs() > 0.01));
+        let unequal = accumulated(kind, &[3, 5], &flex);
+        let workers = by_workers(kind, [flex.clone(), flex.clone()]);
+        let what = format!("{kind:?}");
+        assert_close(&unequal, &whole, tolerance(DType::F32), &what);
+        assert_close(&workers, &whole, tolerance(DType::F32), &what);
+        // The workers' order changes no bit.
+        assert_eq!(by_workers(kind, [flex.clone(), flex.clone()]), workers);
+    }
+}
+
+/// What the test above would not notice if local statistics did as well.
+#[test]
+fn local_statistics_would_not_do() {
+    let flex = Device::flex();
+    for kind in KINDS {
+        let mut model = Model::new(kind, Arc::new(Local), &flex);
+        let rows = rows_of(0);
+        let gradient = |model: &Model, parts: &[&[Row]], local: bool| {
+            let batches: Vec<Rows> = parts
+                .iter()
+                .map(|p| Collate.batch(p.to_vec(), &flex))
+                .collect();
+            let window = || {
+                batches
+                    .iter()
+                    .map(|b| model.window(b))
+                    .reduce(Window::merge)
+                    .unwrap()
+            };
+            let mut sum = vec![0.0; 7 * 4];
+            for batch in &batches {
+                let window = if local { model.window(batch) } else { window() };
+                let share = if local {
+                    1.0 / batches.len() as f64
+                } else {
+                    1.0
+                };
+                let grads = (model.loss(batch, &window) * share).backward();
+                let grad = model.policy.embedding.weight.val().grad(&grads).unwrap();
+                sum.iter_mut().zip(to_vec(grad)).for_each(|(s, g)| *s += g);
+            }
+            sum
+        };
+        let whole = gradient(&model, &[&rows], false);
+        model.delta = Arc::default();
+        let local = gradient(&model, &[&rows[..3], &rows[3..]], true);
+        let worst = whole
+            .iter()
+            .zip(&local)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f64::max);
+        assert!(worst > 1e-3, "{kind:?}: {worst}");
+    }
+}
+
+#[cfg(all(feature = "remote-server", feature = "remote-websocket"))]
+#[test]
+fn two_remote_servers_take_the_same_steps() {
+    use crate::support::device::remote::server;
+    let servers = [server(), server()];
+    assert_ne!(servers[0], servers[1]);
+    for kind in KINDS {
+        let whole = accumulated(kind, &[8], &Device::flex());
+        let remote = by_workers(kind, servers.clone());
+        assert_close(&remote, &whole, tolerance(DType::F32), &format!("{kind:?}"));
+    }
+}
+
+#[test]
+fn uneven_shards_fail_in_time() {
+    let flex = Device::flex();
+    let reducer = Threads::new(2, Duration::from_millis(300));
+    let model = Model::new(Kind::Kto, Arc::new(reducer), &flex);
+    // Four rows for the first worker, five for the second: one batch and two.
+    let rows = (0..9).map(|i| Row { window: 0, i }).collect();
+    let start = Instant::now();
+    let result = launch(model, rows, 4, vec![flex.clone(), flex]);
+    assert!(start.elapsed() < Duration::from_secs(30));
+    let error = result
+        .error
+        .expect("the second batch waits for nobody")
+        .to_string();
+    assert!(
+        error.contains("1 of 2 workers came within 300ms"),
+        "{error}"
+    );
+}
