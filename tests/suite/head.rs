@@ -1,7 +1,7 @@
 //! Log-probs from hidden states and a head: against scalar code and against the logits path.
 
 use burn::nn::{EmbeddingConfig, LinearConfig, LinearLayout};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_preference::{
     KtoLossConfig, LmHead, Objective, PolicyPair, Ranked, SequenceLogProbs, TokenLogProbs,
     Unpaired, WithBaseline,
@@ -80,34 +80,108 @@ fn several_tiles() {
     }
 }
 
-/// A task of a frozen head's forward walks several tiles, and each brings a larger logit: what it
-/// has summed so far is rescaled. The trainable head never sums that way.
+/// Hidden states wider than what one task writes of a weight's gradient.
+#[test]
+fn wide_hidden_states() {
+    let problem = Problem::new([1, 5, 40, 300], 8);
+    for layout in LAYOUTS {
+        let dtype = DType::F32;
+        problem.check(
+            How {
+                dtype,
+                layout,
+                ..TRAINABLE
+            },
+            1e-4,
+        );
+    }
+}
+
+/// So many rows and words that a task of a frozen head's forward walks several tiles, each with a
+/// larger logit, and rescales what it has summed so far; and that the backward of a trained head
+/// works through its tiles in several groups.
 #[test]
 fn several_tiles_of_one_task() {
-    let (batch, time, vocab) = (8, 512, 6200);
-    let values = |n: usize, of: fn(usize) -> f32| (0..n).map(of).collect::<Vec<_>>();
-    let tensor = |values: Vec<f32>, shape: [usize; 2]| {
-        Tensor::<2>::from_data(TensorData::new(values, shape), &device()).autodiff()
+    if device() != Device::flex() {
+        return; // Only Flex has tiles, and this is large.
+    }
+    let (rows, vocab) = (8 * 512, 3 * 2048 + 5);
+    let column = |n: usize, of: fn(usize) -> f32| {
+        let values: Vec<f32> = (0..n).map(of).collect();
+        Tensor::<2>::from_data(TensorData::new(values, [n, 1]), &device()).autodiff()
     };
-    let hidden = values(batch * time, |i| ((i * 7) % 11) as f32 * 0.1 - 0.2);
+    let hidden = || column(8 * 512, |i| ((i * 7) % 11) as f32 * 0.1 - 0.2).require_grad();
     // Logits grow along the words where the hidden state is positive, and fall where it is not.
-    let weight = tensor(values(vocab, |w| w as f32 * 4e-3), [vocab, 1]);
-    let ids: Vec<i32> = (0..4096).map(|i| i * 37 % 6200).collect();
-    let tokens = Tensor::<1, Int>::from_data(ids.as_slice(), &device()).reshape([batch, time]);
-    let counted = tokens.clone().greater_equal_elem(0);
-    let run = |weight: Tensor<2>| {
-        let hidden = tensor(hidden.clone(), [batch * time, 1]).require_grad();
-        let states = hidden.clone().reshape([batch, time, 1]);
-        let head = LmHead::new(weight);
-        let log_probs =
-            TokenLogProbs::from_hidden(states, &head, tokens.clone(), counted.clone()).unwrap();
-        let log_probs = log_probs.log_probs();
-        let grads = log_probs.clone().sum().backward();
-        [to_vec(log_probs), to_vec(hidden.grad(&grads).unwrap())]
+    let weight = || column(3 * 2048 + 5, |w| w as f32 * 4e-3);
+    let ids: Vec<i32> = (0..4096).map(|i| i * 37 % 6149).collect();
+    let tokens = Tensor::<1, Int>::from_data(ids.as_slice(), &device()).reshape([8, 512]);
+    let counted = || tokens.clone().greater_equal_elem(0);
+    let gradients = |log_probs: TokenLogProbs, of: [Tensor<2>; 2]| {
+        let grads = log_probs.log_probs().sum().backward();
+        let [hidden, weight] = of.map(|leaf| leaf.grad(&grads).map(to_vec).unwrap_or_default());
+        [to_vec(log_probs.log_probs()), hidden, weight]
     };
-    let [frozen, trained] = [weight.clone(), weight.require_grad()].map(run);
-    for (frozen, trained) in frozen.iter().zip(&trained) {
-        assert_close(frozen, trained, 1e-4, "frozen against trainable");
+    let by_head = |weight: Tensor<2>, head: LmHead| {
+        let hidden = hidden();
+        let states = hidden.clone().reshape([8, 512, 1]);
+        let log_probs = TokenLogProbs::from_hidden(states, &head, tokens.clone(), counted());
+        gradients(log_probs.unwrap(), [hidden, weight])
+    };
+    let [log_probs, d_hidden, d_weight] = {
+        let (hidden, weight) = (hidden(), weight().require_grad());
+        let logits = hidden.clone().matmul(weight.clone().transpose());
+        let logits = logits.reshape([8, 512, vocab]);
+        let log_probs = TokenLogProbs::from_logits(logits, tokens.clone(), counted());
+        gradients(log_probs.unwrap(), [hidden, weight])
+    };
+    assert_eq!(d_hidden.len(), rows);
+    let check = |name: &str, ours: [Vec<f64>; 3], trained: bool| {
+        assert_close(&ours[0], &log_probs, 1e-4, name);
+        assert_close(&ours[1], &d_hidden, 1e-4, name);
+        let d_weight = if trained { &d_weight[..] } else { &[] };
+        assert_close(&ours[2], d_weight, 1e-4, name);
+    };
+    let frozen = weight();
+    check(
+        "frozen",
+        by_head(frozen.clone(), LmHead::new(frozen)),
+        false,
+    );
+    let trained = weight().require_grad();
+    check(
+        "trained",
+        by_head(trained.clone(), LmHead::new(trained)),
+        true,
+    );
+    let trained = weight().require_grad();
+    let columns = LmHead::transposed(trained.clone().transpose());
+    check("by columns", by_head(trained, columns), true);
+}
+
+/// In every number type, on logits that no rounding reorders.
+#[test]
+fn the_likeliest_word() {
+    for dtype in crate::support::dtypes() {
+        let of = |values: Vec<f32>, shape: [usize; 2]| {
+            Tensor::<2>::from_data(TensorData::new(values, shape), (&device(), dtype))
+        };
+        // Logits −h, 0, h, h: words 2 and 3 tie.
+        let head = LmHead::new(of(vec![-1.0, 0.0, 1.0, 1.0], [4, 1]));
+        let hidden = of(vec![1.0, 1.0, 1.0, -1.0, -1.0, 0.0, 0.0], [7, 1]).reshape([1, 7, 1]);
+        let tokens = Tensor::<2, Int>::from_ints([[0, 2, 3, 1, 0, 2, 1]], &device());
+        let counted = tokens.clone().greater_equal_elem(0);
+        let expected = [1.0, 1.0, 0.0, 1.0, 0.0, 1.0];
+        let logits = hidden.clone() * of(vec![-1.0, 0.0, 1.0, 1.0], [1, 4]).unsqueeze::<3>();
+        let by_hidden = TokenLogProbs::from_hidden_with_statistics(
+            hidden,
+            &head,
+            tokens.clone(),
+            counted.clone(),
+        );
+        let by_logits = TokenLogProbs::from_logits_with_statistics(logits, tokens, counted);
+        for (_, statistics) in [by_hidden.unwrap(), by_logits.unwrap()] {
+            assert_eq!(to_vec(statistics.top1()), expected, "{dtype:?}");
+        }
     }
 }
 
