@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault};
-use burn::module::{ModuleMapper, ModuleVisitor};
+use burn::module::{LoraAdapter, ModuleMapper, ModuleVisitor, Param, Reparameterization};
 use burn::tensor::{Bool, Device, Int, Tensor};
 
 use crate::error::InvalidInput;
@@ -25,7 +25,9 @@ use crate::log_probs::{LmHead, TokenLogProbs};
 /// # LoRA
 ///
 /// Build the reference from the base model *before* `apply_lora`: it shares the frozen base
-/// weights, which never change, and costs nothing for the whole run.
+/// weights, which never change, and costs nothing for the whole run. Of a policy that is adapted
+/// already, such as one that was loaded, [`without_adapters`](Self::without_adapters) is the same.
+/// With QLoRA the base is the quantised one, and only the latter sees it.
 ///
 /// ```
 /// use burn::module::Module;
@@ -56,6 +58,17 @@ impl<M: Module> Frozen<M> {
     pub fn new(model: &M) -> Self {
         Self {
             model: model.valid(),
+            copies: Arc::default(),
+        }
+    }
+
+    /// Freezes `model` with its LoRA adapters off: exactly its base weights, which it shares.
+    ///
+    /// The adapters stay in their places with B = 0, so that a weight costs a product of rank
+    /// `r` more than in a model that never had them.
+    pub fn without_adapters(model: &M) -> Self {
+        Self {
+            model: model.valid().map(&mut AdaptersOff { path: Vec::new() }),
             copies: Arc::default(),
         }
     }
@@ -134,6 +147,33 @@ impl<M: Module> Frozen<M> {
         });
         self.model = moved;
         self
+    }
+}
+
+/// How Burn's traversals call the container of an adapter's factors.
+pub(super) const ADAPTER: &str = "Reparameterization";
+
+/// Zeros B of every LoRA adapter: A·B = 0.
+struct AdaptersOff {
+    /// Of each module that was entered, its name, and whether it is an adapter.
+    path: Vec<(String, bool)>,
+}
+
+impl ModuleMapper for AdaptersOff {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        let adapter = container == ADAPTER && name == LoraAdapter::NAME;
+        self.path.push((name.to_owned(), adapter));
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.path.as_slice() {
+            [.., (_, true), (name, _)] if name == "b" => param.map(|b| b.zeros_like()),
+            _ => param,
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Shape, Tensor};
 
 use super::Frozen;
+use super::frozen::ADAPTER;
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::share;
 
@@ -93,9 +94,13 @@ impl<M: Module> Frozen<M> {
     /// Parameters are paired by their path in the module, since a resumed run has other ids. Cached
     /// log-probabilities of this reference are worthless for the new one.
     ///
+    /// Adapters (LoRA) are copied at α = 1. In between there is no mixture of them: that of the
+    /// factors is not the factors of the mixture. Quantised weights stay, since nothing trains them.
+    ///
     /// # Errors
     ///
-    /// A parameter is missing on one side or has another shape; the error names its path.
+    /// A parameter is missing on one side or has another shape, or is an adapter while 0 < α < 1;
+    /// the error names its path.
     ///
     /// # Panics
     ///
@@ -110,6 +115,7 @@ impl<M: Module> Frozen<M> {
         let mut mix = Mix {
             alpha,
             path: Vec::new(),
+            inside_adapter: false,
             policy: found.by_path,
             error: None,
         };
@@ -128,11 +134,13 @@ impl<M: Module> Frozen<M> {
     }
 }
 
-/// Flattened values and shapes by path.
+/// By path: the shape, and the flattened values unless they are quantised.
+type ByPath = HashMap<String, (Shape, Option<Tensor<1>>)>;
+
 #[derive(Default)]
 struct Parameters {
     path: Vec<String>,
-    by_path: HashMap<String, (Tensor<1>, Shape)>,
+    by_path: ByPath,
 }
 
 impl ModuleVisitor for Parameters {
@@ -147,41 +155,55 @@ impl ModuleVisitor for Parameters {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let value = param.val().without_autodiff();
         let shape = value.shape();
-        let flat = value.reshape([shape.num_elements()]);
-        self.by_path.insert(self.path.join("."), (flat, shape));
+        let flat = value
+            .dtype()
+            .is_float()
+            .then(|| value.reshape([shape.num_elements()]));
+        self.by_path.insert(self.path.join("."), (shape, flat));
     }
 }
 
 struct Mix {
     alpha: f64,
     path: Vec<String>,
-    policy: HashMap<String, (Tensor<1>, Shape)>,
+    inside_adapter: bool,
+    policy: ByPath,
     error: Option<InvalidInput>,
 }
 
 impl ModuleMapper for Mix {
-    fn enter_module(&mut self, name: &str, _: &str) {
+    fn enter_module(&mut self, name: &str, container: &str) {
         self.path.push(name.to_owned());
+        self.inside_adapter |= container == ADAPTER;
     }
 
-    fn exit_module(&mut self, _: &str, _: &str) {
+    fn exit_module(&mut self, _: &str, container: &str) {
         self.path.pop();
+        self.inside_adapter &= container != ADAPTER;
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let path = self.path.join(".");
         let shape = param.val().shape();
+        let alpha = self.alpha;
         match self.policy.remove(&path) {
-            Some((policy, found)) if found == shape => {
-                let alpha = self.alpha;
-                param.map(|reference| {
+            Some((found, _)) if found == shape && self.inside_adapter && alpha.fract() != 0.0 => {
+                let expected = "no adapter for 0 < alpha < 1: materialize both models";
+                let found = format!("one at `{path}`");
+                self.error
+                    .get_or_insert(InvalidInput::new("policy", expected, found));
+                param
+            }
+            Some((found, policy)) if found == shape => match policy {
+                Some(policy) => param.map(|reference| {
                     let policy = policy.to_device(&reference.device()).reshape(shape);
                     policy.cast(reference.dtype()) * alpha + reference * (1.0 - alpha)
-                })
-            }
+                }),
+                None => param,
+            },
             other => {
                 let found =
-                    other.map_or("nothing".to_owned(), |(_, s)| format!("{:?}", s.as_slice()));
+                    other.map_or("nothing".to_owned(), |(s, _)| format!("{:?}", s.as_slice()));
                 let expected = format!("shape {:?} at `{path}`", shape.as_slice());
                 self.error
                     .get_or_insert(InvalidInput::new("policy", expected, found));

@@ -1,15 +1,16 @@
 //! The frozen reference: nothing trains, saves, counts, unfreezes or copies it.
 
-use burn::module::{Lora, Module, Param};
+use burn::module::{Lora, Module, Param, QLora, Quantizer};
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
+use burn::tensor::quantization::{Calibration, QuantValue};
 use burn::tensor::{Bool, Device, Int, Tensor};
 use burn_preference::{
     DpoLossConfig, Frozen, LmHead, Objective, PolicyPair, ReferenceSchedule, SequenceLogProbs,
     TokenLogProbs,
 };
 
-use crate::support::{device, elsewhere, to_vec};
+use crate::support::{assert_close, device, elsewhere, to_vec};
 
 /// Logits of the next token from the embedding of this one.
 #[derive(Module, Debug)]
@@ -240,6 +241,87 @@ fn a_lora_reference_shares_the_base_weights() {
     assert_eq!(base(&model.policy), base_before, "the base does not");
     assert_eq!(base(model.reference.model()), base_before);
     assert_eq!(numbers(&model.reference), before);
+}
+
+fn trained(policy: Bigram) -> Bigram {
+    let mut model = Preference {
+        reference: Frozen::new(&policy),
+        policy,
+    };
+    let mut optimizer = SgdConfig::new().init();
+    for _ in 0..3 {
+        let grads = GradientsParams::from_grads(model.loss().backward(), &model);
+        model = optimizer.step(0.5, model, grads);
+    }
+    model.policy
+}
+
+#[test]
+fn adapters_off_are_the_base_bit_by_bit() {
+    let base = Bigram::new(&device().autodiff());
+    let before = numbers(&Frozen::new(&base));
+    let policy = trained(base.apply_lora(Lora::new(2, 4.0)));
+    assert_ne!(
+        numbers(&Frozen::new(&policy)),
+        before,
+        "the adapters trained"
+    );
+    let reference = Frozen::without_adapters(&policy);
+    assert_eq!(numbers(&reference), before);
+    assert_eq!(reference.num_params(), 0);
+    // A model without adapters is its own base.
+    let base = Bigram::new(&device().autodiff());
+    assert_eq!(numbers(&Frozen::without_adapters(&base)), before);
+}
+
+#[test]
+fn the_base_of_qlora_is_the_quantised_one() {
+    if device() != Device::flex() {
+        return; // NdArray's quantised weights are gone from Burn 0.22 on.
+    }
+    let scheme = device().settings().quantization.scheme;
+    let scheme = scheme.with_value(QuantValue::Q8S);
+    let quantizer = || Quantizer::new(Calibration::MinMax, scheme.clone());
+    let base = Bigram::new(&device().autodiff());
+    let dense = numbers(&Frozen::new(&base));
+    let adapted = base.apply_qlora(QLora::new(Lora::new(2, 4.0), quantizer()));
+    let before = numbers(&Frozen::new(&adapted));
+    assert_ne!(before, dense, "eight bits");
+    assert_close(&before, &dense, 0.05, "but close");
+
+    let policy = trained(adapted);
+    let reference = Frozen::without_adapters(&policy);
+    assert_eq!(numbers(&reference), before);
+    // A hard update copies the adapters.
+    let moved = reference.moved_toward(&policy, 1.0).unwrap();
+    assert_eq!(numbers(&moved), numbers(&Frozen::new(&policy)));
+}
+
+#[test]
+fn adapters_have_no_mixture() {
+    let policy = trained(Bigram::new(&device().autodiff()).apply_lora(Lora::new(2, 4.0)));
+    let reference = Frozen::without_adapters(&policy);
+    let error = reference.moved_toward(&policy, 0.5).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`policy`: expected no adapter for 0 < alpha < 1: materialize both models, found one at \
+         `table.lora.a`"
+    );
+    let hard = reference.moved_toward(&policy, 1.0).unwrap();
+    assert_eq!(numbers(&hard), numbers(&Frozen::new(&policy)));
+    assert_eq!(
+        numbers(&reference.moved_toward(&policy, 0.0).unwrap()),
+        numbers(&reference)
+    );
+    // Of the dense weights there is one.
+    let dense = |model: Bigram| model.materialize();
+    let soft = Frozen::new(&dense(reference.model().clone()))
+        .moved_toward(&dense(policy.valid()), 0.5)
+        .unwrap();
+    let middle = |(a, b): (&f64, &f64)| (a + b) / 2.0;
+    let ends = [reference.model(), &policy.valid()].map(|m| to_vec(m.table.val()));
+    let expected: Vec<f64> = ends[0].iter().zip(&ends[1]).map(middle).collect();
+    assert_close(&weights(soft.model()), &expected, 1e-6, "half way");
 }
 
 #[test]
