@@ -12,6 +12,7 @@
 //! With `--model stories260K.bin --tokenizer tok512.bin` the same code aligns that pretrained
 //! model; README.md says where to get the two files.
 
+#[path = "../llama/mod.rs"]
 mod llama;
 mod objective;
 mod plot;

@@ -77,6 +77,7 @@ pub fn load(path: &Path, device: &Device) -> io::Result<Llama> {
         vocab: size()?,
         max_time: size()?,
         tied: true,
+        rope_base: 1e4,
     };
     let (dim, hidden) = (config.dim, config.hidden);
     let kv_dim = dim / config.heads * config.kv_heads;

@@ -48,6 +48,7 @@ pub fn base_model(plan: &Plan, seed: u64, device: &Device) -> Result<Llama, Inva
         vocab: task::VOCAB,
         max_time: 16,
         tied: false,
+        rope_base: 1e4,
     };
     device.seed(seed);
     let mut model = config.init(&device.clone().autodiff());

@@ -107,8 +107,9 @@ fn several_tiles_of_one_task() {
     }
     let (rows, vocab) = (8 * 512, 3 * 2048 + 5);
     let column = |n: usize, of: fn(usize) -> f32| {
-        let values: Vec<f32> = (0..n).map(of).collect();
-        Tensor::<2>::from_data(TensorData::new(values, [n, 1]), &device()).autodiff()
+        let pair = |i| [of(i), (i % 7) as f32 * 0.1];
+        let values: Vec<f32> = (0..n).flat_map(pair).collect();
+        Tensor::<2>::from_data(TensorData::new(values, [n, 2]), &device()).autodiff()
     };
     let hidden = || column(8 * 512, |i| ((i * 7) % 11) as f32 * 0.1 - 0.2).require_grad();
     // Logits grow along the words where the hidden state is positive, and fall where it is not.
@@ -123,7 +124,7 @@ fn several_tiles_of_one_task() {
     };
     let by_head = |weight: Tensor<2>, head: LmHead| {
         let hidden = hidden();
-        let states = hidden.clone().reshape([8, 512, 1]);
+        let states = hidden.clone().reshape([8, 512, 2]);
         let log_probs = TokenLogProbs::from_hidden(states, &head, tokens.clone(), counted());
         gradients(log_probs.unwrap(), [hidden, weight])
     };
@@ -134,7 +135,7 @@ fn several_tiles_of_one_task() {
         let log_probs = TokenLogProbs::from_logits(logits, tokens.clone(), counted());
         gradients(log_probs.unwrap(), [hidden, weight])
     };
-    assert_eq!(d_hidden.len(), rows);
+    assert_eq!(d_hidden.len(), 2 * rows);
     let check = |name: &str, ours: [Vec<f64>; 3], trained: bool| {
         assert_close(&ours[0], &log_probs, 1e-4, name);
         assert_close(&ours[1], &d_hidden, 1e-4, name);

@@ -1,6 +1,6 @@
 //! The two-layer Llama of the conformance suite, in the transformer of the example `align`.
 
-#[path = "../../examples/align/llama.rs"]
+#[path = "../../examples/llama/mod.rs"]
 mod model;
 
 use std::path::{Path, PathBuf};
@@ -38,6 +38,7 @@ pub fn load(file: &str, device: &Device) -> Llama {
         vocab: 256,
         max_time: 128,
         tied: false,
+        rope_base: 1e4,
     };
     config.load(device, false, |name| {
         let data = tensors.tensor(name).unwrap().data();

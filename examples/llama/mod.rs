@@ -1,6 +1,6 @@
 //! A decoder-only transformer of the Llama family: RMS norms, rotary positions on interleaved
 //! pairs, grouped-query attention, SwiGLU. Small, plain Burn, and good for real weights: the
-//! example loads llama2.c files into it, the conformance tests a Hugging Face one.
+//! examples load llama2.c and GGUF files into it, the conformance tests a Hugging Face one.
 
 use burn::module::{Module, Param};
 use burn::nn::{
@@ -22,6 +22,8 @@ pub struct LlamaConfig {
     pub max_time: usize,
     /// Whether the head shares the embedding's weights.
     pub tied: bool,
+    /// Of the rotary positions: 1e4 almost everywhere.
+    pub rope_base: f32,
 }
 
 #[derive(Module, Debug)]
@@ -74,7 +76,9 @@ impl LlamaConfig {
             blocks: (0..self.layers).map(block).collect(),
             norm: norm(),
             head: (!self.tied).then(|| linear(self.dim, self.vocab)),
-            rope: RotaryEncodingConfig::new(self.max_time, self.dim / self.heads).init(device),
+            rope: RotaryEncodingConfig::new(self.max_time, self.dim / self.heads)
+                .with_theta(self.rope_base)
+                .init(device),
         }
     }
 

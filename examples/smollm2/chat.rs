@@ -1,0 +1,111 @@
+//! SmolLM2's tokenizer, from its GGUF file, and its chat template.
+
+use std::error::Error;
+use std::io;
+
+use burn_preference::data::{Message, Part, Text};
+use tokenizers::Tokenizer;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+
+use crate::gguf::Gguf;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+pub struct Chat {
+    tokenizer: Tokenizer,
+}
+
+/// `<|im_start|>`
+const START: u32 = 1;
+/// `<|im_end|>`: the end of a turn, and the padding.
+pub const END: u32 = 2;
+
+/// Part of every fingerprint: another template gives other token ids.
+pub const TEMPLATE: &str = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
+
+impl Chat {
+    pub fn new(file: &Gguf) -> Result<Self, Failure> {
+        let words = file.texts("tokenizer.ggml.tokens")?;
+        let words: Vocab = words.into_iter().zip(0..).collect();
+        let merge = |merge: String| {
+            let (left, right) = merge.split_once(' ').ok_or(io::ErrorKind::InvalidData)?;
+            Ok::<_, io::Error>((left.to_owned(), right.to_owned()))
+        };
+        let merges = file.texts("tokenizer.ggml.merges")?;
+        let merges = merges.into_iter().map(merge).collect::<Result<_, _>>()?;
+        let bpe = BPE::builder().vocab_and_merges(words, merges).build()?;
+        let mut tokenizer = Tokenizer::new(bpe);
+        let bytes = || ByteLevel::default().add_prefix_space(false);
+        tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
+            Digits::new(true).into(),
+            bytes().into(),
+        ])));
+        tokenizer.with_decoder(Some(bytes()));
+        Ok(Self { tokenizer })
+    }
+
+    /// Text alone: what looks like a control token in it is text.
+    fn encode(&self, text: &str) -> Result<Vec<u32>, Failure> {
+        Ok(self.tokenizer.encode(text, false)?.get_ids().to_vec())
+    }
+
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.tokenizer.decode(ids, true).unwrap_or_default()
+    }
+
+    fn turn(&self, ids: &mut Vec<u32>, role: &str, content: &str) -> Result<(), Failure> {
+        ids.push(START);
+        ids.extend(self.encode(&format!("{role}\n{content}"))?);
+        ids.push(END);
+        ids.extend(self.encode("\n")?);
+        Ok(())
+    }
+
+    /// A conversation and the opening of the answer.
+    pub fn prompt(&self, prompt: &Text) -> Result<Vec<u32>, Failure> {
+        let said = |text: &String| Message {
+            role: "user".into(),
+            content: text.clone(),
+            other: serde_json::Map::default(),
+        };
+        let messages = match prompt {
+            Text::Plain(text) => &[said(text)][..],
+            Text::Conversation(messages) => messages,
+        };
+        let mut ids = Vec::new();
+        if messages.first().is_none_or(|first| first.role != "system") {
+            self.turn(&mut ids, "system", TEMPLATE)?;
+        }
+        for Message { role, content, .. } in messages {
+            self.turn(&mut ids, role, content)?;
+        }
+        ids.push(START);
+        ids.extend(self.encode("assistant\n")?);
+        Ok(ids)
+    }
+
+    /// An answer and its end.
+    pub fn answer(&self, answer: &Text) -> Result<Vec<u32>, Failure> {
+        let text = match answer {
+            Text::Plain(text) => text,
+            Text::Conversation(messages) => match messages.as_slice() {
+                [message] => &message.content,
+                other => return Err(format!("an answer of {} messages", other.len()).into()),
+            },
+        };
+        let mut ids = self.encode(text)?;
+        ids.push(END);
+        Ok(ids)
+    }
+
+    /// What `Tokenized` asks for.
+    pub fn ids(&self, part: Part<'_>) -> Result<Vec<u32>, Failure> {
+        match part {
+            Part::Prompt(prompt) => self.prompt(prompt),
+            Part::Completion { completion, .. } => self.answer(completion),
+        }
+    }
+}
