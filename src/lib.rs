@@ -126,6 +126,7 @@ mod declare;
 pub mod error;
 #[cfg(feature = "optim")]
 pub mod gradients;
+pub mod guide;
 mod hyperparameter;
 pub mod log_probs;
 pub mod loss;

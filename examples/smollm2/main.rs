@@ -120,8 +120,18 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let base = model::load(&file, args.max_length.max(256), &device)?;
     let reference = Frozen::new(&base);
-    let collator = Collator::new(Padding::new(chat::END));
-    let cache = reference_log_probs(&args, &reference, [&train, &held_out], &device)?;
+    let padding = Padding::new(chat::END).to_multiple_of(8);
+    let collator = Collator::new(padding);
+    let train = Arc::new(InMemDataset::new(train));
+    let cursor = Cursor::new(train.len(), args.seed);
+    // Products of another shape round otherwise. In the batches of the first epoch, policy and
+    // reference are equal to the last bit at the start, and the first loss is ln 2.
+    let epoch: Vec<Tokens> = cursor.remaining(&train)?.iter().collect::<Result<_, _>>()?;
+    let steps = epoch
+        .chunks(args.pairs)
+        .flat_map(|step| step.chunks(args.micro));
+    let batches: Vec<&[Tokens]> = steps.chain(held_out.chunks(report::PAIRS)).collect();
+    let cache = reference_log_probs(&args, &reference, &batches, padding, &device)?;
 
     let policy = base.train();
     let policy = if args.full {
@@ -131,8 +141,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     println!("parameters: {}", policy.num_params());
     let before = policy.valid();
-    let (policy, seconds) =
-        train_policy(&args, policy, &objective, &cache, train, collator, &device)?;
+    let (policy, seconds) = train_policy(
+        &args,
+        policy,
+        &objective,
+        &cache,
+        (&train, cursor),
+        collator,
+        &device,
+    )?;
 
     // Dense weights, adapters merged, as any other program reads them.
     let trained = policy.valid().materialize();
@@ -209,34 +226,32 @@ fn data(args: &Args, chat: &Chat) -> Result<(Vec<Tokens>, Vec<Tokens>), Box<dyn 
 fn reference_log_probs(
     args: &Args,
     reference: &Frozen<llama::Llama>,
-    pairs: [&Vec<Tokens>; 2],
+    batches: &[&[Tokens]],
+    padding: Padding,
     device: &Device,
 ) -> Result<ReferenceCache, Box<dyn Error>> {
     let fingerprint =
         Fingerprint::of(reference.model()).with("template", chat::TEMPLATE.as_bytes());
     let mut cache = ReferenceCache::open(&args.cache, fingerprint)?;
-    let sequences: Vec<_> = pairs
-        .into_iter()
-        .flatten()
-        .flat_map(Example::sequences)
-        .collect();
-    let bar = ProgressBar::new(sequences.len() as u64).with_message("reference");
+    let pairs: usize = batches.iter().map(|batch| batch.len()).sum();
+    let bar = ProgressBar::new(2 * pairs as u64).with_message("reference");
     let start = Instant::now();
     let found = cache.len();
-    cache.fill::<CacheError>(
-        &sequences,
-        8,
-        |batch| {
-            let batch = TokenBatch::new(batch.to_vec(), Padding::new(chat::END), device)?;
-            let (tokens, mask) = (batch.tokens, batch.completion_mask);
-            let log_probs = reference.log_probs_from_hidden(tokens, mask, model::hidden)?;
-            Ok(log_probs.sequence())
-        },
-        |progress| {
-            bar.set_length(progress.total as u64);
-            bar.set_position(progress.done as u64);
-        },
-    )?;
+    for batch in batches {
+        let sequences: Vec<_> = batch.iter().flat_map(Example::sequences).collect();
+        cache.fill::<CacheError>(
+            &sequences,
+            sequences.len(),
+            |missing| {
+                let batch = TokenBatch::new(missing.to_vec(), padding, device)?;
+                let (tokens, mask) = (batch.tokens, batch.completion_mask);
+                let log_probs = reference.log_probs_from_hidden(tokens, mask, model::hidden)?;
+                Ok(log_probs.sequence())
+            },
+            |_| {},
+        )?;
+        bar.inc(sequences.len() as u64);
+    }
     bar.finish_and_clear();
     println!(
         "reference: {} in the cache, {} computed in {:.1} s",
@@ -253,17 +268,15 @@ fn train_policy(
     mut policy: llama::Llama,
     objective: &burn_preference::config::PairObjective,
     cache: &ReferenceCache,
-    train: Vec<Tokens>,
+    (train, mut cursor): (&Arc<InMemDataset<Tokens>>, Cursor),
     collator: Collator,
     device: &Device,
 ) -> Result<(llama::Llama, f64), Box<dyn Error>> {
     let rate = args.rate.unwrap_or(if args.full { 5e-6 } else { 2e-4 });
-    let train = Arc::new(InMemDataset::new(train));
-    let mut cursor = Cursor::new(train.len(), args.seed);
     let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
     let start = Instant::now();
     for step in 1..=args.steps {
-        let rows = cursor.remaining(&train)?;
+        let rows = cursor.remaining(train)?;
         let pairs = rows.get_many((0..rows.len().min(args.pairs)).collect())?;
         let mut metrics = Metrics::default();
         let mut accumulator = GradientsAccumulator::new();
@@ -281,6 +294,10 @@ fn train_policy(
         policy = optimizer.step(rate * warm, policy, grads);
         cursor.advance(pairs.len());
         let get = |key| metrics.get(key).unwrap_or(f64::NAN);
+        let off = (get("loss") - std::f64::consts::LN_2).abs();
+        if step == 1 && args.loss == "dpo" && off > 1e-6 {
+            return Err(format!("the first loss is off ln 2 by {off:e}").into());
+        }
         println!(
             "step {step:3}: loss {:.7}, accuracy {:.2}, margin {:+.4}, gradient {:.3}, {:.1} s",
             get("loss"),

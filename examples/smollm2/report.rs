@@ -19,6 +19,9 @@ use crate::chat::END;
 use crate::llama::Llama;
 use crate::model::hidden;
 
+/// Pairs of a batch.
+pub const PAIRS: usize = 2;
+
 pub type Tokens = Example<Vec<u32>, Preference>;
 type Output = LossOutput<Pair<Tensor<1>>>;
 
@@ -60,7 +63,7 @@ pub fn held_out(
     device: &Device,
 ) -> Result<Metrics, Box<dyn Error>> {
     let mut metrics = Metrics::default();
-    for some in pairs.chunks(2) {
+    for some in pairs.chunks(PAIRS) {
         let (pair, output) = forward(model, objective, cache, some, collator, device)?;
         metrics.merge(&BatchMetrics::observe(&pair, &output).read());
     }

@@ -5,6 +5,7 @@ use burn::data::dataset::transform::SelectionDataset;
 use serde::{Deserialize, Serialize};
 
 use super::error::DataError;
+use crate::error::InvalidInput;
 
 /// Where a run is in its data: save it with each checkpoint and go on at exactly the next row.
 ///
@@ -27,12 +28,44 @@ use super::error::DataError;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "CursorFields")]
 pub struct Cursor {
     rows: usize,
     seed: u64,
     epoch: u64,
     consumed: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CursorFields {
+    rows: usize,
+    seed: u64,
+    epoch: u64,
+    consumed: usize,
+}
+
+impl TryFrom<CursorFields> for Cursor {
+    type Error = InvalidInput;
+
+    fn try_from(fields: CursorFields) -> Result<Self, InvalidInput> {
+        let CursorFields {
+            rows,
+            seed,
+            epoch,
+            consumed,
+        } = fields;
+        if consumed > 0 && consumed >= rows {
+            let expected = format!("fewer than the {rows} rows of an epoch");
+            return Err(InvalidInput::new("consumed", expected, consumed));
+        }
+        Ok(Self {
+            rows,
+            seed,
+            epoch,
+            consumed,
+        })
+    }
 }
 
 impl Cursor {
@@ -90,16 +123,15 @@ impl Cursor {
     }
 
     pub(super) fn next_epoch(&mut self) {
-        *self = self.at_epoch(self.epoch + 1);
+        *self = self.at_epoch(self.epoch.saturating_add(1));
     }
 
     /// `rows` more were trained on; past the last one the next epoch begins.
     pub fn advance(&mut self, rows: usize) {
-        self.consumed += rows;
-        while self.rows > 0 && self.consumed >= self.rows {
-            self.consumed -= self.rows;
-            self.epoch += 1;
-        }
+        let consumed = self.consumed.saturating_add(rows);
+        let epochs = consumed.checked_div(self.rows).unwrap_or(0);
+        self.epoch = self.epoch.saturating_add(epochs as u64);
+        self.consumed = consumed - epochs * self.rows;
     }
 
     /// The epoch, from 0.

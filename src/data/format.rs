@@ -11,7 +11,7 @@ use super::example::{Desirable, Example, Message, Preference, Scores, Text};
 /// Fields that a format does not name stay in [`Example::other`].
 pub trait Format: Send + Sync {
     /// What its rows are labelled with.
-    type Label: Clone + fmt::Debug + Send + Sync + 'static;
+    type Label: Clone + PartialEq + fmt::Debug + Send + Sync + 'static;
 
     /// The example that a row holds.
     ///

@@ -133,8 +133,10 @@ pub fn read<F: Format>(
             text.clear();
             match reader.read_until(b'\n', &mut text) {
                 Ok(0) => return None,
-                Ok(_) if is_blank(strip_mark(number, &text)) => {}
-                Ok(_) => return Some(parse(&path, number, strip_mark(number, &text), &format)),
+                Ok(_) => match content(number, &text) {
+                    (_, []) => {}
+                    (_, row) => return Some(parse(&path, number, row, &format)),
+                },
                 Err(source) => {
                     broken = true;
                     return Some(Err(DataError::file(&path, source)));
@@ -156,12 +158,12 @@ fn index(file: &mut File) -> io::Result<Vec<Line>> {
         if read == 0 {
             break;
         }
-        let content = strip_mark(number, &text);
-        if !is_blank(content) {
+        let (skipped, row) = content(number, &text);
+        if !row.is_empty() {
             lines.push(Line {
                 number,
-                start: start + (read - content.len()) as u64,
-                bytes: content.len(),
+                start: start + skipped as u64,
+                bytes: row.len(),
             });
         }
         start += read as u64;
@@ -176,16 +178,14 @@ fn is_gzip(file: &mut File) -> io::Result<bool> {
     Ok(magic == [0x1f, 0x8b])
 }
 
-fn is_blank(text: &[u8]) -> bool {
-    text.iter().all(u8::is_ascii_whitespace)
-}
-
-/// Without the byte order mark with which some editors begin a file.
-fn strip_mark(number: usize, text: &[u8]) -> &[u8] {
-    match text.strip_prefix(b"\xef\xbb\xbf") {
+/// A line without its end and without the byte order mark with which some editors begin a file,
+/// and where it starts.
+fn content(number: usize, text: &[u8]) -> (usize, &[u8]) {
+    let rest = match text.strip_prefix(b"\xef\xbb\xbf") {
         Some(rest) if number == 1 => rest,
         _ => text,
-    }
+    };
+    (text.len() - rest.len(), rest.trim_ascii_end())
 }
 
 fn parse<F: Format>(

@@ -21,7 +21,7 @@
 //! std::fs::write(&path, r#"{"prompt": "2+2=", "chosen": "4", "rejected": "five"}"#)?;
 //!
 //! let rows = JsonLines::open(&path, PairFormat::default())?;
-//! // A tokenizer of bytes; 0 ends a completion. See the example `tokenize` for a real one.
+//! // A tokenizer of bytes; 0 ends a completion. The example `preference_data` has a real one.
 //! let bytes = |part: Part<'_>| -> Result<Vec<u32>, std::convert::Infallible> {
 //!     Ok(match part {
 //!         Part::Prompt(prompt) => prompt.as_plain().unwrap().bytes().map(u32::from).collect(),
@@ -60,4 +60,4 @@ pub use lines::{JsonLines, read};
 pub use loader::EpochLoader;
 pub use mismatched::{Mismatched, WithMismatched};
 pub use split::{Split, split_by};
-pub use tokenized::{Dropped, Lengths, Part, Reason, Report, Tokenized, Truncation};
+pub use tokenized::{Dropped, Labels, Lengths, Part, Reason, Report, Tokenized, Truncation};

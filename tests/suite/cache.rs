@@ -41,7 +41,7 @@ fn values(sequences: &[Sequence]) -> Result<SequenceLogProbs, InvalidInput> {
     let sums: Vec<f32> = sequences.iter().map(|s| sum_of(s.ids()[0])).collect();
     let lengths: Vec<i32> = sequences
         .iter()
-        .map(|s| s.completion().len() as i32)
+        .map(|s| i32::try_from(s.completion().len()).unwrap())
         .collect();
     SequenceLogProbs::from_values(&sums, &lengths, &device())
 }
@@ -115,7 +115,10 @@ fn the_prompt_is_part_of_the_key() {
     let mut cache = open(dir.path()).unwrap();
     let whole = Sequence::new(&[1], &[2, 3]);
     cache
-        .insert(&[whole.clone()], &values(&[whole.clone()]).unwrap())
+        .insert(
+            std::slice::from_ref(&whole),
+            &values(std::slice::from_ref(&whole)).unwrap(),
+        )
         .unwrap();
     assert!(cache.contains(&whole));
     assert!(

@@ -40,6 +40,7 @@ fn plain(text: &str) -> Text {
 }
 
 /// A token per byte, and 0 at the end of a completion.
+#[expect(clippy::unnecessary_wraps, reason = "what `Tokenized` asks for")]
 fn bytes(part: Part<'_>) -> Result<Vec<u32>, Infallible> {
     let of =
         |text: &Text| -> Vec<u32> { text.as_plain().unwrap().bytes().map(u32::from).collect() };
@@ -304,7 +305,7 @@ fn compressed_files_are_read_in_order() {
 }
 
 fn ids(prompt: usize, completions: &[usize]) -> (Vec<u32>, Vec<Vec<u32>>) {
-    let count = |n: usize| (0..n as u32).collect();
+    let count = |n: usize| (0..).take(n).collect();
     (
         count(prompt),
         completions.iter().map(|&n| count(n)).collect(),
@@ -328,7 +329,7 @@ fn truncated(
         | Part::Completion {
             completion: text, ..
         }) = part;
-        Ok((0..text.as_plain().unwrap().len() as u32).collect())
+        Ok((0..).take(text.as_plain().unwrap().len()).collect())
     };
     let tokens = Tokenized::new(InMemDataset::new(vec![list]), count, truncation).unwrap();
     match tokens.report().dropped.as_slice() {
@@ -479,7 +480,7 @@ fn the_report_counts_what_is_kept() {
         (1, 6, 10)
     );
     assert_eq!(report.completions.len(), 2);
-    assert_eq!(report.completions[0].mean(), (2 + 4 + 5) as f64 / 3.0);
+    assert_eq!(report.completions[0].mean(), f64::from(2 + 4 + 5) / 3.0);
     assert_eq!(report.identical_pairs, 1);
     assert_eq!(report.classes, None);
     assert_eq!(tokens.kept(), [0, 1, 2]);
@@ -593,7 +594,7 @@ fn lists_of_several_lengths() {
         .tokens
         .sequences
         .iter()
-        .map(|s| s.completion().len() as i32)
+        .map(|s| i32::try_from(s.completion().len()).unwrap())
         .collect();
     let log_probs = SequenceLogProbs::from_values(&[-1.0; 6], &lengths, &device()).unwrap();
     let ranked = batch.ranked(log_probs).unwrap();
@@ -708,15 +709,26 @@ fn a_run_goes_on_at_the_next_row() {
     let error = Cursor::new(11, 5).remaining(&shorter).err().unwrap();
     let expected = "the position was saved in a dataset of 11 rows, this one has 10";
     assert_eq!(error.to_string(), expected);
-    assert!(serde_json::from_str::<Cursor>(r#"{"rows": 1}"#).is_err());
+    let read = |json| {
+        serde_json::from_str::<Cursor>(json)
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(read(r#"{"rows": 1}"#).contains("missing field `seed`"));
+    let far = read(r#"{"rows": 3, "seed": 0, "epoch": 0, "consumed": 3}"#);
+    assert_eq!(
+        far,
+        "`consumed`: expected fewer than the 3 rows of an epoch, found 3"
+    );
+    let mut several = Cursor::new(3, 0);
+    several.advance(8);
+    assert_eq!((several.epoch(), several.consumed()), (2, 2));
 }
 
 #[test]
 fn burns_loader_takes_it_all() {
-    let rows: String = (0..7)
-        .map(|i| format!("{{\"prompt\": \"p{i}\", \"chosen\": \"yes\", \"rejected\": \"no\"}}\n"))
-        .collect();
-    let file = file(rows);
+    let row = |i| format!(r#"{{"prompt": "p{i}", "chosen": "yes", "rejected": "no"}}"#);
+    let file = file((0..7).map(row).collect::<Vec<_>>().join("\n"));
     let rows = JsonLines::open(&file.path, PairFormat::default()).unwrap();
     let tokens = Tokenized::new(rows, bytes, Truncation::Drop { max_length: 9 }).unwrap();
     assert_eq!(tokens.texts().len(), 7);

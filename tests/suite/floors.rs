@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const FLOORS: [&[&str]; 7] = [
-    &["error", "gradients", "math", "reducer"],
+    &["error", "gradients", "guide", "math", "reducer"],
     &["hyperparameter", "log_probs", "tokens"],
     &["batch", "declare"],
     &["part", "reference"],

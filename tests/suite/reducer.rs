@@ -10,7 +10,7 @@ use burn_preference::{KlEstimate, RelativeLogProbs, SequenceLogProbs};
 
 use crate::support::{device, to_vec};
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 fn values(values: &[f64], dtype: DType) -> Tensor<1> {
     Tensor::from_data(TensorData::from(values), (&device(), dtype))

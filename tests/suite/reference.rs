@@ -281,7 +281,7 @@ fn the_base_of_qlora_is_the_quantised_one() {
     }
     let scheme = device().settings().quantization.scheme;
     let scheme = scheme.with_value(QuantValue::Q8S);
-    let quantizer = || Quantizer::new(Calibration::MinMax, scheme.clone());
+    let quantizer = || Quantizer::new(Calibration::MinMax, scheme);
     let base = Bigram::new(&device().autodiff());
     let dense = numbers(&Frozen::new(&base));
     let adapted = base.apply_qlora(QLora::new(Lora::new(2, 4.0), quantizer()));

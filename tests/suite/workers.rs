@@ -151,6 +151,11 @@ impl Window {
 
     fn reduced(self, reducer: &dyn Reducer) -> Self {
         let device = self.rewards.device();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a count"
+        )]
         let total = |local: f64| {
             reducer
                 .total(local as usize, &device)
@@ -335,7 +340,7 @@ fn launch(
 
 /// Two workers of burn-train with four rows each.
 fn by_workers(kind: Kind, devices: [Device; 2]) -> Vec<f64> {
-    let reducer = Threads::new(2, Duration::from_secs(60));
+    let reducer = Threads::new(2, Duration::from_mins(1));
     let model = Model::new(kind, Arc::new(reducer), &devices[0]);
     // The loader gives the first half of the rows to the first worker.
     let half = |part: usize| {

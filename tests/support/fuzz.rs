@@ -2,17 +2,30 @@
 //! of the answer. The targets in `fuzz/` and `tests/suite/bad_input.rs` share these functions.
 
 use std::fmt::Debug;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataset::{Dataset, InMemDataset};
+use burn::nn::LinearConfig;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_preference::config::{
     PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig,
     ScoredPairObjectiveConfig, TiedPairObjectiveConfig, TokenModifierConfig,
     UnpairedObjectiveConfig,
 };
+use burn_preference::data::{
+    Collator, Cursor, Desirable, Example, Format, JsonLines, Labels, PairFormat, PairTokens, Part,
+    Preference, RankedFormat, RankedTokens, Scores, Text, Tokenized, Truncation, UnpairedFormat,
+    UnpairedTokens, read,
+};
 use burn_preference::log_probs::sequence_kl;
 use burn_preference::modifier::wpo_weights;
+use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::state::{MovingAverage, RunningMean};
+use burn_preference::tokens::Padding;
 use burn_preference::{
     BetaDpoLossConfig, InvalidHyperparameter, InvalidInput, LmHead, Objective, Pair, PolicyPair,
     Ranked, ReferenceSchedule, SequenceLogProbs, TdpoLossConfig, TokenLogProbs, Unpaired,
@@ -25,11 +38,12 @@ use serde::{Serialize, de::DeserializeOwned};
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its binary and its corpus.
-pub const TARGETS: [(&str, Target); 4] = [
+pub const TARGETS: [(&str, Target); 5] = [
     ("config", config),
     ("log_probs", |data| run(data, log_probs)),
     ("batches", |data| run(data, batches)),
     ("objectives", |data| run(data, objectives)),
+    ("files", files),
 ];
 
 /// The target of a name.
@@ -53,6 +67,111 @@ fn names_its_value(error: &InvalidHyperparameter) {
     assert!(!error.name().is_empty() && !error.allowed().is_empty());
     assert!(error.to_string().contains(error.name()), "{error}");
 }
+
+// ---------------------------------------------------------------- data and cache files
+
+/// The first byte says what the others are: a data file of some format, a saved position, or a
+/// segment of a cache.
+fn files(bytes: &[u8]) {
+    let Some((kind, content)) = bytes.split_first() else {
+        return;
+    };
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    match kind % 5 {
+        0 => rows(dir.path(), content, PairFormat::default()),
+        1 => rows(dir.path(), content, UnpairedFormat::default()),
+        2 => rows(dir.path(), content, RankedFormat::default()),
+        3 => {
+            let none = Arc::new(InMemDataset::new(vec![0_u8; 3]));
+            if let Ok(mut cursor) = serde_json::from_slice::<Cursor>(content) {
+                let left = cursor.remaining(&none).map(|rows| rows.len());
+                assert!(left.is_err() || left.unwrap() <= 3);
+                cursor.advance(1);
+                let _ = cursor.remaining(&none);
+            }
+        }
+        _ => {
+            let model = LinearConfig::new(1, 1)
+                .with_bias(false)
+                .init(&Device::flex());
+            let fingerprint = Fingerprint::of(&model);
+            let cache = ReferenceCache::open(dir.path(), fingerprint).expect("new");
+            let path = cache.directory().join("x.bpk");
+            fs::write(&path, content).expect("a file");
+            let error = ReferenceCache::open(dir.path(), fingerprint).unwrap_err();
+            // No bytes have the hash that is their name.
+            assert!(error.to_string().contains("x.bpk"), "{error}");
+        }
+    }
+}
+
+/// Every row is one or an error that names its file, however it is read; tokens of it are a batch.
+fn rows<F: Format + Clone>(dir: &Path, content: &[u8], format: F)
+where
+    F::Label: Labels,
+    Collator: Collate<F::Label>,
+{
+    let path = dir.join("rows.jsonl");
+    fs::write(&path, content).expect("a file");
+    let in_order = read(&path, format.clone()).expect("it can be opened");
+    let mut whole = Vec::new();
+    for row in in_order {
+        match row {
+            Ok(row) => whole.push(row),
+            Err(error) => assert!(error.to_string().contains("rows.jsonl"), "{error}"),
+        }
+    }
+    if let Ok(random) = JsonLines::open(&path, format) {
+        let rows = (0..random.len()).filter_map(|i| random.row(i).ok());
+        assert!(rows.eq(whole.iter().cloned()));
+    }
+    let ids = |part: Part<'_>| -> std::result::Result<Vec<u32>, std::convert::Infallible> {
+        let (Part::Prompt(text)
+        | Part::Completion {
+            completion: text, ..
+        }) = part;
+        Ok(match text {
+            Text::Plain(text) => text.bytes().map(u32::from).collect(),
+            Text::Conversation(messages) => vec![7; messages.len()],
+        })
+    };
+    let truncation = Truncation::PromptEndThenCompletionStart {
+        max_prompt: 3,
+        max_length: 6,
+    };
+    let tokens =
+        Tokenized::new(InMemDataset::new(whole), ids, truncation).expect("no tokenizer error");
+    let items: Vec<_> = tokens.iter().map(|item| item.expect("kept")).collect();
+    assert_eq!(items.len(), tokens.report().kept);
+    assert!(
+        items
+            .iter()
+            .flat_map(Example::sequences)
+            .all(|s| s.ids().len() <= 6)
+    );
+    Collator::new(Padding::new(0)).rows(items);
+}
+
+/// The batcher of a label, whatever its batch is called.
+trait Collate<L> {
+    fn rows(&self, items: Vec<Example<Vec<u32>, L>>);
+}
+
+macro_rules! collate {
+    ($($label:ty => $batch:ty),*) => {
+        $(
+            impl Collate<$label> for Collator {
+                fn rows(&self, items: Vec<Example<Vec<u32>, $label>>) {
+                    let batch: $batch = self.batch(items, &Device::flex());
+                    let [rows, _] = batch.tokens.tokens.dims();
+                    assert_eq!(rows, batch.tokens.len());
+                }
+            }
+        )*
+    };
+}
+
+collate!(Preference => PairTokens, Desirable => UnpairedTokens, Scores => RankedTokens);
 
 // ---------------------------------------------------------------- config files
 

@@ -18,7 +18,7 @@
 //! ```
 //! use burn::tensor::Device;
 //! use burn_preference::SequenceLogProbs;
-//! use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
+//! use burn_preference::reference::cache::{CacheError, Fingerprint, ReferenceCache};
 //! use burn_preference::tokens::Sequence;
 //!
 //! # let dir = tempfile::tempdir()?;
@@ -30,12 +30,17 @@
 //! let sequences = [Sequence::new(&[1, 2], &[3]), Sequence::new(&[1, 2], &[4, 5])];
 //!
 //! // Computes what is missing, 16 sequences at a time; a second run computes nothing.
-//! cache.fill(&sequences, 16, |batch| {
-//!     // Your model; here every token has −1 nat.
-//!     let lengths: Vec<i32> = batch.iter().map(|s| s.completion().len() as i32).collect();
-//!     let sums: Vec<f32> = lengths.iter().map(|&n| -(n as f32)).collect();
-//!     SequenceLogProbs::from_values(&sums, &lengths, &device)
-//! }, |progress| println!("{} of {}", progress.done, progress.total))?;
+//! cache.fill::<CacheError>(
+//!     &sequences,
+//!     16,
+//!     |batch| {
+//!         // Your model; here every token has −1 nat.
+//!         let lengths: Vec<i32> = batch.iter().map(|s| s.completion().len() as i32).collect();
+//!         let sums: Vec<f32> = lengths.iter().map(|&n| -(n as f32)).collect();
+//!         Ok(SequenceLogProbs::from_values(&sums, &lengths, &device)?)
+//!     },
+//!     |progress| println!("{} of {}", progress.done, progress.total),
+//! )?;
 //!
 //! let reference = cache.log_probs(&sequences, &device)?; // for `relative_to`
 //! assert_eq!(reference.sum().into_data().to_vec::<f32>().unwrap(), [-1.0, -2.0]);
