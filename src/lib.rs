@@ -61,6 +61,11 @@
 //!
 //! # Objectives
 #![doc = include_str!("../docs/objectives.md")]
+#![cfg_attr(
+    not(all(feature = "cache", feature = "data", feature = "optim", feature = "train")),
+    // Links to what is not built; the documentation is built with everything.
+    allow(rustdoc::broken_intra_doc_links)
+)]
 //!
 //! [`modifier`] holds what goes on top of them, [`state`] what some of them need from earlier
 //! batches, and [`config`] chooses one by a file.
@@ -105,7 +110,21 @@
 //! is. [`Frozen::log_probs_from_hidden`] is the same for the reference. [`TokenStatistics`] come
 //! from the same walk.
 //!
-//! # Features
+//! # Around the loss
+//!
+//! The [`guide`] goes from the data you have to a run you can trust: choosing an objective, the
+//! training loop, the reference, memory, scale, reproducibility, and TRL's options in ours.
+//!
+//! | feature | gives |
+//! |---|---|
+//! | `data` | [`data`]: rows of JSON lines, splits, truncation with a report, batches, exact resume |
+//! | `cache` | [`reference::cache`]: reference log-probs on disk |
+//! | `train` | [`train`]: items and metrics for burn-train |
+//! | `optim` | [`gradients`]: clipping by the global norm |
+//!
+//! [`tokens`] and [`reducer`] are always there.
+//!
+//! # Backends
 //!
 //! No backend is chosen for you. `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `metal`, `cuda`,
 //! `rocm`, `cpu`, `remote`, `remote-websocket`, `remote-server` and `rayon`, `simd` forward to
