@@ -61,6 +61,7 @@
 //!
 //! # Objectives
 #![doc = include_str!("../docs/objectives.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(feature = "cache", feature = "data", feature = "optim", feature = "train")),
     // Links to what is not built; the documentation is built with everything.

@@ -9,7 +9,7 @@
 //! the default checkpoint strategy looks for) and a [`StatMetric`] per key of
 //! [`metrics`](crate::metrics):
 //!
-//! ```ignore
+//! ```text
 //! SupervisedTraining::new(directory, train, valid)
 //!     .metrics((
 //!         LossMetric::new(),

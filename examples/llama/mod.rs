@@ -7,7 +7,7 @@ use burn::nn::{
     Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig, RotaryEncoding,
     RotaryEncodingConfig,
 };
-use burn::tensor::activation::{silu, softmax};
+use burn::tensor::activation::silu;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 /// Sizes of a model.
@@ -105,8 +105,11 @@ impl LlamaConfig {
                     .flat_map(|i| rows[source(i) * from..][..from].to_vec())
                     .collect();
             }
-            let rows = Tensor::<2>::from_data(TensorData::new(rows, [to, from]), device);
-            Param::from_tensor(rows.transpose())
+            // Stored as it is used: what is composed with adapters later has this layout as well,
+            // and products of another layout round otherwise.
+            let columns = (0..from).flat_map(|i| rows[i..].iter().step_by(from).copied());
+            let columns = TensorData::new(columns.collect::<Vec<f32>>(), [from, to]);
+            Param::from_tensor(Tensor::from_data(columns, device))
         };
         for (i, block) in model.blocks.iter_mut().enumerate() {
             for (linear, name, rotary) in [
@@ -216,8 +219,19 @@ impl Block {
         let future = Tensor::<2, Bool>::tril_mask([time, total], start as i64, &query.device());
         let scores = query.matmul(share(key).swap_dims(2, 3)) / (head_dim as f64).sqrt();
         let scores = scores.mask_fill(future.unsqueeze(), f32::NEG_INFINITY);
-        let mixed = softmax(scores, 3).matmul(share(value));
+        let mixed = softmax(scores).matmul(share(value));
         self.output
             .forward(mixed.swap_dims(1, 2).reshape([batch, time, dim]))
     }
+}
+
+/// Softmax over the last dimension.
+///
+/// Burn's own is one kernel without autodiff and its parts with it, and rounds otherwise: a policy
+/// and a reference of the same weights would not be equal.
+fn softmax(scores: Tensor<4>) -> Tensor<4> {
+    let largest = scores.clone().detach().max_dim(3);
+    let powers = (scores - largest).exp();
+    let sum = powers.clone().sum_dim(3);
+    powers / sum
 }

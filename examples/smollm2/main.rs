@@ -57,14 +57,14 @@ struct Args {
     /// JSON lines of pairs, compressed by gzip or not.
     #[arg(long)]
     data: PathBuf,
-    /// The field of a row that says which rows belong together.
+    /// The field of a row that says which rows belong together; without it, the prompt.
     #[arg(long, default_value = "tree")]
     group: String,
     /// An objective's name, or the JSON of its config: '{"loss": "ipo", "tau": 0.5}'.
     #[arg(long, default_value = "dpo")]
     loss: String,
     /// Optimiser steps.
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = 32)]
     steps: usize,
     /// Pairs a step.
     #[arg(long, default_value_t = 4)]
@@ -81,13 +81,13 @@ struct Args {
     /// Train all weights instead of adapters.
     #[arg(long)]
     full: bool,
-    /// Learning rate; 2e-4 for adapters, 5e-6 for all weights.
+    /// Learning rate; 1e-4 for adapters, 5e-6 for all weights.
     #[arg(long)]
     rate: Option<f64>,
     /// Share of the groups that are held out.
     #[arg(long, default_value_t = 0.2)]
     held_out: f64,
-    /// Of the split, the order and the samples.
+    /// Of the split, the order, the adapters and the samples.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Where the reference's log-probabilities are kept.
@@ -120,19 +120,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let base = model::load(&file, args.max_length.max(256), &device)?;
     let reference = Frozen::new(&base);
-    let padding = Padding::new(chat::END).to_multiple_of(8);
-    let collator = Collator::new(padding);
-    let train = Arc::new(InMemDataset::new(train));
-    let cursor = Cursor::new(train.len(), args.seed);
-    // Products of another shape round otherwise. In the batches of the first epoch, policy and
-    // reference are equal to the last bit at the start, and the first loss is ln 2.
-    let epoch: Vec<Tokens> = cursor.remaining(&train)?.iter().collect::<Result<_, _>>()?;
-    let steps = epoch
-        .chunks(args.pairs)
-        .flat_map(|step| step.chunks(args.micro));
-    let batches: Vec<&[Tokens]> = steps.chain(held_out.chunks(report::PAIRS)).collect();
-    let cache = reference_log_probs(&args, &reference, &batches, padding, &device)?;
+    let collator = Collator::new(Padding::new(chat::END));
+    let cache = reference_log_probs(&args, &reference, [&train, &held_out], &device)?;
 
+    device.seed(args.seed);
     let policy = base.train();
     let policy = if args.full {
         policy
@@ -141,15 +132,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     println!("parameters: {}", policy.num_params());
     let before = policy.valid();
-    let (policy, seconds) = train_policy(
-        &args,
-        policy,
-        &objective,
-        &cache,
-        (&train, cursor),
-        collator,
-        &device,
-    )?;
+    let (policy, seconds) =
+        train_policy(&args, policy, &objective, &cache, train, collator, &device)?;
 
     // Dense weights, adapters merged, as any other program reads them.
     let trained = policy.valid().materialize();
@@ -226,32 +210,34 @@ fn data(args: &Args, chat: &Chat) -> Result<(Vec<Tokens>, Vec<Tokens>), Box<dyn 
 fn reference_log_probs(
     args: &Args,
     reference: &Frozen<llama::Llama>,
-    batches: &[&[Tokens]],
-    padding: Padding,
+    pairs: [&Vec<Tokens>; 2],
     device: &Device,
 ) -> Result<ReferenceCache, Box<dyn Error>> {
     let fingerprint =
         Fingerprint::of(reference.model()).with("template", chat::TEMPLATE.as_bytes());
     let mut cache = ReferenceCache::open(&args.cache, fingerprint)?;
-    let pairs: usize = batches.iter().map(|batch| batch.len()).sum();
-    let bar = ProgressBar::new(2 * pairs as u64).with_message("reference");
+    let sequences: Vec<_> = pairs
+        .into_iter()
+        .flatten()
+        .flat_map(Example::sequences)
+        .collect();
+    let bar = ProgressBar::new(sequences.len() as u64).with_message("reference");
     let start = Instant::now();
     let found = cache.len();
-    for batch in batches {
-        let sequences: Vec<_> = batch.iter().flat_map(Example::sequences).collect();
-        cache.fill::<CacheError>(
-            &sequences,
-            sequences.len(),
-            |missing| {
-                let batch = TokenBatch::new(missing.to_vec(), padding, device)?;
-                let (tokens, mask) = (batch.tokens, batch.completion_mask);
-                let log_probs = reference.log_probs_from_hidden(tokens, mask, model::hidden)?;
-                Ok(log_probs.sequence())
-            },
-            |_| {},
-        )?;
-        bar.inc(sequences.len() as u64);
-    }
+    cache.fill::<CacheError>(
+        &sequences,
+        8,
+        |batch| {
+            let batch = TokenBatch::new(batch.to_vec(), Padding::new(chat::END), device)?;
+            let (tokens, mask) = (batch.tokens, batch.completion_mask);
+            let log_probs = reference.log_probs_from_hidden(tokens, mask, model::hidden)?;
+            Ok(log_probs.sequence())
+        },
+        |progress| {
+            bar.set_length(progress.total as u64);
+            bar.set_position(progress.done as u64);
+        },
+    )?;
     bar.finish_and_clear();
     println!(
         "reference: {} in the cache, {} computed in {:.1} s",
@@ -268,15 +254,17 @@ fn train_policy(
     mut policy: llama::Llama,
     objective: &burn_preference::config::PairObjective,
     cache: &ReferenceCache,
-    (train, mut cursor): (&Arc<InMemDataset<Tokens>>, Cursor),
+    train: Vec<Tokens>,
     collator: Collator,
     device: &Device,
 ) -> Result<(llama::Llama, f64), Box<dyn Error>> {
-    let rate = args.rate.unwrap_or(if args.full { 5e-6 } else { 2e-4 });
+    let rate = args.rate.unwrap_or(if args.full { 5e-6 } else { 1e-4 });
+    let train = Arc::new(InMemDataset::new(train));
+    let mut cursor = Cursor::new(train.len(), args.seed);
     let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
     let start = Instant::now();
     for step in 1..=args.steps {
-        let rows = cursor.remaining(train)?;
+        let rows = cursor.remaining(&train)?;
         let pairs = rows.get_many((0..rows.len().min(args.pairs)).collect())?;
         let mut metrics = Metrics::default();
         let mut accumulator = GradientsAccumulator::new();

@@ -103,7 +103,7 @@ pub fn print_header() {
     println!("|---|---|---|---|---|---|---|");
 }
 
-/// An answer of at most `length` tokens at temperature 0.7, the same for the same seed.
+/// An answer of at most `length` tokens at temperature 0.3, the same for the same seed.
 pub fn sample(
     model: &Llama,
     prompt: &[u32],
@@ -122,7 +122,7 @@ pub fn sample(
         let logits = model.forward_cached(tokens, start, &mut cache);
         start += next.len();
         let last = logits.narrow(1, next.len() - 1, 1).into_data();
-        let logits: Vec<f64> = last.iter::<f64>().map(|x| x / 0.7).collect();
+        let logits: Vec<f64> = last.iter::<f64>().map(|x| x / 0.3).collect();
         let word = draw(&logits, &mut rng);
         if word == END {
             break;

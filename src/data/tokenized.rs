@@ -251,7 +251,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// What a label adds to a report.
+/// A label of this crate: what it adds to a report.
 pub trait Labels: Clone + fmt::Debug + Send + Sync + 'static {
     #[doc(hidden)]
     fn report(&self, completions: &[Vec<u32>], report: &mut Report);
