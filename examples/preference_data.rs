@@ -95,11 +95,10 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 
     let train = SelectionDataset::<InMemDataset<_>, _>::from_indices_checked(rows, split.train);
     let encode = |part: Part<'_>| -> Result<Vec<u32>, Box<dyn Error + Send + Sync>> {
-        let (Part::Prompt(text)
-        | Part::Completion {
-            completion: text, ..
-        }) = part;
-        let mut ids = tokenizer.encode(render(text), false)?.get_ids().to_vec();
+        let mut ids = tokenizer
+            .encode(render(part.text()), false)?
+            .get_ids()
+            .to_vec();
         // An empty completion stays one: the end alone is not an answer.
         if matches!(part, Part::Completion { .. }) && !ids.is_empty() {
             ids.push(end);

@@ -107,10 +107,7 @@ fn rows() -> InMemDataset<Example<Text, Desirable>> {
 /// A token per digit.
 #[expect(clippy::unnecessary_wraps, reason = "what `Tokenized` asks for")]
 fn digits(part: Part<'_>) -> Result<Vec<u32>, Infallible> {
-    let (Part::Prompt(text)
-    | Part::Completion {
-        completion: text, ..
-    }) = part;
+    let text = part.text();
     let text = text.as_plain().expect("no conversations here");
     Ok(text.chars().filter_map(|c| c.to_digit(10)).collect())
 }

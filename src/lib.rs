@@ -61,12 +61,6 @@
 //!
 //! # Objectives
 #![doc = include_str!("../docs/objectives.md")]
-#![cfg_attr(docsrs, feature(doc_cfg))]
-#![cfg_attr(
-    not(all(feature = "cache", feature = "data", feature = "optim", feature = "train")),
-    // Links to what is not built; the documentation is built with everything.
-    allow(rustdoc::broken_intra_doc_links)
-)]
 //!
 //! [`modifier`] holds what goes on top of them, [`state`] what some of them need from earlier
 //! batches, and [`config`] chooses one by a file.
@@ -132,6 +126,13 @@
 //! Burn's features of these names.
 //!
 //! This is a community crate, not affiliated with Burn's authors.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(all(feature = "cache", feature = "data", feature = "optim", feature = "train")),
+    // Links to what is not built; the documentation is built with everything.
+    allow(rustdoc::broken_intra_doc_links)
+)]
 
 // The code of the README compiles.
 #[cfg(doctest)]

@@ -102,7 +102,8 @@ pub enum DataError {
     },
 }
 
-fn of_line(line: Option<usize>) -> String {
+/// Where a row stands in its file, if it comes from one.
+pub(super) fn of_line(line: Option<usize>) -> String {
     line.map_or(String::new(), |line| format!(" (line {line})"))
 }
 

@@ -23,12 +23,10 @@
 //! let rows = JsonLines::open(&path, PairFormat::default())?;
 //! // A tokenizer of bytes; 0 ends a completion. The example `preference_data` has a real one.
 //! let bytes = |part: Part<'_>| -> Result<Vec<u32>, std::convert::Infallible> {
+//!     let ids = part.text().as_plain().unwrap().bytes().map(u32::from);
 //!     Ok(match part {
-//!         Part::Prompt(prompt) => prompt.as_plain().unwrap().bytes().map(u32::from).collect(),
-//!         Part::Completion { completion, .. } => {
-//!             let text = completion.as_plain().unwrap();
-//!             text.bytes().map(u32::from).chain([0]).collect()
-//!         }
+//!         Part::Prompt(_) => ids.collect(),
+//!         Part::Completion { .. } => ids.chain([0]).collect(),
 //!     })
 //! };
 //! let pairs = Tokenized::new(rows, bytes, Truncation::PromptEnd { max_length: 8 })?;

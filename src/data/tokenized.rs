@@ -3,7 +3,7 @@ use std::fmt;
 
 use burn::data::dataset::{Dataset, DatasetError};
 
-use super::error::DataError;
+use super::error::{DataError, of_line};
 use super::example::{Example, Text};
 
 /// What a tokenizer is asked for.
@@ -19,6 +19,18 @@ pub enum Part<'a> {
         /// The completion.
         completion: &'a Text,
     },
+}
+
+impl<'a> Part<'a> {
+    /// The text that is to be encoded, prompt or completion.
+    pub fn text(self) -> &'a Text {
+        match self {
+            Self::Prompt(text)
+            | Self::Completion {
+                completion: text, ..
+            } => text,
+        }
+    }
 }
 
 /// What happens to a row whose prompt and completion are together longer than `max_length`.
@@ -226,8 +238,7 @@ impl fmt::Display for Report {
             reason,
         } in &self.dropped
         {
-            let line = line.map_or(String::new(), |line| format!(" (line {line})"));
-            writeln!(f, "  row {index}{line}: {reason}")?;
+            writeln!(f, "  row {index}{}: {reason}", of_line(*line))?;
         }
         writeln!(
             f,
@@ -403,8 +414,8 @@ where
 {
     fn get(&self, index: usize) -> Result<Example<Vec<u32>, L>, DatasetError> {
         let row = self.kept[index];
-        let line = self.texts.get(row)?;
-        match self.encode(row, line).map_err(DatasetError::new)? {
+        let example = self.texts.get(row)?;
+        match self.encode(row, example).map_err(DatasetError::new)? {
             Ok((example, _)) => Ok(example),
             Err(reason) => Err(DatasetError::new(DataError::Tokenizer {
                 index: row,

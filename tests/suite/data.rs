@@ -325,10 +325,7 @@ fn truncated(
         vec![0.0; completions.len()],
     );
     let count = |part: Part<'_>| -> Result<Vec<u32>, Infallible> {
-        let (Part::Prompt(text)
-        | Part::Completion {
-            completion: text, ..
-        }) = part;
+        let text = part.text();
         Ok((0..).take(text.as_plain().unwrap().len()).collect())
     };
     let tokens = Tokenized::new(InMemDataset::new(vec![list]), count, truncation).unwrap();

@@ -126,10 +126,7 @@ where
         assert!(rows.eq(whole.iter().cloned()));
     }
     let ids = |part: Part<'_>| -> std::result::Result<Vec<u32>, std::convert::Infallible> {
-        let (Part::Prompt(text)
-        | Part::Completion {
-            completion: text, ..
-        }) = part;
+        let text = part.text();
         Ok(match text {
             Text::Plain(text) => text.bytes().map(u32::from).collect(),
             Text::Conversation(messages) => vec![7; messages.len()],
