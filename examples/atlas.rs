@@ -41,10 +41,7 @@ fn tied<O: Objective<WithTies<ReferencedPair>> + 'static>(objective: O, tie: boo
 
 fn scored<O: Objective<WithScores<ReferencedPair>> + 'static>(objective: O) -> Forward {
     Box::new(move |pair| {
-        let scores = Pair {
-            chosen: value(&pair, 1.0),
-            rejected: value(&pair, 0.0),
-        };
+        let scores = Pair::new(value(&pair, 1.0), value(&pair, 0.0)).expect("alike");
         objective.forward(WithScores::new(pair, scores).expect("one per example"))
     })
 }
@@ -70,7 +67,7 @@ fn objectives() -> Vec<(&'static str, bool, Forward)> {
     let davidson = || DavidsonLossConfig::new().with_beta(1.0).init();
     let tdpo = TdpoLossConfig::new().with_beta(1.0).init();
     let tdpo: Forward = Box::new(move |pair| {
-        let kl = Pair { chosen: value(&pair, 1.0), rejected: value(&pair, 3.0) };
+        let kl = Pair::new(value(&pair, 1.0), value(&pair, 3.0)).expect("alike");
         tdpo.forward(WithSequenceKl::new(pair, kl).expect("one per example"))
     });
     let simpo = SimpoLossConfig::new().with_beta(1.0);
@@ -99,7 +96,7 @@ fn objectives() -> Vec<(&'static str, bool, Forward)> {
         ("DPOP, λ = 5", false, of(DpopLossConfig::new().with_beta(1.0).with_penalty(5.0).init())),
         ("Cal-DPO, β = ½", false, of(CalDpoLossConfig::new().with_beta(0.5).init())),
         ("DPO-Shift, λ = 0.75", false, of(DpoShiftLossConfig::new().with_beta(1.0).init())),
-        ("H-DPO, α = 0.8", false, of(HdpoLossConfig::new().with_beta(1.0).with_entropy_weight(0.8).init())),
+        ("H-DPO, α = 0.8", false, of(HdpoLossConfig::new(0.8).with_beta(1.0).init())),
         ("TDPO₂, K = 1 and 3", false, tdpo),
         ("RPO, d = 1", false, scored(rpo(GapDistance::BackwardKl))),
         ("RPO squared, d = 1", false, scored(rpo(GapDistance::Squared))),
@@ -134,10 +131,7 @@ fn curves(forward: &Forward, free: bool, margins: &[f32]) -> Result<[Vec<f32>; 3
     let side = |leaf: &Tensor<1>| {
         SequenceLogProbs::new(leaf.clone(), ones.clone())?.relative_to(reference.clone())
     };
-    let output = forward(Pair {
-        chosen: side(&w)?,
-        rejected: side(&l)?,
-    });
+    let output = forward(Pair::new(side(&w)?, side(&l)?)?);
     let grads = output.sum().backward();
     let weight = |leaf: &Tensor<1>, sign: f32| -> Vec<f32> {
         let grad = leaf.grad(&grads).map(|grad| grad * sign);

@@ -38,13 +38,15 @@
 //! [`BetaDpoLossConfig`](crate::loss::BetaDpoLossConfig),
 //! [`TdpoLossConfig`](crate::loss::TdpoLossConfig).
 
-use burn::tensor::Tensor;
+use std::fmt;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{Pair, PolicyPair, Ranked, ReferencedPair, WithScores, WithTies};
-use crate::error::{InvalidHyperparameter, InvalidInput};
+use crate::batch::{Batch, Pair, PolicyPair, Ranked, ReferencedPair, WithScores, WithTies};
+use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{finite, fraction};
-use crate::log_probs::{RelativeLogProbs, SequenceLogProbs, TokenLogProbs};
+use crate::log_probs::{RelativeLogProbs, RelativeTokenLogProbs, SequenceLogProbs};
 use crate::loss::{
     AlphaPoLossConfig, AotLossConfig, ApoDownLossConfig, ApoZeroLoss, ApoZeroLossConfig,
     AsftLossConfig, BcoLoss, BcoLossConfig, CalDpoLossConfig, ChipoLossConfig, CpoLossConfig,
@@ -56,18 +58,62 @@ use crate::loss::{
     SimnpoLoss, SimnpoLossConfig, SimperLossConfig, SimpoLossConfig, SlicHfLossConfig,
     SppoLossConfig,
 };
-use crate::modifier::{Mixture, SftTerm};
+use crate::modifier::{Mixture, PolicySide, SftTerm};
 use crate::objective::{LossOutput, Objective};
 use crate::part::NllNormalization;
 
-type Boxed<B> = Box<dyn Objective<B> + Send + Sync>;
+/// An objective and the config that built it. Clones share it, and it prints as its config, so
+/// that it may be a `#[module(skip)]` field of a model.
+pub struct Configured<B: Batch, C> {
+    objective: Arc<dyn Objective<B>>,
+    config: C,
+}
 
-/// An enum of configs, tagged by `loss`.
+impl<B: Batch, C> Configured<B, C> {
+    fn new(objective: impl Objective<B> + 'static, config: C) -> Self {
+        let objective = Arc::new(objective);
+        Self { objective, config }
+    }
+
+    /// The config that built it.
+    pub fn config(&self) -> &C {
+        &self.config
+    }
+}
+
+impl<B: Batch, C: Clone> Clone for Configured<B, C> {
+    fn clone(&self) -> Self {
+        Self {
+            objective: Arc::clone(&self.objective),
+            config: self.config.clone(),
+        }
+    }
+}
+
+impl<B: Batch, C: fmt::Debug> fmt::Debug for Configured<B, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.config.fmt(f)
+    }
+}
+
+impl<B: Batch, C: fmt::Debug + Send + Sync> Objective<B> for Configured<B, C> {
+    fn forward(&self, batch: B) -> LossOutput<B::Rewards> {
+        self.objective.forward(batch)
+    }
+}
+
+/// An enum of configs, tagged by `loss`, and what each builds: `Variant(Config) => Kind` where
+/// `Kind` says what the objective takes.
 macro_rules! choice {
-    ($(#[$meta:meta])* $name:ident { $($variant:ident($config:ty),)* }) => {
+    (
+        $(#[$meta:meta])* $name:ident => $built:ty {
+            $($variant:ident($config:ty) => $kind:expr,)*
+        }
+    ) => {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "loss", rename_all = "snake_case")]
+        #[non_exhaustive]
         pub enum $name {
             $(
                 #[doc = concat!("[`", stringify!($config), "`].")]
@@ -76,39 +122,52 @@ macro_rules! choice {
         }
 
         impl burn::config::Config for $name {}
+
+        impl $name {
+            /// Builds the objective.
+            ///
+            /// # Errors
+            ///
+            /// A value is outside its range, or a mixture has no parts.
+            pub fn try_init(&self) -> Result<$built, InvalidHyperparameter> {
+                Ok(match self {
+                    $(Self::$variant(config) => $kind(config.try_init()?, self.clone()),)*
+                })
+            }
+        }
     };
 }
 
 choice! {
-    /// An objective over pairs.
-    PairObjectiveConfig {
-        Dpo(DpoLossConfig),
-        Ipo(IpoLossConfig),
-        Hinge(HingeLossConfig),
-        Gpo(GpoLossConfig),
-        Discopop(DiscopopLossConfig),
-        ExoPair(ExoPairLossConfig),
-        Nca(NcaLossConfig),
-        Bco(BcoLossConfig),
-        Sppo(SppoLossConfig),
-        ApoZero(ApoZeroLossConfig),
-        ApoDown(ApoDownLossConfig),
-        Dpop(DpopLossConfig),
-        Rdpo(RdpoLossConfig),
-        CalDpo(CalDpoLossConfig),
-        Aot(AotLossConfig),
-        DpoShift(DpoShiftLossConfig),
-        Hdpo(HdpoLossConfig),
-        Chipo(ChipoLossConfig),
-        Simpo(SimpoLossConfig),
-        Cpo(CpoLossConfig),
-        AlphaPo(AlphaPoLossConfig),
-        Orpo(OrpoLossConfig),
-        SlicHf(SlicHfLossConfig),
-        Simper(SimperLossConfig),
-        Asft(AsftLossConfig),
-        Mixture(MixtureConfig),
-        WithSft(WithSftConfig),
+    /// An objective over pairs. A mixture needs a reference as soon as one part does.
+    PairObjectiveConfig => PairObjective {
+        Dpo(DpoLossConfig) => PairObjective::referenced,
+        Ipo(IpoLossConfig) => PairObjective::referenced,
+        Hinge(HingeLossConfig) => PairObjective::referenced,
+        Gpo(GpoLossConfig) => PairObjective::referenced,
+        Discopop(DiscopopLossConfig) => PairObjective::referenced,
+        ExoPair(ExoPairLossConfig) => PairObjective::referenced,
+        Nca(NcaLossConfig) => PairObjective::referenced,
+        Bco(BcoLossConfig) => PairObjective::referenced,
+        Sppo(SppoLossConfig) => PairObjective::referenced,
+        ApoZero(ApoZeroLossConfig) => PairObjective::referenced,
+        ApoDown(ApoDownLossConfig) => PairObjective::referenced,
+        Dpop(DpopLossConfig) => PairObjective::referenced,
+        Rdpo(RdpoLossConfig) => PairObjective::referenced,
+        CalDpo(CalDpoLossConfig) => PairObjective::referenced,
+        Aot(AotLossConfig) => PairObjective::referenced,
+        DpoShift(DpoShiftLossConfig) => PairObjective::referenced,
+        Hdpo(HdpoLossConfig) => PairObjective::referenced,
+        Chipo(ChipoLossConfig) => PairObjective::referenced,
+        Simpo(SimpoLossConfig) => PairObjective::reference_free,
+        Cpo(CpoLossConfig) => PairObjective::reference_free,
+        AlphaPo(AlphaPoLossConfig) => PairObjective::reference_free,
+        Orpo(OrpoLossConfig) => PairObjective::reference_free,
+        SlicHf(SlicHfLossConfig) => PairObjective::reference_free,
+        Simper(SimperLossConfig) => PairObjective::reference_free,
+        Asft(AsftLossConfig) => PairObjective::reference_free,
+        Mixture(MixtureConfig) => PairObjective::with_config,
+        WithSft(WithSftConfig) => PairObjective::with_config,
     }
 }
 
@@ -144,61 +203,61 @@ pub struct WithSftConfig {
 }
 
 /// An objective over pairs, by what it takes.
+#[derive(Debug, Clone)]
 pub enum PairObjective {
     /// Against a reference.
-    Referenced(Boxed<ReferencedPair>),
+    Referenced(Configured<ReferencedPair, PairObjectiveConfig>),
     /// The policy alone.
-    ReferenceFree(Boxed<PolicyPair>),
+    ReferenceFree(Configured<PolicyPair, PairObjectiveConfig>),
 }
 
-impl PairObjectiveConfig {
-    /// Builds the objective.
-    ///
-    /// A mixture needs a reference as soon as one part does.
-    ///
-    /// # Errors
-    ///
-    /// A value is outside its range, or a mixture has no parts.
-    pub fn try_init(&self) -> Result<PairObjective, InvalidHyperparameter> {
-        use PairObjective::{ReferenceFree, Referenced};
-        Ok(match self {
-            Self::Dpo(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Ipo(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Hinge(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Gpo(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Discopop(config) => Referenced(Box::new(config.try_init()?)),
-            Self::ExoPair(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Nca(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Bco(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Sppo(config) => Referenced(Box::new(config.try_init()?)),
-            Self::ApoZero(config) => Referenced(Box::new(config.try_init()?)),
-            Self::ApoDown(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Dpop(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Rdpo(config) => Referenced(Box::new(config.try_init()?)),
-            Self::CalDpo(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Aot(config) => Referenced(Box::new(config.try_init()?)),
-            Self::DpoShift(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Hdpo(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Chipo(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Simpo(config) => ReferenceFree(Box::new(config.try_init()?)),
-            Self::Cpo(config) => ReferenceFree(Box::new(config.try_init()?)),
-            Self::AlphaPo(config) => ReferenceFree(Box::new(config.try_init()?)),
-            Self::Orpo(config) => ReferenceFree(Box::new(config.try_init()?)),
-            Self::SlicHf(config) => ReferenceFree(Box::new(config.try_init()?)),
-            Self::Simper(config) => ReferenceFree(Box::new(config.try_init()?)),
-            Self::Asft(config) => ReferenceFree(Box::new(config.try_init()?)),
-            Self::Mixture(mixture) => mixture.try_init()?,
-            Self::WithSft(sft) => match sft.objective.try_init()? {
-                Referenced(objective) => Referenced(Box::new(sft.term(objective)?)),
-                ReferenceFree(objective) => ReferenceFree(Box::new(sft.term(objective)?)),
-            },
-        })
+impl PairObjective {
+    fn referenced(
+        objective: impl Objective<ReferencedPair> + 'static,
+        config: PairObjectiveConfig,
+    ) -> Self {
+        Self::Referenced(Configured::new(objective, config))
+    }
+
+    fn reference_free(
+        objective: impl Objective<PolicyPair> + 'static,
+        config: PairObjectiveConfig,
+    ) -> Self {
+        Self::ReferenceFree(Configured::new(objective, config))
+    }
+
+    /// The same objective as the outermost part of `config`.
+    fn with_config(self, config: PairObjectiveConfig) -> Self {
+        match self {
+            Self::Referenced(built) => Self::Referenced(Configured { config, ..built }),
+            Self::ReferenceFree(built) => Self::ReferenceFree(Configured { config, ..built }),
+        }
+    }
+
+    /// The config that built it.
+    pub fn config(&self) -> &PairObjectiveConfig {
+        match self {
+            Self::Referenced(built) => built.config(),
+            Self::ReferenceFree(built) => built.config(),
+        }
     }
 }
 
 impl WithSftConfig {
+    fn try_init(&self) -> Result<PairObjective, InvalidHyperparameter> {
+        let config = (*self.objective).clone();
+        Ok(match self.objective.try_init()? {
+            PairObjective::Referenced(objective) => {
+                PairObjective::referenced(self.term(objective)?, config)
+            }
+            PairObjective::ReferenceFree(objective) => {
+                PairObjective::reference_free(self.term(objective)?, config)
+            }
+        })
+    }
+
     fn term<O>(&self, objective: O) -> Result<SftTerm<O>, InvalidHyperparameter> {
-        Ok(SftTerm::try_new(objective, self.weight)?.with_normalization(self.normalization))
+        Ok(SftTerm::new(objective, self.weight)?.with_normalization(self.normalization))
     }
 }
 
@@ -208,111 +267,71 @@ impl MixtureConfig {
         for part in &self.parts {
             parts.push((part.weight, part.objective.try_init()?));
         }
-        let free = |objective: &PairObjective| matches!(objective, PairObjective::ReferenceFree(_));
-        if parts.iter().all(|(_, objective)| free(objective)) {
-            let policy = parts
-                .into_iter()
-                .filter_map(|(weight, objective)| match objective {
-                    PairObjective::ReferenceFree(objective) => Some((weight, objective)),
-                    PairObjective::Referenced(_) => None,
-                });
-            return Ok(PairObjective::ReferenceFree(Box::new(mix(policy)?)));
+        let config = PairObjectiveConfig::Mixture(self.clone());
+        let mut free = Vec::new();
+        for (weight, part) in &parts {
+            if let PairObjective::ReferenceFree(objective) = part {
+                free.push((*weight, objective.clone()));
+            }
         }
-        let referenced = parts
-            .into_iter()
-            .map(|(weight, objective)| match objective {
-                PairObjective::Referenced(objective) => (weight, objective),
-                PairObjective::ReferenceFree(objective) => (
-                    weight,
-                    Box::new(PolicyOf(objective)) as Boxed<ReferencedPair>,
-                ),
-            });
-        Ok(PairObjective::Referenced(Box::new(mix(referenced)?)))
+        if free.len() == parts.len() {
+            return Ok(PairObjective::reference_free(mix(free)?, config));
+        }
+        let referenced = parts.into_iter().map(|(weight, part)| {
+            let objective: Arc<dyn Objective<ReferencedPair>> = match part {
+                PairObjective::Referenced(objective) => Arc::new(objective),
+                PairObjective::ReferenceFree(objective) => Arc::new(PolicySide(objective)),
+            };
+            (weight, objective)
+        });
+        Ok(PairObjective::referenced(mix(referenced)?, config))
     }
 }
 
-fn mix<B: crate::batch::Batch + Clone + 'static>(
-    mut parts: impl Iterator<Item = (f64, Boxed<B>)>,
+fn mix<B: Batch, O: Objective<B> + 'static>(
+    parts: impl IntoIterator<Item = (f64, O)>,
 ) -> Result<Mixture<B>, InvalidHyperparameter> {
+    let mut parts = parts.into_iter();
     let Some((weight, first)) = parts.next() else {
-        return Err(InvalidHyperparameter::new(
-            "parts",
-            0.0,
-            "one part at least",
-        ));
+        let allowed = "one part at least";
+        return Err(InvalidHyperparameter::new("parts", 0.0, allowed));
     };
-    parts.try_fold(
-        Mixture::try_new(weight, first)?,
-        |mixture, (weight, objective)| mixture.try_and(weight, objective),
-    )
-}
-
-/// A reference-free objective beside others that need the reference.
-struct PolicyOf(Boxed<PolicyPair>);
-
-impl Objective<ReferencedPair> for PolicyOf {
-    fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-        self.0.forward(batch.policy())
-    }
+    let first = Mixture::new(weight, first)?;
+    parts.try_fold(first, |mixture, (weight, objective)| {
+        mixture.and(weight, objective)
+    })
 }
 
 choice! {
     /// An objective over pairs with scores.
-    ScoredPairObjectiveConfig {
-        Rpo(RpoLossConfig),
-        Rebel(RebelLossConfig),
-    }
-}
-
-impl ScoredPairObjectiveConfig {
-    /// Builds the objective.
-    ///
-    /// # Errors
-    ///
-    /// A value is outside its range.
-    pub fn try_init(&self) -> Result<Boxed<WithScores<ReferencedPair>>, InvalidHyperparameter> {
-        Ok(match self {
-            Self::Rpo(config) => Box::new(config.try_init()?),
-            Self::Rebel(config) => Box::new(config.try_init()?),
-        })
+    ScoredPairObjectiveConfig => Configured<WithScores<ReferencedPair>, ScoredPairObjectiveConfig> {
+        Rpo(RpoLossConfig) => Configured::new,
+        Rebel(RebelLossConfig) => Configured::new,
     }
 }
 
 choice! {
     /// An objective over pairs that may be ties.
-    TiedPairObjectiveConfig {
-        RaoKupper(RaoKupperLossConfig),
-        Davidson(DavidsonLossConfig),
-    }
-}
-
-impl TiedPairObjectiveConfig {
-    /// Builds the objective.
-    ///
-    /// # Errors
-    ///
-    /// A value is outside its range.
-    pub fn try_init(&self) -> Result<Boxed<WithTies<ReferencedPair>>, InvalidHyperparameter> {
-        Ok(match self {
-            Self::RaoKupper(config) => Box::new(config.try_init()?),
-            Self::Davidson(config) => Box::new(config.try_init()?),
-        })
+    TiedPairObjectiveConfig => Configured<WithTies<ReferencedPair>, TiedPairObjectiveConfig> {
+        RaoKupper(RaoKupperLossConfig) => Configured::new,
+        Davidson(DavidsonLossConfig) => Configured::new,
     }
 }
 
 choice! {
     /// An objective over single completions: labelled ones, or ones to unlearn.
-    UnpairedObjectiveConfig {
-        Kto(KtoLossConfig),
-        Bco(BcoLossConfig),
-        ApoZero(ApoZeroLossConfig),
-        Npo(NpoLossConfig),
-        Simnpo(SimnpoLossConfig),
+    UnpairedObjectiveConfig => UnpairedObjective {
+        Kto(KtoLossConfig) => |loss, _| UnpairedObjective::Kto(loss),
+        Bco(BcoLossConfig) => |loss, _| UnpairedObjective::Bco(loss),
+        ApoZero(ApoZeroLossConfig) => |loss, _| UnpairedObjective::ApoZero(loss),
+        Npo(NpoLossConfig) => |loss, _| UnpairedObjective::Npo(loss),
+        Simnpo(SimnpoLossConfig) => |loss, _| UnpairedObjective::Simnpo(loss),
     }
 }
 
 /// An objective over single completions. Each takes another batch, so each is itself.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum UnpairedObjective {
     /// Labels and z₀.
     Kto(KtoLoss),
@@ -326,74 +345,63 @@ pub enum UnpairedObjective {
     Simnpo(SimnpoLoss),
 }
 
-impl UnpairedObjectiveConfig {
-    /// Builds the objective.
-    ///
-    /// # Errors
-    ///
-    /// A value is outside its range.
-    pub fn try_init(&self) -> Result<UnpairedObjective, InvalidHyperparameter> {
-        Ok(match self {
-            Self::Kto(config) => UnpairedObjective::Kto(config.try_init()?),
-            Self::Bco(config) => UnpairedObjective::Bco(config.try_init()?),
-            Self::ApoZero(config) => UnpairedObjective::ApoZero(config.try_init()?),
-            Self::Npo(config) => UnpairedObjective::Npo(config.try_init()?),
-            Self::Simnpo(config) => UnpairedObjective::Simnpo(config.try_init()?),
-        })
-    }
-}
-
 choice! {
     /// An objective over ranked lists.
-    RankedObjectiveConfig {
-        PlackettLuce(PlackettLuceLossConfig),
-        Lipo(LipoLossConfig),
-        InfoNca(InfoNcaLossConfig),
-        NcaList(NcaListLossConfig),
-        ExoList(ExoListLossConfig),
-        Rrhf(RrhfLossConfig),
-        Pro(ProLossConfig),
+    RankedObjectiveConfig => RankedObjective {
+        PlackettLuce(PlackettLuceLossConfig) => RankedObjective::referenced,
+        Lipo(LipoLossConfig) => RankedObjective::referenced,
+        InfoNca(InfoNcaLossConfig) => RankedObjective::referenced,
+        NcaList(NcaListLossConfig) => RankedObjective::referenced,
+        ExoList(ExoListLossConfig) => RankedObjective::referenced,
+        Rrhf(RrhfLossConfig) => RankedObjective::reference_free,
+        Pro(ProLossConfig) => RankedObjective::reference_free,
     }
 }
 
 /// An objective over ranked lists, by what it takes.
+#[derive(Debug, Clone)]
 pub enum RankedObjective {
     /// Against a reference.
-    Referenced(Boxed<Ranked<RelativeLogProbs<2>>>),
+    Referenced(Configured<Ranked<RelativeLogProbs<2>>, RankedObjectiveConfig>),
     /// The policy alone.
-    ReferenceFree(Boxed<Ranked<SequenceLogProbs<2>>>),
+    ReferenceFree(Configured<Ranked<SequenceLogProbs<2>>, RankedObjectiveConfig>),
 }
 
-impl RankedObjectiveConfig {
-    /// Builds the objective.
-    ///
-    /// # Errors
-    ///
-    /// A value is outside its range.
-    pub fn try_init(&self) -> Result<RankedObjective, InvalidHyperparameter> {
-        use RankedObjective::{ReferenceFree, Referenced};
-        Ok(match self {
-            Self::PlackettLuce(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Lipo(config) => Referenced(Box::new(config.try_init()?)),
-            Self::InfoNca(config) => Referenced(Box::new(config.try_init()?)),
-            Self::NcaList(config) => Referenced(Box::new(config.try_init()?)),
-            Self::ExoList(config) => Referenced(Box::new(config.try_init()?)),
-            Self::Rrhf(config) => ReferenceFree(Box::new(config.try_init()?)),
-            Self::Pro(config) => ReferenceFree(Box::new(config.try_init()?)),
-        })
+impl RankedObjective {
+    fn referenced(
+        objective: impl Objective<Ranked<RelativeLogProbs<2>>> + 'static,
+        config: RankedObjectiveConfig,
+    ) -> Self {
+        Self::Referenced(Configured::new(objective, config))
+    }
+
+    fn reference_free(
+        objective: impl Objective<Ranked<SequenceLogProbs<2>>> + 'static,
+        config: RankedObjectiveConfig,
+    ) -> Self {
+        Self::ReferenceFree(Configured::new(objective, config))
+    }
+
+    /// The config that built it.
+    pub fn config(&self) -> &RankedObjectiveConfig {
+        match self {
+            Self::Referenced(built) => built.config(),
+            Self::ReferenceFree(built) => built.config(),
+        }
     }
 }
 
 /// Something done to the token log-probabilities of pairs before they are summed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "modifier", rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum TokenModifierConfig {
-    /// LD-DPO: [`Pair::length_desensitized`] of policy and reference.
+    /// LD-DPO: [`Pair::length_desensitized`].
     LengthDesensitized {
         /// α ∈ \[0, 1\].
         alpha: f64,
     },
-    /// [`Pair::clamped_relative_to`].
+    /// [`Pair::clamped`].
     TokenClamp {
         /// The lowest log-ratio of a token, nats.
         low: f64,
@@ -430,28 +438,13 @@ impl TokenModifierConfig {
 }
 
 impl TokenModifier {
-    /// The pairs that an objective takes.
-    ///
-    /// # Errors
-    ///
-    /// `reference` has another shape than `policy`.
-    ///
-    /// # Panics
-    ///
-    /// Never: the values were checked.
-    pub fn apply(
-        &self,
-        policy: &Pair<TokenLogProbs>,
-        reference: &Pair<TokenLogProbs>,
-    ) -> Result<ReferencedPair, InvalidInput> {
-        match self.0 {
-            TokenModifierConfig::LengthDesensitized { alpha } => {
-                let sums = |y: &Pair<TokenLogProbs>| y.length_desensitized(alpha).expect("checked");
-                sums(policy).relative_to(sums(reference))
-            }
-            TokenModifierConfig::TokenClamp { low, high } => {
-                policy.clamped_relative_to(reference, low, high)
-            }
-        }
+    /// The tokens as the modifier leaves them, of policy and reference.
+    #[allow(clippy::missing_panics_doc, reason = "the values were checked")]
+    pub fn apply(&self, tokens: Pair<RelativeTokenLogProbs>) -> Pair<RelativeTokenLogProbs> {
+        let modified = match self.0 {
+            TokenModifierConfig::LengthDesensitized { alpha } => tokens.length_desensitized(alpha),
+            TokenModifierConfig::TokenClamp { low, high } => tokens.clamped(low, high),
+        };
+        modified.expect("checked")
     }
 }

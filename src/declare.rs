@@ -115,15 +115,20 @@ pub(crate) use example_batch;
 /// Declares an objective and its config in Burn's idiom: `Config::new().with_x(…).init()`.
 ///
 /// A field reads `name / with_name: Type = default, range;` (the range is a function of
-/// [`hyperparameter`](crate::hyperparameter), or missing where every value is valid). Saved configs
-/// may lack fields (they take their defaults) but not have unknown ones. An `example` becomes a
-/// documentation test: the batch, what follows `Config::new()`, the expected mean loss, and the
-/// arithmetic behind it.
+/// [`hyperparameter`](crate::hyperparameter), or missing where every value is valid). A number
+/// whose every default would be another objective is a `requires …` after the config's name, and
+/// an argument of `new`. Saved configs may lack fields (they take their defaults) but not have
+/// unknown ones; without the required one, `try_init` fails.
+/// An `example` becomes a documentation test: the batch, `of` the required number, what follows
+/// `Config::new(…)`, the expected mean loss, and the arithmetic behind it.
 macro_rules! objective {
     (
         $(#[$meta:meta])*
-        $(example $batch:ident $with_fields:literal = $value:literal, $arithmetic:literal;)*
-        pub struct $loss:ident from $config:ident {
+        $(example $batch:ident $(of $such:literal)? $with_fields:literal = $value:literal, $arithmetic:literal;)*
+        pub struct $loss:ident from $config:ident
+            $(requires $required:ident / $with_required:ident: f64, $required_range:ident,
+                $required_doc:literal)?
+        {
             $(
                 $(#[$field_meta:meta])*
                 $field:ident / $with:ident: $ty:ty = $default:expr $(, $range:ident)?;
@@ -136,7 +141,8 @@ macro_rules! objective {
                 "\n\n```\n",
                 "# use burn_preference::*;\n",
                 $crate::declare::example_batch!($batch),
-                "let loss = ", stringify!($config), "::new()", $with_fields, ".init();\n",
+                "let loss = ", stringify!($config), "::new(", $(stringify!($such),)? ")",
+                $with_fields, ".init();\n",
                 "let mean = loss.forward(batch).mean().into_scalar::<f32>();\n",
                 "// ", $arithmetic, "\n",
                 "assert!((mean - ", stringify!($value), ").abs() < 1e-5);\n",
@@ -146,7 +152,18 @@ macro_rules! objective {
         )*
         #[derive(Debug, Clone, PartialEq)]
         pub struct $loss {
+            $($required: f64,)?
             $($field: $ty,)*
+        }
+
+        impl $loss {
+            /// The config that builds this objective.
+            pub fn config(&self) -> $config {
+                $config {
+                    $($required: self.$required,)?
+                    $($field: self.$field,)*
+                }
+            }
         }
 
         #[doc = concat!("Configuration of [`", stringify!($loss), "`].")]
@@ -154,7 +171,13 @@ macro_rules! objective {
         #[doc = "In a file, a missing key takes its default and an unknown key is an error."]
         #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(default, deny_unknown_fields)]
+        #[non_exhaustive]
         pub struct $config {
+            $(
+                #[doc = $required_doc]
+                #[doc = "\n\nIt has no default."]
+                pub $required: f64,
+            )?
             $(
                 $(#[$field_meta])*
                 #[doc = concat!("\n\nDefault: `", stringify!($default), "`.")]
@@ -162,19 +185,18 @@ macro_rules! objective {
             )*
         }
 
-        impl Default for $config {
-            fn default() -> Self {
-                Self { $($field: $default,)* }
-            }
-        }
-
         impl burn::config::Config for $config {}
 
+        $crate::declare::objective!(@new $config ($($required)?) ($($field = $default,)*));
+
         impl $config {
-            /// The defaults.
-            pub fn new() -> Self {
-                Self::default()
-            }
+            $(
+                #[doc = $required_doc]
+                pub fn $with_required(mut self, $required: f64) -> Self {
+                    self.$required = $required;
+                    self
+                }
+            )?
 
             $(
                 $(#[$field_meta])*
@@ -190,8 +212,12 @@ macro_rules! objective {
             ///
             /// A value is outside its range; the error names it.
             pub fn try_init(&self) -> Result<$loss, $crate::error::InvalidHyperparameter> {
+                $($crate::hyperparameter::$required_range(stringify!($required), self.$required)?;)?
                 $($($crate::hyperparameter::$range(stringify!($field), self.$field)?;)?)*
-                Ok($loss { $($field: self.$field,)* })
+                Ok($loss {
+                    $($required: self.$required,)?
+                    $($field: self.$field,)*
+                })
             }
 
             #[doc = concat!("Builds the objective; see [`try_init`](", stringify!($config), "::try_init)")]
@@ -202,6 +228,37 @@ macro_rules! objective {
             /// Panics if a value is outside its range.
             pub fn init(&self) -> $loss {
                 self.try_init().unwrap_or_else(|error| panic!("{error}"))
+            }
+        }
+    };
+
+    (@new $config:ident () ($($field:ident = $default:expr,)*)) => {
+        impl Default for $config {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+
+        impl $config {
+            /// The defaults.
+            pub fn new() -> Self {
+                Self::default()
+            }
+        }
+    };
+
+    (@new $config:ident ($required:ident) ($($field:ident = $default:expr,)*)) => {
+        /// For files: what has no default is NaN, which `try_init` refuses.
+        impl Default for $config {
+            fn default() -> Self {
+                Self::new(f64::NAN)
+            }
+        }
+
+        impl $config {
+            #[doc = concat!("The defaults, and `", stringify!($required), "`.")]
+            pub fn new($required: f64) -> Self {
+                Self { $required, $($field: $default,)* }
             }
         }
     };

@@ -70,10 +70,10 @@ pub(crate) fn noise_rate(name: &'static str, value: f64) -> Check {
 }
 
 /// An alternative of one stage that carries numbers of its own.
-pub(crate) trait Part {
+pub(crate) trait Choice {
     fn check(&self) -> Check;
 }
 
-pub(crate) fn part(_: &'static str, value: impl Part) -> Check {
+pub(crate) fn choice(_: &'static str, value: impl Choice) -> Check {
     value.check()
 }

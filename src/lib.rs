@@ -139,6 +139,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod any_error;
 pub mod batch;
 pub mod config;
 #[cfg(feature = "data")]
@@ -163,23 +164,25 @@ pub mod tokens;
 #[cfg(feature = "train")]
 pub mod train;
 
+pub use any_error::Error;
 pub use batch::{
-    Batch, Pair, PolicyPair, Ranked, ReferencedPair, Unpaired, WithBaseline, WithMargin,
+    Batch, Column, Pair, PolicyPair, Ranked, ReferencedPair, Unpaired, WithBaseline, WithMargin,
     WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl, WithShift, WithTies,
     WithWeights,
 };
 pub use error::{InvalidHyperparameter, InvalidInput};
 pub use log_probs::{
-    LmHead, LogProbs, RelativeLogProbs, SequenceLogProbs, TokenLogProbs, TokenStatistics,
+    LmHead, LogProbs, RelativeLogProbs, RelativeTokenLogProbs, SequenceLogProbs, TokenLogProbs,
+    TokenStatistics,
 };
 pub use loss::{
     AlphaPoLoss, AlphaPoLossConfig, AotLoss, AotLossConfig, ApoDownLoss, ApoDownLossConfig,
     ApoZeroLoss, ApoZeroLossConfig, AsftLoss, AsftLossConfig, BcoLoss, BcoLossConfig, BetaDpoLoss,
-    BetaDpoLossConfig, CalDpoLoss, CalDpoLossConfig, ChipoLoss, ChipoLossConfig, CpoLoss,
-    CpoLossConfig, DavidsonLoss, DavidsonLossConfig, DiscopopLoss, DiscopopLossConfig, DpoLoss,
-    DpoLossConfig, DpoShiftLoss, DpoShiftLossConfig, DpopLoss, DpopLossConfig, ExoListLoss,
-    ExoListLossConfig, ExoPairLoss, ExoPairLossConfig, GpoLoss, GpoLossConfig, HdpoLoss,
-    HdpoLossConfig, HingeLoss, HingeLossConfig, InfoNcaLoss, InfoNcaLossConfig, IpoLoss,
+    BetaDpoLossConfig, CalDpoLoss, CalDpoLossConfig, ChipoLoss, ChipoLossConfig, ClassRatio,
+    CpoLoss, CpoLossConfig, DavidsonLoss, DavidsonLossConfig, DiscopopLoss, DiscopopLossConfig,
+    DpoLoss, DpoLossConfig, DpoShiftLoss, DpoShiftLossConfig, DpopLoss, DpopLossConfig,
+    ExoListLoss, ExoListLossConfig, ExoPairLoss, ExoPairLossConfig, GpoLoss, GpoLossConfig,
+    HdpoLoss, HdpoLossConfig, HingeLoss, HingeLossConfig, InfoNcaLoss, InfoNcaLossConfig, IpoLoss,
     IpoLossConfig, KlEstimate, KtoLoss, KtoLossConfig, LipoLoss, LipoLossConfig, NcaListLoss,
     NcaListLossConfig, NcaLoss, NcaLossConfig, NpoLoss, NpoLossConfig, OrpoLoss, OrpoLossConfig,
     PlackettLuceLoss, PlackettLuceLossConfig, ProLoss, ProLossConfig, RaoKupperLoss,
@@ -189,7 +192,9 @@ pub use loss::{
     SppoLossConfig, TdpoLoss, TdpoLossConfig,
 };
 pub use metrics::{BatchMetrics, Metrics};
-pub use modifier::{Mixture, SftTerm, Weighted};
+pub use modifier::{Mixture, PolicySide, SftTerm, Weighted, WithoutColumn};
 pub use objective::{LossOutput, Objective};
-pub use part::{Divergence, GapDistance, LabelNoise, Link, NllNormalization, Normalization};
+pub use part::{
+    Divergence, GapDistance, LabelNoise, Link, NllNormalization, Normalization, RegressionUnit,
+};
 pub use reference::{Frozen, ReferenceSchedule};

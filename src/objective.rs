@@ -1,10 +1,13 @@
 //! The one trait of this crate, and what it returns.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
 use crate::batch::{Batch, Rewards};
+use crate::error::{InvalidHyperparameter, InvalidInput};
+use crate::hyperparameter::positive;
 use crate::math::logsumexp;
 
 /// A preference objective over batches of type `B`.
@@ -12,6 +15,10 @@ use crate::math::logsumexp;
 /// What an objective needs is its batch type: one that needs a reference cannot be called without
 /// one, and one that has no use for it cannot be given one. To write your own, implement this one
 /// method; `examples/custom_objective.rs` does.
+///
+/// An objective prints its hyperparameters and goes to another thread, so that an
+/// `Arc<dyn Objective<B>>` may be a field of a model (`#[module(skip)]`), as every objective of
+/// this crate may.
 ///
 /// DPO without a reference does not compile:
 ///
@@ -29,10 +36,11 @@ use crate::math::logsumexp;
 ///     Ok(())
 /// }
 /// ```
-pub trait Objective<B: Batch> {
+pub trait Objective<B: Batch>: Debug + Send + Sync {
     /// The loss of every example, and its implicit rewards.
     ///
-    /// Reads no tensor back: a device queue never stalls, and nothing branches on values.
+    /// Reads no tensor back: a device queue never stalls, and nothing branches on values. What an
+    /// objective panics on, if on anything, its documentation says.
     fn forward(&self, batch: B) -> LossOutput<B::Rewards>;
 }
 
@@ -102,19 +110,16 @@ impl<R: Rewards> LossOutput<R> {
 
     /// Σ wᵢ·lossᵢ / Σ wᵢ, `[1]`; 0 where all weights are 0. No gradient flows into the weights.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// Panics if `weights` is not `[batch]`.
-    pub fn weighted_mean(&self, weights: Tensor<1>) -> Tensor<1> {
-        assert_eq!(
-            weights.dims(),
-            self.losses.dims(),
-            "weights: one per example"
-        );
+    /// `weights` is not `[batch]`, or on another device.
+    pub fn weighted_mean(&self, weights: Tensor<1>) -> Result<Tensor<1>, InvalidInput> {
+        InvalidInput::check_shape("weights", &self.losses.shape(), &weights.shape())?;
+        InvalidInput::check_device("weights", &self.losses.device(), &weights.device())?;
         let weights = weights.without_autodiff().cast(self.losses.dtype());
         let total = weights.clone().sum_dim(0);
         let total = total.clone().mask_fill(total.equal_elem(0.0), 1.0);
-        (self.losses() * weights).sum_dim(0) / total
+        Ok((self.losses() * weights).sum_dim(0) / total)
     }
 
     /// −β′·ln mean e^(−loss/β′), `[1]`: Dr. DPO (Wu et al., 2407.07880), robust against pairs whose
@@ -123,20 +128,17 @@ impl<R: Rewards> LossOutput<R> {
     /// A small β′ (the paper takes 1) listens to the pairs that the policy agrees with; β′ → ∞ is
     /// the mean. It depends on the batch: micro-batches do not add up to one large batch.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// Panics unless `beta_prime` is a finite number > 0.
-    pub fn robust_mean(&self, beta_prime: f64) -> Tensor<1> {
-        assert!(
-            beta_prime > 0.0 && beta_prime.is_finite(),
-            "beta_prime: a finite number > 0, not {beta_prime}"
-        );
+    /// `beta_prime` is not a finite number > 0.
+    pub fn robust_mean(&self, beta_prime: f64) -> Result<Tensor<1>, InvalidHyperparameter> {
+        positive("beta_prime", beta_prime)?;
         let [batch] = self.losses.dims();
         if batch == 0 {
-            return self.sum();
+            return Ok(self.sum());
         }
         let scaled = self.losses() * -beta_prime.recip();
-        (logsumexp(scaled) - (batch as f64).ln()) * -beta_prime
+        Ok((logsumexp(scaled) - (batch as f64).ln()) * -beta_prime)
     }
 
     /// Sum over the batch divided by a count that spans more than the batch, `[1]`.
@@ -145,14 +147,11 @@ impl<R: Rewards> LossOutput<R> {
     /// the number of examples in *all* of them makes the sum the gradient of one large batch,
     /// even where the parts are unequal.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// Panics unless `denominator` is a finite number > 0.
-    pub fn normalized_by(&self, denominator: f64) -> Tensor<1> {
-        assert!(
-            denominator > 0.0 && denominator.is_finite(),
-            "denominator: a finite number > 0, not {denominator}"
-        );
-        self.sum() * denominator.recip()
+    /// `denominator` is not a finite number > 0.
+    pub fn normalized_by(&self, denominator: f64) -> Result<Tensor<1>, InvalidHyperparameter> {
+        positive("denominator", denominator)?;
+        Ok(self.sum() * denominator.recip())
     }
 }

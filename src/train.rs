@@ -81,7 +81,7 @@ impl Stats {
         if let Some(metrics) = self.0.read.get() {
             return Ok(metrics);
         }
-        let metrics = self.0.packed.clone().try_read()?;
+        let metrics = self.0.packed.clone().read()?;
         Ok(self.0.read.get_or_init(|| metrics))
     }
 }

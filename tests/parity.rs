@@ -495,7 +495,7 @@ fn metrics_of_pairs() {
         .with_beta(BETA)
         .init()
         .forward(batch.clone());
-    let metrics = BatchMetrics::observe(&batch, &output).read();
+    let metrics = BatchMetrics::observe(&batch, &output).read().unwrap();
     let rows = rows(&pairs);
     let mean = |f: &dyn Fn(&Row) -> f64| rows.iter().map(f).sum::<f64>() / rows.len() as f64;
     let share = |f: &dyn Fn(&Row) -> bool| mean(&|row| f64::from(u8::from(f(row))));
@@ -598,7 +598,7 @@ impl Model {
 fn train(device: &Device, by_logits: bool) -> Vec<f64> {
     let mut policy = Model::new(&device.clone().autodiff());
     let reference = Frozen::new(&policy);
-    let dpo = SftTerm::new(DpoLossConfig::new().with_beta(BETA).init(), 0.5);
+    let dpo = SftTerm::new(DpoLossConfig::new().with_beta(BETA).init(), 0.5).unwrap();
     let orpo = OrpoLossConfig::new().init();
     let mut optimizer = SgdConfig::new().init();
     let mut numbers = Vec::new();

@@ -1,8 +1,22 @@
 use burn::tensor::{Bool, Device, Shape, Tensor};
 
 use super::{Batch, Pair};
-use crate::error::InvalidInput;
+use crate::error::{InvalidHyperparameter, InvalidInput};
+use crate::hyperparameter::positive;
 use crate::log_probs::SequenceLogProbs;
+
+/// Data beside a batch: each of [`WithMargin`], [`WithScores`] and so on.
+///
+/// Implement it, and [`Batch`], for a column of your own:
+/// [`WithoutColumn`](crate::modifier::WithoutColumn) then hands the batch below it to objectives
+/// that have no use for the column.
+pub trait Column: Batch<Rewards = <Self::Inner as Batch>::Rewards> {
+    /// What the column stands beside.
+    type Inner: Batch;
+
+    /// The batch without the column.
+    fn into_batch(self) -> Self::Inner;
+}
 
 /// A column of data beside a batch: `Name, field: Type, check;` where `check` says what fits.
 macro_rules! column {
@@ -37,6 +51,21 @@ macro_rules! column {
             /// The column.
             pub fn $field(&self) -> $ty {
                 self.$field.clone()
+            }
+        }
+
+        beside!($name);
+    };
+}
+
+/// A struct with a `batch` is a batch and a column.
+macro_rules! beside {
+    ($name:ident) => {
+        impl<B: Batch> Column for $name<B> {
+            type Inner = B;
+
+            fn into_batch(self) -> B {
+                self.batch
             }
         }
 
@@ -132,21 +161,89 @@ column! {
 }
 
 column! {
-    /// A batch with β-DPO's M₀, `[1]`, the mean margin of the batches so far: see
+    /// A batch with β-DPO's M₀, `[1]`, the mean Δ = ρ_w − ρ_l of the batches so far, nats: see
     /// [`MovingAverage`](crate::state::MovingAverage).
     WithMeanMargin, mean_margin: Tensor<1>, |room, mean| room.scalar("mean_margin", mean)
 }
 
-column! {
-    /// A batch with the sequences whose negative log-likelihood is added, where that is not the
-    /// chosen completion alone: prompt and completion, as the authors of ORPO and TRL count it.
+/// A batch with the sequences whose negative log-likelihood is added: an NLL term then takes these
+/// instead of the chosen completions.
+///
+/// Two things need it. The authors of ORPO, and TRL, count the prompt's tokens too: give the
+/// log-probabilities of prompt and chosen completion. And a mean over the *tokens* of a step with
+/// several micro-batches needs the tokens of all of them: see [`over_step`](Self::over_step).
+///
+/// [`OrpoLoss`](crate::OrpoLoss), [`CpoLoss`](crate::CpoLoss) and [`SftTerm`](crate::SftTerm) take
+/// the column; the latter hands the batch without it on. One sequence per example; gradients flow
+/// through them.
+#[derive(Debug, Clone)]
+pub struct WithNll<B> {
+    pub(crate) batch: B,
+    pub(crate) nll_of: SequenceLogProbs,
+    pub(crate) tokens_per_example: Option<f64>,
+}
+
+impl<B: Batch> WithNll<B> {
+    /// Puts the sequences beside the batch.
     ///
-    /// One sequence per example; gradients flow through them.
-    WithNll, nll_of: SequenceLogProbs, |room, nll_of| {
-        room.check("nll_of", &nll_of.sum().shape(), &nll_of.sum().device())?;
-        Ok(nll_of)
+    /// # Errors
+    ///
+    /// There is not one sequence per example, or they are on another device.
+    pub fn new(batch: B, nll_of: SequenceLogProbs) -> Result<Self, InvalidInput> {
+        let room = Room {
+            length: batch.len(),
+            device: batch.device(),
+        };
+        let sum = nll_of.sum();
+        room.check("nll_of", &sum.shape(), &sum.device())?;
+        Ok(Self {
+            batch,
+            nll_of,
+            tokens_per_example: None,
+        })
+    }
+
+    /// The tokens whose likelihood counts, and the examples, of the whole optimiser step: of all
+    /// its micro-batches and workers.
+    ///
+    /// [`NllNormalization::Token`](crate::NllNormalization::Token) then divides by the step's
+    /// tokens instead of the batch's. With
+    /// [`normalized_by`](crate::LossOutput::normalized_by)`(examples)` the micro-batches add up to
+    /// one large batch:
+    ///
+    /// ```text
+    /// Σ −ℓ·(examples/tokens) / examples = Σ −ℓ / tokens
+    /// ```
+    ///
+    /// A mean per sequence needs no such number: an objective with
+    /// [`NllNormalization::Sequence`](crate::NllNormalization::Sequence) panics.
+    ///
+    /// # Errors
+    ///
+    /// `tokens` or `examples` is not a finite number > 0.
+    pub fn over_step(self, tokens: f64, examples: f64) -> Result<Self, InvalidHyperparameter> {
+        positive("tokens", tokens)?;
+        positive("examples", examples)?;
+        Ok(Self {
+            tokens_per_example: Some(tokens / examples),
+            ..self
+        })
     }
 }
+
+impl<B> WithNll<B> {
+    /// The batch that the column stands beside.
+    pub fn batch(&self) -> &B {
+        &self.batch
+    }
+
+    /// The sequences.
+    pub fn nll_of(&self) -> &SequenceLogProbs {
+        &self.nll_of
+    }
+}
+
+beside!(WithNll);
 
 column! {
     /// A batch with K = Σ_t KL(π° ‖ π) of both completions, `[batch]` each, nats: see
@@ -158,7 +255,8 @@ column! {
     }
 }
 
-/// Expands `$delegate!($column)` for every column that only adds data.
+/// Expands `$delegate!($column)` for every column that only adds data: all but [`WithBaseline`],
+/// which metrics report, and [`WithNll`], which says whose NLL a term takes.
 macro_rules! for_each_column {
     ($delegate:ident) => {
         $delegate!(WithMargin);
@@ -168,7 +266,6 @@ macro_rules! for_each_column {
         $delegate!(WithWeights);
         $delegate!(WithShift);
         $delegate!(WithMeanMargin);
-        $delegate!(WithNll);
         $delegate!(WithSequenceKl);
     };
 }

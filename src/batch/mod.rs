@@ -5,19 +5,24 @@
 //! | [`PolicyPair`] | chosen and rejected of the policy | reference-free objectives: ORPO |
 //! | [`ReferencedPair`] | the same against a reference | DPO, IPO |
 //! | [`Unpaired`] | completions with a thumb up or down | KTO (with a [`WithBaseline`] column) |
-//! | [`Ranked`] | K scored completions per prompt | RRHF |
-//!
+//! | [`Ranked`] | K scored completions per prompt, with a reference or without | Plackett–Luce, RRHF |
 //! | [`SequenceLogProbs`], [`RelativeLogProbs`] | completions alone | unlearning: NPO, SimNPO |
 //!
-//! Data that belongs to an example is a column around a batch, never a field of a loss:
+//! Data that belongs to an example is a [`Column`] around a batch, never a field of a loss:
 //! [`WithMargin`], [`WithPreference`], [`WithScores`], [`WithTies`], [`WithWeights`],
 //! [`WithNll`], [`WithSequenceKl`]; so is a statistic of many batches that the caller holds:
-//! [`WithBaseline`], [`WithShift`], [`WithMeanMargin`].
+//! [`WithBaseline`], [`WithShift`], [`WithMeanMargin`]. A scale per example is
+//! [`Pair::scaled_by`].
+//!
+//! Columns nest. What wants one takes it off from the outside: `Weighted` of BCO takes a
+//! `WithWeights<WithShift<ReferencedPair>>`. An objective that has no use for a column takes the
+//! batch below it through [`WithoutColumn`](crate::modifier::WithoutColumn).
 
 mod column;
 mod pair;
 mod ranked;
-mod tokens;
+mod rows;
+mod token_pair;
 mod unpaired;
 
 use burn::tensor::{Device, Tensor};
@@ -26,14 +31,18 @@ use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 
 pub(crate) use column::for_each_column;
 pub use column::{
-    WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl,
-    WithShift, WithTies, WithWeights,
+    Column, WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores,
+    WithSequenceKl, WithShift, WithTies, WithWeights,
 };
 pub use pair::{Pair, PolicyPair, ReferencedPair};
 pub use ranked::Ranked;
+pub use rows::Rows;
 pub use unpaired::Unpaired;
 
 /// One batch of examples, as an objective takes it.
+///
+/// Implement it for a batch of your own, whose objectives are then yours as well:
+/// `examples/custom_objective.rs` does.
 pub trait Batch {
     /// The shape of the implicit rewards: one tensor, or one per side of a pair.
     type Rewards: Rewards;
@@ -50,10 +59,21 @@ pub trait Batch {
     }
 }
 
-/// Implicit rewards: for logging, so they carry no autodiff.
-pub trait Rewards {
+/// Implicit rewards: a tensor or a pair of them, for logging, so that they carry no autodiff.
+///
+/// It is sealed.
+pub trait Rewards: sealed::Sealed {
     /// The same values without autodiff.
     fn without_autodiff(self) -> Self;
+}
+
+mod sealed {
+    use super::{Pair, Tensor};
+
+    pub trait Sealed {}
+
+    impl<const D: usize> Sealed for Tensor<D> {}
+    impl<R: Sealed> Sealed for Pair<R> {}
 }
 
 impl<const D: usize> Rewards for Tensor<D> {

@@ -1,11 +1,15 @@
 use burn::tensor::{Device, Tensor};
 
-use super::{Batch, Rewards};
+use super::{Batch, Rewards, Rows};
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 
 /// A chosen (y_w) and a rejected (y_l) something of the same prompt.
+///
+/// [`new`](Self::new) and [`from_concatenated`](Self::from_concatenated) make one; both see to it
+/// that the sides fit together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Pair<T> {
     /// Of the preferred completion.
     pub chosen: T,
@@ -19,6 +23,61 @@ pub type PolicyPair = Pair<SequenceLogProbs>;
 /// Chosen and rejected log-probabilities of the policy against a reference.
 pub type ReferencedPair = Pair<RelativeLogProbs>;
 
+impl<T: Rows> Pair<T> {
+    /// From both sides, a row per pair.
+    ///
+    /// # Errors
+    ///
+    /// Batch sizes, devices or number types differ.
+    pub fn new(chosen: T, rejected: T) -> Result<Self, InvalidInput> {
+        if chosen.rows() != rejected.rows() {
+            let expected = format!("{} rows, as many as `chosen`", chosen.rows());
+            return Err(InvalidInput::new("rejected", expected, rejected.rows()));
+        }
+        InvalidInput::check_device("rejected", &chosen.device(), &rejected.device())?;
+        InvalidInput::check_dtype("rejected", chosen.dtype(), rejected.dtype())?;
+        Ok(Self { chosen, rejected })
+    }
+
+    /// The two halves of one concatenated `[chosen; rejected]` forward, rows `0..n` and `n..2n`:
+    /// of a tensor, of log-probabilities, of statistics.
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Tensor};
+    /// use burn_preference::Pair;
+    ///
+    /// let scores = Tensor::<1>::from_floats([0.9, 0.7, 0.1, 0.2], &Device::default());
+    /// let scores = Pair::from_concatenated(&scores)?; // for `WithScores`
+    /// assert_eq!(scores.rejected.into_data().to_vec::<f32>().unwrap(), [0.1, 0.2]);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The number of rows is odd.
+    pub fn from_concatenated(rows: &T) -> Result<Self, InvalidInput>
+    where
+        T: Clone,
+    {
+        let n = rows.rows();
+        if n == 0 {
+            // Burn narrows nothing to nothing by a panic.
+            return Ok(Self {
+                chosen: rows.clone(),
+                rejected: rows.clone(),
+            });
+        }
+        if !n.is_multiple_of(2) {
+            let expected = "an even number of rows: chosen, then rejected";
+            return Err(InvalidInput::new("rows", expected, n));
+        }
+        Ok(Self {
+            chosen: rows.narrow_rows(0, n / 2),
+            rejected: rows.narrow_rows(n / 2, n / 2),
+        })
+    }
+}
+
 impl<T> Pair<T> {
     /// `f` of both sides.
     pub fn map<U>(self, f: impl Fn(T) -> U) -> Pair<U> {
@@ -28,38 +87,24 @@ impl<T> Pair<T> {
         }
     }
 
-    /// Rows `0..n` and `n..2n` of something, each by `narrow(start, length)`.
-    pub(super) fn halves(
-        all: &T,
-        rows: usize,
-        narrow: impl Fn(usize, usize) -> T,
-    ) -> Result<Self, InvalidInput>
-    where
-        T: Clone,
-    {
-        if rows == 0 {
-            // Burn narrows nothing to nothing by a panic.
-            return Ok(Self {
-                chosen: all.clone(),
-                rejected: all.clone(),
-            });
-        }
-        if !rows.is_multiple_of(2) {
-            let expected = "an even number of rows: chosen, then rejected";
-            return Err(InvalidInput::new("log_probs", expected, rows));
-        }
-        Ok(Self {
-            chosen: narrow(0, rows / 2),
-            rejected: narrow(rows / 2, rows / 2),
-        })
-    }
-
     /// `f` of both sides by reference.
     pub fn map_ref<U>(&self, f: impl Fn(&T) -> U) -> Pair<U> {
         Pair {
             chosen: f(&self.chosen),
             rejected: f(&self.rejected),
         }
+    }
+
+    /// `f` of each side beside the same side of `other`.
+    pub(super) fn zip<V, U, E>(
+        self,
+        other: Pair<V>,
+        f: impl Fn(T, V) -> Result<U, E>,
+    ) -> Result<Pair<U>, E> {
+        Ok(Pair {
+            chosen: f(self.chosen, other.chosen)?,
+            rejected: f(self.rejected, other.rejected)?,
+        })
     }
 }
 
@@ -70,42 +115,49 @@ impl<const D: usize> Pair<Tensor<D>> {
     }
 }
 
+impl<L: LogProbs<1>> Pair<L> {
+    /// A reward scale of its own for every pair, as ε-DPO and MallowsPO have it: what objectives
+    /// compare is multiplied by it, on both sides and for policy and reference.
+    ///
+    /// ```text
+    /// ρ_w ← s·ρ_w,   ρ_l ← s·ρ_l          so that h = β·s·(ρ_w − ρ_l)
+    /// ```
+    ///
+    /// With β = 1 the scale is a β per example. NLL terms and the metrics `logps/*` stay those of
+    /// the completions. No gradient flows into the scale.
+    ///
+    /// ```
+    /// # use burn::tensor::Tensor;
+    /// # use burn_preference::*;
+    /// # let device = burn::tensor::Device::default();
+    /// # let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();
+    /// # let policy = PolicyPair::new(y(-10.0), y(-30.0))?;
+    /// # let batch = policy.relative_to(PolicyPair::new(y(-12.0), y(-22.0))?)?;
+    /// // One pair: ρ_w = 2, ρ_l = −8.
+    /// let batch = batch.scaled_by(Tensor::from_floats([0.05], &device))?;
+    /// let loss = DpoLossConfig::new().with_beta(1.0).init().forward(batch).mean();
+    /// assert!((loss.into_scalar::<f32>() - 0.474077).abs() < 1e-5); // −ln σ(0.05·10)
+    /// # Ok::<(), InvalidInput>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `scale` is not `[batch]`, or is on another device.
+    pub fn scaled_by(self, scale: Tensor<1>) -> Result<Self, InvalidInput> {
+        InvalidInput::check_shape("scale", &[self.len()].into(), &scale.shape())?;
+        InvalidInput::check_device("scale", &self.device(), &scale.device())?;
+        Ok(self.map(|y| y.times(scale.clone())))
+    }
+}
+
 impl PolicyPair {
-    /// From chosen and rejected log-probabilities of the same prompts.
-    ///
-    /// # Errors
-    ///
-    /// Batch sizes, devices or number types differ.
-    pub fn new(chosen: SequenceLogProbs, rejected: SequenceLogProbs) -> Result<Self, InvalidInput> {
-        let (w, l) = (chosen.sum(), rejected.sum());
-        InvalidInput::check_shape("rejected", &w.shape(), &l.shape())?;
-        InvalidInput::check_device("rejected", &w.device(), &l.device())?;
-        InvalidInput::check_dtype("rejected", w.dtype(), l.dtype())?;
-        Ok(Self { chosen, rejected })
-    }
-
-    /// The two halves of one concatenated `[chosen; rejected]` forward: rows `0..n` and `n..2n`.
-    ///
-    /// # Errors
-    ///
-    /// The number of rows is odd.
-    pub fn from_concatenated(log_probs: &SequenceLogProbs) -> Result<Self, InvalidInput> {
-        let [rows] = log_probs.sum().dims();
-        Self::halves(log_probs, rows, |start, length| {
-            log_probs.narrow(start, length)
-        })
-    }
-
     /// Puts the reference's log-probabilities of the same pairs beside the policy's.
     ///
     /// # Errors
     ///
     /// Batch sizes or devices differ.
     pub fn relative_to(self, reference: Self) -> Result<ReferencedPair, InvalidInput> {
-        Ok(Pair {
-            chosen: self.chosen.relative_to(reference.chosen)?,
-            rejected: self.rejected.relative_to(reference.rejected)?,
-        })
+        self.zip(reference, SequenceLogProbs::relative_to)
     }
 
     /// These pairs against a reference that finds every completion equally likely, ρ = ℓ: it turns

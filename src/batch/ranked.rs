@@ -149,6 +149,15 @@ impl<L> Ranked<L> {
 }
 
 impl Ranked<RelativeLogProbs<2>> {
+    /// The policy's side alone, for objectives that have no use for the reference.
+    pub fn policy(&self) -> Ranked<SequenceLogProbs<2>> {
+        Ranked {
+            candidates: self.candidates.policy().clone(),
+            scores: self.scores(),
+            present: self.present(),
+        }
+    }
+
     /// β·ρ of the present candidates, 0 for absent ones.
     pub(crate) fn rewards(&self, beta: f64) -> Tensor<2> {
         self.fill_absent(self.candidates.log_ratio()) * beta
@@ -156,10 +165,27 @@ impl Ranked<RelativeLogProbs<2>> {
 }
 
 impl Ranked<SequenceLogProbs<2>> {
+    /// Puts the reference's log-probabilities of the same candidates beside the policy's.
+    ///
+    /// # Errors
+    ///
+    /// Shapes or devices differ.
+    pub fn relative_to(
+        self,
+        reference: SequenceLogProbs<2>,
+    ) -> Result<Ranked<RelativeLogProbs<2>>, InvalidInput> {
+        Ok(Ranked {
+            candidates: self.candidates.relative_to(reference)?,
+            scores: self.scores,
+            present: self.present,
+        })
+    }
+
     /// −ℓ̄ of the best candidate of each list, 0 for an empty list.
     pub(crate) fn best_nll(&self) -> Tensor<1> {
         let not_best = self.best().bool_not();
-        let best = self.candidates.mean().mask_fill(not_best, 0.0);
+        let best = self.candidates.unmodified().mean();
+        let best = best.mask_fill(not_best, 0.0);
         -best.sum_dim(1).squeeze_dim::<1>(1)
     }
 }
@@ -194,6 +220,26 @@ impl<L: LogProbs<2>> Ranked<L> {
             candidates,
             scores: scores.without_autodiff(),
             present,
+        })
+    }
+}
+
+impl<L: LogProbs<2>> Ranked<L> {
+    /// A reward scale of its own for every list: as [`Pair::scaled_by`](super::Pair::scaled_by).
+    ///
+    /// # Errors
+    ///
+    /// `scale` is not `[batch]`, or is on another device.
+    pub fn scaled_by(self, scale: Tensor<1>) -> Result<Self, InvalidInput> {
+        let [lists, candidates] = self.scores.dims();
+        InvalidInput::check_shape("scale", &[lists].into(), &scale.shape())?;
+        InvalidInput::check_device("scale", &self.device(), &scale.device())?;
+        // Not an array, of which `expand` takes no 0.
+        let all = Shape::new([lists, candidates]);
+        let scale = scale.unsqueeze_dim::<2>(1).expand(all);
+        Ok(Self {
+            candidates: self.candidates.times(scale),
+            ..self
         })
     }
 }

@@ -5,7 +5,7 @@ use super::example::{Desirable, Example, Preference, Scores};
 use super::mismatched::WithMismatched;
 use crate::batch::Ranked;
 use crate::error::InvalidInput;
-use crate::log_probs::SequenceLogProbs;
+use crate::log_probs::Completions;
 use crate::tokens::{Padding, Sequence, TokenBatch};
 
 /// Makes batches of token ids: a Burn `Batcher` for pairs, thumbs, thumbs with mismatched
@@ -122,15 +122,13 @@ pub struct RankedTokens {
 }
 
 impl RankedTokens {
-    /// The lists with the log-probabilities of their rows.
+    /// The lists with the log-probabilities of their rows: of the policy alone, or against a
+    /// reference.
     ///
     /// # Errors
     ///
     /// There is not one log-probability per row.
-    pub fn ranked(
-        &self,
-        log_probs: SequenceLogProbs,
-    ) -> Result<Ranked<SequenceLogProbs<2>>, InvalidInput> {
+    pub fn ranked<L: Completions>(&self, log_probs: L) -> Result<Ranked<L::Lists>, InvalidInput> {
         let candidates = log_probs.split_candidates(self.candidates)?;
         Ranked::new(candidates, self.scores.clone(), self.present.clone())
     }

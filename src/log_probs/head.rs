@@ -1,7 +1,7 @@
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
 
-use super::kernel::{self, HeadOptions};
+use super::kernel::{self, HeadOptions, HeadTensors};
 use super::predictions::Predictions;
 use super::token::upcast;
 use super::{TokenLogProbs, TokenStatistics};
@@ -77,8 +77,18 @@ impl LmHead {
         }
     }
 
+    /// With hidden states `[rows, hidden]`, as kernels take it.
+    pub(super) fn with_hidden(&self, hidden: Tensor<2>) -> HeadTensors {
+        HeadTensors {
+            hidden,
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+            words_first: self.words_first,
+        }
+    }
+
     /// Vocabulary and hidden size.
-    fn dims(&self) -> [usize; 2] {
+    pub(super) fn dims(&self) -> [usize; 2] {
         let [first, second] = self.weight.dims();
         if self.words_first {
             [first, second]
@@ -87,7 +97,7 @@ impl LmHead {
         }
     }
 
-    fn check(&self, hidden: &Tensor<3>) -> Result<(), InvalidInput> {
+    pub(super) fn check(&self, hidden: &Tensor<3>) -> Result<(), InvalidInput> {
         let [vocab, width] = self.dims();
         let [_, _, expected] = hidden.dims();
         if width != expected || vocab == 0 || width == 0 {
@@ -215,7 +225,7 @@ fn walk(
     let shape = [batch, time, vocab];
     let predictions = Predictions::new(shape, &hidden.device(), tokens, completion_mask)?;
 
-    let mut hidden = hidden.reshape([batch * time, width]);
+    let hidden = hidden.reshape([batch * time, width]);
     if batch == 0 {
         let none: Tensor<1> = upcast(hidden.sum_dim(1).squeeze_dim(1));
         let statistics = statistics.then(|| {
@@ -223,15 +233,7 @@ fn walk(
         });
         return Ok((predictions.log_probs(none), statistics));
     }
-    let mut rows: Tensor<1, Int> = predictions.counted().argwhere().squeeze_dim(1);
-    if rows.dims() == [0] {
-        // Nothing counts. One row of zeros keeps the graph: a backward still finds its leaves.
-        let first = hidden.narrow(0, 0, 1);
-        hidden = first
-            .clone()
-            .mask_fill(first.zeros_like().equal_elem(0.0), 0.0);
-        rows = Tensor::zeros([1], &hidden.device());
-    }
+    let rows = CountedRows::new(predictions.counted());
     let options = HeadOptions {
         words_first: head.words_first,
         biased: head.bias.is_some(),
@@ -239,24 +241,60 @@ fn walk(
         statistics,
     };
     let (values, by_products) = kernel::head_log_probs(
-        hidden.select(0, rows.clone()),
+        rows.hidden(hidden),
         head.weight.clone(),
         head.bias.clone(),
-        predictions.targets().select(0, rows.clone()),
+        rows.targets(predictions.targets()),
         options,
     );
-    // Back to where the rows were; `Predictions` fills the others.
-    let all = batch * time;
-    let log_probs = predictions.log_probs(spread(values, rows.clone(), all));
-    let statistics =
-        by_products.map(|by_products| predictions.statistics(&spread(by_products, rows, all)));
+    // `Predictions` fills the other rows.
+    let log_probs = predictions.log_probs(rows.spread(values));
+    let statistics = by_products.map(|values| predictions.statistics(&rows.spread(values)));
     Ok((log_probs, statistics))
 }
 
-/// Puts each row of `values` where `rows` says, among `all` rows of zeros.
-fn spread<const D: usize>(values: Tensor<D>, rows: Tensor<1, Int>, all: usize) -> Tensor<D> {
-    let mut shape = values.dims();
-    shape[0] = all;
-    let zeros = Tensor::zeros(shape, (&values.device(), values.dtype()));
-    zeros.select_assign(0, rows, values, IndexingUpdateOp::Add)
+/// The rows that predict a counted token, which alone reach the head.
+pub(super) struct CountedRows {
+    index: Tensor<1, Int>,
+    all: usize,
+    none: bool,
+}
+
+impl CountedRows {
+    /// Reads the mask back, once, to know how many there are.
+    pub(super) fn new(counted: Tensor<1, Bool>) -> Self {
+        let [all] = counted.dims();
+        let device = counted.device();
+        let index: Tensor<1, Int> = counted.argwhere().squeeze_dim(1);
+        let none = index.dims() == [0];
+        // Where nothing counts, one row of zeros keeps the graph: a backward finds its leaves.
+        let index = if none {
+            Tensor::zeros([1], &device)
+        } else {
+            index
+        };
+        Self { index, all, none }
+    }
+
+    /// The counted rows of `[all, hidden]`.
+    pub(super) fn hidden(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let rows = hidden.select(0, self.index.clone());
+        if self.none {
+            let everywhere = rows.zeros_like().equal_elem(0.0);
+            return rows.mask_fill(everywhere, 0.0);
+        }
+        rows
+    }
+
+    fn targets(&self, targets: Tensor<1, Int>) -> Tensor<1, Int> {
+        targets.select(0, self.index.clone())
+    }
+
+    /// Puts each row of `values` back where it was, among rows of zeros.
+    pub(super) fn spread<const D: usize>(&self, values: Tensor<D>) -> Tensor<D> {
+        let mut shape = values.dims();
+        shape[0] = self.all;
+        let zeros = Tensor::zeros(shape, (&values.device(), values.dtype()));
+        zeros.select_assign(0, self.index.clone(), values, IndexingUpdateOp::Add)
+    }
 }

@@ -1,7 +1,9 @@
 use burn::tensor::{Bool, Shape, Tensor};
 
+use super::head::CountedRows;
 use super::predictions::{finish, prediction_mask};
 use super::token::{check_logits, upcast};
+use super::{LmHead, kernel};
 use crate::error::InvalidInput;
 use crate::math::logsumexp;
 
@@ -32,6 +34,66 @@ pub fn sequence_kl(
     let ruled_out = theirs.clone().equal_elem(f64::NEG_INFINITY);
     let terms = (theirs.clone().exp() * (theirs - ours)).mask_fill(ruled_out, 0.0);
     let kl = finish(terms.sum_dim(2).squeeze_dim(2), policy.mask);
+    Ok(kl.sequence().sum())
+}
+
+/// [`sequence_kl`] from hidden states and heads: no logits on the tape, and only the rows that
+/// predict a counted token reach the heads.
+///
+/// Policy and reference may have hidden states of different width; they share the vocabulary. The
+/// logits of a block of rows exist at a time, and again in the backward: two products forward, and
+/// backward two more and one for each gradient that is wanted.
+///
+/// # Shapes
+///
+/// - `policy`, `reference`: hidden states `[batch, time, hidden]`, aligned as in
+///   [`TokenLogProbs::from_hidden`](super::TokenLogProbs::from_hidden), and their head
+/// - `completion_mask`: `[batch, time]`; it is read back, once
+///
+/// # Errors
+///
+/// As [`TokenLogProbs::from_hidden`](super::TokenLogProbs::from_hidden), or the vocabularies
+/// differ.
+pub fn sequence_kl_from_hidden(
+    policy: (Tensor<3>, &LmHead),
+    reference: (Tensor<3>, &LmHead),
+    completion_mask: Tensor<2, Bool>,
+) -> Result<Tensor<1>, InvalidInput> {
+    let ((ours, our_head), (theirs, their_head)) = (policy, reference);
+    our_head.check(&ours)?;
+    their_head.check(&theirs)?;
+    let ([vocab, _], [found, _]) = (our_head.dims(), their_head.dims());
+    if vocab != found {
+        let expected = format!("the policy's vocabulary of {vocab}");
+        return Err(InvalidInput::new("reference", expected, found));
+    }
+    let [batch, time, width] = ours.dims();
+    let [their_batch, their_time, their_width] = theirs.dims();
+    let shape = [batch, time];
+    InvalidInput::check_shape(
+        "reference",
+        &shape.into(),
+        &[their_batch, their_time].into(),
+    )?;
+    InvalidInput::check_device("reference", &ours.device(), &theirs.device())?;
+    if time < 2 {
+        return Err(InvalidInput::new(
+            "hidden",
+            "time ≥ 2",
+            format!("time {time}"),
+        ));
+    }
+    let mask = prediction_mask(shape, &ours.device(), completion_mask)?;
+    if batch == 0 {
+        return Ok(upcast(ours.reshape([0, time * width]).sum_dim(1)).reshape([0]));
+    }
+    let rows = CountedRows::new(mask.clone().reshape([batch * time]));
+    let ours = rows.hidden(ours.reshape([batch * time, width]));
+    let theirs = theirs.without_autodiff();
+    let theirs = rows.hidden(theirs.reshape([batch * time, their_width]));
+    let reference = their_head.clone().without_autodiff().with_hidden(theirs);
+    let kl = kernel::head_kl(our_head.with_hidden(ours), reference);
+    let kl = finish(rows.spread(kl).reshape(shape), mask);
     Ok(kl.sequence().sum())
 }
 

@@ -1,7 +1,7 @@
 use burn::tensor::Tensor;
 
+use super::SequenceLogProbs;
 use crate::error::InvalidInput;
-use crate::log_probs::SequenceLogProbs;
 
 /// The policy's log-probabilities of completions, and the reference's of the same ones.
 #[derive(Debug, Clone)]
@@ -43,5 +43,34 @@ impl<const D: usize> RelativeLogProbs<D> {
     /// The reference's side; no gradient reaches it.
     pub fn reference(&self) -> &SequenceLogProbs<D> {
         &self.reference
+    }
+
+    pub(super) fn map<const E: usize>(
+        self,
+        f: impl Fn(SequenceLogProbs<D>) -> SequenceLogProbs<E>,
+    ) -> RelativeLogProbs<E> {
+        RelativeLogProbs {
+            policy: f(self.policy),
+            reference: f(self.reference),
+        }
+    }
+}
+
+impl RelativeLogProbs {
+    /// Rows `start..start + length` of the batch.
+    pub(crate) fn narrow(&self, start: usize, length: usize) -> Self {
+        self.clone().map(|side| side.narrow(start, length))
+    }
+
+    /// As [`SequenceLogProbs::split_candidates`].
+    ///
+    /// # Errors
+    ///
+    /// As [`SequenceLogProbs::split_candidates`].
+    pub fn split_candidates(self, candidates: usize) -> Result<RelativeLogProbs<2>, InvalidInput> {
+        Ok(RelativeLogProbs {
+            policy: self.policy.split_candidates(candidates)?,
+            reference: self.reference.split_candidates(candidates)?,
+        })
     }
 }

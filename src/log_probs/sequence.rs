@@ -1,8 +1,8 @@
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
+use super::RelativeLogProbs;
 use super::token::upcast;
 use crate::error::InvalidInput;
-use crate::log_probs::RelativeLogProbs;
 
 /// Sum of a completion's token log-probabilities together with its length.
 ///
@@ -12,24 +12,38 @@ use crate::log_probs::RelativeLogProbs;
 pub struct SequenceLogProbs<const D: usize = 1> {
     sum: Tensor<D>,
     lengths: Tensor<D>,
+    /// Sum and lengths before anything was done to them; none where nothing was.
+    unmodified: Option<(Tensor<D>, Tensor<D>)>,
 }
 
 impl<const D: usize> SequenceLogProbs<D> {
     /// From sums (nats) and completion lengths (tokens).
     ///
+    /// Reads the lengths back to check them. A step that must not wait for the device starts from
+    /// [`TokenLogProbs`](super::TokenLogProbs).
+    ///
     /// # Errors
     ///
-    /// Shapes or devices differ.
+    /// Shapes or devices differ, or a length is negative; the error names the first.
     pub fn new(sum: Tensor<D>, lengths: Tensor<D, Int>) -> Result<Self, InvalidInput> {
         InvalidInput::check_shape("lengths", &sum.shape(), &lengths.shape())?;
         InvalidInput::check_device("lengths", &sum.device(), &lengths.device())?;
+        let read = lengths.to_data();
+        if let Some((row, length)) = read.iter::<i64>().enumerate().find(|(_, n)| *n < 0) {
+            let found = format!("{length} at [{row}]");
+            return Err(InvalidInput::new("lengths", "numbers ≥ 0", found));
+        }
         let sum = upcast(sum);
         let dtype: FloatDType = sum.dtype().into();
         Ok(Self::from_parts(sum, lengths.float().cast(dtype)))
     }
 
     pub(super) fn from_parts(sum: Tensor<D>, lengths: Tensor<D>) -> Self {
-        Self { sum, lengths }
+        Self {
+            sum,
+            lengths,
+            unmodified: None,
+        }
     }
 
     /// ℓ = Σ log π(token), nats.
@@ -47,6 +61,26 @@ impl<const D: usize> SequenceLogProbs<D> {
         self.lengths.clone()
     }
 
+    /// The completions as the model has them: before LD-DPO, SamPO, a clamp, token weights or a
+    /// scale changed what an objective compares.
+    ///
+    /// Negative log-likelihoods and the metrics `logps/*` are of these.
+    pub fn unmodified(&self) -> Self {
+        match self.unmodified.clone() {
+            Some((sum, lengths)) => Self::from_parts(sum, lengths),
+            None => self.clone(),
+        }
+    }
+
+    /// `self` for objectives to compare, of completions that were `before`.
+    pub(super) fn in_place_of(self, before: &Self) -> Self {
+        let Self { sum, lengths, .. } = before.unmodified();
+        Self {
+            unmodified: Some((sum, lengths)),
+            ..self
+        }
+    }
+
     /// max(length, 1).
     pub(crate) fn divisor(&self) -> Tensor<D> {
         self.lengths().clamp_min(1.0)
@@ -54,18 +88,28 @@ impl<const D: usize> SequenceLogProbs<D> {
 
     /// The same completions under a model that gives each of them log-probability 0.
     pub(crate) fn uniform(self) -> Self {
-        Self {
-            sum: self.sum.without_autodiff().zeros_like(),
-            lengths: self.lengths,
-        }
+        let sum = self.sum.without_autodiff().zeros_like();
+        Self::from_parts(sum, self.lengths)
     }
 
     /// The same values without autodiff.
     pub fn without_autodiff(self) -> Self {
-        Self {
-            sum: self.sum.without_autodiff(),
-            lengths: self.lengths.without_autodiff(),
+        self.map(Tensor::without_autodiff)
+    }
+
+    /// `f` of every tensor.
+    fn map<const E: usize>(self, f: impl Fn(Tensor<D>) -> Tensor<E>) -> SequenceLogProbs<E> {
+        SequenceLogProbs {
+            sum: f(self.sum),
+            lengths: f(self.lengths),
+            unmodified: self.unmodified.map(|(sum, lengths)| (f(sum), f(lengths))),
         }
+    }
+
+    /// ℓ times `scale`, for objectives to compare; lengths stay.
+    pub(super) fn times(self, scale: Tensor<D>) -> Self {
+        let sum = self.sum() * scale.without_autodiff().cast(self.sum.dtype());
+        Self::from_parts(sum, self.lengths()).in_place_of(&self)
     }
 
     /// Puts the reference's log-probabilities of the same completions beside the policy's.
@@ -77,6 +121,54 @@ impl<const D: usize> SequenceLogProbs<D> {
     /// Shapes or devices differ.
     pub fn relative_to(self, reference: Self) -> Result<RelativeLogProbs<D>, InvalidInput> {
         RelativeLogProbs::new(self, reference)
+    }
+
+    /// Several models as one reference: the weighted mean of their log-probabilities.
+    ///
+    /// ```text
+    /// ℓ° = Σ_i w_i·ℓ°_i / Σ_i w_i
+    /// ```
+    ///
+    /// It is the reference of an objective with a KL to each model, weighted by w_i. It is not
+    /// normalised over completions. That constant of the prompt cancels in differences, so take it
+    /// for pairs and lists, not for single completions.
+    ///
+    /// ```
+    /// use burn::tensor::Device;
+    /// use burn_preference::SequenceLogProbs;
+    ///
+    /// let of = |sum| SequenceLogProbs::from_values(&[sum], &[2], &Device::default());
+    /// let reference = SequenceLogProbs::weighted_mean([(3.0, of(-4.0)?), (1.0, of(-8.0)?)])?;
+    /// assert_eq!(reference.sum().into_scalar::<f32>(), -5.0);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// There is no model, a weight is not a finite number > 0, or shapes or devices differ.
+    pub fn weighted_mean(
+        models: impl IntoIterator<Item = (f64, Self)>,
+    ) -> Result<Self, InvalidInput> {
+        let mut total = 0.0;
+        let mut mean: Option<Self> = None;
+        for (weight, model) in models {
+            if !(weight > 0.0 && weight.is_finite()) {
+                return Err(InvalidInput::new("weight", "a finite number > 0", weight));
+            }
+            total += weight;
+            let sum = model.sum() * weight;
+            mean = Some(match mean {
+                None => Self::from_parts(sum, model.lengths),
+                Some(so_far) => {
+                    let here = so_far.sum();
+                    InvalidInput::check_shape("models", &here.shape(), &sum.shape())?;
+                    InvalidInput::check_device("models", &here.device(), &sum.device())?;
+                    Self::from_parts(here.clone() + sum.cast(here.dtype()), so_far.lengths)
+                }
+            });
+        }
+        let mean = mean.ok_or_else(|| InvalidInput::new("models", "one at least", 0))?;
+        Ok(Self::from_parts(mean.sum * total.recip(), mean.lengths))
     }
 }
 
@@ -94,28 +186,26 @@ impl SequenceLogProbs {
     ///
     /// # Errors
     ///
-    /// The numbers of sums and lengths differ, or a length is negative; the error names the first.
+    /// The numbers of sums and lengths differ.
     pub fn from_values(
         sums: &[f32],
-        lengths: &[i32],
+        lengths: &[usize],
         device: &Device,
     ) -> Result<Self, InvalidInput> {
-        if let Some(row) = lengths.iter().position(|&length| length < 0) {
-            let found = format!("{} at [{row}]", lengths[row]);
-            return Err(InvalidInput::new("lengths", "numbers ≥ 0", found));
+        if sums.len() != lengths.len() {
+            let expected = format!("{}, one per sum", sums.len());
+            return Err(InvalidInput::new("lengths", expected, lengths.len()));
         }
-        Self::new(
-            Tensor::from_data(TensorData::from(sums), (device, DType::F32)),
-            Tensor::from_data(TensorData::from(lengths), device),
-        )
+        #[expect(clippy::cast_precision_loss, reason = "exact to 2²⁴ tokens")]
+        let lengths: Vec<f32> = lengths.iter().map(|&n| n as f32).collect();
+        let floats =
+            |values: &[f32]| Tensor::from_data(TensorData::from(values), (device, DType::F32));
+        Ok(Self::from_parts(floats(sums), floats(&lengths)))
     }
 
     /// Rows `start..start + length` of the batch.
     pub(crate) fn narrow(&self, start: usize, length: usize) -> Self {
-        Self {
-            sum: self.sum().narrow(0, start, length),
-            lengths: self.lengths().narrow(0, start, length),
-        }
+        self.clone().map(|tensor| tensor.narrow(0, start, length))
     }
 
     /// `candidates` consecutive rows per prompt become one row: `[batch · candidates]` to
@@ -130,10 +220,6 @@ impl SequenceLogProbs {
             let expected = format!("a multiple of candidates = {candidates} ≥ 1 rows");
             return Err(InvalidInput::new("log_probs", expected, rows));
         }
-        let shape = [rows / candidates, candidates];
-        Ok(SequenceLogProbs {
-            sum: self.sum.reshape(shape),
-            lengths: self.lengths.reshape(shape),
-        })
+        Ok(self.map(|tensor| tensor.reshape([rows / candidates, candidates])))
     }
 }

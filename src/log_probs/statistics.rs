@@ -39,7 +39,11 @@ impl TokenStatistics {
         self.collisions.clone()
     }
 
-    /// 1 where no word has a larger logit than the token, 0 elsewhere: token accuracy is its mean.
+    /// 1 where the token is the word that greedy decoding takes, 0 elsewhere: token accuracy is
+    /// its mean.
+    ///
+    /// Of several words with the largest logit, the first one is taken, as by an argmax and by
+    /// TRL. NaN where a logit is NaN.
     pub fn top1(&self) -> Tensor<2> {
         self.top1.log_probs()
     }
@@ -52,5 +56,15 @@ impl TokenStatistics {
     /// Which columns count.
     pub fn mask(&self) -> Tensor<2, Bool> {
         self.entropy.mask()
+    }
+
+    /// Rows `start..start + length` of the batch.
+    pub(crate) fn rows(&self, start: usize, length: usize) -> Self {
+        Self {
+            entropy: self.entropy.rows(start, length),
+            collisions: self.collisions.rows(start, length),
+            top1: self.top1.rows(start, length),
+            mean_logits: self.mean_logits.rows(start, length),
+        }
     }
 }

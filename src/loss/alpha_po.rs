@@ -24,7 +24,7 @@ objective! {
         /// α: the shape; negative values are allowed.
         alpha / with_alpha: f64 = 0.25, finite;
         /// What is assumed about flipped labels.
-        label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, part;
+        label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }
 

@@ -26,7 +26,7 @@ objective! {
         /// (`aot_unpaired`, `aot_pair` until 0.24).
         paired / with_paired: bool = true;
         /// What is assumed about flipped labels.
-        label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, part;
+        label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }
 

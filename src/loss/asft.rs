@@ -28,8 +28,9 @@ impl Objective<PolicyPair> for AsftLoss {
     fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {
         let means = batch.map_ref(SequenceLogProbs::mean);
         let Pair { chosen, rejected } = means.clone();
-        let alignment = -chosen.clone() - log1mexp(rejected);
-        let losses = alignment * self.alignment_weight - chosen;
+        let alignment = -chosen - log1mexp(rejected);
+        let imitated = batch.chosen.unmodified().mean();
+        let losses = alignment * self.alignment_weight - imitated;
         LossOutput::new(losses, means * self.alignment_weight)
     }
 }

@@ -10,18 +10,23 @@ objective! {
     /// less, by a larger β.
     ///
     /// ```text
-    /// loss   = −ln σ(β′·(ρ_w − ρ_l))      β′ = max(β·(1 + a·(mean margin − M₀)), 1e-3)
+    /// loss   = −ln σ(β′·Δ)      Δ = ρ_w − ρ_l,   β′ = max(β·(1 + a·(mean Δ − M₀)), 1e-3)
     /// reward = β·ρ
     /// ```
     ///
-    /// The mean margin is that of the batch's rewards, without gradient. M₀ is a
-    /// [`WithMeanMargin`] column: a [`MovingAverage`](crate::state::MovingAverage) of the metric
-    /// `rewards/margins`, updated once per optimiser step. The losses depend on the batch.
-    example with_mean_margin "" = 0.183901, "M₀ = 0: β′ = 0.1·(1 + 0.6·1), and −ln σ(1.6)";
+    /// The mean is that of the batch, without gradient. M₀ is a [`WithMeanMargin`] column, nats: a
+    /// [`MovingAverage`](crate::state::MovingAverage) of momentum 0.9 over the mean Δ of each
+    /// step, which is the metric `rewards/margins` divided by β. The losses depend on the batch.
+    ///
+    /// a acts on Δ, as in the authors' code, and not on β·Δ. Their code does two more things.
+    /// It moves M₀ before it uses it, so that M₀ knows the batch already: update the average
+    /// first to have the same. And it leaves 20% of the pairs out of loss and mean, drawn
+    /// against exp(−½·((Δ − M₀)/s)²), s a moving standard deviation: this crate keeps all pairs.
+    example with_mean_margin "" = 0.000911, "M₀ = 0: β′ = 0.1·(1 + 0.6·10) = 0.7, and −ln σ(7)";
     pub struct BetaDpoLoss from BetaDpoLossConfig {
         /// β > 0: reward per nat of log-ratio of an average batch.
         beta / with_beta: f64 = 0.1, positive;
-        /// a ≥ 0: how much β follows the margin; 0 is DPO.
+        /// a ≥ 0: how much β follows Δ, per nat; 0 is DPO.
         sensitivity / with_sensitivity: f64 = 0.6, non_negative;
     }
 }
@@ -35,8 +40,8 @@ impl Objective<WithMeanMargin<ReferencedPair>> for BetaDpoLoss {
         let count = batch.len().max(1) as f64;
         let rho = batch.log_ratios();
         let delta = rho.margin();
-        let margin = delta.clone().without_autodiff().sum_dim(0) * (self.beta / count);
-        let excess = margin - mean_margin.cast(delta.dtype());
+        let mean = delta.clone().without_autodiff().sum_dim(0) * count.recip();
+        let excess = mean - mean_margin.cast(delta.dtype());
         let beta = ((excess * self.sensitivity + 1) * self.beta).clamp_min(MIN_BETA);
         LossOutput::new(softplus(-delta * beta), rho * self.beta)
     }

@@ -1,6 +1,6 @@
 use burn::tensor::Tensor;
 
-use crate::batch::{Pair, PolicyPair};
+use crate::batch::{Pair, PolicyPair, WithNll};
 use crate::declare::objective;
 use crate::log_probs::SequenceLogProbs;
 use crate::objective::{LossOutput, Objective};
@@ -15,8 +15,13 @@ objective! {
     /// reward = β·ℓ
     /// ```
     ///
-    /// TRL's `cpo_alpha` multiplies the mean NLL of the batch's tokens: see
-    /// [`trl`](CpoLossConfig::trl).
+    /// The NLL is that of the chosen completion, or of a [`WithNll`] column. TRL's `cpo_alpha`
+    /// multiplies the mean NLL of the batch's tokens: see [`trl`](CpoLossConfig::trl).
+    ///
+    /// # Panics
+    ///
+    /// `forward` panics on a column with the tokens of the step beside
+    /// [`NllNormalization::Sequence`]: see [`WithNll::over_step`].
     example policy "" = 1.257244, "−ln σ(0.1·4·ln 2) + ln 2";
     pub struct CpoLoss from CpoLossConfig {
         /// β > 0: reward per nat.
@@ -26,7 +31,7 @@ objective! {
         /// The mean that the NLL takes.
         nll_normalization / with_nll_normalization: NllNormalization = NllNormalization::Sequence;
         /// What is assumed about flipped labels.
-        label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, part;
+        label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }
 
@@ -37,11 +42,23 @@ impl CpoLossConfig {
     }
 }
 
+impl CpoLoss {
+    fn losses(&self, batch: &PolicyPair, nll: Tensor<1>) -> LossOutput<Pair<Tensor<1>>> {
+        let rewards = batch.map_ref(SequenceLogProbs::sum) * self.beta;
+        let preference = self.label_noise.losses(rewards.margin());
+        let nll = nll.cast(preference.dtype());
+        LossOutput::new(preference + nll * self.sft_weight, rewards)
+    }
+}
+
 impl Objective<PolicyPair> for CpoLoss {
     fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = batch.map_ref(SequenceLogProbs::sum) * self.beta;
-        let nll = self.nll_normalization.nll(&batch.chosen);
-        let losses = self.label_noise.losses(rewards.margin()) + nll * self.sft_weight;
-        LossOutput::new(losses, rewards)
+        self.losses(&batch, self.nll_normalization.nll(&batch.chosen))
+    }
+}
+
+impl Objective<WithNll<PolicyPair>> for CpoLoss {
+    fn forward(&self, batch: WithNll<PolicyPair>) -> LossOutput<Pair<Tensor<1>>> {
+        self.losses(&batch.batch, self.nll_normalization.nll_of(&batch))
     }
 }

@@ -24,7 +24,7 @@ objective! {
         /// t > 0: the temperature of the mixture.
         temperature / with_temperature: f64 = 0.05, positive;
         /// g: what the objective compares.
-        divergence / with_divergence: Divergence = Divergence::ReverseKl, part;
+        divergence / with_divergence: Divergence = Divergence::ReverseKl, choice;
     }
 }
 

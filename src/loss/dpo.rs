@@ -30,9 +30,9 @@ objective! {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// What is assumed about flipped labels.
-        label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, part;
+        label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
         /// g: what the objective compares.
-        divergence / with_divergence: Divergence = Divergence::ReverseKl, part;
+        divergence / with_divergence: Divergence = Divergence::ReverseKl, choice;
         /// g(ρ) per sequence, or divided by the length (after g, as in TRL).
         normalization / with_normalization: Normalization = Normalization::Sum;
     }

@@ -13,6 +13,8 @@ objective! {
     /// loss   = −ln σ(β·(ρ_w − λ·ρ_l))
     /// reward = β·ρ
     /// ```
+    ///
+    /// The rewards leave λ out, as the authors' do.
     example referenced "" = 0.371101, "0.1·(2 + 0.75·8) = 0.8, and −ln σ(0.8)";
     pub struct DpoShiftLoss from DpoShiftLossConfig {
         /// β > 0: reward per nat of log-ratio.

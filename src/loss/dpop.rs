@@ -14,6 +14,8 @@ objective! {
     /// loss   = −ln σ(β·(Δ − λ·(−ρ_w)⁺))   Δ = ρ_w − ρ_l
     /// reward = β·ρ
     /// ```
+    ///
+    /// The rewards leave the penalty out.
     example referenced "" = 0.313262, "ρ_w > 0, so DPO: −ln σ(0.1·10)";
     pub struct DpopLoss from DpopLossConfig {
         /// β > 0: reward per nat of log-ratio.

@@ -23,7 +23,7 @@ objective! {
         /// ε ∈ (0, 0.5): the smoothing of the label.
         label_smoothing / with_label_smoothing: f64 = 1e-3, positive_noise_rate;
         /// g: what the objective compares.
-        divergence / with_divergence: Divergence = Divergence::ReverseKl, part;
+        divergence / with_divergence: Divergence = Divergence::ReverseKl, choice;
     }
 }
 

@@ -21,7 +21,7 @@ objective! {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// g: what the objective compares.
-        divergence / with_divergence: Divergence = Divergence::ReverseKl, part;
+        divergence / with_divergence: Divergence = Divergence::ReverseKl, choice;
     }
 }
 

@@ -14,8 +14,9 @@ objective! {
     /// reward = τ·r
     /// ```
     ///
-    /// The paper's letter and the first public code sum over tokens; its authors' results and TRL
-    /// divide by the length, which is the default here. g(ρ) = ρ in the paper; TRL takes other
+    /// The paper's letter and the first public code sum over tokens
+    /// ([`paper`](IpoLossConfig::paper)); its authors' results, TRL and HALOs divide by the length,
+    /// which is the default here. g(ρ) = ρ in the paper; TRL takes other
     /// divergences as well, whose g may be as large as e^80: the square is held where f32 ends. At
     /// policy = reference the loss is 1/(4τ²).
     example referenced ".with_tau(0.1)" = 6.25, "Δ = 2/4 + 8/4, and (2.5 − 1/0.2)²";
@@ -26,7 +27,7 @@ objective! {
         /// Mean over the completion's tokens, or the paper's sum.
         normalization / with_normalization: Normalization = Normalization::Mean;
         /// g: what the objective compares.
-        divergence / with_divergence: Divergence = Divergence::ReverseKl, part;
+        divergence / with_divergence: Divergence = Divergence::ReverseKl, choice;
     }
 }
 
@@ -34,11 +35,6 @@ impl IpoLossConfig {
     /// The paper's letter, and the first public code: log-ratios summed over tokens.
     pub fn paper() -> Self {
         Self::new().with_normalization(Normalization::Sum)
-    }
-
-    /// TRL's convention, and HALOs': log-ratios per token. It is the default.
-    pub fn trl() -> Self {
-        Self::new().with_normalization(Normalization::Mean)
     }
 }
 

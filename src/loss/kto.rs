@@ -1,8 +1,10 @@
+use std::fmt;
+use std::ops::RangeInclusive;
+
 use burn::tensor::Tensor;
 
 use crate::batch::{Unpaired, WithBaseline};
 use crate::declare::objective;
-use crate::error::InvalidHyperparameter;
 use crate::log_probs::RelativeLogProbs;
 use crate::math::sigmoid;
 use crate::objective::{LossOutput, Objective};
@@ -45,38 +47,82 @@ impl Objective<WithBaseline<Unpaired<RelativeLogProbs>>> for KtoLoss {
 }
 
 impl KtoLossConfig {
-    /// λ_D·n_D / (λ_U·n_U) of a data set: the paper recommends a value in [1, 4/3].
-    ///
-    /// # Errors
-    ///
-    /// The ratio is outside [1, 4/3] or undefined; the error carries it. Set one of the weights
-    /// so that it is inside, or ignore the error if the imbalance is meant.
+    /// How much the desirable completions of a data set weigh against the undesirable ones, and
+    /// what is recommended.
     ///
     /// ```
     /// use burn_preference::KtoLossConfig;
     ///
     /// let config = KtoLossConfig::new();
-    /// assert_eq!(config.check_class_ratio(120, 100), Ok(1.2));
-    /// assert!(config.check_class_ratio(300, 100).is_err());
-    /// let balanced = config.with_undesirable_weight(3.0);
-    /// assert_eq!(balanced.check_class_ratio(300, 100), Ok(1.0));
+    /// assert!(config.class_ratio(120, 100).is_recommended());
+    /// let ratio = config.class_ratio(300, 100);
+    /// assert_eq!(ratio.value(), 3.0);
+    /// assert_eq!(
+    ///     ratio.to_string(),
+    ///     "λ_D·n_D / (λ_U·n_U) is 3: above the recommended 1 to 1.5; \
+    ///      an undesirable_weight of 2 to 3 is inside"
+    /// );
+    /// assert!(config.with_undesirable_weight(3.0).class_ratio(300, 100).is_recommended());
     /// ```
-    pub fn check_class_ratio(
-        &self,
-        desirable: usize,
-        undesirable: usize,
-    ) -> Result<f64, InvalidHyperparameter> {
-        let ratio = self.desirable_weight * desirable as f64
-            / (self.undesirable_weight * undesirable as f64);
-        // A rounding error does not take a ratio of exactly 4/3 out of the range.
-        if (1.0 - 1e-9..=4.0 / 3.0 + 1e-9).contains(&ratio) {
-            return Ok(ratio);
+    pub fn class_ratio(&self, desirable: usize, undesirable: usize) -> ClassRatio {
+        ClassRatio {
+            desirable: self.desirable_weight * desirable as f64,
+            undesirable: self.undesirable_weight * undesirable as f64,
+            undesirable_weight: self.undesirable_weight,
         }
-        Err(InvalidHyperparameter::new(
-            "desirable_weight·n_desirable / (undesirable_weight·n_undesirable)",
-            ratio,
-            "in [1, 4/3]",
-        ))
+    }
+}
+
+/// λ_D·n_D / (λ_U·n_U) of a data set. `Display` says what it means.
+///
+/// TRL and the first versions of the paper recommend a value from 1 to 4/3, a later one up to
+/// 3/2. It is advice: an imbalance may be meant.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClassRatio {
+    /// λ_D·n_D
+    desirable: f64,
+    /// λ_U·n_U
+    undesirable: f64,
+    undesirable_weight: f64,
+}
+
+impl ClassRatio {
+    /// The lowest and the highest ratio that the paper recommends.
+    pub const RECOMMENDED: RangeInclusive<f64> = 1.0..=1.5;
+
+    /// The ratio; ∞ or NaN where nothing undesirable weighs anything.
+    pub fn value(&self) -> f64 {
+        self.desirable / self.undesirable
+    }
+
+    /// Whether it is inside [`RECOMMENDED`](Self::RECOMMENDED).
+    pub fn is_recommended(&self) -> bool {
+        // A rounding error does not take a ratio of exactly 1 out of the range.
+        let (low, high) = Self::RECOMMENDED.into_inner();
+        (low - 1e-9..=high + 1e-9).contains(&self.value())
+    }
+}
+
+impl fmt::Display for ClassRatio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (low, high) = Self::RECOMMENDED.into_inner();
+        let value = self.value();
+        let round = |x: f64| (1e3 * x).round() / 1e3;
+        write!(f, "λ_D·n_D / (λ_U·n_U) is {}: ", round(value))?;
+        if self.is_recommended() {
+            return write!(f, "inside the recommended {low} to {high}");
+        }
+        let side = if value > high { "above" } else { "below" };
+        write!(f, "{side} the recommended {low} to {high}")?;
+        let weights = [high, low].map(|ratio| self.undesirable_weight * value / ratio);
+        if weights
+            .iter()
+            .all(|weight| *weight > 0.0 && weight.is_finite())
+        {
+            let [from, to] = weights.map(round);
+            write!(f, "; an undesirable_weight of {from} to {to} is inside")?;
+        }
+        Ok(())
     }
 }
 

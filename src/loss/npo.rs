@@ -35,12 +35,23 @@ objective! {
     /// loss   = −(2/β)·ln σ(−β·ℓ̄ − γ)
     /// reward = β·ℓ̄
     /// ```
+    ///
+    /// γ is absolute here. The authors' code and open-unlearning have theirs inside the product,
+    /// −β·(ℓ̄ + δ), so that γ = β·δ: see
+    /// [`from_margin_ratio`](SimnpoLossConfig::from_margin_ratio).
     example undesirable_policy "" = 0.001543, "ℓ̄ = −2.5: −0.8·ln σ(6.25)";
     pub struct SimnpoLoss from SimnpoLossConfig {
         /// β > 0: reward per nat and token.
         beta / with_beta: f64 = 2.5, positive;
         /// γ: the margin to reach.
         target_margin / with_target_margin: f64 = 0.0, finite;
+    }
+}
+
+impl SimnpoLossConfig {
+    /// γ given as a multiple of β: `gamma` of the authors' code, `delta` of open-unlearning.
+    pub fn from_margin_ratio(beta: f64, ratio: f64) -> Self {
+        Self::new().with_beta(beta).with_target_margin(beta * ratio)
     }
 }
 

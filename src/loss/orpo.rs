@@ -24,6 +24,11 @@ objective! {
     ///
     /// ℓ̄ is held at −1e-30 or below, where its log-odds is 69: a completion of probability 1, or
     /// an empty one, gives a finite loss, and no gradient of the odds ratio.
+    ///
+    /// # Panics
+    ///
+    /// `forward` panics on a column with the tokens of the step beside
+    /// [`NllNormalization::Sequence`]: see [`WithNll::over_step`].
     example policy "" = 0.721915, "odds of 1 and ⅓: ln 2 − 0.1·ln σ(ln 3) = ln 2 + 0.1·ln(4/3)";
     pub struct OrpoLoss from OrpoLossConfig {
         /// λ ≥ 0: the weight of the odds ratio (TRL's `beta`).
@@ -42,23 +47,22 @@ impl OrpoLossConfig {
 }
 
 impl OrpoLoss {
-    fn losses(&self, batch: &PolicyPair, nll_of: &SequenceLogProbs) -> LossOutput<Pair<Tensor<1>>> {
+    fn losses(&self, batch: &PolicyPair, nll: Tensor<1>) -> LossOutput<Pair<Tensor<1>>> {
         let means = batch.map_ref(SequenceLogProbs::mean);
         let odds_ratio = softplus(-means.clone().map(log_odds).margin());
-        let losses = self.nll_normalization.nll(nll_of).cast(odds_ratio.dtype())
-            + odds_ratio * self.odds_ratio_weight;
+        let losses = nll.cast(odds_ratio.dtype()) + odds_ratio * self.odds_ratio_weight;
         LossOutput::new(losses, means.map(|mean| mean * self.odds_ratio_weight))
     }
 }
 
 impl Objective<PolicyPair> for OrpoLoss {
     fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {
-        self.losses(&batch, &batch.chosen)
+        self.losses(&batch, self.nll_normalization.nll(&batch.chosen))
     }
 }
 
 impl Objective<WithNll<PolicyPair>> for OrpoLoss {
     fn forward(&self, batch: WithNll<PolicyPair>) -> LossOutput<Pair<Tensor<1>>> {
-        self.losses(&batch.batch, &batch.nll_of)
+        self.losses(&batch.batch, self.nll_normalization.nll_of(&batch))
     }
 }

@@ -14,7 +14,8 @@ objective! {
     /// ```
     ///
     /// The sign follows from a reward r − α·length that the policy maximises: then r_w − r_l is
-    /// h + α·(len_w − len_l), so a longer winner is taken for granted. Several codes subtract.
+    /// h + α·(len_w − len_l), so a longer winner is taken for granted. Several codes subtract. The
+    /// rewards leave the length out.
     example referenced "" = 0.313262, "equal lengths, so DPO: −ln σ(1)";
     pub struct RdpoLoss from RdpoLossConfig {
         /// β > 0: reward per nat of log-ratio.

@@ -24,7 +24,7 @@ objective! {
         /// γ: the margin to reach.
         target_margin / with_target_margin: f64 = 1.0, finite;
         /// What is assumed about flipped labels.
-        label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, part;
+        label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }
 

@@ -29,6 +29,7 @@ impl Objective<PolicyPair> for SlicHfLoss {
     fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {
         let rewards = batch.map_ref(SequenceLogProbs::sum);
         let hinge = relu(-rewards.margin() + self.target_margin);
-        LossOutput::new(hinge - rewards.chosen.clone() * self.sft_weight, rewards)
+        let imitated = batch.chosen.unmodified().sum();
+        LossOutput::new(hinge - imitated * self.sft_weight, rewards)
     }
 }

@@ -1,4 +1,4 @@
-use crate::batch::{Batch, Pair, for_each_column};
+use crate::batch::{Batch, Pair, WithNll, for_each_column};
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::non_negative;
 use crate::log_probs::{LogProbs, SequenceLogProbs};
@@ -12,8 +12,15 @@ use crate::part::NllNormalization;
 /// ```
 ///
 /// RPO's α, iterative RPO (2404.19733); CPO (2401.08417) has the same term. It keeps the chosen
-/// log-probability from falling together with the rejected one. Any objective over pairs takes
-/// it; over other batches it does not compile:
+/// log-probability from falling together with the rejected one. The likelihood is that of the whole
+/// completion, whatever LD-DPO, SamPO, a clamp or weights do to the comparison; LLaMA-Factory
+/// discounts it with LD-DPO, TRL does not.
+///
+/// With a [`WithNll`] column it is the likelihood of the column's sequences: of prompt and
+/// completion, say, or over the tokens of several micro-batches. The objective gets the batch
+/// without the column.
+///
+/// Any objective over pairs takes the term; over other batches it does not compile:
 ///
 /// ```compile_fail,E0277
 /// # use burn_preference::*;
@@ -30,10 +37,10 @@ use crate::part::NllNormalization;
 /// let policy = PolicyPair::new(y(-10.0), y(-30.0))?;
 /// let pair = policy.clone().relative_to(policy)?;
 ///
-/// let objective = SftTerm::new(DpoLossConfig::new().init(), 0.2);
+/// let objective = SftTerm::new(DpoLossConfig::new().init(), 0.2)?;
 /// // ln 2 + 0.2·(10/4)
 /// assert!((objective.forward(pair).mean().into_scalar::<f32>() - 1.19315).abs() < 1e-5);
-/// # Ok::<(), burn_preference::InvalidInput>(())
+/// # Ok::<(), burn_preference::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct SftTerm<O> {
@@ -45,19 +52,10 @@ pub struct SftTerm<O> {
 impl<O> SftTerm<O> {
     /// `objective` + `weight`·NLL, per sequence.
     ///
-    /// # Panics
-    ///
-    /// Panics unless `weight` is a finite number ≥ 0; see [`try_new`](Self::try_new).
-    pub fn new(objective: O, weight: f64) -> Self {
-        Self::try_new(objective, weight).unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    /// As [`new`](Self::new), for a weight that comes from outside the program.
-    ///
     /// # Errors
     ///
     /// `weight` is negative or not finite.
-    pub fn try_new(objective: O, weight: f64) -> Result<Self, InvalidHyperparameter> {
+    pub fn new(objective: O, weight: f64) -> Result<Self, InvalidHyperparameter> {
         non_negative("sft_weight", weight)?;
         Ok(Self {
             objective,
@@ -71,9 +69,25 @@ impl<O> SftTerm<O> {
         self.normalization = normalization;
         self
     }
+
+    /// What the term is added to.
+    pub fn objective(&self) -> &O {
+        &self.objective
+    }
+
+    /// α.
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    /// The mean that the NLL takes.
+    pub fn normalization(&self) -> NllNormalization {
+        self.normalization
+    }
 }
 
-/// A batch that has a completion to imitate.
+/// A batch that has a completion to imitate. Implement it for a batch of your own to give it an
+/// [`SftTerm`].
 pub trait SftTarget: Batch {
     /// The policy's log-probabilities of the chosen completions.
     fn sft_target(&self) -> &SequenceLogProbs;
@@ -100,8 +114,22 @@ for_each_column!(target_of_inner);
 impl<B: SftTarget, O: Objective<B>> Objective<B> for SftTerm<O> {
     fn forward(&self, batch: B) -> LossOutput<B::Rewards> {
         let nll = self.normalization.nll(batch.sft_target());
-        self.objective
-            .forward(batch)
-            .map_losses(|losses| losses + nll * self.weight)
+        let output = self.objective.forward(batch);
+        output.map_losses(|losses| losses + nll * self.weight)
+    }
+}
+
+/// # Panics
+///
+/// `forward` panics if the column has the tokens of the step and the mean is per sequence: see
+/// [`WithNll::over_step`].
+impl<B: Batch, O: Objective<B>> Objective<WithNll<B>> for SftTerm<O> {
+    fn forward(&self, batch: WithNll<B>) -> LossOutput<B::Rewards> {
+        let nll = self.normalization.nll_of(&batch);
+        let output = self.objective.forward(batch.batch);
+        output.map_losses(|losses| {
+            let nll = nll.cast(losses.dtype());
+            losses + nll * self.weight
+        })
     }
 }

@@ -37,13 +37,18 @@ impl<B: Batch, O: Objective<B>> Objective<WithWeights<B>> for Weighted<O> {
 ///
 /// # Errors
 ///
-/// `collisions` (of [`TokenStatistics::collisions`](crate::TokenStatistics::collisions)) is not of
+/// `max_weight` is not a finite number > 0, or `collisions` (of [`TokenStatistics::collisions`](crate::TokenStatistics::collisions)) is not of
 /// the same shape or on the same device as `policy`.
 pub fn wpo_weights(
     policy: &Pair<TokenLogProbs>,
     collisions: &Pair<TokenLogProbs>,
     max_weight: Option<f64>,
 ) -> Result<Tensor<1>, InvalidInput> {
+    if let Some(max) = max_weight
+        && !(max > 0.0 && max.is_finite())
+    {
+        return Err(InvalidInput::new("max_weight", "a finite number > 0", max));
+    }
     let m = |policy: &TokenLogProbs, collisions: &TokenLogProbs| {
         let (found, expected) = (collisions.log_probs().shape(), policy.log_probs().shape());
         InvalidInput::check_shape("collisions", &expected, &found)?;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Pair, ReferencedPair};
 use crate::error::InvalidHyperparameter;
-use crate::hyperparameter::{Part, positive};
+use crate::hyperparameter::{Choice, positive};
 use crate::math::{bounded_expm1, log_sigmoid};
 use crate::part::Normalization;
 
@@ -16,6 +16,7 @@ use crate::part::Normalization;
 /// A g is for differences only: pointwise objectives must not take it. Exponents are held at 80,
 /// as in TRL, so that f32 gradients stay finite; past it g is constant.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(rename_all = "snake_case")]
 pub enum Divergence {
     /// Reverse KL: g = ρ, which is DPO.
@@ -62,7 +63,7 @@ impl Divergence {
     }
 }
 
-impl Part for Divergence {
+impl Choice for Divergence {
     fn check(&self) -> Result<(), InvalidHyperparameter> {
         match *self {
             Self::Alpha(alpha) => positive("divergence.alpha", alpha),

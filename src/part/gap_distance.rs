@@ -5,6 +5,7 @@ use crate::math::{log_sigmoid, sigmoid};
 
 /// How far a reward margin h is from the gap d that the scores ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(rename_all = "snake_case")]
 pub enum GapDistance {
     /// KL(Ber σ(d) ‖ Ber σ(h)).

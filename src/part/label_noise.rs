@@ -2,13 +2,14 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::error::InvalidHyperparameter;
-use crate::hyperparameter::{Part, noise_rate};
+use crate::hyperparameter::{Choice, noise_rate};
 use crate::math::softplus;
 
 /// What is assumed about flipped preference labels, in a logistic loss of the reward margin h.
 ///
 /// All three use ln σ(−h) = ln σ(h) − h, so that only one logarithm is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(rename_all = "snake_case")]
 pub enum LabelNoise {
     /// Labels are right: −ln σ(h).
@@ -34,7 +35,7 @@ impl LabelNoise {
     }
 }
 
-impl Part for LabelNoise {
+impl Choice for LabelNoise {
     fn check(&self) -> Result<(), InvalidHyperparameter> {
         match *self {
             Self::Clean => Ok(()),

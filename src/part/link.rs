@@ -6,6 +6,7 @@ use crate::math::{bounded_exp, sigmoid};
 /// The convex function of the reward margin h that a
 /// [`GpoLoss`](crate::loss::GpoLoss) takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(rename_all = "snake_case")]
 pub enum Link {
     /// e^(−h), its exponent held at 80.

@@ -6,6 +6,7 @@ mod label_noise;
 mod link;
 mod nll;
 mod normalization;
+mod regression_unit;
 
 pub use divergence::Divergence;
 pub use gap_distance::GapDistance;
@@ -13,3 +14,4 @@ pub use label_noise::LabelNoise;
 pub use link::Link;
 pub use nll::NllNormalization;
 pub use normalization::Normalization;
+pub use regression_unit::RegressionUnit;

@@ -1,24 +1,32 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::batch::WithNll;
 use crate::log_probs::SequenceLogProbs;
 
 /// How a batch of negative log-likelihoods is weighed: by sequence or by token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(rename_all = "snake_case")]
 pub enum NllNormalization {
     /// −ℓ̄: every sequence counts the same.
     #[default]
     Sequence,
     /// −ℓ · batch / Σ lengths: every token counts the same, so the mean over the batch is the
-    /// mean over its tokens, as TRL and HF's cross-entropy take it. An example's value then
-    /// depends on the lengths in its batch: accumulated micro-batches weigh tokens unequally.
+    /// mean over its tokens, as TRL and HF's cross-entropy take it.
+    ///
+    /// An example's value then depends on the lengths in its batch. For a step of several
+    /// micro-batches give the tokens of all of them: [`WithNll::over_step`].
     Token,
 }
 
 impl NllNormalization {
     /// One value per sequence, nats; 0 for an empty one.
+    ///
+    /// It is that of the [`unmodified`](SequenceLogProbs::unmodified) completions: what LD-DPO,
+    /// SamPO, a clamp or weights do to a comparison is not done to a likelihood.
     pub fn nll(&self, log_probs: &SequenceLogProbs) -> Tensor<1> {
+        let log_probs = log_probs.unmodified();
         match self {
             Self::Sequence => -log_probs.mean(),
             Self::Token => {
@@ -26,6 +34,22 @@ impl NllNormalization {
                 let [batch] = lengths.dims();
                 -log_probs.sum() * batch as f64 / lengths.sum().clamp_min(1.0)
             }
+        }
+    }
+
+    /// The same of the column's sequences, over the tokens of the step if the column knows them.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it does and the mean is per sequence: the number would act on nothing.
+    pub fn nll_of<B>(&self, column: &WithNll<B>) -> Tensor<1> {
+        match (self, column.tokens_per_example) {
+            (_, None) => self.nll(&column.nll_of),
+            (Self::Token, Some(tokens)) => -column.nll_of.unmodified().sum() * tokens.recip(),
+            (Self::Sequence, Some(_)) => panic!(
+                "the column `WithNll` has the tokens of the step, which a mean per sequence does \
+                 not use: take `NllNormalization::Token`, or leave `over_step` out"
+            ),
         }
     }
 }

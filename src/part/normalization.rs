@@ -5,6 +5,7 @@ use crate::log_probs::SequenceLogProbs;
 
 /// Whether a log-ratio, or what a divergence makes of it, counts per sequence or per token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(rename_all = "snake_case")]
 pub enum Normalization {
     /// ρ, the sum over the completion.

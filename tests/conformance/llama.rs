@@ -184,7 +184,7 @@ fn dpo_batch() {
         "rewards",
     );
 
-    let metrics = BatchMetrics::observe(&batch, &output).read();
+    let metrics = BatchMetrics::observe(&batch, &output).read().unwrap();
     let mut compared = 0;
     for (key, value) in file["f32"]["metrics"].as_object().unwrap() {
         if let Some(ours) = metrics.get(key) {

@@ -196,6 +196,7 @@ fn exo(case: &Case) -> Mapped {
 }
 
 /// BCO with the mean reward of the batch for δ.
+#[derive(Debug)]
 struct Shifted(BcoLoss);
 impl Objective<ReferencedPair> for Shifted {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
@@ -290,8 +291,10 @@ fn mpo(case: &Case) -> Mapped {
     let weights = numbers(&case.params["loss_weights"]);
     let dpo = DpoLossConfig::new().with_beta(beta(case)).init();
     let bco = BcoLossConfig::new().with_beta(beta(case)).init();
-    let mixture = Mixture::new(weights[0], dpo).and(weights[1], bco);
-    let sft = SftTerm::new(mixture, weights[2]).with_normalization(NllNormalization::Token);
+    let mixture = Mixture::new(weights[0], dpo).unwrap();
+    let mixture = mixture.and(weights[1], bco).unwrap();
+    let sft = SftTerm::new(mixture, weights[2]).unwrap();
+    let sft = sft.with_normalization(NllNormalization::Token);
     referenced(case, &sft)
 }
 
@@ -300,7 +303,8 @@ fn humanline(case: &Case) -> Ours {
     let low = case.param("log_epsilon_P").unwrap();
     let high = case.param("log_epsilon_R").unwrap();
     token_pairs(case, |policy, reference| {
-        dpo.forward(policy.clamped_relative_to(reference, low, high).unwrap())
+        let tokens = policy.clone().relative_to(reference.clone()).unwrap();
+        dpo.forward(tokens.clamped(low, high).unwrap().sequences())
     })
 }
 
@@ -333,7 +337,8 @@ fn cpo(case: &Case) -> Mapped {
                 .init(),
         )),
     };
-    let term = SftTerm::new(preference, weight).with_normalization(NllNormalization::Token);
+    let term = SftTerm::new(preference, weight).unwrap();
+    let term = term.with_normalization(NllNormalization::Token);
     match case.input["kind"].as_str() {
         Some("pairs") => {
             let pairs = pairs(case.input);
@@ -374,6 +379,7 @@ fn cpo(case: &Case) -> Mapped {
 }
 
 /// An objective against a reference, reference-free.
+#[derive(Debug)]
 struct Uniform<O>(O);
 
 impl<O: Objective<ReferencedPair>> Objective<PolicyPair> for Uniform<O> {
@@ -476,7 +482,7 @@ fn ipo(case: &Case) -> Mapped {
     // TRL 1.16 divides by the length, and so does HALOs; the first public code sums, and others
     // leave the mean to their caller.
     let config = match case.producer {
-        "trl116.dpo" | "trl116.dpo.f64patch" | "halos" => IpoLossConfig::trl(),
+        "trl116.dpo" | "trl116.dpo.f64patch" | "halos" => IpoLossConfig::new(),
         _ => IpoLossConfig::paper(),
     };
     let normalization = config.normalization;
@@ -485,14 +491,16 @@ fn ipo(case: &Case) -> Mapped {
         .with_divergence(divergence(case)?)
         .init();
     let ours = referenced(case, &ipo)?;
-    Ok(match normalization {
-        Normalization::Sum => ours,
-        Normalization::Mean => ours.except(&REWARD_KEYS, Difference::Rewards),
+    Ok(if normalization == Normalization::Sum {
+        ours
+    } else {
+        ours.except(&REWARD_KEYS, Difference::Rewards)
     })
 }
 
 /// The chosen completions' NLL alone, over tokens.
 fn sft(case: &Case) -> Mapped {
+    #[derive(Debug)]
     struct Sft;
     impl Objective<ReferencedPair> for Sft {
         fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
@@ -592,8 +600,8 @@ fn token_objective(
     reference: &Pair<TokenLogProbs>,
 ) -> LossOutput<Pair<Tensor<1>>> {
     if let Some(alpha) = case.param("ld_alpha") {
-        let ld = |y: &Pair<TokenLogProbs>| y.length_desensitized(alpha).unwrap();
-        return objective.forward(ld(policy).relative_to(ld(reference)).unwrap());
+        let tokens = policy.clone().relative_to(reference.clone()).unwrap();
+        return objective.forward(tokens.length_desensitized(alpha).unwrap().sequences());
     }
     let batch = policy
         .sequences()
@@ -609,7 +617,7 @@ fn token_objective(
     let values = f64s(&values).reshape([rows.len(), time]);
     let mask = Tensor::cat(vec![policy.chosen.mask(), policy.rejected.mask()], 0);
     let collisions = TokenLogProbs::new(values, mask).unwrap();
-    let collisions = Pair::from_concatenated_tokens(&collisions).unwrap();
+    let collisions = Pair::from_concatenated(&collisions).unwrap();
     // TRL 1.16 does not bound the weight.
     let weights = wpo_weights(policy, &collisions, None).unwrap();
     Weighted(objective).forward(WithWeights::new(batch, weights).unwrap())
@@ -637,23 +645,22 @@ fn token_pairs(
     let leaf = tensor(&policy).autodiff().require_grad();
     let pair = |tokens: Tensor<2>| {
         let tokens = TokenLogProbs::new(tokens, mask.clone()).unwrap();
-        Pair::from_concatenated_tokens(&tokens).unwrap()
+        Pair::from_concatenated(&tokens).unwrap()
     };
     let (policy_tokens, reference_tokens) = (pair(leaf.clone()), pair(tensor(&reference)));
     let alpha = case.param("ld_alpha").unwrap_or(1.0);
-    let logps = policy_tokens.length_desensitized(alpha).unwrap();
-    let logps = logps.map(|y| mean(&to_vec(y.sum())));
+    // TRL logs the discounted sums.
+    let logps = policy_tokens.clone().with_uniform_reference();
+    let logps = logps.length_desensitized(alpha).unwrap().sequences();
+    let logps = logps.policy().map(|y| mean(&to_vec(y.sum())));
     let output = forward(&policy_tokens, &reference_tokens);
     let grads = output.mean().backward();
     let grad = to_vec(leaf.grad(&grads).unwrap());
     let ragged = policy.iter().enumerate();
     let ragged = ragged.flat_map(|(i, row)| grad[i * time..][..row.len()].to_vec());
 
-    let nothing = Pair {
-        chosen: vec![],
-        rejected: vec![],
-    };
     let rewards = output.rewards().clone().map(to_vec);
+    let nothing = rewards.map_ref(|_| vec![]);
     let mut numbers = pair_numbers(case.mode, to_vec(output.losses()), &rewards, nothing);
     numbers.insert("grad_tokens".into(), ragged.collect());
     numbers.insert("mean_chosen_logp".into(), vec![logps.chosen]);
@@ -839,7 +846,8 @@ fn orpo(case: &Case) -> Mapped {
     let nll = mean(&to_vec(NllNormalization::Token.nll(&nll_of)));
     let metrics = burn_preference::BatchMetrics::default()
         .with_log_odds(&batch)
-        .read();
+        .read()
+        .unwrap();
     let orpo = OrpoLossConfig::trl()
         .with_odds_ratio_weight(beta(case))
         .init();
@@ -949,7 +957,7 @@ fn pro(case: &Case) -> Ours {
         let present = bools(&vec![true; k]).reshape([1, k]);
         let list = Ranked::new(lists, f64s(scores).reshape([1, k]), present).unwrap();
         let pro = ProLossConfig::new().with_sft_weight(weight).init();
-        let loss = pro.forward(list).normalized_by(count);
+        let loss = pro.forward(list).normalized_by(count).unwrap();
         let gradient = loss.backward();
         total += to_vec(loss)[0];
         grads.extend(to_vec(leaf.grad(&gradient).unwrap()));

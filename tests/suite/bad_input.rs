@@ -47,8 +47,15 @@ proptest! {
     }
 }
 
-fn both<T>(chosen: T, rejected: T) -> Pair<T> {
-    Pair { chosen, rejected }
+fn both<T: burn_preference::batch::Rows>(chosen: T, rejected: T) -> Pair<T> {
+    Pair::new(chosen, rejected).unwrap()
+}
+
+/// A pair whose rejected side was put in afterwards.
+fn apart(chosen: Tensor<1>, rejected: Tensor<1>) -> Pair<Tensor<1>> {
+    let mut pair = both(chosen.clone(), chosen);
+    pair.rejected = rejected;
+    pair
 }
 
 fn far(values: &[f64]) -> Tensor<1> {
@@ -86,19 +93,19 @@ fn tensors_of_another_device_are_named() {
         (WithPreference::new(batch(), two()).err(), "win_probability"),
         (WithWeights::new(batch(), two()).err(), "weights"),
         (
-            WithScores::new(batch(), both(two(), ours())).err(),
+            WithScores::new(batch(), both(two(), two())).err(),
             "scores.chosen",
         ),
         (
-            WithScores::new(batch(), both(ours(), two())).err(),
+            WithScores::new(batch(), apart(ours(), two())).err(),
             "scores.rejected",
         ),
         (
-            WithSequenceKl::new(batch(), both(two(), ours())).err(),
+            WithSequenceKl::new(batch(), both(two(), two())).err(),
             "sequence_kl.chosen",
         ),
         (
-            WithSequenceKl::new(batch(), both(ours(), two())).err(),
+            WithSequenceKl::new(batch(), apart(ours(), two())).err(),
             "sequence_kl.rejected",
         ),
         (WithTies::new(batch(), two().lower_elem(1.0)).err(), "tied"),
@@ -133,10 +140,16 @@ fn tensors_of_another_device_are_named() {
     let gone = TokenLogProbs::new(row(two()), there(row(two()))).unwrap();
     let pair = || both(here(), here());
     let other = || both(gone.clone(), gone.clone());
-    let noise = both(row(ours()), row(two()));
-    is_about_devices(&pair().subsampled(&noise).unwrap_err(), "noise.rejected");
-    let error = pair().clamped_relative_to(&other(), -1.0, 1.0);
+    let error = pair().relative_to(other());
     is_about_devices(&error.unwrap_err(), "reference");
+    let tokens = || pair().relative_to(pair()).unwrap();
+    let noise = both(row(two()), row(two()));
+    is_about_devices(&tokens().subsampled(&noise).unwrap_err(), "noise.chosen");
+    is_about_devices(&tokens().weighted(noise).unwrap_err(), "weights");
+    let error = Pair::new(ours(), two());
+    is_about_devices(&error.unwrap_err(), "rejected");
+    let error = batch().scaled_by(two());
+    is_about_devices(&error.unwrap_err(), "scale");
     is_about_devices(
         &wpo_weights(&pair(), &other(), None).unwrap_err(),
         "collisions",
@@ -160,7 +173,13 @@ fn tensors_of_another_device_are_named() {
 
 #[test]
 fn numbers_that_cannot_be_are_named() {
-    let error = SequenceLogProbs::from_values(&[-1.0, -2.0], &[3, -7], &device()).unwrap_err();
+    let error = SequenceLogProbs::from_values(&[-1.0, -2.0], &[3], &device()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`lengths`: expected 2, one per sum, found 1"
+    );
+    let lengths = Tensor::<1, Int>::from_ints([3, -7], &device());
+    let error = SequenceLogProbs::new(floats(&[-1.0, -2.0], DType::F32), lengths).unwrap_err();
     assert_eq!(
         error.to_string(),
         "`lengths`: expected numbers ≥ 0, found -7 at [1]"

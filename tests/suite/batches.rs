@@ -19,7 +19,7 @@ fn a_concatenated_forward_splits_into_chosen_and_rejected() {
     let odd = PolicyPair::from_concatenated(&sequence(f64s(&[-1.0; 3]), &[1; 3])).unwrap_err();
     assert_eq!(
         odd.to_string(),
-        "`log_probs`: expected an even number of rows: chosen, then rejected, found 3"
+        "`rows`: expected an even number of rows: chosen, then rejected, found 3"
     );
 }
 

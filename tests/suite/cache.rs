@@ -39,10 +39,7 @@ fn sum_of(i: u32) -> f32 {
 
 fn values(sequences: &[Sequence]) -> Result<SequenceLogProbs, InvalidInput> {
     let sums: Vec<f32> = sequences.iter().map(|s| sum_of(s.ids()[0])).collect();
-    let lengths: Vec<i32> = sequences
-        .iter()
-        .map(|s| i32::try_from(s.completion().len()).unwrap())
-        .collect();
+    let lengths: Vec<usize> = sequences.iter().map(|s| s.completion().len()).collect();
     SequenceLogProbs::from_values(&sums, &lengths, &device())
 }
 

@@ -115,6 +115,7 @@ fn table() -> String {
         let fields = defaults(name, tag);
         let fields = fields.iter().map(|(key, value)| match value {
             Value::String(text) => format!("`{key}` {text}"),
+            Value::Null if key == "entropy_weight" => format!("`{key}` required"),
             Value::Null => format!("`{key}` none"),
             value => format!("`{key}` {value}"),
         });

@@ -7,9 +7,9 @@ use burn_preference::config::{
     ScoredPairObjectiveConfig, TiedPairObjectiveConfig, UnpairedObjective, UnpairedObjectiveConfig,
 };
 use burn_preference::{
-    CpoLossConfig, Divergence, DpoLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise,
-    NllNormalization, Normalization, OrpoLossConfig, RrhfLossConfig, SimpoLossConfig,
-    SppoLossConfig,
+    CpoLossConfig, Divergence, DpoLossConfig, HdpoLossConfig, IpoLossConfig, KtoLossConfig,
+    LabelNoise, NllNormalization, Normalization, OrpoLossConfig, RrhfLossConfig, SimnpoLossConfig,
+    SimpoLossConfig, SppoLossConfig,
 };
 use serde::de::DeserializeOwned;
 
@@ -142,7 +142,11 @@ fn round_trip<C: DeserializeOwned + serde::Serialize + PartialEq + std::fmt::Deb
     let tags = tags::<C>();
     assert!(tags.len() >= 2, "{tags:?}");
     for tag in tags.iter().filter(|tag| !nested.contains(&tag.as_str())) {
-        let config: C = parse(&format!(r#"{{"loss": "{tag}"}}"#)).unwrap();
+        let required = match tag.as_str() {
+            "hdpo" => r#", "entropy_weight": 0.9"#,
+            _ => "",
+        };
+        let config: C = parse(&format!(r#"{{"loss": "{tag}"{required}}}"#)).unwrap();
         let json = serde_json::to_string(&config).unwrap();
         assert!(json.starts_with(&format!(r#"{{"loss":"{tag}""#)), "{json}");
         assert_eq!(parse::<C>(&json).unwrap(), config, "{json}");
@@ -180,9 +184,9 @@ fn a_file_builds_what_it_says() {
         rejected_len: vec![4, 4],
     };
     let losses = |json: &str| match parse::<PairObjectiveConfig>(json).unwrap().try_init() {
-        Ok(PairObjective::Referenced(objective)) => pairs.run(&*objective, DType::F64).losses,
+        Ok(PairObjective::Referenced(objective)) => pairs.run(&objective, DType::F64).losses,
         Ok(PairObjective::ReferenceFree(objective)) => {
-            pairs.run_policy(&*objective, DType::F64).losses
+            pairs.run_policy(&objective, DType::F64).losses
         }
         Err(error) => panic!("{error}"),
     };
@@ -272,7 +276,7 @@ fn presets_are_what_they_say() {
     let sum = IpoLossConfig::new().with_normalization(Normalization::Sum);
     assert_eq!(IpoLossConfig::paper(), sum);
     let per_token = IpoLossConfig::new().with_normalization(mean);
-    assert_eq!(IpoLossConfig::trl(), per_token);
+    assert_eq!(IpoLossConfig::new(), per_token);
     let cpo = CpoLossConfig::new().with_nll_normalization(token);
     assert_eq!(CpoLossConfig::trl(), cpo);
     let orpo = OrpoLossConfig::new().with_nll_normalization(token);
@@ -282,4 +286,22 @@ fn presets_are_what_they_say() {
         .with_beta(2.5)
         .with_target_margin(1.25);
     assert_eq!(SimpoLossConfig::from_margin_ratio(2.5, 0.5), simpo);
+    let simnpo = SimnpoLossConfig::new()
+        .with_beta(2.5)
+        .with_target_margin(0.75);
+    assert_eq!(SimnpoLossConfig::from_margin_ratio(2.5, 0.3), simnpo);
+}
+
+/// α = 1 would be DPO under another name: a file has to say it, and so has a program.
+#[test]
+fn h_dpo_has_no_default_weight() {
+    let of = |json: &str| parse::<PairObjectiveConfig>(json).unwrap().try_init();
+    let error = of(r#"{"loss": "hdpo", "beta": 0.2}"#).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`entropy_weight` is NaN or missing, but must be a finite number > 0, in f32"
+    );
+    let built = of(r#"{"loss": "hdpo", "beta": 0.2, "entropy_weight": 0.9}"#).unwrap();
+    let expected = HdpoLossConfig::new(0.9).with_beta(0.2);
+    assert_eq!(*built.config(), PairObjectiveConfig::Hdpo(expected));
 }

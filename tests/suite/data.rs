@@ -20,8 +20,8 @@ use burn_preference::{PolicyPair, SequenceLogProbs};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use crate::support::cases;
 use crate::support::device::device;
+use crate::support::{cases, to_vec};
 
 struct File {
     _dir: TempDir,
@@ -587,14 +587,20 @@ fn lists_of_several_lengths() {
     assert_eq!(batch.tokens.sequences[4], Sequence::new(&[5], &[]));
     let present: Vec<bool> = batch.present.clone().into_data().iter::<bool>().collect();
     assert_eq!(present, [true, true, true, true, false, false]);
-    let lengths: Vec<i32> = batch
-        .tokens
-        .sequences
-        .iter()
-        .map(|s| i32::try_from(s.completion().len()).unwrap())
-        .collect();
-    let log_probs = SequenceLogProbs::from_values(&[-1.0; 6], &lengths, &device()).unwrap();
-    let ranked = batch.ranked(log_probs).unwrap();
+    let sequences = batch.tokens.sequences.iter();
+    let lengths: Vec<usize> = sequences.map(|s| s.completion().len()).collect();
+    let log_probs =
+        |value| SequenceLogProbs::from_values(&[value; 6], &lengths, &device()).unwrap();
+    // Against a reference as well: what is given is what comes back.
+    let relative = log_probs(-1.0).relative_to(log_probs(-1.5)).unwrap();
+    let referenced = batch.ranked(relative).unwrap();
+    let ratios = to_vec(referenced.candidates().log_ratio());
+    assert_eq!(ratios, [0.5; 6]);
+    let ranked = batch.ranked(log_probs(-1.0)).unwrap();
+    let other = ranked
+        .clone()
+        .relative_to(log_probs(-1.5).split_candidates(3).unwrap());
+    assert_eq!(to_vec(other.unwrap().candidates().log_ratio()), ratios);
     let scores: Vec<f64> = ranked.scores().into_data().iter::<f64>().collect();
     assert_eq!(scores, [3.0, 1.0, 2.0, 9.0, 0.0, 0.0]);
 }

@@ -3,14 +3,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const FLOORS: [&[&str]; 7] = [
-    &["error", "gradients", "guide", "math", "reducer"],
-    &["hyperparameter", "log_probs", "tokens"],
+const FLOORS: [&[&str]; 9] = [
+    &["error", "guide", "math"],
+    &["gradients", "hyperparameter", "reducer", "tokens"],
+    &["log_probs"],
     &["batch", "declare"],
     &["part", "reference"],
     &["objective"],
     &["loss", "metrics", "modifier"],
     &["config", "data", "state", "train"],
+    &["any_error"],
 ];
 
 fn floor(module: &str) -> usize {

@@ -10,7 +10,9 @@ use proptest::prelude::*;
 
 use crate::problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, TRAINABLE, noise, values};
 use crate::subjects;
-use crate::support::{assert_close, bools, cases, device, elsewhere, error, to_vec, tolerance};
+use crate::support::{
+    assert_close, bools, cases, device, elsewhere, error, keeps_nan, to_vec, tolerance,
+};
 
 prop_compose! {
     fn any_problem()(
@@ -171,7 +173,8 @@ fn the_likeliest_word() {
         let hidden = of(vec![1.0, 1.0, 1.0, -1.0, -1.0, 0.0, 0.0], [7, 1]).reshape([1, 7, 1]);
         let tokens = Tensor::<2, Int>::from_ints([[0, 2, 3, 1, 0, 2, 1]], &device());
         let counted = tokens.clone().greater_equal_elem(0);
-        let expected = [1.0, 1.0, 0.0, 1.0, 0.0, 1.0];
+        // Of the largest the first one, as by an argmax: word 2 of words 2 and 3, word 0 of all.
+        let expected = [1.0, 0.0, 0.0, 1.0, 0.0, 0.0];
         let logits = hidden.clone() * of(vec![-1.0, 0.0, 1.0, 1.0], [1, 4]).unsqueeze::<3>();
         let by_hidden = TokenLogProbs::from_hidden_with_statistics(
             hidden,
@@ -182,6 +185,39 @@ fn the_likeliest_word() {
         let by_logits = TokenLogProbs::from_logits_with_statistics(logits, tokens, counted);
         for (_, statistics) in [by_hidden.unwrap(), by_logits.unwrap()] {
             assert_eq!(to_vec(statistics.top1()), expected, "{dtype:?}");
+        }
+    }
+}
+
+/// A NaN among the logits leaves no likeliest word, on every path that keeps NaN.
+#[test]
+fn the_likeliest_word_of_nan_is_nan() {
+    if !keeps_nan() {
+        return;
+    }
+    for dtype in crate::support::dtypes() {
+        let of = |values: Vec<f32>, shape: [usize; 3]| {
+            Tensor::<3>::from_data(TensorData::new(values, shape), (&device(), dtype))
+        };
+        for bad in 0..3 {
+            let mut logits = vec![0.5, 0.25, 0.125];
+            logits[bad] = f32::NAN;
+            let tokens = Tensor::<2, Int>::from_ints([[0, 1]], &device());
+            let counted = tokens.clone().equal_elem(1);
+            let row = [logits.clone(), vec![0.0; 3]].concat();
+            let by_logits = TokenLogProbs::from_logits_with_statistics(
+                of(row, [1, 2, 3]),
+                tokens.clone(),
+                counted.clone(),
+            );
+            let head = LmHead::new(of(logits, [1, 3, 1]).reshape([3, 1]));
+            let hidden = of(vec![1.0, 1.0], [1, 2, 1]);
+            let by_hidden =
+                TokenLogProbs::from_hidden_with_statistics(hidden, &head, tokens, counted);
+            for (log_probs, statistics) in [by_logits.unwrap(), by_hidden.unwrap()] {
+                assert!(to_vec(log_probs.log_probs())[0].is_nan());
+                assert!(to_vec(statistics.top1())[0].is_nan(), "{dtype:?}, {bad}");
+            }
         }
     }
 }

@@ -180,7 +180,7 @@ proptest! {
         same("dpop, λ = 0", &of(&dpop.init()), 1e-13);
         let rdpo = RdpoLossConfig::new().with_beta(beta).with_length_cost(0.0);
         same("r-dpo, α = 0", &of(&rdpo.init()), 1e-13);
-        same("h-dpo, α = 1", &of(&HdpoLossConfig::new().with_beta(beta).init()), 1e-11);
+        same("h-dpo, α = 1", &of(&HdpoLossConfig::new(1.0).with_beta(beta).init()), 1e-11);
 
         let batch = || pairs.referenced(f64s(&pairs.chosen), f64s(&pairs.rejected));
         let column = |value: f64| f64s(&vec![value; pairs.len()]);
@@ -192,7 +192,7 @@ proptest! {
         let beta_dpo = BetaDpoLossConfig::new().with_beta(beta).with_sensitivity(0.0).init();
         let m0 = WithMeanMargin::new(batch(), f64s(&[0.3])).unwrap();
         same("β-dpo, a = 0", &to_vec(beta_dpo.forward(m0).losses()), 1e-13);
-        let kl = Pair { chosen: column(1.0), rejected: column(2.0) };
+        let kl = Pair::new(column(1.0), column(2.0)).unwrap();
         let tdpo = TdpoLossConfig::new().with_beta(beta).with_kl_weight(0.0).init();
         let tdpo = tdpo.forward(WithSequenceKl::new(batch(), kl).unwrap());
         same("tdpo, α = 0", &to_vec(tdpo.losses()), 1e-13);

@@ -384,7 +384,8 @@ proptest! {
 fn sft_and_nll_over_tokens() {
     let pairs = catalogue();
     let dpo = DpoLossConfig::new().init();
-    let token = SftTerm::new(dpo.clone(), 1.0).with_normalization(NllNormalization::Token);
+    let token = SftTerm::new(dpo.clone(), 1.0).unwrap();
+    let token = token.with_normalization(NllNormalization::Token);
     let nll = of(token) - of(dpo);
     // Σ −ℓ_w / Σ lengths = 11.5 / 11
     assert_relative_eq!(nll, 11.5 / 11.0, epsilon = 1e-12);
@@ -404,10 +405,8 @@ fn sft_and_nll_over_tokens() {
 
 #[test]
 fn the_sft_term_reaches_the_chosen_completion_only() {
-    let sft = SftTerm::new(
-        OrpoLossConfig::new().with_odds_ratio_weight(0.0).init(),
-        2.0,
-    );
+    let orpo = OrpoLossConfig::new().with_odds_ratio_weight(0.0).init();
+    let sft = SftTerm::new(orpo, 2.0).unwrap();
     let grads = catalogue().run_policy(&sft, DType::F64).grads;
     assert_close(
         &grads.chosen,
@@ -416,7 +415,7 @@ fn the_sft_term_reaches_the_chosen_completion_only() {
         "−(1 + 2)/length",
     );
     assert_close(&grads.rejected, &[0.0; 3], 0.0, "rejected");
-    let negative = SftTerm::try_new(DpoLossConfig::new().init(), -1.0).unwrap_err();
+    let negative = SftTerm::new(DpoLossConfig::new().init(), -1.0).unwrap_err();
     assert_eq!(
         negative.to_string(),
         "`sft_weight` is -1, but must be a finite number ≥ 0, in f32"
@@ -443,27 +442,46 @@ fn kl_is_averaged_before_it_is_clamped() {
 }
 
 #[test]
-fn the_class_ratio_error_carries_the_ratio() {
-    let error = KtoLossConfig::new().check_class_ratio(1, 4).unwrap_err();
-    assert_relative_eq!(error.value(), 0.25);
-    assert_eq!(error.allowed(), "in [1, 4/3]");
-    assert_eq!(KtoLossConfig::new().check_class_ratio(4, 3), Ok(4.0 / 3.0));
-    assert_eq!(KtoLossConfig::new().check_class_ratio(7, 7), Ok(1.0));
-    assert!(KtoLossConfig::new().check_class_ratio(2, 1).is_err());
+fn the_class_ratio_is_advice() {
+    let kto = KtoLossConfig::new();
+    let of = |up, down| kto.class_ratio(up, down);
+    assert_relative_eq!(of(1, 4).value(), 0.25);
+    for (up, down, fits) in [(7, 7, true), (4, 3, true), (7, 5, true), (3, 2, true)] {
+        assert_eq!(of(up, down).is_recommended(), fits, "{up} and {down}");
+    }
+    assert!(!of(2, 1).is_recommended() && !of(1, 4).is_recommended());
+    // The weights that it names are inside.
+    let text = of(1, 4).to_string();
+    assert!(
+        text.ends_with(
+            "below the recommended 1 to 1.5; an undesirable_weight of 0.167 to 0.25 is inside"
+        ),
+        "{text}"
+    );
+    for weight in [0.17, 0.25] {
+        let weighted = kto.clone().with_undesirable_weight(weight);
+        assert!(weighted.class_ratio(1, 4).is_recommended(), "{weight}");
+    }
     // 1.5·20 / (3·8)
-    let weighted = KtoLossConfig::new()
+    let weighted = kto
+        .clone()
         .with_desirable_weight(1.5)
         .with_undesirable_weight(3.0);
-    assert_eq!(weighted.check_class_ratio(20, 8), Ok(1.25));
-    assert!(KtoLossConfig::new().check_class_ratio(1, 0).is_err());
-    assert!(KtoLossConfig::new().check_class_ratio(0, 0).is_err());
+    assert_eq!(weighted.class_ratio(20, 8).value(), 1.25);
+    assert_eq!(of(1, 0).value(), f64::INFINITY);
+    assert!(!of(1, 0).is_recommended() && !of(0, 0).is_recommended());
+    assert!(!of(1, 0).to_string().contains("is inside"));
+    assert!(
+        of(7, 5)
+            .to_string()
+            .ends_with("1.4: inside the recommended 1 to 1.5")
+    );
 }
 
 #[test]
 fn objectives_work_behind_pointers() {
-    let boxed: Box<dyn Objective<ReferencedPair> + Send + Sync> =
-        Box::new(DpoLossConfig::new().init());
-    let sft = SftTerm::new(boxed, 0.0);
+    let boxed: Box<dyn Objective<ReferencedPair>> = Box::new(DpoLossConfig::new().init());
+    let sft = SftTerm::new(boxed, 0.0).unwrap();
     assert_relative_eq!(of(&sft), 0.377_779, epsilon = 1e-6);
     assert_relative_eq!(of(std::sync::Arc::new(sft)), 0.377_779, epsilon = 1e-6);
 }
@@ -511,7 +529,7 @@ fn no_gradient_reaches_reference_weights_or_baseline() {
     let batch = WithMargin::new(batch, margin.clone()).unwrap();
     let output = DpoLossConfig::new().init().forward(batch);
     assert!(!output.rewards().chosen.is_autodiff());
-    let grads = output.weighted_mean(weights.clone()).backward();
+    let grads = output.weighted_mean(weights.clone()).unwrap().backward();
     for input in inputs.iter().chain([&weights, &margin]) {
         assert!(input.grad(&grads).is_none());
     }
@@ -538,17 +556,17 @@ fn reductions_are_explicit() {
     );
     assert_relative_eq!(only(output.mean()), mean(&losses), epsilon = 1e-15);
     assert_relative_eq!(
-        only(output.normalized_by(12.0)),
+        only(output.normalized_by(12.0).unwrap()),
         mean(&losses) / 4.0,
         epsilon = 1e-15
     );
-    let weighted = only(output.weighted_mean(f64s(&[0.0, 3.0, 1.0])));
+    let weighted = only(output.weighted_mean(f64s(&[0.0, 3.0, 1.0])).unwrap());
     assert_relative_eq!(
         weighted,
         (3.0 * losses[1] + losses[2]) / 4.0,
         epsilon = 1e-15
     );
-    assert_eq!(only(output.weighted_mean(f64s(&[0.0; 3]))), 0.0);
+    assert_eq!(only(output.weighted_mean(f64s(&[0.0; 3])).unwrap()), 0.0);
 }
 
 #[test]
@@ -565,7 +583,7 @@ fn no_gradient_is_rounded_to_f32() {
     };
     let (mean, seventh) = (
         grad(&LossOutput::mean),
-        grad(&|output| output.normalized_by(7.0)),
+        grad(&|output| output.normalized_by(7.0).unwrap()),
     );
     for (i, row) in rows(&pairs).into_iter().enumerate() {
         let g = |rho: f64| -(-0.3 * rho).exp_m1() / 0.3;
@@ -587,13 +605,16 @@ fn the_robust_mean_listens_to_small_losses() {
         let terms = losses.iter().map(|l| (-l / b).exp());
         -b * (terms.sum::<f64>() / losses.len() as f64).ln()
     };
-    let ours = to_vec(output.robust_mean(0.7))[0];
+    let ours = to_vec(output.robust_mean(0.7).unwrap())[0];
     assert_relative_eq!(ours, of(&losses, 0.7), max_relative = 1e-14);
     assert!(ours < mean(&losses));
-    let wide = to_vec(output.robust_mean(1e6))[0];
+    let wide = to_vec(output.robust_mean(1e6).unwrap())[0];
     assert_relative_eq!(wide, mean(&losses), max_relative = 1e-5);
     // d/d loss_i is softmax(−loss/β′)_i.
-    let grads = to_vec(leaf.grad(&output.robust_mean(0.7).backward()).unwrap());
+    let grads = to_vec(
+        leaf.grad(&output.robust_mean(0.7).unwrap().backward())
+            .unwrap(),
+    );
     let weights = scalar::softmax(&losses.iter().map(|l| -l / 0.7).collect::<Vec<_>>());
     for (i, row) in rows(&pairs).into_iter().enumerate() {
         let slope = -scalar::sigmoid(-row.delta());
@@ -604,18 +625,23 @@ fn the_robust_mean_listens_to_small_losses() {
         ..pairs
     };
     let output = dpo.forward(huge.referenced(leaf, f64s(&huge.rejected)));
-    assert!(to_vec(output.robust_mean(1.0))[0].is_finite());
+    assert!(to_vec(output.robust_mean(1.0).unwrap())[0].is_finite());
 }
 
 #[test]
-#[should_panic(expected = "denominator: a finite number > 0, not 0")]
-fn a_zero_denominator_panics() {
+fn reductions_check_what_they_are_given() {
     let pairs = catalogue();
     let batch = pairs.referenced(f64s(&pairs.chosen), f64s(&pairs.rejected));
-    let _ = DpoLossConfig::new()
-        .init()
-        .forward(batch)
-        .normalized_by(0.0);
+    let output = DpoLossConfig::new().init().forward(batch);
+    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        assert_eq!(output.normalized_by(bad).unwrap_err().name(), "denominator");
+        assert_eq!(output.robust_mean(bad).unwrap_err().name(), "beta_prime");
+    }
+    let error = output.weighted_mean(f64s(&[1.0; 2])).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`weights`: expected shape [3], found shape [2]"
+    );
 }
 
 #[test]

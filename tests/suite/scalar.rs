@@ -81,6 +81,7 @@ pub fn noise(noise: LabelNoise, h: f64) -> f64 {
         LabelNoise::Robust(e) => {
             (-(1.0 - e) * ln_sigmoid(h) + e * ln_sigmoid(-h)) / (1.0 - 2.0 * e)
         }
+        other => panic!("no formula of {other:?}"),
     }
 }
 
@@ -96,6 +97,7 @@ pub fn g(divergence: Divergence, rho: f64) -> f64 {
         Divergence::JensenShannon => ln_sigmoid(rho) + 2_f64.ln(),
         Divergence::Alpha(a) => -held(-a * rho).exp_m1() / a,
         Divergence::ChiSquared => held(rho).exp() - 1.0 + rho,
+        other => panic!("no formula of {other:?}"),
     }
 }
 

@@ -14,10 +14,11 @@ use burn_preference::{
     HdpoLossConfig, HingeLossConfig, InfoNcaLossConfig, IpoLossConfig, LabelNoise, Link,
     LipoLossConfig, LossOutput, Mixture, NcaListLossConfig, NcaLossConfig, Normalization,
     Objective, OrpoLossConfig, Pair, PlackettLuceLossConfig, PolicyPair, ProLossConfig, Ranked,
-    RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig, ReferencedPair, RelativeLogProbs,
-    RpoLossConfig, RrhfLossConfig, SequenceLogProbs, SftTerm, SimperLossConfig, SimpoLossConfig,
-    SlicHfLossConfig, SppoLossConfig, TdpoLossConfig, Weighted, WithMargin, WithMeanMargin,
-    WithPreference, WithScores, WithSequenceKl, WithShift, WithTies, WithWeights, batch::Batch,
+    RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig, ReferencedPair, RegressionUnit,
+    RelativeLogProbs, RpoLossConfig, RrhfLossConfig, SequenceLogProbs, SftTerm, SimperLossConfig,
+    SimpoLossConfig, SlicHfLossConfig, SppoLossConfig, TdpoLossConfig, Weighted, WithMargin,
+    WithMeanMargin, WithPreference, WithScores, WithSequenceKl, WithShift, WithTies, WithWeights,
+    batch::Batch,
 };
 
 use crate::scalar::{
@@ -200,9 +201,12 @@ const NOISES: [LabelNoise; 4] = [
 fn dpo_family(beta: f64) -> Vec<PairSubject> {
     let mut all = Vec::new();
     for normalization in [Normalization::Sum, Normalization::Mean] {
-        let per = move |length: usize| match normalization {
-            Normalization::Sum => 1.0,
-            Normalization::Mean => length.max(1) as f64,
+        let per = move |length: usize| {
+            if normalization == Normalization::Mean {
+                length.max(1) as f64
+            } else {
+                1.0
+            }
         };
         for d in DIVERGENCES {
             let r = move |row: Row| {
@@ -317,6 +321,7 @@ fn against_reference(beta: f64) -> Vec<PairSubject> {
             Link::Exponential => held(-h).exp(),
             Link::SquaredHinge => relu(1.0 - h).powi(2),
             Link::Savage => sigmoid(-h).powi(2),
+            other => panic!("no formula of {other:?}"),
         };
         add(
             "gpo",
@@ -406,11 +411,11 @@ fn against_reference(beta: f64) -> Vec<PairSubject> {
             .init())),
         Box::new(move |row| -ln_sigmoid(beta * (row.rho_w() - 0.6 * row.rho_l()))),
     );
-    let mixture = Mixture::new(0.8, DpoLossConfig::new().with_beta(beta).init());
+    let mixture = Mixture::new(0.8, DpoLossConfig::new().with_beta(beta).init()).unwrap();
     add(
         "mixture",
         at(OF_RATIOS, 0.8 * LN_2 + 0.4 * LN_2),
-        Box::new(of(mixture.and(0.2, bco.init()))),
+        Box::new(of(mixture.and(0.2, bco.init()).unwrap())),
         Box::new(move |row| {
             let bco = -ln_sigmoid(plain(row).0) - ln_sigmoid(-plain(row).1);
             -0.8 * ln_sigmoid(h(row)) + 0.2 * bco
@@ -427,7 +432,8 @@ fn against_reference(beta: f64) -> Vec<PairSubject> {
         Box::new(of(SftTerm::new(
             DpoLossConfig::new().with_beta(beta).init(),
             0.7,
-        ))),
+        )
+        .unwrap())),
         Box::new(move |row| -ln_sigmoid(h(row)) - 0.7 * row.mean_w()),
     );
     all.push(subject(
@@ -437,10 +443,7 @@ fn against_reference(beta: f64) -> Vec<PairSubject> {
             ratio_only: false,
             ..OF_DELTA
         },
-        of(HdpoLossConfig::new()
-            .with_beta(beta)
-            .with_entropy_weight(0.9)
-            .init()),
+        of(HdpoLossConfig::new(0.9).with_beta(beta).init()),
         move |_, row| -ln_sigmoid(beta * (0.9 * (row.w - row.l) - (row.ref_w - row.ref_l))),
         move |row| {
             (
@@ -529,10 +532,7 @@ fn with_columns(beta: f64) -> Vec<PairSubject> {
         }),
     );
     let scored = |b: ReferencedPair| {
-        let scores = Pair {
-            chosen: column(&b, score_w),
-            rejected: column(&b, score_l),
-        };
+        let scores = Pair::new(column(&b, score_w), column(&b, score_l)).unwrap();
         WithScores::new(b, scores).unwrap()
     };
     for distance in [
@@ -555,6 +555,7 @@ fn with_columns(beta: f64) -> Vec<PairSubject> {
                     GapDistance::BackwardKl => bernoulli_kl(d, h),
                     GapDistance::ForwardKl => bernoulli_kl(h, d),
                     GapDistance::Squared => (h - d).powi(2),
+                    other => panic!("no formula of {other:?}"),
                 }
             }),
         );
@@ -600,10 +601,7 @@ fn with_columns(beta: f64) -> Vec<PairSubject> {
         "tdpo",
         OF_DELTA,
         Box::new(move |b| {
-            let kl = Pair {
-                chosen: column(&b, kl_w),
-                rejected: column(&b, kl_l),
-            };
+            let kl = Pair::new(column(&b, kl_w), column(&b, kl_l)).unwrap();
             tdpo.forward(WithSequenceKl::new(b, kl).unwrap())
         }),
         Box::new(move |i, row| -ln_sigmoid(beta * (row.delta() - 0.4 * (kl_l(i) - kl_w(i))))),
@@ -637,6 +635,15 @@ fn with_columns(beta: f64) -> Vec<PairSubject> {
         anywhere(not_monotone(OF_DELTA)),
         move |b| rebel.forward(scored(b)),
         |i, row| (row.delta() - 1.3 * (score_w(i) - score_l(i))).powi(2),
+        |row| (row.rho_w(), row.rho_l()),
+    ));
+    let rebel = RebelLossConfig::new().with_score_scale(1.3);
+    let rebel = rebel.with_unit(RegressionUnit::Score).init();
+    all.push(subject(
+        "rebel in units of the score",
+        anywhere(not_monotone(OF_DELTA)),
+        move |b| rebel.forward(scored(b)),
+        |i, row| (row.delta() / 1.3 - (score_w(i) - score_l(i))).powi(2),
         |row| (row.rho_w(), row.rho_l()),
     ));
     all
@@ -685,8 +692,8 @@ fn of_batches(beta: f64) -> Vec<PairSubject> {
     }
     let beta_dpo = BetaDpoLossConfig::new().with_beta(beta).init();
     let losses = move |rows: &[Row], frozen: &[Row]| {
-        let margins = frozen.iter().map(|row| beta * row.delta());
-        let mean = margins.sum::<f64>() / frozen.len() as f64;
+        let deltas = frozen.iter().map(|row| row.delta());
+        let mean = deltas.sum::<f64>() / frozen.len() as f64;
         let beta = (beta * (1.0 + 0.6 * (mean - MEAN_MARGIN))).max(1e-3);
         rows.iter()
             .map(|row| -ln_sigmoid(beta * row.delta()))

@@ -19,9 +19,9 @@ use burn_preference::reducer::{Local, Reducer, Threads};
 use burn_preference::state::RunningMean;
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use burn_preference::{
-    BcoLossConfig, DpoLossConfig, Frozen, KlEstimate, KtoLossConfig, Objective, PolicyPair,
-    ReferencedPair, RelativeLogProbs, SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline,
-    WithShift,
+    BcoLossConfig, DpoLossConfig, Frozen, KlEstimate, KtoLossConfig, NllNormalization, Objective,
+    PolicyPair, ReferencedPair, RelativeLogProbs, SequenceLogProbs, SftTerm, TokenLogProbs,
+    Unpaired, WithBaseline, WithNll, WithShift,
 };
 
 use super::renderer::Lines;
@@ -222,12 +222,16 @@ impl Model {
         match self.kind {
             Kind::Dpo => {
                 let dpo = DpoLossConfig::new().with_beta(BETA).init();
-                dpo.forward(pairs).normalized_by(window.pairs)
+                dpo.forward(pairs).normalized_by(window.pairs).unwrap()
             }
             Kind::DpoWithTokenMeanSft => {
                 let dpo = DpoLossConfig::new().with_beta(BETA).init();
-                let nll = -pairs.policy().chosen.sum().sum_dim(0);
-                dpo.forward(pairs).normalized_by(window.pairs) + nll * (0.3 / window.tokens)
+                let sft = SftTerm::new(dpo, 0.3).unwrap();
+                let sft = sft.with_normalization(NllNormalization::Token);
+                let chosen = pairs.policy().chosen;
+                let batch = WithNll::new(pairs, chosen).unwrap();
+                let batch = batch.over_step(window.tokens, window.pairs).unwrap();
+                sft.forward(batch).normalized_by(window.pairs).unwrap()
             }
             Kind::Kto => {
                 let up = (0..rows.pairs.len()).map(|i| i < rows.pairs.len() / 2);
@@ -237,7 +241,9 @@ impl Model {
                 let batch = Unpaired::new(ratios, up).unwrap();
                 let batch = WithBaseline::new(batch, window.kl.baseline()).unwrap();
                 let kto = KtoLossConfig::new().with_beta(BETA).init();
-                kto.forward(batch).normalized_by(2.0 * window.pairs)
+                kto.forward(batch)
+                    .normalized_by(2.0 * window.pairs)
+                    .unwrap()
             }
             Kind::Bco => {
                 let delta = {
@@ -252,7 +258,7 @@ impl Model {
                 let shift = delta.tensor(&pairs.chosen.policy().sum().device().inner());
                 let batch = WithShift::new(pairs, shift).unwrap();
                 let bco = BcoLossConfig::new().with_beta(BETA).init();
-                bco.forward(batch).normalized_by(window.pairs)
+                bco.forward(batch).normalized_by(window.pairs).unwrap()
             }
         }
     }

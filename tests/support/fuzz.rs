@@ -467,7 +467,8 @@ fn sequence(u: &mut Unstructured, rows: usize, dtype: DType) -> Result<Option<Se
     let lengths = about(u, rows)?;
     let sum = floats(u, [rows], dtype)?;
     let lengths = ids(u, [lengths], 9)?;
-    let ok = sum.dims() == lengths.dims() && sum.device() == lengths.device();
+    let counts = lengths.to_data().iter::<i64>().all(|length| length >= 0);
+    let ok = counts && sum.dims() == lengths.dims() && sum.device() == lengths.device();
     Ok(fits(SequenceLogProbs::new(sum, lengths), ok))
 }
 
@@ -489,7 +490,7 @@ fn batches(u: &mut Unstructured) -> Result<()> {
     let place = |y: &SequenceLogProbs| (y.sum().dims(), y.sum().device());
     let here = place(&chosen);
 
-    match SequenceLogProbs::from_values(&[-1.0; 3], &[i32::arbitrary(u)?; 3], &here.1) {
+    match SequenceLogProbs::from_values(&[-1.0; 3], &vec![1; u.int_in_range(2..=4)?], &here.1) {
         Ok(values) => assert_eq!(values.sum().dims(), [3]),
         Err(error) => says_something(&error),
     }
@@ -521,10 +522,11 @@ fn batches(u: &mut Unstructured) -> Result<()> {
     ) else {
         return Ok(());
     };
-    let ok = place(&ref_chosen) == here && place(&ref_rejected) == here;
-    let reference = Pair {
-        chosen: ref_chosen,
-        rejected: ref_rejected,
+    let alike = place(&ref_chosen) == place(&ref_rejected)
+        && ref_chosen.sum().dtype() == ref_rejected.sum().dtype();
+    let ok = place(&ref_chosen) == here;
+    let Some(reference) = fits(PolicyPair::new(ref_chosen, ref_rejected), alike) else {
+        return Ok(());
     };
     let Some(batch) = fits(pair.clone().relative_to(reference), ok) else {
         return Ok(());
@@ -544,13 +546,11 @@ fn batches(u: &mut Unstructured) -> Result<()> {
     );
     fits(WithWeights::new(batch.clone(), values.clone()), at == here);
     let (more, more_at) = column(u, rows)?;
-    let both = Pair {
-        chosen: values,
-        rejected: more,
-    };
-    let ok = at == here && more_at == here;
-    fits(WithScores::new(batch.clone(), both.clone()), ok);
-    fits(WithSequenceKl::new(batch.clone(), both), ok);
+    if let Some(both) = fits(Pair::new(values.clone(), more), at == more_at) {
+        fits(WithScores::new(batch.clone(), both.clone()), at == here);
+        fits(WithSequenceKl::new(batch.clone(), both), at == here);
+    }
+    fits(batch.clone().scaled_by(values), at == here);
     let (value, at) = column(u, 1)?;
     fits(
         WithBaseline::new(batch.clone(), value.clone()),
@@ -584,12 +584,16 @@ fn tokens(u: &mut Unstructured, rows: usize) -> Result<()> {
     let (Some(chosen), Some(rejected)) = (side(u)?, side(u)?) else {
         return Ok(());
     };
-    if chosen.mask().device() != rejected.mask().device() {
-        return Ok(()); // A `Pair` put together by hand: documented as the caller's business.
-    }
-    let policy = Pair { chosen, rejected };
+    let ok = chosen.mask().device() == rejected.mask().device();
+    let Some(policy) = fits(Pair::new(chosen, rejected), ok) else {
+        return Ok(());
+    };
     assert_eq!(policy.sequences().chosen.sum().dims(), [rows]);
-    if let Err(error) = policy.length_desensitized(number(u)?) {
+    let uniform = policy.clone().with_uniform_reference();
+    if let Err(error) = uniform.clone().length_desensitized(number(u)?) {
+        names_its_value(&error);
+    }
+    if let Err(error) = uniform.clone().clamped(number(u)?, number(u)?) {
         names_its_value(&error);
     }
     let noise = |u: &mut Unstructured, like: &TokenLogProbs| {
@@ -597,23 +601,28 @@ fn tokens(u: &mut Unstructured, rows: usize) -> Result<()> {
         let columns = about(u, columns)?;
         floats(u, [rows, columns], DType::F32)
     };
-    let noise = Pair {
-        chosen: noise(u, &policy.chosen)?,
-        rejected: noise(u, &policy.rejected)?,
+    let (chosen, rejected) = (noise(u, &policy.chosen)?, noise(u, &policy.rejected)?);
+    let ok = chosen.device() == rejected.device();
+    let Some(noise) = fits(Pair::new(chosen, rejected), ok) else {
+        return Ok(());
     };
     let alike = |y: &TokenLogProbs, noise: &Tensor<2>| {
         y.mask().dims() == noise.dims() && y.mask().device() == noise.device()
     };
     let ok = alike(&policy.chosen, &noise.chosen) && alike(&policy.rejected, &noise.rejected);
-    fits(policy.subsampled(&noise), ok);
+    fits(uniform.clone().subsampled(&noise), ok);
+    fits(uniform.weighted(noise), ok);
 
     let (Some(chosen), Some(rejected)) = (side(u)?, side(u)?) else {
         return Ok(());
     };
-    let reference = Pair { chosen, rejected };
+    let ok = chosen.mask().device() == rejected.mask().device();
+    let Some(reference) = fits(Pair::new(chosen, rejected), ok) else {
+        return Ok(());
+    };
     let ok = alike(&policy.chosen, &reference.chosen.log_probs())
         && alike(&policy.rejected, &reference.rejected.log_probs());
-    fits(policy.clamped_relative_to(&reference, -1.0, 1.0), ok);
+    fits(policy.clone().relative_to(reference.clone()), ok);
     fits(wpo_weights(&policy, &reference, Some(1.0)), ok);
     Ok(())
 }
@@ -727,7 +736,7 @@ const PAIR_OBJECTIVES: [(&str, &str, bool, bool); 24] = [
     ("cal_dpo", "beta", true, true),
     ("aot", "beta", true, false),
     ("dpo_shift", "beta", true, true),
-    ("hdpo", "beta", true, true),
+    ("hdpo", "entropy_weight", true, true),
     ("chipo", "beta", true, true),
     ("simpo", "beta", false, true),
     ("cpo", "beta", false, true),

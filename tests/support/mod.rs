@@ -155,10 +155,7 @@ impl Pairs {
         PairResult {
             losses: to_vec(output.losses()),
             rewards: output.rewards().clone().map(to_vec),
-            grads: Pair {
-                chosen: grad(chosen),
-                rejected: grad(rejected),
-            },
+            grads: Pair::new(chosen, rejected).unwrap().map(grad),
         }
     }
 }

@@ -9,7 +9,9 @@ use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, TensorMetadata};
 use burn::tensor::{FloatDType, Shape};
 
-use super::{Forward, Head, HeadOptions, LogProbKernel, LogProbOps, Save};
+use super::{
+    Forward, Head, HeadGradients, HeadOptions, KlOptions, LogProbKernel, LogProbOps, Save,
+};
 
 impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
     fn head_log_probs(
@@ -92,6 +94,43 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
             }
         }
     }
+
+    fn head_kl(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        reference_hidden: FloatTensor<Self>,
+        reference_weight: FloatTensor<Self>,
+        reference_bias: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        options: KlOptions,
+    ) -> FloatTensor<Self> {
+        let [policy, reference] = [
+            ([&hidden, &weight, &bias], options.policy),
+            (
+                [&reference_hidden, &reference_weight, &reference_bias],
+                options.reference,
+            ),
+        ]
+        .map(|([hidden, weight, bias], options)| {
+            let plain = |tensor: &FloatTensor<Self>| tensor.primitive().clone();
+            let [hidden, weight, bias] = [plain(hidden), plain(weight), plain(bias)];
+            Head::<B>::new(hidden, weight, bias, targets.clone(), options)
+        });
+        let kl = B::kl_forward(policy, reference.clone());
+        let guards = [hidden.node(), weight.node(), bias.node()];
+        match TwoHeads.prepare::<C>(guards).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = TwoHeadsState {
+                    inputs: [&hidden, &weight, &bias].map(|tensor| prep.checkpoint(tensor)),
+                    reference,
+                    options: options.policy,
+                };
+                prep.finish(state, kl)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(kl),
+        }
+    }
 }
 
 /// Both outputs; the by-products have no gradient.
@@ -150,10 +189,60 @@ impl<B: LogProbKernel> Backward<B, 3> for TrainableHead {
         let grad = grads.consume::<B>(&ops.node);
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let found = B::head_backward(head, state.normalizer, state.tiles, grad, wanted);
-        for (parent, gradient) in ops.parents.into_iter().zip(found) {
-            if let Some((parent, gradient)) = parent.zip(gradient) {
-                grads.register::<B>(parent.id, gradient);
-            }
+        register::<B>(
+            ops.parents.map(|parent| parent.map(|node| node.id)),
+            found,
+            grads,
+        );
+    }
+}
+
+#[derive(Debug)]
+struct TwoHeads;
+
+#[derive(Debug, Clone)]
+struct TwoHeadsState<B: Backend> {
+    inputs: [NodeId; 3],
+    /// A constant.
+    reference: Head<B>,
+    options: HeadOptions,
+}
+
+impl<B: LogProbKernel> Backward<B, 3> for TwoHeads {
+    type State = TwoHeadsState<B>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let state = ops.state;
+        let [hidden, weight, bias] = state
+            .inputs
+            .map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let targets = state.reference.targets.clone();
+        let policy = Head::new(hidden, weight, bias, targets, state.options);
+        let grad = grads.consume::<B>(&ops.node);
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let found = B::kl_backward(policy, state.reference, grad, wanted);
+        register::<B>(
+            ops.parents.map(|parent| parent.map(|node| node.id)),
+            found,
+            grads,
+        );
+    }
+}
+
+/// Hands each parent its gradient.
+fn register<B: Backend>(
+    parents: [Option<NodeId>; 3],
+    found: HeadGradients<B>,
+    grads: &mut Gradients,
+) {
+    for (parent, gradient) in parents.into_iter().zip(found) {
+        if let Some((parent, gradient)) = parent.zip(gradient) {
+            grads.register::<B>(parent, gradient);
         }
     }
 }

@@ -3,8 +3,8 @@
 //! They walk blocks of rows, never of the vocabulary: fused GPU backends panic on slices of it.
 
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
-use burn::backend::{Backend, TensorMetadata};
-use burn::tensor::{DType, IndexingUpdateOp, Shape, Slice};
+use burn::backend::{Backend, TensorMetadata, get_device_settings};
+use burn::tensor::{DType, IndexingUpdateOp, Shape, Slice, TensorData};
 
 use super::{Forward, Head, HeadGradients, Save};
 
@@ -101,32 +101,61 @@ struct Normalized<B: Backend> {
     statistics: Option<FloatTensor<B>>,
 }
 
+/// `[1, vocab]`: vocab, vocab − 1, …, 1. Among equal words the first one has the largest.
+fn precedence<B: Backend>(like: &FloatTensor<B>, vocab: usize) -> FloatTensor<B> {
+    let values: Vec<f64> = (1..=vocab).rev().map(|place| place as f64).collect();
+    let data = TensorData::new(values, [1, vocab]).convert_dtype(wide(like.dtype()));
+    B::float_from_data(data, &like.device())
+}
+
+/// 1 where the target is the first of the largest logits, 0 where it is not, NaN where one is NaN.
+fn top1<B: Backend>(
+    logits: FloatTensor<B>,
+    max: FloatTensor<B>,
+    log_sum: FloatTensor<B>,
+    targets: IntTensor<B>,
+    precedence: FloatTensor<B>,
+) -> FloatTensor<B> {
+    // 1 for a largest logit, 0 for the others.
+    let largest = B::float_add_scalar(B::float_sign(B::float_sub(logits, max)), 1.0.into());
+    let candidates = B::float_mul(largest, precedence);
+    let first = B::float_max_dim(candidates.clone(), 1);
+    let behind = B::float_sign(B::float_sub(B::float_gather(1, candidates, targets), first));
+    // A NaN among the logits is in `log_sum`, whatever a backend's maximum and sign make of it.
+    let nan_or_0 = B::float_sub(log_sum.clone(), log_sum);
+    B::float_add(B::float_add_scalar(behind, 1.0.into()), nan_or_0)
+}
+
+/// By-products are asked for by the [`precedence`] of the words.
 fn normalize<B: Backend>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
     wants_softmax: bool,
-    statistics: bool,
+    precedence: Option<FloatTensor<B>>,
 ) -> Normalized<B> {
     let max = B::float_max_dim(logits.clone(), 1);
-    let target = B::float_gather(1, logits.clone(), targets);
+    let target = B::float_gather(1, logits.clone(), targets.clone());
     let shifted = B::float_sub(logits.clone(), max.clone());
     let powers = B::float_exp(shifted.clone());
     let sum = B::float_sum_dim(powers.clone(), 1);
     let log_sum = B::float_log(sum.clone());
-    let softmax = (wants_softmax || statistics).then(|| B::float_mul(powers, B::float_recip(sum)));
-    let statistics = softmax.clone().filter(|_| statistics).map(|softmax| {
-        // e^−1e4 is 0 already; −∞ times that 0 would be NaN.
-        let bounded = B::float_clamp_min(shifted, (-1e4).into());
-        let expected = B::float_sum_dim(B::float_mul(softmax.clone(), bounded), 1);
-        let entropy = B::float_sub(log_sum.clone(), expected);
-        let squares = B::float_mul(softmax.clone(), softmax);
-        let collisions = B::float_log(B::float_sum_dim(squares, 1));
-        // 0 where the target is a largest logit, −1 where it is not.
-        let below = B::float_sign(B::float_sub(target.clone(), max.clone()));
-        let top1 = B::float_add_scalar(below, 1.0.into());
-        let mean = B::float_mean_dim(logits, 1);
-        B::float_cat(vec![entropy, collisions, top1, mean], 1)
-    });
+    let softmax =
+        (wants_softmax || precedence.is_some()).then(|| B::float_mul(powers, B::float_recip(sum)));
+    let statistics = softmax
+        .clone()
+        .zip(precedence)
+        .map(|(softmax, precedence)| {
+            // e^−1e4 is 0 already; −∞ times that 0 would be NaN.
+            let bounded = B::float_clamp_min(shifted, (-1e4).into());
+            let expected = B::float_sum_dim(B::float_mul(softmax.clone(), bounded), 1);
+            let entropy = B::float_sub(log_sum.clone(), expected);
+            let squares = B::float_mul(softmax.clone(), softmax);
+            let collisions = B::float_log(B::float_sum_dim(squares, 1));
+            let (max, log_sum) = (max.clone(), log_sum.clone());
+            let top1 = top1::<B>(logits.clone(), max, log_sum, targets, precedence);
+            let mean = B::float_mean_dim(logits, 1);
+            B::float_cat(vec![entropy, collisions, top1, mean], 1)
+        });
     Normalized {
         log_probs: B::float_sub(B::float_sub(target, max.clone()), log_sum.clone()),
         normalizer: B::float_cat(vec![max, log_sum], 1),
@@ -150,6 +179,7 @@ pub fn head_forward<B: Backend>(head: Head<B>, save: Save, statistics: bool) -> 
     };
     let (mut log_probs, mut normalizers) = (Vec::new(), Vec::new());
     let (mut by_products, mut slopes, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
+    let precedence = statistics.then(|| precedence::<B>(&head.hidden, vocab));
     for (start, length) in blocks(rows, vocab) {
         let block = Block::new(&head, start, length);
         let logits = block.logits(&head);
@@ -160,7 +190,8 @@ pub fn head_forward<B: Backend>(head: Head<B>, save: Save, statistics: bool) -> 
             tiles.push(logits.clone());
         }
         let wants_softmax = save == Save::Slope;
-        let found = normalize::<B>(logits, block.targets.clone(), wants_softmax, statistics);
+        let targets = block.targets.clone();
+        let found = normalize::<B>(logits, targets, wants_softmax, precedence.clone());
         if let Some(softmax) = found.softmax.filter(|_| wants_softmax) {
             let targets = B::int_reshape(block.targets, Shape::new([length]));
             let chosen = B::float_select(words(&head), 0, targets);
@@ -203,49 +234,135 @@ pub fn head_backward<B: Backend>(
     normalizer: FloatTensor<B>,
     tiles: Vec<FloatTensor<B>>,
     grad: FloatTensor<B>,
-    [wants_hidden, wants_weight, wants_bias]: [bool; 3],
+    wanted: [bool; 3],
 ) -> HeadGradients<B> {
     let [rows, _] = dims::<B>(&head.hidden);
     let [vocab, _] = dims::<B>(&words(&head));
-    let dtype = head.hidden.dtype();
-    let add = |total: Option<FloatTensor<B>>, part: FloatTensor<B>| match total {
-        Some(total) => Some(B::float_add(total, part)),
-        None => Some(part),
-    };
     let mut tiles = tiles.into_iter();
-    let (mut hidden, mut weight, mut bias) = (Vec::new(), None, None);
+    let mut sums = Sums::new(wanted);
     for (start, length) in blocks(rows, vocab) {
         let block = Block::new(&head, start, length);
         let logits = tiles.next().unwrap_or_else(|| block.logits(&head));
         let delta = logits_gradient::<B>(
             logits,
-            block.targets,
+            block.targets.clone(),
             narrow::<B>(normalizer.clone(), start, length),
             column::<B>(narrow::<B>(grad.clone(), start, length)),
         );
+        sums.add(&head, block, delta);
+    }
+    sums.finish(&head)
+}
+
+/// Gradients of a head, added up block by block.
+struct Sums<B: Backend> {
+    wanted: [bool; 3],
+    hidden: Vec<FloatTensor<B>>,
+    /// In f32 at least, as the bias.
+    weight: Option<FloatTensor<B>>,
+    bias: Option<FloatTensor<B>>,
+}
+
+impl<B: Backend> Sums<B> {
+    fn new(wanted: [bool; 3]) -> Self {
+        Self {
+            wanted,
+            hidden: Vec::new(),
+            weight: None,
+            bias: None,
+        }
+    }
+
+    /// What the gradient `delta` of the logits of a block adds.
+    fn add(&mut self, head: &Head<B>, block: Block<B>, delta: FloatTensor<B>) {
+        let dtype = head.hidden.dtype();
+        let add = |total: &mut Option<FloatTensor<B>>, part: FloatTensor<B>| {
+            *total = Some(match total.take() {
+                Some(total) => B::float_add(total, part),
+                None => part,
+            });
+        };
+        let [wants_hidden, wants_weight, wants_bias] = self.wanted;
         if wants_bias {
-            bias = add(bias, B::float_sum_dim(delta.clone(), 0));
+            add(&mut self.bias, B::float_sum_dim(delta.clone(), 0));
         }
         let delta = cast::<B>(delta, dtype);
         if wants_hidden {
-            hidden.push(B::float_matmul(delta.clone(), words(&head)));
+            self.hidden
+                .push(B::float_matmul(delta.clone(), words(head)));
         }
         if wants_weight {
-            // Blocks add up in f32 at least.
             let part = if head.words_first {
                 B::float_matmul(B::float_transpose(delta), block.hidden)
             } else {
                 B::float_matmul(B::float_transpose(block.hidden), delta)
             };
-            weight = add(weight, cast::<B>(part, wide(dtype)));
+            add(&mut self.weight, cast::<B>(part, wide(dtype)));
         }
     }
-    let bias = bias.map(|bias| B::float_reshape(bias, Shape::new([vocab])));
-    [
-        wants_hidden.then(|| B::float_cat(hidden, 0)),
-        weight.map(|weight| cast::<B>(weight, dtype)),
-        bias.map(|bias| cast::<B>(bias, dtype)),
-    ]
+
+    fn finish(self, head: &Head<B>) -> HeadGradients<B> {
+        let dtype = head.hidden.dtype();
+        let [vocab, _] = dims::<B>(&words(head));
+        let bias = self
+            .bias
+            .map(|bias| B::float_reshape(bias, Shape::new([vocab])));
+        [
+            self.wanted[0].then(|| B::float_cat(self.hidden, 0)),
+            self.weight.map(|weight| cast::<B>(weight, dtype)),
+            bias.map(|bias| cast::<B>(bias, dtype)),
+        ]
+    }
+}
+
+/// ln π of a block under its head, `[rows, vocab]`.
+fn log_softmax<B: Backend>(head: &Head<B>, start: usize, rows: usize) -> FloatTensor<B> {
+    let logits = Block::new(head, start, rows).logits(head);
+    let max = B::float_max_dim(logits.clone(), 1);
+    let shifted = B::float_sub(logits, max);
+    let sum = B::float_sum_dim(B::float_exp(shifted.clone()), 1);
+    B::float_sub(shifted, B::float_log(sum))
+}
+
+pub fn kl_forward<B: Backend>(policy: Head<B>, reference: Head<B>) -> FloatTensor<B> {
+    let [rows, _] = dims::<B>(&policy.hidden);
+    let [vocab, _] = dims::<B>(&words(&policy));
+    let dtype = wide(policy.hidden.dtype());
+    let mut found = Vec::new();
+    for (start, length) in blocks(rows, vocab) {
+        let ours = log_softmax(&policy, start, length);
+        let theirs = cast::<B>(log_softmax(&reference, start, length), dtype);
+        let bools = get_device_settings::<B>(&theirs.device()).bool_dtype;
+        // A word that the reference rules out contributes 0·(−∞) = 0.
+        let ruled_out = B::float_equal_elem(theirs.clone(), f64::NEG_INFINITY.into(), bools);
+        let difference = B::float_sub(theirs.clone(), ours);
+        let terms = B::float_mul(B::float_exp(theirs), difference);
+        let terms = B::float_mask_fill(terms, ruled_out, 0.0.into());
+        found.push(B::float_sum_dim(terms, 1));
+    }
+    flat::<B>(found)
+}
+
+/// ∂K/∂logits = π − π°.
+pub fn kl_backward<B: Backend>(
+    policy: Head<B>,
+    reference: Head<B>,
+    grad: FloatTensor<B>,
+    wanted: [bool; 3],
+) -> HeadGradients<B> {
+    let [rows, _] = dims::<B>(&policy.hidden);
+    let [vocab, _] = dims::<B>(&words(&policy));
+    let dtype = wide(policy.hidden.dtype());
+    let mut sums = Sums::new(wanted);
+    for (start, length) in blocks(rows, vocab) {
+        let ours = B::float_exp(log_softmax(&policy, start, length));
+        let theirs = B::float_exp(log_softmax(&reference, start, length));
+        let difference = B::float_sub(ours, cast::<B>(theirs, dtype));
+        let grad = column::<B>(narrow::<B>(grad.clone(), start, length));
+        let block = Block::new(&policy, start, length);
+        sums.add(&policy, block, B::float_mul(difference, grad));
+    }
+    sums.finish(&policy)
 }
 
 /// `[rows]` as a mask of the rows of `[rows, width]` that do not count.
@@ -264,7 +381,8 @@ pub fn logits_forward<B: Backend>(
     let [rows, vocab] = dims::<B>(&logits);
     let targets = B::int_reshape(targets, Shape::new([rows, 1]));
     let logits = B::float_mask_fill(logits, not_counted::<B>(counted, vocab), 0.0.into());
-    let found = normalize::<B>(logits, targets, false, statistics);
+    let precedence = statistics.then(|| precedence::<B>(&logits, vocab));
+    let found = normalize::<B>(logits, targets, false, precedence);
     Forward {
         log_probs: flat::<B>(vec![found.log_probs]),
         normalizer: found.normalizer,

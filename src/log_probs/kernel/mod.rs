@@ -69,6 +69,27 @@ pub trait LogProbOps: Backend {
         counted: BoolTensor<Self>,
         statistics: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// KL(π° ‖ π) of every row, `[rows]`, each of the two from its hidden states and its head; the
+    /// gradient is the policy's. `targets` is any `[rows]`.
+    #[allow(clippy::too_many_arguments, reason = "two heads")]
+    fn head_kl(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        reference_hidden: FloatTensor<Self>,
+        reference_weight: FloatTensor<Self>,
+        reference_bias: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        options: KlOptions,
+    ) -> FloatTensor<Self>;
+}
+
+/// How the two heads of a KL are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KlOptions {
+    pub policy: HeadOptions,
+    pub reference: HeadOptions,
 }
 
 /// Hidden states, the head and the words, as one backend holds them.
@@ -174,6 +195,21 @@ pub trait LogProbKernel: Backend {
     ) -> FloatTensor<Self> {
         generic::logits_backward::<Self>(logits, targets, counted, normalizer, grad)
     }
+
+    /// The forward of [`LogProbOps::head_kl`].
+    fn kl_forward(policy: Head<Self>, reference: Head<Self>) -> FloatTensor<Self> {
+        generic::kl_forward(policy, reference)
+    }
+
+    /// Its backward, for the policy's head.
+    fn kl_backward(
+        policy: Head<Self>,
+        reference: Head<Self>,
+        grad: FloatTensor<Self>,
+        wanted: [bool; 3],
+    ) -> HeadGradients<Self> {
+        generic::kl_backward(policy, reference, grad, wanted)
+    }
 }
 
 #[cfg(feature = "ndarray")]
@@ -222,6 +258,29 @@ impl<B: LogProbKernel> LogProbOps for B {
         statistics: bool,
     ) -> (FloatTensor<B>, FloatTensor<B>) {
         outputs(B::logits_forward(logits, targets, counted, statistics))
+    }
+
+    fn head_kl(
+        hidden: FloatTensor<B>,
+        weight: FloatTensor<B>,
+        bias: FloatTensor<B>,
+        reference_hidden: FloatTensor<B>,
+        reference_weight: FloatTensor<B>,
+        reference_bias: FloatTensor<B>,
+        targets: IntTensor<B>,
+        options: KlOptions,
+    ) -> FloatTensor<B> {
+        let KlOptions { policy, reference } = options;
+        B::kl_forward(
+            Head::new(hidden, weight, bias, targets.clone(), policy),
+            Head::new(
+                reference_hidden,
+                reference_weight,
+                reference_bias,
+                targets,
+                reference,
+            ),
+        )
     }
 }
 
@@ -294,7 +353,55 @@ fn head_log_probs_by(
     tensors(found, options.statistics)
 }
 
-/// The same from logits `[rows, vocab]`; a row that is not counted may hold anything.
+/// Hidden states and a head as tensors: `[rows, hidden]`, weight, bias.
+#[derive(Debug, Clone)]
+pub struct HeadTensors {
+    pub hidden: Tensor<2>,
+    pub weight: Tensor<2>,
+    pub bias: Option<Tensor<1>>,
+    pub words_first: bool,
+}
+
+impl HeadTensors {
+    fn into_dispatch(self) -> ([DispatchTensor; 3], HeadOptions) {
+        let options = HeadOptions {
+            words_first: self.words_first,
+            biased: self.bias.is_some(),
+            retained_bytes: 0,
+            statistics: false,
+        };
+        let like = (&self.hidden.device(), self.hidden.dtype());
+        let bias = self.bias.unwrap_or_else(|| Tensor::zeros([1], like));
+        let [hidden, weight] = [self.hidden, self.weight].map(Tensor::into_dispatch);
+        ([hidden, weight, bias.into_dispatch()], options)
+    }
+}
+
+/// KL(π° ‖ π) of every row, `[rows]`.
+pub fn head_kl(policy: HeadTensors, reference: HeadTensors) -> Tensor<1> {
+    let supported = is_supported(&policy.hidden.device());
+    head_kl_by(supported, policy, reference)
+}
+
+fn head_kl_by(extension: bool, policy: HeadTensors, reference: HeadTensors) -> Tensor<1> {
+    let [rows, _] = policy.hidden.dims();
+    let targets = Tensor::<1, Int>::zeros([rows], &policy.hidden.device()).into_dispatch();
+    let ([hidden, weight, bias], policy) = policy.into_dispatch();
+    let ([ref_hidden, ref_weight, ref_bias], reference) = reference.into_dispatch();
+    Tensor::from_dispatch(if extension {
+        let options = KlOptions { policy, reference };
+        Dispatch::head_kl(
+            hidden, weight, bias, ref_hidden, ref_weight, ref_bias, targets, options,
+        )
+    } else {
+        generic::kl_forward::<Dispatch>(
+            Head::new(hidden, weight, bias, targets.clone(), policy),
+            Head::new(ref_hidden, ref_weight, ref_bias, targets, reference),
+        )
+    })
+}
+
+/// As [`head_log_probs`], from logits `[rows, vocab]`; a row that is not counted may hold anything.
 pub fn logits_log_probs(
     logits: Tensor<2>,
     targets: Tensor<1, Int>,

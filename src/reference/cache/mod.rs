@@ -35,7 +35,7 @@
 //!     16,
 //!     |batch| {
 //!         // Your model; here every token has −1 nat.
-//!         let lengths: Vec<i32> = batch.iter().map(|s| s.completion().len() as i32).collect();
+//!         let lengths: Vec<usize> = batch.iter().map(|s| s.completion().len()).collect();
 //!         let sums: Vec<f32> = lengths.iter().map(|&n| -(n as f32)).collect();
 //!         Ok(SequenceLogProbs::from_values(&sums, &lengths, &device)?)
 //!     },
@@ -351,7 +351,7 @@ impl ReferenceCache {
             let Entry { sum, length } = *entry.ok_or(CacheError::Missing { index })?;
             #[allow(clippy::cast_possible_truncation, reason = "policies sum in f32")]
             sums.push(sum as f32);
-            lengths.push(i32::try_from(length).unwrap_or(i32::MAX));
+            lengths.push(length as usize);
         }
         Ok(SequenceLogProbs::from_values(&sums, &lengths, device)?)
     }

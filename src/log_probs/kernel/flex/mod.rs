@@ -325,7 +325,8 @@ impl Problem {
             if words.contains(&self.targets[row]) {
                 found.target = line[self.targets[row] - words.start];
             }
-            found.partial = exponentiate(self.arch, line, found.partial.max, statistics);
+            found.partial = exponentiate(self.arch, line, found.partial.max, statistics)
+                .starting_at(words.start);
         }
     }
 
@@ -339,7 +340,7 @@ impl Problem {
                 parts.copied().fold(Found::NOTHING, Found::and)
             })
             .collect();
-        forward(&rows, self.words.len(), statistics)
+        forward(&rows, &self.targets, self.words.len(), statistics)
     }
 
     /// The same, and the gradient of each log-probability with respect to its hidden state:
@@ -665,18 +666,18 @@ impl Found {
     }
 }
 
-fn forward(rows: &[Found], words: usize, statistics: bool) -> Forward<Flex> {
+fn forward(rows: &[Found], targets: &[usize], words: usize, statistics: bool) -> Forward<Flex> {
     let log_prob = |found: &Found| {
         let below = f64::from(found.target) - f64::from(found.partial.max);
         narrow(below - found.partial.log_sum())
     };
     let normalizer = |found: &Found| [found.partial.max, narrow(found.partial.log_sum())];
-    let by_products = |found: &Found| found.partial.statistics(found.target, words);
+    let by_products = |(found, &target): (&Found, &usize)| found.partial.statistics(target, words);
     Forward {
         log_probs: tensor(rows.iter().map(log_prob).collect(), [rows.len()]),
         normalizer: tensor(rows.iter().flat_map(normalizer).collect(), [rows.len(), 2]),
         statistics: statistics.then(|| {
-            let values = rows.iter().flat_map(by_products).collect();
+            let values = rows.iter().zip(targets).flat_map(by_products).collect();
             tensor(values, [rows.len(), STATISTICS])
         }),
         slope: None,
@@ -710,18 +711,18 @@ fn logits_forward(
                     return Found::NOT_COUNTED;
                 }
                 let mut partial = Partial::EMPTY;
-                for piece in logits.chunks(PIECE) {
+                for (index, piece) in logits.chunks(PIECE).enumerate() {
                     let scratch = &mut scratch[..piece.len()];
                     scratch.copy_from_slice(piece);
                     let found = exponentiate(arch, scratch, f32::NEG_INFINITY, statistics);
-                    partial = partial.and(found);
+                    partial = partial.and(found.starting_at(index * PIECE));
                 }
                 let target = logits[targets[row]];
                 Found { partial, target }
             },
         )
         .collect();
-    forward(&found, vocab, statistics)
+    forward(&found, &targets, vocab, statistics)
 }
 
 fn logits_backward(

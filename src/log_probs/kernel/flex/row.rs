@@ -26,6 +26,8 @@ pub fn narrow(x: f64) -> f32 {
 #[derive(Debug, Clone, Copy)]
 pub struct Partial {
     pub max: f32,
+    /// Where the first of the largest stands, if by-products were asked for.
+    first: usize,
     /// `Σ exp(x − m)`
     pub sum: f64,
     /// `Σ exp(x − m)·(x − m)`
@@ -39,6 +41,7 @@ pub struct Partial {
 impl Partial {
     pub const EMPTY: Self = Self {
         max: f32::NEG_INFINITY,
+        first: usize::MAX,
         sum: 0.0,
         expected: 0.0,
         squares: 0.0,
@@ -48,6 +51,7 @@ impl Partial {
     /// One logit of 0.
     pub const ONE: Self = Self {
         max: 0.0,
+        first: 0,
         sum: 1.0,
         squares: 1.0,
         ..Self::EMPTY
@@ -60,9 +64,11 @@ impl Partial {
         } else {
             self.max
         };
+        let first = |of: Self| if of.max == max { of.first } else { usize::MAX };
         let (a, b) = (self.relative_to(max), other.relative_to(max));
         Self {
             max,
+            first: first(self).min(first(other)),
             sum: a.sum + b.sum,
             expected: a.expected + b.expected,
             squares: a.squares + b.squares,
@@ -82,7 +88,15 @@ impl Partial {
             sum: factor * self.sum,
             expected: factor * (self.expected + difference * self.sum),
             squares: factor * factor * self.squares,
-            total: self.total,
+            ..self
+        }
+    }
+
+    /// The same stretch, which begins at `word` of its row.
+    pub fn starting_at(self, word: usize) -> Self {
+        Self {
+            first: self.first.saturating_add(word),
+            ..self
         }
     }
 
@@ -91,12 +105,12 @@ impl Partial {
         self.sum.ln()
     }
 
-    /// The by-products of a row of `words` logits whose target has `target`.
-    pub fn statistics(self, target: f32, words: usize) -> [f32; super::super::STATISTICS] {
+    /// The by-products of a row of `words` logits, of which `target` was asked for.
+    pub fn statistics(self, target: usize, words: usize) -> [f32; super::super::STATISTICS] {
         let top1 = if self.sum.is_nan() {
             f64::NAN
         } else {
-            f64::from(u8::from(target >= self.max))
+            f64::from(u8::from(target == self.first))
         };
         [
             self.log_sum() - self.expected / self.sum,
@@ -159,6 +173,11 @@ fn wide_sum(lanes: Lanes) -> f64 {
 #[inline(always)]
 fn exponentiate_here<const STATISTICS: bool>(x: &mut [f32], at_least: f32) -> Partial {
     let max = largest(x, at_least);
+    let first = if STATISTICS {
+        x.iter().position(|&x| x == max).unwrap_or(usize::MAX)
+    } else {
+        usize::MAX
+    };
     let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
     let (mut sum, mut expected) = ([0.0; LANES], [0.0; LANES]);
     let (mut squares, mut total) = ([0.0; LANES], [0.0; LANES]);
@@ -186,6 +205,7 @@ fn exponentiate_here<const STATISTICS: bool>(x: &mut [f32], at_least: f32) -> Pa
     }
     Partial {
         max,
+        first,
         sum: wide_sum(sum),
         expected: wide_sum(expected),
         squares: wide_sum(squares),

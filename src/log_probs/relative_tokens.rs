@@ -1,0 +1,158 @@
+use burn::tensor::{Bool, Tensor};
+
+use super::{RelativeLogProbs, TokenLogProbs};
+use crate::error::{InvalidHyperparameter, InvalidInput};
+use crate::hyperparameter::finite;
+
+/// The policy's log-probabilities of tokens, and the reference's of the same ones.
+///
+/// It is where tokens are weighed or clamped before they are summed, because both sides have to
+/// take part: a sum that is altered on one side alone is no log-ratio. What needs both completions
+/// of a pair, LD-DPO and SamPO, are methods of
+/// [`Pair<RelativeTokenLogProbs>`](crate::batch::Pair).
+///
+/// ```
+/// use burn::tensor::{Bool, Device, Tensor};
+/// use burn_preference::TokenLogProbs;
+///
+/// let device = Device::default();
+/// let mask = Tensor::<2, Bool>::from_bool([[true, true]], &device);
+/// let of = |values| TokenLogProbs::new(Tensor::from_floats([values], &device), mask.clone());
+///
+/// // Log-ratios of 0.5 and −3 nats; a clamp to ±1 leaves 0.5 − 1.
+/// let tokens = of([-1.0, -4.0])?.relative_to(of([-1.5, -1.0])?)?;
+/// let ratio = tokens.clamped(-1.0, 1.0)?.sequence().log_ratio();
+/// assert_eq!(ratio.into_scalar::<f32>(), -0.5);
+/// # Ok::<(), burn_preference::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct RelativeTokenLogProbs {
+    policy: TokenLogProbs,
+    reference: TokenLogProbs,
+    /// The policy's side before anything was done to it.
+    unmodified: TokenLogProbs,
+}
+
+impl TokenLogProbs {
+    /// Puts the reference's log-probabilities of the same tokens beside the policy's.
+    ///
+    /// No gradient flows into the reference, whatever it was computed with.
+    ///
+    /// # Errors
+    ///
+    /// Shapes or devices differ.
+    pub fn relative_to(self, reference: Self) -> Result<RelativeTokenLogProbs, InvalidInput> {
+        let (ours, theirs) = (self.log_probs(), reference.log_probs());
+        InvalidInput::check_shape("reference", &ours.shape(), &theirs.shape())?;
+        InvalidInput::check_device("reference", &ours.device(), &theirs.device())?;
+        let theirs = theirs.without_autodiff().cast(ours.dtype());
+        Ok(RelativeTokenLogProbs {
+            policy: self.clone(),
+            reference: Self::masked(theirs, reference.mask()),
+            unmodified: self,
+        })
+    }
+}
+
+impl RelativeTokenLogProbs {
+    /// The policy's side, as objectives compare it.
+    pub fn policy(&self) -> &TokenLogProbs {
+        &self.policy
+    }
+
+    /// The reference's side; no gradient reaches it.
+    pub fn reference(&self) -> &TokenLogProbs {
+        &self.reference
+    }
+
+    /// ln π − ln π° of every token, 0 where it does not count; `[batch, time − 1]`, nats.
+    pub fn log_ratios(&self) -> Tensor<2> {
+        self.policy.log_probs() - self.reference.log_probs()
+    }
+
+    /// Sums and lengths of both sides. The policy's
+    /// [`unmodified`](super::SequenceLogProbs::unmodified) sums stay with them.
+    pub fn sequence(&self) -> RelativeLogProbs {
+        let policy = self.policy.sequence();
+        let before = self.unmodified.sequence();
+        RelativeLogProbs::new(policy.in_place_of(&before), self.reference.sequence())
+            .expect("same shape, same device")
+    }
+
+    /// Clamps the log-ratio of every token to `low..=high` nats ("humanline" in HALOs); beyond it
+    /// a token has no gradient.
+    ///
+    /// ```text
+    /// ρ = Σ_t clamp(ln π(y_t) − ln π°(y_t), low, high)
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A bound is not finite, or `low` > `high`.
+    pub fn clamped(self, low: f64, high: f64) -> Result<Self, InvalidHyperparameter> {
+        finite("low", low)?;
+        finite("high", high)?;
+        if low > high {
+            return Err(InvalidHyperparameter::new("high", high, "≥ `low`"));
+        }
+        let clamped = self.reference.log_probs() + self.log_ratios().clamp(low, high);
+        Ok(Self {
+            policy: TokenLogProbs::masked(clamped, self.policy.mask()),
+            ..self
+        })
+    }
+
+    /// Weighs every token of both sides, as TIS-DPO and its relatives do. No gradient flows into
+    /// the weights.
+    ///
+    /// ```text
+    /// ℓ = Σ_t w_t·ln π(y_t),   ℓ° = Σ_t w_t·ln π°(y_t)
+    /// ```
+    ///
+    /// Lengths stay numbers of tokens: ℓ̄ is divided by them, not by Σ w. Weights of tokens that do
+    /// not count may be anything.
+    ///
+    /// # Shapes
+    ///
+    /// - `weights`: `[batch, time − 1]`, a column per *predicted* token, as in [`TokenLogProbs`]
+    ///
+    /// # Errors
+    ///
+    /// `weights` has another shape or device.
+    pub fn weighted(self, weights: Tensor<2>) -> Result<Self, InvalidInput> {
+        let here = self.policy.log_probs();
+        InvalidInput::check_shape("weights", &here.shape(), &weights.shape())?;
+        InvalidInput::check_device("weights", &here.device(), &weights.device())?;
+        Ok(self.times(&weights.without_autodiff()))
+    }
+
+    pub(crate) fn times(self, weights: &Tensor<2>) -> Self {
+        Self {
+            policy: self.policy.times(weights),
+            reference: self.reference.times(weights),
+            ..self
+        }
+    }
+
+    /// Counts only those tokens that `mask` marks as well.
+    pub(crate) fn keep(self, mask: Tensor<2, Bool>) -> Self {
+        let keep = |side: TokenLogProbs| {
+            TokenLogProbs::masked(side.log_probs(), side.mask().bool_and(mask.clone()))
+        };
+        Self {
+            policy: keep(self.policy),
+            reference: keep(self.reference),
+            ..self
+        }
+    }
+
+    /// Rows `start..start + length` of the batch.
+    pub(crate) fn rows(&self, start: usize, length: usize) -> Self {
+        let rows = |side: &TokenLogProbs| side.rows(start, length);
+        Self {
+            policy: rows(&self.policy),
+            reference: rows(&self.reference),
+            unmodified: rows(&self.unmodified),
+        }
+    }
+}
