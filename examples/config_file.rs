@@ -8,7 +8,7 @@ mod toy;
 
 use burn::tensor::Device;
 use burn_preference::config::{PairObjective, PairObjectiveConfig};
-use burn_preference::{Frozen, PolicyPair};
+use burn_preference::{Frozen, Objective, PolicyPair};
 use toy::{Bigram, Rows};
 
 const FILE: &str = r#"{

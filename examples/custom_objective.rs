@@ -1,7 +1,8 @@
 //! Your own objective: implement one method, and everything else works with it.
 //!
 //! Here the squared hinge of the generalised preference optimisation family (2402.05749),
-//! `((1 − h)⁺)²`. The SFT term, the reductions and the metrics come for free.
+//! `((1 − h)⁺)²`. The SFT term, the reductions and the metrics come for free. Then it takes a
+//! column of its own: a confidence per pair, which multiplies h.
 //!
 //! ```text
 //! cargo run --example custom_objective
@@ -12,11 +13,12 @@ mod toy;
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
 use burn_preference::{
-    BatchMetrics, Frozen, InvalidInput, LossOutput, Objective, Pair, PolicyPair, ReferencedPair,
-    SftTerm,
+    Batch, BatchMetrics, Column, DpoLossConfig, Error, Frozen, LossOutput, Mixture, Objective,
+    Pair, ReferencedPair, SftTerm, WithoutColumn,
 };
 use toy::{Bigram, Rows};
 
+#[derive(Debug, Clone)]
 struct SquaredHinge {
     beta: f64,
 }
@@ -29,7 +31,43 @@ impl Objective<ReferencedPair> for SquaredHinge {
     }
 }
 
-fn main() -> Result<(), InvalidInput> {
+/// A batch with how sure the annotator was of each pair, in [0, 1].
+#[derive(Debug, Clone)]
+struct WithConfidence<B> {
+    batch: B,
+    confidence: Tensor<1>,
+}
+
+impl<B: Batch> Batch for WithConfidence<B> {
+    type Rewards = B::Rewards;
+
+    fn len(&self) -> usize {
+        self.batch.len()
+    }
+
+    fn device(&self) -> Device {
+        self.batch.device()
+    }
+}
+
+/// With this, `WithoutColumn` serves objectives that have no use for it.
+impl<B: Batch> Column for WithConfidence<B> {
+    type Inner = B;
+
+    fn into_batch(self) -> B {
+        self.batch
+    }
+}
+
+impl Objective<WithConfidence<ReferencedPair>> for SquaredHinge {
+    fn forward(&self, batch: WithConfidence<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
+        let rewards = batch.batch.map_ref(|y| y.log_ratio() * self.beta);
+        let h = rewards.margin() * batch.confidence;
+        LossOutput::new(relu(-h + 1).square(), rewards)
+    }
+}
+
+fn main() -> Result<(), Error> {
     let device = Device::default();
     let policy = Bigram::new(&device);
     let rows = Rows::new(
@@ -39,14 +77,22 @@ fn main() -> Result<(), InvalidInput> {
     let reference = Frozen::new(&policy)
         .log_probs(rows.tokens.clone(), rows.mask.clone(), Bigram::forward)?
         .sequence();
-    let reference = PolicyPair::from_concatenated(&reference)?;
-    let batch = PolicyPair::from_concatenated(&policy.log_probs(&rows)?)?.relative_to(reference)?;
+    let relative = policy.log_probs(&rows)?.relative_to(reference)?;
+    let batch = Pair::from_concatenated(&relative)?;
 
-    let objective = SftTerm::new(SquaredHinge { beta: 0.1 }, 0.2);
+    let hinge = SquaredHinge { beta: 0.1 };
+    let objective = SftTerm::new(hinge.clone(), 0.2)?;
     let output = objective.forward(batch.clone());
     // At policy = reference h is 0: (1 − 0)² plus the SFT term.
-    for (key, value) in BatchMetrics::observe(&batch, &output).read().iter() {
-        println!("{key:20} {value:.4}");
-    }
+    print!("{}", BatchMetrics::observe(&batch, &output).read()?);
+
+    let batch = WithConfidence {
+        batch,
+        confidence: Tensor::from_floats([1.0, 0.5], &device),
+    };
+    let both = Mixture::new(1.0, hinge)?;
+    let both = both.and(1.0, WithoutColumn(DpoLossConfig::new().init()))?;
+    let loss = both.forward(batch).mean().into_scalar::<f32>();
+    println!("with a column, and DPO without it: {loss:.4}"); // 1 + ln 2
     Ok(())
 }

@@ -8,10 +8,10 @@ mod toy;
 
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::Device;
-use burn_preference::{BatchMetrics, DpoLossConfig, Frozen, InvalidInput, Objective, PolicyPair};
+use burn_preference::{BatchMetrics, DpoLossConfig, Error, Frozen, Objective, Pair};
 use toy::{Bigram, Rows};
 
-fn main() -> Result<(), InvalidInput> {
+fn main() -> Result<(), Error> {
     let device = Device::default();
     let mut policy = Bigram::new(&device);
     let reference = Frozen::new(&policy);
@@ -27,16 +27,15 @@ fn main() -> Result<(), InvalidInput> {
     for step in 0..=20 {
         let theirs =
             reference.log_probs(rows.tokens.clone(), rows.mask.clone(), Bigram::forward)?;
-        let theirs = PolicyPair::from_concatenated(&theirs.sequence())?;
-        let ours = PolicyPair::from_concatenated(&policy.log_probs(&rows)?)?;
-        let batch = ours.relative_to(theirs)?;
+        let relative = policy.log_probs(&rows)?.relative_to(theirs.sequence())?;
+        let batch = Pair::from_concatenated(&relative)?;
 
         let output = dpo.forward(batch.clone());
         let grads = GradientsParams::from_grads(output.mean().backward(), &policy);
         policy = optimizer.step(0.02, policy, grads);
 
         if step % 5 == 0 {
-            let metrics = BatchMetrics::observe(&batch, &output).read();
+            let metrics = BatchMetrics::observe(&batch, &output).read()?;
             let [loss, margin] = ["loss", "rewards/margins"].map(|key| metrics.get(key).unwrap());
             println!("step {step:2}  loss {loss:.4}  margin {margin:.3}");
         }

@@ -9,15 +9,13 @@ mod toy;
 
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::Device;
-use burn_preference::{
-    Frozen, InvalidInput, IpoLossConfig, Objective, PolicyPair, SequenceLogProbs,
-};
+use burn_preference::{Frozen, InvalidInput, IpoLossConfig, Objective, Pair, SequenceLogProbs};
 use toy::{Bigram, Rows};
 
 /// What a file or a database would hold of one completion.
 struct Entry {
     sum: f32,
-    length: i32,
+    length: usize,
 }
 
 fn main() -> Result<(), InvalidInput> {
@@ -36,18 +34,21 @@ fn main() -> Result<(), InvalidInput> {
     let lengths = reference.lengths().into_data();
     let entries: Vec<Entry> = sums
         .iter::<f32>()
-        .zip(lengths.iter::<i32>())
-        .map(|(sum, length)| Entry { sum, length })
+        .zip(lengths.iter::<u64>())
+        .map(|(sum, length)| Entry {
+            sum,
+            length: usize::try_from(length).expect("a short completion"),
+        })
         .collect();
 
     let ipo = IpoLossConfig::new().with_tau(0.5).init();
     let mut optimizer = AdamWConfig::new().init();
     for step in 0..=20 {
         let sums: Vec<f32> = entries.iter().map(|e| e.sum).collect();
-        let lengths: Vec<i32> = entries.iter().map(|e| e.length).collect();
+        let lengths: Vec<usize> = entries.iter().map(|e| e.length).collect();
         let stored = SequenceLogProbs::from_values(&sums, &lengths, &device)?;
-        let ours = PolicyPair::from_concatenated(&policy.log_probs(&rows)?)?;
-        let batch = ours.relative_to(PolicyPair::from_concatenated(&stored)?)?;
+        let relative = policy.log_probs(&rows)?.relative_to(stored)?;
+        let batch = Pair::from_concatenated(&relative)?;
 
         let output = ipo.forward(batch);
         if step % 5 == 0 {

@@ -119,8 +119,7 @@ fn main() {
     let (up, down) = tokens.report().classes.expect("thumbs");
     // λ_U so that both classes weigh the same: the paper's recommendation.
     let config = KtoLossConfig::new().with_undesirable_weight(up as f64 / down as f64);
-    let ratio = config.check_class_ratio(up, down).expect("balanced");
-    println!("class ratio: {ratio}");
+    println!("{}", config.class_ratio(up, down));
 
     let device = Device::default();
     let rows = Arc::new(Mismatched::new(tokens, truncation));
@@ -156,9 +155,8 @@ fn main() {
     let rows = rows.iter().collect::<Result<_, _>>().expect("in memory");
     let thumbs = collator.batch(rows, &device);
     let (batch, output) = result.model.forward(&thumbs).expect("fits");
-    let margin = BatchMetrics::observe(&batch, &output)
-        .read()
-        .get("rewards/margins");
+    let metrics = BatchMetrics::observe(&batch, &output).read();
+    let margin = metrics.expect("the device works").get("rewards/margins");
     println!("margin: {:.3}", margin.expect("both classes"));
     assert!(margin > Some(0.1), "thumbs up are told from thumbs down");
 }

@@ -24,7 +24,7 @@ macro_rules! example_batch {
             $crate::declare::example_batch!(referenced),
             "// Scores s_w = 2, s_l = 1.\n",
             "# let score = |s| burn::tensor::Tensor::<1>::from_floats([s], &device);\n",
-            "# let scores = Pair { chosen: score(2.0), rejected: score(1.0) };\n",
+            "# let scores = Pair::new(score(2.0), score(1.0))?;\n",
             "# let batch = WithScores::new(batch, scores)?;\n",
         )
     };
@@ -48,7 +48,7 @@ macro_rules! example_batch {
         concat!(
             $crate::declare::example_batch!(referenced),
             "# let kl = |k| burn::tensor::Tensor::<1>::from_floats([k], &device);\n",
-            "# let kl = Pair { chosen: kl(1.0), rejected: kl(3.0) };\n",
+            "# let kl = Pair::new(kl(1.0), kl(3.0))?;\n",
             "# let batch = WithSequenceKl::new(batch, kl)?;\n",
         )
     };

@@ -10,6 +10,9 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
+use crate::error::InvalidHyperparameter;
+use crate::hyperparameter::positive;
+
 /// Scales all gradients of `model` by min(1, `max_norm` / norm), where the norm is over all of
 /// them together, and returns them with that norm, `[1]`, before clipping.
 ///
@@ -34,28 +37,26 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 /// let loss = model.forward(Tensor::<2>::from_floats([[3.0]], &device)).sum()
 ///     + model.bias.as_ref().unwrap().val().sum() * 3.0;
 /// let grads = GradientsParams::from_grads(loss.backward(), &model);
-/// let (grads, norm) = clip_by_global_norm(grads, &model, 1.0);
+/// let (grads, norm) = clip_by_global_norm(grads, &model, 1.0)?;
 /// assert!((norm.into_scalar::<f32>() - 5.0).abs() < 1e-6);
 /// let weight = grads.get::<2>(model.weight.id).unwrap().into_scalar::<f32>();
 /// assert!((weight - 0.6).abs() < 1e-6);
+/// # Ok::<(), burn_preference::Error>(())
 /// ```
 ///
-/// # Panics
+/// # Errors
 ///
-/// Panics unless `max_norm` is a finite number > 0.
+/// `max_norm` is not a finite number > 0.
 pub fn clip_by_global_norm<M: Module>(
     grads: GradientsParams,
     model: &M,
     max_norm: f64,
-) -> (GradientsParams, Tensor<1>) {
-    assert!(
-        max_norm > 0.0 && max_norm.is_finite(),
-        "max_norm: a finite number > 0, not {max_norm}"
-    );
+) -> Result<(GradientsParams, Tensor<1>), InvalidHyperparameter> {
+    positive("max_norm", max_norm)?;
     let mut largest = Walk::new(&grads, |grad: Tensor<1>| grad.abs().max_dim(0));
     model.visit(&mut largest);
     let Some(largest) = largest.results.into_iter().reduce(Tensor::max_pair) else {
-        return (grads, Tensor::zeros([1], &Device::default()));
+        return Ok((grads, Tensor::zeros([1], &Device::default())));
     };
     // Squares of what is at most 1 neither overflow nor vanish.
     let scale = largest.clone().mask_fill(largest.equal_elem(0.0), 1.0);
@@ -75,7 +76,7 @@ pub fn clip_by_global_norm<M: Module>(
         seen: HashSet::new(),
     };
     model.visit(&mut clip);
-    (clip.grads, norm)
+    Ok((clip.grads, norm))
 }
 
 /// One number per gradient, each parameter once: a tied one has several places.

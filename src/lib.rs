@@ -21,7 +21,7 @@
 //! use burn::module::Module;
 //! use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 //! use burn::tensor::{Bool, Device, Int, Tensor};
-//! use burn_preference::{DpoLossConfig, Frozen, Objective, PolicyPair, TokenLogProbs};
+//! use burn_preference::{DpoLossConfig, Frozen, Objective, Pair, TokenLogProbs};
 //!
 //! #[derive(Module, Debug)]
 //! struct Model {
@@ -50,8 +50,7 @@
 //! let logits = policy.forward(tokens.clone());
 //! let ours = TokenLogProbs::from_logits(logits, tokens.clone(), completion_mask.clone())?;
 //! let theirs = reference.log_probs(tokens, completion_mask, Model::forward)?;
-//! let batch = PolicyPair::from_concatenated(&ours.sequence())?
-//!     .relative_to(PolicyPair::from_concatenated(&theirs.sequence())?)?;
+//! let batch = Pair::from_concatenated(&ours.sequence().relative_to(theirs.sequence())?)?;
 //!
 //! let loss = DpoLossConfig::new().with_beta(0.1).init().forward(batch).mean();
 //! // Policy and reference are equal: ln 2.
@@ -64,6 +63,20 @@
 //!
 //! [`modifier`] holds what goes on top of them, [`state`] what some of them need from earlier
 //! batches, and [`config`] chooses one by a file.
+//!
+//! # Rewards
+//!
+//! The rewards of [`LossOutput`] are for logs: β (IPO's τ) times the log-ratio, or log-probability,
+//! that the loss compares, after a divergence or a normalisation. What acts on the margin besides is
+//! not in them: a target margin, DPOP's penalty, R-DPO's length, DPO-Shift's λ, BCO's δ, β-DPO's β
+//! of the batch, TDPO's KL. The objectives say so, and what their authors log. TRL's rewards
+//! are β·ρ under any divergence or normalisation.
+//!
+//! # Errors
+//!
+//! What can fail returns a `Result`, and [`Error`] is all of them for a `?`. The exceptions are
+//! few: a config's `init`, Burn's idiom, for values that stand in the program, and places where a
+//! trait has no room for an error; their documentation names the panic.
 //!
 //! # Precision
 //!
@@ -80,7 +93,9 @@
 //! - **A NaN that goes in comes out**, in the example that it belongs to: of a log-prob, of a score
 //!   in a list, of a column. One of an absent candidate or a token that does not count does not.
 //! - **±∞ gives the limit, ±∞ or NaN**, never another number.
-//! - **Empty completions and batches** have sum, mean and loss 0.
+//! - **An empty completion** has sum, mean and length 0, and no gradient: its log-ratio is 0. What
+//!   that makes of a loss is the objective's business: DPO of two empty completions is ln 2.
+//! - **An empty batch** has mean and sum 0.
 //! - **Hyperparameters are numbers that f32 holds**: 1e-300 would be 0 there, and is an error.
 //!
 //! WGSL (the shading language of `wgpu`) lets a device assume that there is no NaN, so that the

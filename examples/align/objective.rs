@@ -149,10 +149,7 @@ fn rows(
     let rows = Rows::new(texts, device);
     let sums: Vec<f32> = picked.iter().map(|(l, i)| l.reference[*i]).collect();
     let length = |(list, i): &(&List, usize)| list.candidates[*i].len();
-    let lengths = picked
-        .iter()
-        .map(|x| i32::try_from(length(x)).expect("a short completion"));
-    let lengths: Vec<i32> = lengths.collect();
+    let lengths: Vec<usize> = picked.iter().map(length).collect();
     let reference = SequenceLogProbs::from_values(&sums, &lengths, device)?;
     Ok((rows, reference))
 }

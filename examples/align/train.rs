@@ -110,7 +110,7 @@ pub fn align(
         policy = optimizer.step(plan.learning_rate * warmup, policy, grads);
 
         progress.step(|| {
-            let metrics = metrics.read();
+            let metrics = metrics.read().expect("the device works");
             let loss = metrics.get("loss").unwrap_or(f64::NAN);
             let accuracy = metrics.get("rewards/accuracies");
             let accuracy = accuracy.map_or(String::new(), |a| format!("  accuracy {a:.2}"));

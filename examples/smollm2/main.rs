@@ -39,7 +39,7 @@ use burn_preference::data::{read, split_by};
 use burn_preference::gradients::clip_by_global_norm;
 use burn_preference::reference::cache::{CacheError, Fingerprint, ReferenceCache};
 use burn_preference::tokens::{Padding, TokenBatch};
-use burn_preference::{BatchMetrics, Frozen, Metrics};
+use burn_preference::{BatchMetrics, Frozen};
 use chat::Chat;
 use clap::Parser;
 use gguf::Gguf;
@@ -266,21 +266,22 @@ fn train_policy(
     for step in 1..=args.steps {
         let rows = cursor.remaining(&train)?;
         let pairs = rows.get_many((0..rows.len().min(args.pairs)).collect())?;
-        let mut metrics = Metrics::default();
+        let mut metrics = BatchMetrics::default();
         let mut accumulator = GradientsAccumulator::new();
         for some in pairs.chunks(args.micro) {
             let (pair, output) =
                 report::forward(&policy, objective, cache, some, collator, device)?;
-            metrics.merge(&BatchMetrics::observe(&pair, &output).read());
-            let loss = output.normalized_by(pairs.len() as f64);
+            metrics = metrics.merge(BatchMetrics::observe(&pair, &output));
+            let loss = output.normalized_by(pairs.len() as f64)?;
             let grads = GradientsParams::from_grads(loss.backward(), &policy);
             accumulator.accumulate(&policy, grads);
         }
-        let (grads, norm) = clip_by_global_norm(accumulator.grads(), &policy, 1.0);
+        let (grads, norm) = clip_by_global_norm(accumulator.grads(), &policy, 1.0)?;
         // A warm-up over the first tenth.
         let warm = (step as f64 / (args.steps as f64 / 10.0).ceil()).min(1.0);
         policy = optimizer.step(rate * warm, policy, grads);
         cursor.advance(pairs.len());
+        let metrics = metrics.read()?;
         let get = |key| metrics.get(key).unwrap_or(f64::NAN);
         let off = (get("loss") - std::f64::consts::LN_2).abs();
         if step == 1 && args.loss == "dpo" && off > 1e-6 {

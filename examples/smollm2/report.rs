@@ -65,7 +65,7 @@ pub fn held_out(
     let mut metrics = Metrics::default();
     for some in pairs.chunks(PAIRS) {
         let (pair, output) = forward(model, objective, cache, some, collator, device)?;
-        metrics.merge(&BatchMetrics::observe(&pair, &output).read());
+        metrics.merge(&BatchMetrics::observe(&pair, &output).read()?);
     }
     for pair in pairs.iter().take(of_kl) {
         let batch = collator.batch(vec![pair.clone()], device).tokens;

@@ -5,7 +5,7 @@
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Bool, Device, Int, Tensor};
-use burn_preference::{InvalidInput, SequenceLogProbs, TokenLogProbs};
+use burn_preference::{InvalidInput, LmHead, SequenceLogProbs, TokenLogProbs};
 
 pub const VOCAB: usize = 8;
 
@@ -29,6 +29,11 @@ impl Bigram {
     /// Logits `[batch, time, vocab]` of tokens `[batch, time]`.
     pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         self.head.forward(self.embedding.forward(tokens))
+    }
+
+    /// The same before the head.
+    pub fn hidden(&self, tokens: Tensor<2, Int>) -> (Tensor<3>, LmHead) {
+        (self.embedding.forward(tokens), LmHead::from(&self.head))
     }
 
     /// Sums and lengths of the completions.

@@ -100,16 +100,11 @@ impl<M: Module> Frozen<M> {
     /// # Errors
     ///
     /// A parameter is missing on one side or has another shape, or is an adapter while 0 < α < 1;
-    /// the error names its path.
-    ///
-    /// # Panics
-    ///
-    /// Panics unless `alpha` is in \[0, 1\].
+    /// the error names its path. `alpha` is outside \[0, 1\].
     pub fn moved_toward(&self, policy: &M, alpha: f64) -> Result<Self, InvalidInput> {
-        assert!(
-            (0.0..=1.0).contains(&alpha),
-            "alpha: in [0, 1], not {alpha}"
-        );
+        if !(0.0..=1.0).contains(&alpha) {
+            return Err(InvalidInput::new("alpha", "in [0, 1]", alpha));
+        }
         let mut found = Parameters::default();
         policy.valid().visit(&mut found);
         let mut mix = Mix {

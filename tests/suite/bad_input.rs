@@ -307,8 +307,10 @@ fn ids_of_every_integer_type() {
 }
 
 #[test]
-#[should_panic(expected = "alpha: in [0, 1], not 2")]
 fn a_reference_is_not_moved_past_the_policy() {
     let layer = burn::nn::LinearConfig::new(1, 1).init(&device());
-    let _ = Frozen::new(&layer).moved_toward(&layer, 2.0);
+    for alpha in [2.0, -0.1, f64::NAN] {
+        let error = Frozen::new(&layer).moved_toward(&layer, alpha).unwrap_err();
+        assert_eq!((error.name(), error.expected()), ("alpha", "in [0, 1]"));
+    }
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 const FLOORS: [&[&str]; 9] = [
     &["error", "guide", "math"],
-    &["gradients", "hyperparameter", "reducer", "tokens"],
-    &["log_probs"],
+    &["hyperparameter", "reducer", "tokens"],
+    &["gradients", "log_probs"],
     &["batch", "declare"],
     &["part", "reference"],
     &["objective"],

@@ -37,7 +37,7 @@ impl Model {
 
     fn clipped(&self, values: &[f64], dtype: DType, max_norm: f64) -> (Vec<f64>, f64) {
         let grads = self.grads(values, dtype);
-        let (grads, norm) = clip_by_global_norm(grads, self, max_norm);
+        let (grads, norm) = clip_by_global_norm(grads, self, max_norm).unwrap();
         let first = grads.get::<1>(self.first.id).unwrap();
         let second = grads.get::<2>(self.second.id).unwrap();
         assert_eq!((first.dtype(), second.dtype()), (dtype, dtype));
@@ -119,12 +119,12 @@ fn tied_parameters_count_once_and_absent_ones_not_at_all() {
     assert_eq!(id, model.again.weight.id);
     let mut grads = GradientsParams::new();
     grads.register(id, Tensor::<2>::from_floats([[8.0]], &device()));
-    let (grads, norm) = clip_by_global_norm(grads, &model, 2.0);
+    let (grads, norm) = clip_by_global_norm(grads, &model, 2.0).unwrap();
     assert_eq!(to_vec(norm), [8.0]);
     assert_eq!(to_vec(grads.get::<2>(id).unwrap()), [2.0]);
     assert_eq!(grads.len(), 1);
 
-    let (grads, norm) = clip_by_global_norm(GradientsParams::new(), &model, 2.0);
+    let (grads, norm) = clip_by_global_norm(GradientsParams::new(), &model, 2.0).unwrap();
     assert!(grads.is_empty());
     assert_eq!(to_vec(norm), [0.0]);
 }
@@ -133,12 +133,7 @@ fn tied_parameters_count_once_and_absent_ones_not_at_all() {
 fn a_bound_is_a_number() {
     for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         let model = Model::new((1, [1, 1]), &device());
-        let call = || clip_by_global_norm(GradientsParams::new(), &model, bad);
-        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).unwrap_err();
-        let text = panic.downcast_ref::<String>().unwrap();
-        assert!(
-            text.starts_with("max_norm: a finite number > 0, not "),
-            "{text}"
-        );
+        let error = clip_by_global_norm(GradientsParams::new(), &model, bad);
+        assert_eq!(error.err().unwrap().name(), "max_norm");
     }
 }
