@@ -12,9 +12,11 @@ mod toy;
 
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
+use burn_preference::metrics::Observe;
+use burn_preference::modifier::SftTarget;
 use burn_preference::{
     Batch, BatchMetrics, Column, DpoLossConfig, Error, Frozen, LossOutput, Mixture, Objective,
-    Pair, ReferencedPair, SftTerm, WithoutColumn,
+    Pair, ReferencedPair, SequenceLogProbs, SftTerm, WithoutColumn,
 };
 use toy::{Bigram, Rows};
 
@@ -59,6 +61,21 @@ impl<B: Batch> Column for WithConfidence<B> {
     }
 }
 
+/// With this, `BatchMetrics::observe` takes it: what the pairs say, and one value more.
+impl<B: Observe> Observe for WithConfidence<B> {
+    fn observe(&self, rewards: &B::Rewards, metrics: BatchMetrics) -> BatchMetrics {
+        let metrics = self.batch.observe(rewards, metrics);
+        metrics.with("confidence", self.confidence.clone())
+    }
+}
+
+/// With this, `SftTerm` knows which completion to imitate.
+impl<B: SftTarget> SftTarget for WithConfidence<B> {
+    fn sft_target(&self) -> &SequenceLogProbs {
+        self.batch.sft_target()
+    }
+}
+
 impl Objective<WithConfidence<ReferencedPair>> for SquaredHinge {
     fn forward(&self, batch: WithConfidence<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
         let rewards = batch.batch.map_ref(|y| y.log_ratio() * self.beta);
@@ -92,7 +109,8 @@ fn main() -> Result<(), Error> {
     };
     let both = Mixture::new(1.0, hinge)?;
     let both = both.and(1.0, WithoutColumn(DpoLossConfig::new().init()))?;
-    let loss = both.forward(batch).mean().into_scalar::<f32>();
-    println!("with a column, and DPO without it: {loss:.4}"); // 1 + ln 2
+    let output = SftTerm::new(both, 0.2)?.forward(batch.clone());
+    println!("\nwith a column, and DPO without it:"); // a loss of 1 + ln 2 plus the SFT term
+    print!("{}", BatchMetrics::observe(&batch, &output).read()?);
     Ok(())
 }

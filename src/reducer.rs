@@ -68,7 +68,26 @@ pub enum ReduceError {
 
 /// Sums a few numbers over all workers; every worker calls it as often as the others.
 ///
-/// Give it statistics, not gradients: results are constants.
+/// Give it statistics, not gradients: results are constants. Another transport between workers is
+/// one method:
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use burn_preference::reducer::{ReduceError, Reducer};
+///
+/// /// Two workers that always have the same numbers.
+/// #[derive(Debug)]
+/// struct Twins;
+///
+/// impl Reducer for Twins {
+///     fn sum(&self, local: Tensor<1>) -> Result<Tensor<1>, ReduceError> {
+///         Ok(local.without_autodiff() * 2)
+///     }
+/// }
+///
+/// assert_eq!(Twins.total(7, &Device::default())?, 14.0);
+/// # Ok::<(), ReduceError>(())
+/// ```
 pub trait Reducer: fmt::Debug + Send + Sync {
     /// Σ over the workers of `local`, `[n]`, element by element; on its device, in its number type.
     ///

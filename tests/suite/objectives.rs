@@ -3,14 +3,14 @@
 use approx::assert_relative_eq;
 use burn::tensor::{DType, Tensor};
 use burn_preference::{
-    AotLossConfig, ApoDownLossConfig, ApoZeroLossConfig, BcoLossConfig, CalDpoLossConfig,
-    ChipoLossConfig, CpoLossConfig, DiscopopLossConfig, Divergence, DpoLossConfig, DpopLossConfig,
-    ExoPairLossConfig, HingeLossConfig, InfoNcaLossConfig, IpoLossConfig, KlEstimate,
-    KtoLossConfig, LabelNoise, LipoLossConfig, LossOutput, NcaListLossConfig, NcaLossConfig,
-    NllNormalization, Normalization, NpoLossConfig, Objective, OrpoLossConfig, Pair,
-    PlackettLuceLossConfig, PolicyPair, ProLossConfig, Ranked, RdpoLossConfig, ReferencedPair,
-    RelativeLogProbs, RrhfLossConfig, SftTerm, SimnpoLossConfig, SimpoLossConfig, SppoLossConfig,
-    Unpaired, WithMargin, WithNll, WithShift,
+    AotLossConfig, ApoDownLossConfig, ApoZeroLossConfig, BcoLossConfig, BetaDpoLossConfig,
+    CalDpoLossConfig, ChipoLossConfig, CpoLossConfig, DiscopopLossConfig, Divergence,
+    DpoLossConfig, DpopLossConfig, ExoPairLossConfig, HingeLossConfig, InfoNcaLossConfig,
+    IpoLossConfig, KlEstimate, KtoLossConfig, LabelNoise, LipoLossConfig, LossOutput,
+    NcaListLossConfig, NcaLossConfig, NllNormalization, Normalization, NpoLossConfig, Objective,
+    OrpoLossConfig, Pair, PlackettLuceLossConfig, PolicyPair, ProLossConfig, Ranked,
+    RdpoLossConfig, ReferencedPair, RelativeLogProbs, RrhfLossConfig, SftTerm, SimnpoLossConfig,
+    SimpoLossConfig, SppoLossConfig, Unpaired, WithMargin, WithMeanMargin, WithNll, WithShift,
 };
 use proptest::prelude::*;
 
@@ -659,4 +659,94 @@ fn lengths_are_part_of_the_policy() {
     let _: PolicyPair = longer.policy(f64s(&longer.chosen), f64s(&longer.rejected));
     assert_eq!(to_vec(sequence(f64s(&[0.0]), &[7]).lengths()), [7.0]);
     assert_eq!(ints(&[7]).dims(), [1]);
+}
+
+/// The numbers of the authors' own code (`beta_used` and loss of whole steps, from logits): a acts
+/// on Δ. On β·Δ, which is ten times weaker at β = 0.1, the second would be 0.72799.
+#[test]
+fn beta_dpo_is_its_authors() {
+    // β, a, M₀, then ℓ and ℓ° of [chosen; rejected], and the loss.
+    let cases = [
+        (
+            [0.1, 0.6, 0.5],
+            [
+                -22.733_882_589_333_29,
+                -45.661_687_753_019_15,
+                -46.653_138_828_565_574,
+                -13.251_560_329_065_288,
+                -0.613_770_944_958_929_5,
+                -43.775_470_530_864_58,
+                -28.243_375_122_154_127,
+                -23.967_885_722_400_734,
+            ],
+            [
+                -23.408_725_532_484_876,
+                -44.537_259_943_422_676,
+                -46.637_643_685_463_66,
+                -13.427_444_842_901_217,
+                -0.600_704_542_418_919_9,
+                -41.805_018_598_233_87,
+                -29.288_997_719_934_954,
+                -23.504_305_499_166_42,
+            ],
+            0.681_734_487_033_428_8,
+        ),
+        (
+            [0.1, 0.6, -2.0],
+            [
+                -19.431_892_671_829_562,
+                -11.557_159_558_416_052,
+                -20.607_150_488_631_714,
+                -42.394_210_088_879_696,
+                -25.837_168_281_199_475,
+                -15.024_249_727_792_522,
+                -14.711_142_684_319_157,
+                -6.055_602_083_774_561,
+            ],
+            [
+                -19.358_057_945_320_16,
+                -11.837_800_959_855_091,
+                -20.489_865_760_838_12,
+                -42.384_727_384_926_39,
+                -26.075_121_497_273_84,
+                -15.457_097_671_593_63,
+                -15.541_041_957_915_18,
+                -5.855_188_457_318_241,
+            ],
+            0.725_250_282_730_780_5,
+        ),
+        (
+            [0.3, 0.4, 1.0],
+            [
+                -18.576_323_418_390_75,
+                -30.854_396_209_057_633,
+                -6.275_742_153_868_646,
+                -36.406_627_769_821_84,
+                -40.790_353_310_393_4,
+                -4.865_941_489_878_543,
+                -37.105_917_577_496_13,
+                -11.665_460_296_114_86,
+            ],
+            [
+                -18.167_979_822_030_336,
+                -30.080_756_517_063_46,
+                -6.146_793_556_827_705,
+                -36.637_816_607_333_15,
+                -40.344_601_154_444_135,
+                -4.785_246_424_229_777,
+                -36.762_539_901_634_13,
+                -11.575_355_737_275_009,
+            ],
+            0.696_402_260_893_532_5,
+        ),
+    ];
+    for ([beta, a, m0], policy, reference, expected) in cases {
+        let of = |values: &[f64]| sequence(f64s(values), &[1; 8]);
+        let relative = of(&policy).relative_to(of(&reference)).unwrap();
+        let batch = Pair::from_concatenated(&relative).unwrap();
+        let batch = WithMeanMargin::new(batch, f64s(&[m0])).unwrap();
+        let config = BetaDpoLossConfig::new().with_beta(beta).with_sensitivity(a);
+        let loss = to_vec(config.init().forward(batch).mean())[0];
+        assert_relative_eq!(loss, expected, max_relative = 1e-12);
+    }
 }
