@@ -1,11 +1,12 @@
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
 
-use super::kernel::{self, HeadOptions, HeadTensors};
+use super::kernel::{self, HeadOptions, HeadTensors, Shaping};
 use super::predictions::Predictions;
 use super::token::upcast;
 use super::{TokenLogProbs, TokenStatistics};
-use crate::error::InvalidInput;
+use crate::error::{InvalidHyperparameter, InvalidInput};
+use crate::hyperparameter::positive;
 
 /// The last layer of a language model, from hidden states to logits: weight and bias.
 ///
@@ -13,8 +14,13 @@ use crate::error::InvalidInput;
 /// [`TokenLogProbs::from_hidden`] applies it without ever holding all logits.
 ///
 /// ```text
-/// logits = W·hidden + b
+/// logits = softcap(scale·(W·hidden + b)) / temperature
 /// ```
+///
+/// Look into your model's config: a head that scales or caps its logits
+/// ([`with_logit_scale`](Self::with_logit_scale), [`with_softcap`](Self::with_softcap)) and is
+/// not said to is another model, and nothing notices. Both act in f32, whatever the head's number
+/// type.
 ///
 /// Which gradients are computed follows from the tensors: a weight without `require_grad` (LoRA,
 /// [`Frozen`](crate::Frozen)) costs nothing in the backward.
@@ -24,6 +30,7 @@ pub struct LmHead {
     /// The weight is `[vocab, hidden]`; otherwise `[hidden, vocab]`.
     words_first: bool,
     bias: Option<Tensor<1>>,
+    shaping: Shaping,
     retained_bytes: usize,
 }
 
@@ -34,6 +41,7 @@ impl LmHead {
             weight,
             words_first: true,
             bias: None,
+            shaping: Shaping::NONE,
             retained_bytes: 0,
         }
     }
@@ -50,6 +58,49 @@ impl LmHead {
     pub fn with_bias(mut self, bias: Tensor<1>) -> Self {
         self.bias = Some(bias);
         self
+    }
+
+    /// Multiplies the logits: `logit_scale` of Cohere and Olmo, 1/`logits_scaling` of Granite,
+    /// the width multiplier of MuP. The default is 1.
+    ///
+    /// # Errors
+    ///
+    /// `scale` is not a finite number > 0, in f32.
+    pub fn with_logit_scale(mut self, scale: f64) -> Result<Self, InvalidHyperparameter> {
+        positive("logit_scale", scale)?;
+        self.shaping.scale = scale;
+        Ok(self)
+    }
+
+    /// Caps the logits softly at ±c, after the scale: Gemma 2's `final_logit_softcapping`, 30. The
+    /// default is no cap.
+    ///
+    /// ```text
+    /// logit = c·tanh(x/c)
+    /// ```
+    ///
+    /// A trainable head with a softcap keeps no logits, whatever
+    /// [`with_retained_bytes`](Self::with_retained_bytes) allows.
+    ///
+    /// # Errors
+    ///
+    /// `cap` is not a finite number > 0, in f32.
+    pub fn with_softcap(mut self, cap: f64) -> Result<Self, InvalidHyperparameter> {
+        positive("softcap", cap)?;
+        self.shaping.softcap = Some(cap);
+        Ok(self)
+    }
+
+    /// Divides the logits, after the softcap: log-probabilities of a policy that samples at this
+    /// temperature. The default is 1.
+    ///
+    /// # Errors
+    ///
+    /// `temperature` is not a finite number > 0, in f32.
+    pub fn with_temperature(mut self, temperature: f64) -> Result<Self, InvalidHyperparameter> {
+        positive("temperature", temperature)?;
+        self.shaping.temperature = temperature;
+        Ok(self)
     }
 
     /// Lets a trainable head keep so many bytes of logits from forward to backward; the default
@@ -84,6 +135,7 @@ impl LmHead {
             weight: self.weight.clone(),
             bias: self.bias.clone(),
             words_first: self.words_first,
+            shaping: self.shaping,
         }
     }
 
@@ -237,6 +289,7 @@ fn walk(
     let options = HeadOptions {
         words_first: head.words_first,
         biased: head.bias.is_some(),
+        shaping: head.shaping,
         retained_bytes: head.retained_bytes,
         statistics,
     };

@@ -24,7 +24,8 @@ impl TokenLogProbs {
     ///
     /// # Shapes
     ///
-    /// - `logits`: `[batch, time, vocab]`, aligned with `tokens`: row `t` predicts token `t + 1`
+    /// - `logits`: `[batch, time, vocab]`, aligned with `tokens`: row `t` predicts token `t + 1`.
+    ///   They are final: scaled and capped already, as your model's forward returns them
     /// - `tokens`: `[batch, time]`, prompt and completion
     /// - `completion_mask`: `[batch, time]`, true where a token counts; false for the prompt and
     ///   for padding on either side

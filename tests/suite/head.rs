@@ -8,7 +8,7 @@ use burn_preference::{
 };
 use proptest::prelude::*;
 
-use crate::problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, TRAINABLE, noise, values};
+use crate::problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, Shaping, TRAINABLE, noise, values};
 use crate::subjects;
 use crate::support::{
     assert_close, bools, cases, device, elsewhere, error, keeps_nan, to_vec, tolerance,
@@ -19,11 +19,27 @@ prop_compose! {
         shape in (1_usize..4, 2_usize..8, 1_usize..49, 1_usize..34),
         seed in any::<u32>(),
         biased in any::<bool>(),
+        shaping in any_shaping(),
     ) -> Problem {
         let (batch, time, vocab, width) = shape;
-        let problem = Problem::new([batch, time, vocab, width], seed.into());
+        let problem = Problem::new([batch, time, vocab, width], seed.into()).shaped(shaping);
         if biased { problem } else { problem.without_bias() }
     }
+}
+
+/// Most heads do nothing to their logits, Granite scales, Gemma 2 caps; and all at once.
+fn any_shaping() -> impl Strategy<Value = Shaping> {
+    let any = (0.1..2.0_f64, 0.5..20.0_f64, 0.3..3.0_f64);
+    prop_oneof![
+        2 => Just(Shaping::NONE),
+        1 => any.clone().prop_map(|(scale, _, _)| Shaping { scale, ..Shaping::NONE }),
+        1 => any.clone().prop_map(|(_, cap, _)| Shaping { softcap: Some(cap), ..Shaping::NONE }),
+        1 => any.prop_map(|(scale, cap, temperature)| Shaping {
+            scale,
+            softcap: Some(cap),
+            temperature,
+        }),
+    ]
 }
 
 proptest! {
@@ -79,6 +95,86 @@ fn several_tiles() {
     for how in [FROZEN, REFERENCE] {
         let dtype = DType::F32;
         problem.check(How { dtype, ..how }, 1e-4);
+    }
+}
+
+/// A softcap in every kind of gradient, over several tiles: what is kept, and what is not.
+#[test]
+fn several_tiles_under_a_softcap() {
+    let shaping = Shaping {
+        scale: 1.5,
+        softcap: Some(2.5),
+        temperature: 0.7,
+    };
+    let problem = Problem::new([2, 400, 4500, 3], 17).shaped(shaping);
+    let scaled = Problem::new([2, 400, 4500, 3], 17).shaped(Shaping {
+        softcap: None,
+        ..shaping
+    });
+    let dtype = DType::F32;
+    for problem in [problem, scaled] {
+        for layout in LAYOUTS {
+            for retained_bytes in [0, usize::MAX] {
+                let how = How {
+                    dtype,
+                    layout,
+                    retained_bytes,
+                    ..TRAINABLE
+                };
+                problem.check(how, 3e-4);
+            }
+            problem.check(
+                How {
+                    dtype,
+                    layout,
+                    ..FROZEN
+                },
+                2e-4,
+            );
+        }
+        problem.check(How { dtype, ..REFERENCE }, 1e-4);
+    }
+}
+
+/// Logits that reach the cap, and hidden states that would overflow without it.
+#[test]
+fn a_softcap_holds_the_extremes() {
+    let of = |values: &[f64], shape: [usize; 2], dtype| {
+        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), (&device(), dtype))
+    };
+    for dtype in [DType::F32, DType::F64] {
+        let hidden = of(&[1e15, 1e15], [2, 1], dtype).autodiff().require_grad();
+        let weight = of(&[1e15, -1e15, 0.0], [3, 1], dtype);
+        let head = LmHead::new(weight).with_softcap(30.0).unwrap();
+        let tokens = Tensor::<2, Int>::from_ints([[0, 1]], &device());
+        let counted = tokens.clone().equal_elem(1);
+        let states = hidden.clone().reshape([1, 2, 1]);
+        let log_probs = TokenLogProbs::from_hidden(states, &head, tokens, counted).unwrap();
+        // Logits 30, −30 and 0.
+        let found = to_vec(log_probs.log_probs())[0];
+        assert!(error(found, -60.0) < 1e-6, "{dtype:?}: {found}");
+        let grads = log_probs.log_probs().sum().backward();
+        assert!(
+            to_vec(hidden.grad(&grads).unwrap())
+                .iter()
+                .all(|g| g.is_finite())
+        );
+    }
+}
+
+#[test]
+fn what_shapes_logits_is_checked() {
+    let head = || LmHead::new(Tensor::zeros([2, 2], (&device(), DType::F32)));
+    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-60] {
+        assert_eq!(
+            head().with_logit_scale(bad).unwrap_err().name(),
+            "logit_scale"
+        );
+        assert_eq!(head().with_softcap(bad).unwrap_err().name(), "softcap");
+        assert_eq!(
+            head().with_temperature(bad).unwrap_err().name(),
+            "temperature"
+        );
     }
 }
 

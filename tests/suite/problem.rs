@@ -18,6 +18,54 @@ pub struct Problem {
     pub bias: Option<Vec<f64>>,
     pub tokens: Vec<usize>,
     pub mask: Vec<bool>,
+    pub shaping: Shaping,
+}
+
+/// What the head makes of W h + b: `cap·tanh(scale·x/cap) / temperature`.
+#[derive(Debug, Clone, Copy)]
+pub struct Shaping {
+    pub scale: f64,
+    pub softcap: Option<f64>,
+    pub temperature: f64,
+}
+
+impl Shaping {
+    pub const NONE: Self = Self {
+        scale: 1.0,
+        softcap: None,
+        temperature: 1.0,
+    };
+
+    /// The logit of x, and its slope there.
+    fn of(self, x: f64) -> (f64, f64) {
+        let x = self.scale * x;
+        let (capped, slope) = match self.softcap {
+            None => (x, 1.0),
+            Some(cap) => (cap * (x / cap).tanh(), (x / cap).cosh().powi(-2)),
+        };
+        (
+            capped / self.temperature,
+            self.scale * slope / self.temperature,
+        )
+    }
+
+    fn head(self, head: LmHead) -> LmHead {
+        let head = head.with_logit_scale(self.scale).unwrap();
+        let head = head.with_temperature(self.temperature).unwrap();
+        match self.softcap {
+            Some(cap) => head.with_softcap(cap).unwrap(),
+            None => head,
+        }
+    }
+
+    fn tensor(self, x: Tensor<2>) -> Tensor<2> {
+        let x = x * self.scale;
+        let x = match self.softcap {
+            Some(cap) => (x * cap.recip()).tanh() * cap,
+            None => x,
+        };
+        x * self.temperature.recip()
+    }
 }
 
 /// Deterministic numbers in −1..1, without a pattern that a stride could hide.
@@ -48,7 +96,12 @@ impl Problem {
             bias: Some(noise(vocab, seed + 2)),
             tokens: (0..batch * time).map(|i| (i * 7919 + 3) % vocab).collect(),
             mask: fraction.iter().map(|&x| x > -0.5).collect(),
+            shaping: Shaping::NONE,
         }
+    }
+
+    pub fn shaped(self, shaping: Shaping) -> Self {
+        Self { shaping, ..self }
     }
 
     pub fn without_bias(self) -> Self {
@@ -79,13 +132,15 @@ impl Problem {
         Tensor::from_data(TensorData::new(values.to_vec(), shape), (&device(), dtype))
     }
 
-    fn logits(&self, row: usize) -> Vec<f64> {
+    /// Each with its slope.
+    fn logits(&self, row: usize) -> Vec<(f64, f64)> {
         let hidden = &self.hidden[row * self.width..][..self.width];
         (0..self.vocab)
             .map(|v| {
                 let words = &self.weight[v * self.width..][..self.width];
                 let product: f64 = words.iter().zip(hidden).map(|(w, h)| w * h).sum();
-                product + self.bias.as_ref().map_or(0.0, |bias| bias[v])
+                let x = product + self.bias.as_ref().map_or(0.0, |bias| bias[v]);
+                self.shaping.of(x)
             })
             .collect()
     }
@@ -106,7 +161,8 @@ impl Problem {
                 if !self.mask[row + 1] {
                     continue;
                 }
-                let (x, y) = (self.logits(row), self.tokens[row + 1]);
+                let y = self.tokens[row + 1];
+                let (x, slopes): (Vec<f64>, Vec<f64>) = self.logits(row).into_iter().unzip();
                 let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let z: f64 = x.iter().map(|x| (x - max).exp()).sum();
                 let p: Vec<f64> = x.iter().map(|x| (x - max).exp() / z).collect();
@@ -114,10 +170,12 @@ impl Problem {
                 let surprise = |&p: &f64| if p > 0.0 { -p * p.ln() } else { 0.0 };
                 result.statistics[0][column] = p.iter().map(surprise).sum();
                 result.statistics[1][column] = p.iter().map(|p| p * p).sum::<f64>().ln();
-                result.statistics[2][column] = f64::from(u8::from(x[y] >= max));
+                let first = x.iter().position(|&x| x == max);
+                result.statistics[2][column] = f64::from(u8::from(first == Some(y)));
                 result.statistics[3][column] = x.iter().sum::<f64>() / x.len() as f64;
                 for (v, p) in p.into_iter().enumerate() {
-                    let delta = Self::factor(column) * (f64::from(u8::from(v == y)) - p);
+                    let delta = f64::from(u8::from(v == y)) - p;
+                    let delta = Self::factor(column) * delta * slopes[v];
                     result.bias[v] += delta;
                     for k in 0..self.width {
                         let (h, w) = (row * self.width + k, v * self.width + k);
@@ -158,7 +216,9 @@ impl Problem {
         if let Some(bias) = &bias {
             head = head.with_bias(bias.clone().reshape([self.vocab]));
         }
-        let head = head.with_retained_bytes(how.retained_bytes);
+        let head = self
+            .shaping
+            .head(head.with_retained_bytes(how.retained_bytes));
         let states = hidden.clone().reshape([self.batch, self.time, self.width]);
         let (tokens, mask) = (self.tokens(), self.mask());
         let (log_probs, statistics) = if how.from_logits {
@@ -171,6 +231,7 @@ impl Problem {
             if let Some(bias) = &bias {
                 logits = logits + bias.clone();
             }
+            let logits = self.shaping.tensor(logits);
             let logits = logits.reshape([self.batch, self.time, self.vocab]);
             TokenLogProbs::from_logits_with_statistics(logits, tokens, mask).unwrap()
         } else {

@@ -6,7 +6,7 @@ use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
 use burn::tensor::{DType, IndexingUpdateOp, Shape, Slice, TensorData};
 
-use super::{Forward, Head, HeadGradients, Save};
+use super::{Forward, Head, HeadGradients, Save, Shaping};
 
 /// Logits of one block of rows, in bytes of f32: large enough to keep a GPU busy.
 const BLOCK_BYTES: usize = 64 << 20;
@@ -68,14 +68,48 @@ impl<B: Backend> Block<B> {
     fn logits(&self, head: &Head<B>) -> FloatTensor<B> {
         let logits = B::float_matmul(self.hidden.clone(), B::float_transpose(words(head)));
         let dtype = wide(logits.dtype());
-        let logits = cast::<B>(logits, dtype);
-        if !head.biased {
-            return logits;
+        let mut logits = cast::<B>(logits, dtype);
+        if head.biased {
+            let vocab = head.bias.shape().num_elements();
+            let bias = B::float_reshape(head.bias.clone(), Shape::new([1, vocab]));
+            logits = B::float_add(logits, cast::<B>(bias, dtype));
         }
-        let vocab = head.bias.shape().num_elements();
-        let bias = B::float_reshape(head.bias.clone(), Shape::new([1, vocab]));
-        B::float_add(logits, cast::<B>(bias, dtype))
+        shaped::<B>(logits, head.shaping)
     }
+}
+
+fn times<B: Backend>(tensor: FloatTensor<B>, factor: f64) -> FloatTensor<B> {
+    if factor == 1.0 {
+        return tensor;
+    }
+    B::float_mul_scalar(tensor, factor.into())
+}
+
+/// What a head makes of x = W h + b.
+fn shaped<B: Backend>(x: FloatTensor<B>, shaping: Shaping) -> FloatTensor<B> {
+    match shaping.softcap {
+        None => times::<B>(x, shaping.factor()),
+        Some(cap) => {
+            let inside = times::<B>(x, shaping.scale / cap);
+            times::<B>(B::float_tanh(inside), cap / shaping.temperature)
+        }
+    }
+}
+
+/// The gradient of x from that of the logits, or anything else times ∂logit/∂x.
+fn unshaped<B: Backend>(
+    gradient: FloatTensor<B>,
+    logits: FloatTensor<B>,
+    shaping: Shaping,
+) -> FloatTensor<B> {
+    let gradient = times::<B>(gradient, shaping.factor());
+    if shaping.softcap.is_none() {
+        return gradient;
+    }
+    // factor·(1 − (u·logit)²)
+    let bent = times::<B>(logits, shaping.bend());
+    let lost = B::float_mul(bent.clone(), bent);
+    B::float_sub(gradient.clone(), B::float_mul(gradient, lost))
 }
 
 fn block_rows(rows: usize, vocab: usize) -> usize {
@@ -191,16 +225,20 @@ pub fn head_forward<B: Backend>(head: Head<B>, save: Save, statistics: bool) -> 
         }
         let wants_softmax = save == Save::Slope;
         let targets = block.targets.clone();
-        let found = normalize::<B>(logits, targets, wants_softmax, precedence.clone());
+        let (x, precedence) = (logits.clone(), precedence.clone());
+        let found = normalize::<B>(x, targets.clone(), wants_softmax, precedence);
         if let Some(softmax) = found.softmax.filter(|_| wants_softmax) {
-            let targets = B::int_reshape(block.targets, Shape::new([length]));
-            let chosen = B::float_select(words(&head), 0, targets);
+            let target = B::float_gather(1, logits.clone(), targets.clone());
+            let chosen = B::int_reshape(targets, Shape::new([length]));
+            let chosen = cast::<B>(B::float_select(words(&head), 0, chosen), dtype);
+            let [_, width] = dims::<B>(&chosen);
+            let wide = Shape::new([length, width]);
+            let target = B::float_expand(target, wide);
+            let chosen = unshaped::<B>(chosen, target, head.shaping);
+            let softmax = unshaped::<B>(softmax, logits, head.shaping);
             let softmax = cast::<B>(softmax, head.weight.dtype());
             let expected = B::float_matmul(softmax, words(&head));
-            slopes.push(B::float_sub(
-                cast::<B>(chosen, dtype),
-                cast::<B>(expected, dtype),
-            ));
+            slopes.push(B::float_sub(chosen, cast::<B>(expected, dtype)));
         }
         log_probs.push(found.log_probs);
         normalizers.push(found.normalizer);
@@ -244,11 +282,12 @@ pub fn head_backward<B: Backend>(
         let block = Block::new(&head, start, length);
         let logits = tiles.next().unwrap_or_else(|| block.logits(&head));
         let delta = logits_gradient::<B>(
-            logits,
+            logits.clone(),
             block.targets.clone(),
             narrow::<B>(normalizer.clone(), start, length),
             column::<B>(narrow::<B>(grad.clone(), start, length)),
         );
+        let delta = unshaped::<B>(delta, logits, head.shaping);
         sums.add(&head, block, delta);
     }
     sums.finish(&head)
@@ -315,9 +354,8 @@ impl<B: Backend> Sums<B> {
     }
 }
 
-/// ln π of a block under its head, `[rows, vocab]`.
-fn log_softmax<B: Backend>(head: &Head<B>, start: usize, rows: usize) -> FloatTensor<B> {
-    let logits = Block::new(head, start, rows).logits(head);
+/// ln π of logits `[rows, vocab]`.
+fn log_softmax<B: Backend>(logits: FloatTensor<B>) -> FloatTensor<B> {
     let max = B::float_max_dim(logits.clone(), 1);
     let shifted = B::float_sub(logits, max);
     let sum = B::float_sum_dim(B::float_exp(shifted.clone()), 1);
@@ -330,8 +368,9 @@ pub fn kl_forward<B: Backend>(policy: Head<B>, reference: Head<B>) -> FloatTenso
     let dtype = wide(policy.hidden.dtype());
     let mut found = Vec::new();
     for (start, length) in blocks(rows, vocab) {
-        let ours = log_softmax(&policy, start, length);
-        let theirs = cast::<B>(log_softmax(&reference, start, length), dtype);
+        let [ours, theirs] = [&policy, &reference]
+            .map(|head| log_softmax::<B>(Block::new(head, start, length).logits(head)));
+        let theirs = cast::<B>(theirs, dtype);
         let bools = get_device_settings::<B>(&theirs.device()).bool_dtype;
         // A word that the reference rules out contributes 0·(−∞) = 0.
         let ruled_out = B::float_equal_elem(theirs.clone(), f64::NEG_INFINITY.into(), bools);
@@ -355,12 +394,16 @@ pub fn kl_backward<B: Backend>(
     let dtype = wide(policy.hidden.dtype());
     let mut sums = Sums::new(wanted);
     for (start, length) in blocks(rows, vocab) {
-        let ours = B::float_exp(log_softmax(&policy, start, length));
-        let theirs = B::float_exp(log_softmax(&reference, start, length));
+        let block = Block::new(&policy, start, length);
+        let logits = block.logits(&policy);
+        let theirs = Block::new(&reference, start, length).logits(&reference);
+        let [ours, theirs] =
+            [logits.clone(), theirs].map(|logits| B::float_exp(log_softmax::<B>(logits)));
         let difference = B::float_sub(ours, cast::<B>(theirs, dtype));
         let grad = column::<B>(narrow::<B>(grad.clone(), start, length));
-        let block = Block::new(&policy, start, length);
-        sums.add(&policy, block, B::float_mul(difference, grad));
+        let delta = B::float_mul(difference, grad);
+        let delta = unshaped::<B>(delta, logits, policy.shaping);
+        sums.add(&policy, block, delta);
     }
     sums.finish(&policy)
 }

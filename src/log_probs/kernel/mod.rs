@@ -17,13 +17,46 @@ use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, DispatchTensor, backend_extension};
 use burn::tensor::{Bool, Device, Int, Tensor};
 
-/// What else a call wants beside the log-probabilities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a head makes of x = W h + b: the logits `softcap(scale·x) / temperature`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shaping {
+    pub scale: f64,
+    /// c·tanh(x/c); none leaves x.
+    pub softcap: Option<f64>,
+    pub temperature: f64,
+}
+
+impl Shaping {
+    pub const NONE: Self = Self {
+        scale: 1.0,
+        softcap: None,
+        temperature: 1.0,
+    };
+
+    /// Whether the logits are x itself.
+    pub fn is_none(self) -> bool {
+        self == Self::NONE
+    }
+
+    /// ∂logit/∂x at 0, and everywhere without a softcap.
+    pub fn factor(self) -> f64 {
+        self.scale / self.temperature
+    }
+
+    /// u with ∂logit/∂x = factor·(1 − (u·logit)²): 0 without a softcap.
+    pub fn bend(self) -> f64 {
+        self.softcap.map_or(0.0, |cap| self.temperature / cap)
+    }
+}
+
+/// What a head is, and what else a call wants beside the log-probabilities.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadOptions {
     /// The weight is `[vocab, hidden]`; otherwise `[hidden, vocab]`.
     pub words_first: bool,
     /// The bias counts; otherwise it is a placeholder.
     pub biased: bool,
+    pub shaping: Shaping,
     /// Bytes of logits that a trainable head may keep for its backward.
     pub retained_bytes: usize,
     /// The second output holds the by-products.
@@ -86,7 +119,7 @@ pub trait LogProbOps: Backend {
 }
 
 /// How the two heads of a KL are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KlOptions {
     pub policy: HeadOptions,
     pub reference: HeadOptions,
@@ -105,6 +138,7 @@ pub struct Head<B: Backend> {
     pub targets: IntTensor<B>,
     pub words_first: bool,
     pub biased: bool,
+    pub shaping: Shaping,
 }
 
 impl<B: Backend> Head<B> {
@@ -122,6 +156,7 @@ impl<B: Backend> Head<B> {
             targets,
             words_first: options.words_first,
             biased: options.biased,
+            shaping: options.shaping,
         }
     }
 }
@@ -360,6 +395,7 @@ pub struct HeadTensors {
     pub weight: Tensor<2>,
     pub bias: Option<Tensor<1>>,
     pub words_first: bool,
+    pub shaping: Shaping,
 }
 
 impl HeadTensors {
@@ -367,6 +403,7 @@ impl HeadTensors {
         let options = HeadOptions {
             words_first: self.words_first,
             biased: self.bias.is_some(),
+            shaping: self.shaping,
             retained_bytes: 0,
             statistics: false,
         };
@@ -486,6 +523,11 @@ mod tests {
                     HeadOptions {
                         words_first,
                         biased: true,
+                        shaping: super::Shaping {
+                            scale: 0.5,
+                            softcap: Some(1.5),
+                            temperature: 0.8,
+                        },
                         retained_bytes: 0,
                         statistics: true,
                     },

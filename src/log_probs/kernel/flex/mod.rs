@@ -20,8 +20,8 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use self::matrix::{Matrix, multiply};
-use self::row::{Partial, exponentiate, narrow, softmax};
-use super::{Forward, Head, HeadGradients, LogProbKernel, STATISTICS, Save, generic};
+use self::row::{Partial, bent_softmax, exponentiate, narrow, shape, softmax};
+use super::{Forward, Head, HeadGradients, LogProbKernel, STATISTICS, Save, Shaping, generic};
 
 /// Rows of a tile; fewer would pack the words more often, more would leave tasks too few.
 const ROWS: usize = 512;
@@ -178,6 +178,7 @@ struct Problem {
     hidden: Vec<f32>,
     words: Words,
     bias: Option<Vec<f32>>,
+    shaping: Shaping,
     targets: Vec<usize>,
     rows: usize,
     width: usize,
@@ -209,6 +210,7 @@ impl Problem {
             dtype: head.hidden.dtype().into(),
             hidden: f32s(&head.hidden),
             bias: head.biased.then(|| f32s(&head.bias)),
+            shaping: head.shaping,
             targets: indices(head.targets),
             rows,
             width,
@@ -252,12 +254,14 @@ impl Problem {
             self.tile[1],
             false,
         );
-        if let Some(bias) = &self.bias {
-            for row in out.chunks_mut(self.tile[1]) {
+        for row in out.chunks_mut(self.tile[1]) {
+            if let Some(bias) = &self.bias {
                 for (x, b) in row.iter_mut().zip(&bias[words.clone()]) {
                     *x += b;
                 }
             }
+            let len = words.len().min(row.len());
+            shape(self.arch, &mut row[..len], self.shaping);
         }
     }
 
@@ -265,6 +269,11 @@ impl Problem {
     fn forward(&self, retained_bytes: usize, statistics: bool) -> Forward<Flex> {
         let [blocks, tiles] = self.grid;
         let column = blocks * self.tile_len();
+        // What is kept are powers, from which a softcap's gradient cannot be had.
+        let retained_bytes = match self.shaping.softcap {
+            Some(_) => 0,
+            None => retained_bytes,
+        };
         let retained = (retained_bytes / (size_of::<f32>() * column.max(1))).min(tiles);
         let mut powers = vec![0.0; retained * column];
         let mut found = vec![Found::NOTHING; tiles * blocks * self.tile[0]];
@@ -272,7 +281,7 @@ impl Problem {
 
         let task = |index: usize, found: &mut [Found], logits: &mut [f32], words: &mut Vec<f32>| {
             let (tile, block) = (index / blocks, index % blocks);
-            self.walk(block, tile, logits, words, found, statistics);
+            self.walk(block, tile, logits, words, found, [false, statistics]);
         };
         kept.par_chunks_mut(self.tile[0])
             .zip(powers.par_chunks_mut(self.tile_len()))
@@ -303,11 +312,12 @@ impl Problem {
         };
         Forward {
             tiles,
-            ..self.combined(&found, statistics)
+            ..self.finish(&self.combined(&found), statistics)
         }
     }
 
-    /// Turns the logits of a tile into powers relative to the largest of each row of the tile.
+    /// Turns the logits of a tile into powers relative to the largest of each row of the tile,
+    /// times what a softcap leaves of a gradient if that is asked for.
     fn walk(
         &self,
         block: usize,
@@ -315,32 +325,38 @@ impl Problem {
         logits: &mut [f32],
         scratch: &mut Vec<f32>,
         found: &mut [Found],
-        statistics: bool,
+        [for_gradient, statistics]: [bool; 2],
     ) {
         let (rows, words) = (self.rows_of(block), self.words_of(tile));
         self.logits(rows.clone(), words.clone(), logits, scratch);
+        let bend = if for_gradient {
+            narrow(self.shaping.bend())
+        } else {
+            0.0
+        };
         let lines = logits.chunks_mut(self.tile[1]).zip(found);
         for (row, (line, found)) in rows.zip(lines) {
             let line = &mut line[..words.len()];
             if words.contains(&self.targets[row]) {
                 found.target = line[self.targets[row] - words.start];
             }
-            found.partial = exponentiate(self.arch, line, found.partial.max, statistics)
-                .starting_at(words.start);
+            let partial = exponentiate(self.arch, line, found.partial.max, bend, statistics);
+            found.partial = partial.starting_at(words.start);
         }
     }
 
     /// What all tiles found of each row; `found` holds columns of padded rows.
-    fn combined(&self, found: &[Found], statistics: bool) -> Forward<Flex> {
+    fn combined(&self, found: &[Found]) -> Vec<Found> {
         let column = self.grid[0] * self.tile[0];
-        let rows: Vec<Found> = (0..self.rows)
-            .into_par_iter()
-            .map(|row| {
-                let parts = found[row..].iter().step_by(column);
-                parts.copied().fold(Found::NOTHING, Found::and)
-            })
-            .collect();
-        forward(&rows, &self.targets, self.words.len(), statistics)
+        let of = |row: usize| {
+            let parts = found[row..].iter().step_by(column);
+            parts.copied().fold(Found::NOTHING, Found::and)
+        };
+        (0..self.rows).into_par_iter().map(of).collect()
+    }
+
+    fn finish(&self, rows: &[Found], statistics: bool) -> Forward<Flex> {
+        forward(rows, &self.targets, self.words.len(), statistics)
     }
 
     /// The same, and the gradient of each log-probability with respect to its hidden state:
@@ -366,21 +382,25 @@ impl Problem {
                 }
             });
 
-        let combined = self.combined(&found, statistics);
+        let rows = self.combined(&found);
+        let combined = self.finish(&rows, statistics);
         let maxima: &[f32] = combined.normalizer.storage();
+        let (factor, bend) = (narrow(self.shaping.factor()), narrow(self.shaping.bend()));
         let mut slope = vec![0.0; self.rows * self.width];
         slope.par_chunks_mut(self.width).enumerate().for_each_init(
             Vec::new,
             |scratch, (row, slope)| {
                 let target = self.targets[row];
                 let chosen = self.words.rows(target..target + 1, scratch);
+                let bent = bend * rows[row].target;
+                let left = factor * (1.0 - bent * bent);
                 for (column, slope) in slope.iter_mut().enumerate() {
-                    *slope = chosen.at(0, column);
+                    *slope = left * chosen.at(0, column);
                 }
                 for segment in 0..segments {
                     let padded = segment * blocks * tile_rows + row;
                     let share = found[padded].partial.max - maxima[2 * row];
-                    let share = (share - maxima[2 * row + 1]).exp();
+                    let share = factor * (share - maxima[2 * row + 1]).exp();
                     let expected = &expected[padded * self.width..][..self.width];
                     for (slope, expected) in slope.iter_mut().zip(expected) {
                         *slope -= share * expected;
@@ -410,7 +430,7 @@ impl Problem {
             logits,
             words: converted,
         } = scratch;
-        self.walk(block, tile, logits, converted, found, statistics);
+        self.walk(block, tile, logits, converted, found, [true, statistics]);
         let lines = expected.chunks_mut(self.width).zip(found.iter_mut());
         for (before, (line, found)) in before.into_iter().zip(lines) {
             // Without anything before, the line is zeros.
@@ -520,9 +540,18 @@ impl Delta<'_> {
         if kept.is_none() {
             problem.logits(rows.clone(), words.clone(), out, scratch);
         }
+        let factor = narrow(problem.shaping.factor());
+        let bend = narrow(problem.shaping.bend());
         for (line, row) in rows.enumerate() {
             let out = &mut out[line * tile_words..][..words.len()];
-            let (normalizer, grad) = (self.normalizer[row], self.grad[row]);
+            let (normalizer, grad) = (self.normalizer[row], factor * self.grad[row]);
+            let target = problem.targets[row];
+            // What the target gains, a softcap considered.
+            let mut gain = grad;
+            if bend != 0.0 && words.contains(&target) {
+                let bent = bend * out[target - words.start];
+                gain -= gain * (bent * bent);
+            }
             if let Some(powers) = kept {
                 let shift = self.maxima[index * tile_rows + line] - normalizer[0];
                 let factor = -grad * (shift - normalizer[1]).exp();
@@ -530,11 +559,13 @@ impl Delta<'_> {
                 for (out, power) in out.iter_mut().zip(powers) {
                     *out = factor * power;
                 }
-            } else {
+            } else if bend == 0.0 {
                 softmax(problem.arch, out, normalizer, -grad);
+            } else {
+                bent_softmax(problem.arch, out, normalizer, -grad, bend);
             }
-            if words.contains(&problem.targets[row]) {
-                out[problem.targets[row] - words.start] += grad;
+            if words.contains(&target) {
+                out[target - words.start] += gain;
             }
         }
     }
@@ -714,7 +745,7 @@ fn logits_forward(
                 for (index, piece) in logits.chunks(PIECE).enumerate() {
                     let scratch = &mut scratch[..piece.len()];
                     scratch.copy_from_slice(piece);
-                    let found = exponentiate(arch, scratch, f32::NEG_INFINITY, statistics);
+                    let found = exponentiate(arch, scratch, f32::NEG_INFINITY, 0.0, statistics);
                     partial = partial.and(found.starting_at(index * PIECE));
                 }
                 let target = logits[targets[row]];

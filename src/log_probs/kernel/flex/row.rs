@@ -8,7 +8,9 @@
     reason = "only what is inlined into `dispatch` is vectorised"
 )]
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
+
+use super::super::Shaping;
 
 const LANES: usize = 16;
 type Lanes = [f32; LANES];
@@ -170,8 +172,31 @@ fn wide_sum(lanes: Lanes) -> f64 {
     lanes.into_iter().map(f64::from).sum()
 }
 
+/// `tanh x`, right to 2e-7 relatively.
+///
+/// The Padé approximant of degree 7 over 6 for |x| ≤ ½, and beyond it (1 − e)/(1 + e) of
+/// e = exp(−2|x|), which has no digits near 0.
 #[inline(always)]
-fn exponentiate_here<const STATISTICS: bool>(x: &mut [f32], at_least: f32) -> Partial {
+fn tanh(x: f32) -> f32 {
+    let square = x * x;
+    let above = ((square + 378.0) * square + 17_325.0) * square + 135_135.0;
+    let below = ((28.0 * square + 3150.0) * square + 62_370.0) * square + 135_135.0;
+    let near = x * above / below;
+    let e = exp(-2.0 * x.abs());
+    let far = (1.0 - e) / (1.0 + e);
+    if x.abs() <= 0.5 {
+        near
+    } else {
+        far.copysign(x)
+    }
+}
+
+#[inline(always)]
+fn exponentiate_here<const STATISTICS: bool, const BENT: bool>(
+    x: &mut [f32],
+    at_least: f32,
+    bend: f32,
+) -> Partial {
     let max = largest(x, at_least);
     let first = if STATISTICS {
         x.iter().position(|&x| x == max).unwrap_or(usize::MAX)
@@ -192,7 +217,12 @@ fn exponentiate_here<const STATISTICS: bool>(x: &mut [f32], at_least: f32) -> Pa
             squares[lane] += power * power;
             total[lane] += *x;
         }
-        *x = power;
+        *x = if BENT {
+            let bent = bend * *x;
+            power - power * (bent * bent)
+        } else {
+            power
+        };
     };
     let (chunks, rest) = x.as_chunks_mut::<LANES>();
     for chunk in chunks {
@@ -213,12 +243,95 @@ fn exponentiate_here<const STATISTICS: bool>(x: &mut [f32], at_least: f32) -> Pa
     }
 }
 
-/// Turns logits into `exp(x − m)`, m = the largest of them and `at_least`.
-pub fn exponentiate(arch: Arch, x: &mut [f32], at_least: f32, statistics: bool) -> Partial {
-    if statistics {
-        arch.dispatch(|| exponentiate_here::<true>(x, at_least))
-    } else {
-        arch.dispatch(|| exponentiate_here::<false>(x, at_least))
+/// A pass over a row, as a type: a closure given to `dispatch` is not compiled for the
+/// instruction set that it chooses.
+struct Exponentiate<'a, const STATISTICS: bool, const BENT: bool> {
+    x: &'a mut [f32],
+    at_least: f32,
+    bend: f32,
+}
+
+impl<const STATISTICS: bool, const BENT: bool> WithSimd for Exponentiate<'_, STATISTICS, BENT> {
+    type Output = Partial;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Partial {
+        exponentiate_here::<STATISTICS, BENT>(self.x, self.at_least, self.bend)
+    }
+}
+
+/// Turns logits x into `exp(x − m)`, m = the largest of them and `at_least`; with a `bend` u that
+/// is not 0, into `exp(x − m)·(1 − (u·x)²)`. What it returns is of the former.
+pub fn exponentiate(
+    arch: Arch,
+    x: &mut [f32],
+    at_least: f32,
+    bend: f32,
+    statistics: bool,
+) -> Partial {
+    macro_rules! pass {
+        ($statistics:literal, $bent:literal) => {
+            arch.dispatch(Exponentiate::<$statistics, $bent> { x, at_least, bend })
+        };
+    }
+    match (statistics, bend != 0.0) {
+        (false, false) => pass!(false, false),
+        (false, true) => pass!(false, true),
+        (true, false) => pass!(true, false),
+        (true, true) => pass!(true, true),
+    }
+}
+
+struct Shape<'a> {
+    x: &'a mut [f32],
+    shaping: Shaping,
+}
+
+impl WithSimd for Shape<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Some(cap) = self.shaping.softcap else {
+            let factor = narrow(self.shaping.factor());
+            for x in self.x {
+                *x *= factor;
+            }
+            return;
+        };
+        let inside = narrow(self.shaping.scale / cap);
+        let outside = narrow(cap / self.shaping.temperature);
+        for x in self.x {
+            *x = outside * tanh(inside * *x);
+        }
+    }
+}
+
+/// Turns W h + b into logits.
+pub fn shape(arch: Arch, x: &mut [f32], shaping: Shaping) {
+    if !shaping.is_none() {
+        arch.dispatch(Shape { x, shaping });
+    }
+}
+
+struct Bend<'a> {
+    powers: &'a mut [f32],
+    normalizer: [f32; 2],
+    factor: f32,
+    bend: f32,
+}
+
+impl WithSimd for Bend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let [max, log_sum] = self.normalizer;
+        for x in self.powers {
+            let bent = self.bend * *x;
+            let power = self.factor * exp((*x - max) - log_sum);
+            *x = power - power * (bent * bent);
+        }
     }
 }
 
@@ -234,11 +347,21 @@ pub fn softmax(arch: Arch, x: &mut [f32], [max, log_sum]: [f32; 2], factor: f32)
     );
 }
 
+/// [`softmax`] times `1 − (bend·x)²`: what a softcap leaves of a gradient.
+pub fn bent_softmax(arch: Arch, x: &mut [f32], normalizer: [f32; 2], factor: f32, bend: f32) {
+    arch.dispatch(Bend {
+        powers: x,
+        normalizer,
+        factor,
+        bend,
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use pulp::Arch;
 
-    use super::{Partial, exp, exponentiate, softmax};
+    use super::{Partial, exp, exponentiate, softmax, tanh};
 
     #[test]
     fn exponentials() {
@@ -258,6 +381,25 @@ mod tests {
         assert!(exp(f32::NAN).is_nan());
     }
 
+    #[test]
+    fn hyperbolic_tangents() {
+        let largest_error = (-120_000..=120_000)
+            .map(|i| 1e-4 * f64::from(i))
+            .chain((0..40).map(|i| 10_f64.powi(-i)))
+            .filter(|&x| x != 0.0)
+            .map(|x| {
+                let x = super::narrow(x);
+                (f64::from(tanh(x)) / f64::from(x).tanh() - 1.0).abs()
+            })
+            .fold(0.0, f64::max);
+        assert!(largest_error < 3e-7, "{largest_error}");
+        assert_eq!(
+            [tanh(0.0), tanh(1e30), tanh(f32::NEG_INFINITY)],
+            [0.0, 1.0, -1.0]
+        );
+        assert!(tanh(f32::NAN).is_nan());
+    }
+
     /// Every length up to a few vectors: whole ones and what is left.
     #[test]
     fn stretches_of_any_length() {
@@ -267,14 +409,14 @@ mod tests {
             let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum: f64 = x.iter().map(|&x| f64::from(x - max).exp()).sum();
             let mut powers = x.clone();
-            let whole = exponentiate(arch, &mut powers, f32::NEG_INFINITY, true);
+            let whole = exponentiate(arch, &mut powers, f32::NEG_INFINITY, 0.0, true);
             assert_eq!(whole.max, max);
             assert!((whole.sum - sum).abs() <= 1e-6 * sum);
 
             // Two parts make the whole, and so does a larger logit from elsewhere.
             let (mut a, mut b) = (x.clone(), Vec::new());
             b.extend(a.drain(length / 3..));
-            let part = |x: &mut [f32]| exponentiate(arch, x, f32::NEG_INFINITY, true);
+            let part = |x: &mut [f32]| exponentiate(arch, x, f32::NEG_INFINITY, 0.0, true);
             let both = part(&mut a).and(part(&mut b));
             let close = |a: f64, b: f64| (a - b).abs() <= 1e-5 * (1.0 + b.abs());
             assert!(close(both.sum, whole.sum) && close(both.expected, whole.expected));
