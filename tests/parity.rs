@@ -19,11 +19,11 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use burn_preference::{
     ApoZeroLossConfig, BatchMetrics, DpoLossConfig, Frozen, KlEstimate, KtoLossConfig, LmHead,
     NpoLossConfig, Objective, OrpoLossConfig, PolicyPair, SftTerm, TokenLogProbs, Unpaired,
-    log_probs::sequence_kl,
+    log_probs::{sequence_kl, sequence_kl_from_hidden},
     math::{bounded_expm1, log_odds, log1mexp, softplus},
 };
 
-use problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, TRAINABLE};
+use problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, Shaping, TRAINABLE};
 use scalar::{Row, slope};
 use subjects::rows;
 use support::{
@@ -325,6 +325,14 @@ fn the_head_matches_the_scalar_code() {
                 problem = problem.without_bias();
                 problem.mask.fill(true);
             }
+            if seed == 2 {
+                // Scaled, capped and tempered logits, as Gemma 2 and Granite have them.
+                problem = problem.shaped(Shaping {
+                    scale: 0.5,
+                    softcap: Some(4.0),
+                    temperature: 0.75,
+                });
+            }
             for layout in LAYOUTS {
                 for retained_bytes in [0, usize::MAX] {
                     let how = How {
@@ -531,6 +539,28 @@ fn divergence_of_two_models() {
         };
         let expected = [row_kl(0) + row_kl(1), row_kl(4)];
         assert_close(&kl, &expected, tolerance(dtype), "KL");
+
+        // Hidden states that a head leaves as they are.
+        let leaf = logits(&ours).autodiff().require_grad();
+        let identity = Tensor::<2>::eye(vocab, &device()).cast(dtype);
+        let mask = bools(&[true, true, true, false, false, true]).reshape([batch, time]);
+        let head = LmHead::new(identity);
+        let kl = sequence_kl_from_hidden((leaf.clone(), &head), (logits(&theirs), &head), mask);
+        let kl = kl.unwrap();
+        assert_close(
+            &to_vec(kl.clone()),
+            &expected,
+            tolerance(dtype),
+            "KL of heads",
+        );
+        let grads = to_vec(leaf.grad(&kl.sum().backward()).unwrap());
+        for (row, grads) in grads.chunks(vocab).enumerate() {
+            let softmax = |x: &[f64]| scalar::softmax(&x[row * vocab..][..vocab]);
+            let counts = f64::from(u8::from([0, 1, 4].contains(&row)));
+            let pairs = softmax(&ours).into_iter().zip(softmax(&theirs));
+            let slope: Vec<f64> = pairs.map(|(p, q)| counts * (p - q)).collect();
+            assert_close(grads, &slope, tolerance(dtype), "π − π°");
+        }
     }
 }
 
