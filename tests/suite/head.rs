@@ -714,3 +714,69 @@ fn several_blocks_of_rows() {
     let frozen = problem.run(FROZEN);
     assert_close(&frozen.hidden, &expected.hidden, 1e-12, "d hidden");
 }
+
+/// transformers' Gemma 2, Cohere and Granite, TRL's chunked head and cut-cross-entropy's softcap:
+/// `scripts/head_goldens.py` wrote the numbers.
+#[test]
+fn the_heads_of_other_code() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/heads.json");
+    let file: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let cases = file["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 10);
+    for case in cases {
+        let name = case["model"].as_str().unwrap();
+        let list = |key: &str| -> Option<Vec<f64>> {
+            let values = case.get(key)?.as_array()?.iter();
+            Some(values.map(|x| x.as_f64().unwrap()).collect())
+        };
+        let number = |key: &str| case[key].as_f64();
+        let ids = case["tokens"].as_array().unwrap().iter();
+        let ids: Vec<i64> = ids
+            .flat_map(|row| row.as_array().unwrap())
+            .map(|id| id.as_i64().unwrap())
+            .collect();
+        let tokens = Tensor::<1, Int>::from_data(ids.as_slice(), &device()).reshape([2, 6]);
+        let leaf = |key: &str, shape: [usize; 2]| {
+            let data = TensorData::new(list(key).unwrap(), shape);
+            let leaf = Tensor::<2>::from_data(data, (&device(), DType::F64));
+            leaf.autodiff().require_grad()
+        };
+        let (hidden, weight) = (leaf("hidden", [12, 8]), leaf("weight", [13, 8]));
+        let head = LmHead::new(weight.clone())
+            .with_logit_scale(number("scale").unwrap())
+            .and_then(|head| head.with_temperature(number("temperature").unwrap()))
+            .and_then(|head| match number("softcap") {
+                Some(cap) => head.with_softcap(cap),
+                None => Ok(head),
+            })
+            .unwrap();
+        let states = hidden.clone().reshape([2, 6, 8]);
+        let counted = tokens.clone().greater_equal_elem(0);
+        let (log_probs, statistics) =
+            TokenLogProbs::from_hidden_with_statistics(states, &head, tokens, counted).unwrap();
+        // Both are f32 inside.
+        let tolerance = if name.starts_with("trl") || name.starts_with("cut") {
+            3e-6
+        } else {
+            1e-12
+        };
+        let check = |key: &str, ours: Vec<f64>| {
+            if let Some(expected) = list(key) {
+                assert_close(&ours, &expected, tolerance, &format!("{name}: {key}"));
+            }
+        };
+        let columns = log_probs.log_probs();
+        check("log_probs", to_vec(columns.clone()));
+        let [entropy, collisions, top1, mean_logits] = values(&statistics);
+        check("entropy", entropy);
+        check("collisions", collisions);
+        check("top1", top1);
+        check("mean_logits", mean_logits);
+        let weights: Vec<f64> = (0..10).map(|i| 1.0 + f64::from(i) / 7.0).collect();
+        let weights = Problem::floats(&weights, [2, 5], DType::F64);
+        let grads = (columns * weights).sum().backward();
+        check("grad_hidden", to_vec(hidden.grad(&grads).unwrap()));
+        check("grad_weight", to_vec(weight.grad(&grads).unwrap()));
+    }
+}
