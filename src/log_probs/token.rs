@@ -192,7 +192,7 @@ fn walk(
     let shape = [batch, time, vocab];
     let predictions = Predictions::new(shape, &logits.device(), tokens, completion_mask)?;
     let (values, by_products) = kernel::logits_log_probs(
-        upcast(logits).reshape([batch * time, vocab]),
+        logits.reshape([batch * time, vocab]),
         predictions.targets(),
         predictions.counted(),
         statistics,

@@ -422,6 +422,8 @@ pub fn logits_forward<B: Backend>(
     statistics: bool,
 ) -> Forward<B> {
     let [rows, vocab] = dims::<B>(&logits);
+    let dtype = wide(logits.dtype());
+    let logits = cast::<B>(logits, dtype);
     let targets = B::int_reshape(targets, Shape::new([rows, 1]));
     let logits = B::float_mask_fill(logits, not_counted::<B>(counted, vocab), 0.0.into());
     let precedence = statistics.then(|| precedence::<B>(&logits, vocab));
@@ -443,7 +445,10 @@ pub fn logits_backward<B: Backend>(
     grad: FloatTensor<B>,
 ) -> FloatTensor<B> {
     let [rows, vocab] = dims::<B>(&logits);
+    let dtype = logits.dtype();
+    let logits = cast::<B>(logits, wide(dtype));
     let targets = B::int_reshape(targets, Shape::new([rows, 1]));
     let delta = logits_gradient::<B>(logits, targets, normalizer, column::<B>(grad));
-    B::float_mask_fill(delta, not_counted::<B>(counted, vocab), 0.0.into())
+    let delta = B::float_mask_fill(delta, not_counted::<B>(counted, vocab), 0.0.into());
+    cast::<B>(delta, dtype)
 }

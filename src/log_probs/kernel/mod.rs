@@ -6,9 +6,12 @@
 //!
 //! [`LogProbOps`] is what Burn dispatches to: its autodiff side (`autodiff.rs`) writes the
 //! backward by hand. [`LogProbKernel`] is what a backend computes: the default bodies
-//! (`generic.rs`) are made of Burn's own operations, and Flex has a kernel of its own (`flex/`).
+//! (`generic.rs`) are made of Burn's own operations. Flex and GPUs have kernels of their own
+//! (`flex/`, `cube/`).
 
 mod autodiff;
+#[cfg(feature = "_cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod generic;
@@ -74,14 +77,7 @@ pub const STATISTICS: usize = 4;
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
     LibTorch: cfg(feature = "tch"),
-    Cube: cfg(any(
-        feature = "wgpu",
-        feature = "vulkan",
-        feature = "metal",
-        feature = "cuda",
-        feature = "rocm",
-        feature = "cpu"
-    )),
+    Cube: cfg(feature = "_cube"),
     Remote: cfg(feature = "remote"),
     Autodiff
 )]
@@ -95,7 +91,7 @@ pub trait LogProbOps: Backend {
         options: HeadOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// From logits `[rows, vocab]`, f32 or f64; a row that is not counted may hold anything.
+    /// From logits `[rows, vocab]`; a row that is not counted may hold anything.
     fn logits_log_probs(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
@@ -253,15 +249,6 @@ impl LogProbKernel for burn::backend::NdArray {}
 #[cfg(feature = "tch")]
 #[allow(deprecated)]
 impl LogProbKernel for burn::backend::LibTorch {}
-#[cfg(any(
-    feature = "wgpu",
-    feature = "vulkan",
-    feature = "metal",
-    feature = "cuda",
-    feature = "rocm",
-    feature = "cpu"
-))]
-impl LogProbKernel for burn::backend::Cube {}
 #[cfg(feature = "remote")]
 impl LogProbKernel for burn::backend::Remote {}
 
@@ -332,14 +319,7 @@ fn is_supported(device: &Device) -> bool {
             DispatchDevice::NdArray(_) => true,
             #[cfg(feature = "tch")]
             DispatchDevice::LibTorch(_) => true,
-            #[cfg(any(
-                feature = "wgpu",
-                feature = "vulkan",
-                feature = "metal",
-                feature = "cuda",
-                feature = "rocm",
-                feature = "cpu"
-            ))]
+            #[cfg(feature = "_cube")]
             DispatchDevice::Cube(_) => true,
             #[cfg(feature = "remote")]
             DispatchDevice::Remote(_) => true,

@@ -70,7 +70,8 @@ impl LogProbKernel for Flex {
         if logits.dtype() == DType::F64 {
             return generic::logits_forward::<Self>(logits, targets, counted, statistics);
         }
-        logits_forward(&logits.to_contiguous(), targets, &counted, statistics)
+        let logits = single(logits).to_contiguous();
+        logits_forward(&logits, targets, &counted, statistics)
     }
 
     fn logits_backward(
@@ -83,8 +84,21 @@ impl LogProbKernel for Flex {
         if logits.dtype() == DType::F64 {
             return generic::logits_backward::<Self>(logits, targets, counted, normalizer, grad);
         }
-        logits_backward(logits, targets, &counted, &normalizer, &grad)
+        let dtype = logits.dtype();
+        let found = logits_backward(single(logits), targets, &counted, &normalizer, &grad);
+        if dtype == DType::F32 {
+            return found;
+        }
+        Flex::float_cast(found, dtype.into())
     }
+}
+
+/// f32 of half precision.
+fn single(logits: FlexTensor) -> FlexTensor {
+    if logits.dtype() == DType::F32 {
+        return logits;
+    }
+    Flex::float_cast(logits, FloatDType::F32)
 }
 
 fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
