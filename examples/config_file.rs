@@ -45,6 +45,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         serde_json::from_str::<PairObjectiveConfig>(typo).unwrap_err()
     );
     let range: PairObjectiveConfig = serde_json::from_str(r#"{"loss": "dpo", "beta": -1}"#)?;
-    println!("{}", range.try_init().err().expect("β must be positive"));
+    println!("{}", range.try_init().expect_err("β must be positive"));
     Ok(())
 }

@@ -65,8 +65,11 @@ pub fn clip_by_global_norm<M: Module>(
         (grad / scale).square().sum_dim(0)
     });
     model.visit(&mut squares);
-    let sum = squares.results.into_iter().reduce(|a, b| a + b);
-    let norm = sum.expect("as many as before").sqrt() * scale;
+    let sum = squares
+        .results
+        .into_iter()
+        .fold(scale.zeros_like(), |a, b| a + b);
+    let norm = sum.sqrt() * scale;
 
     let factor = (norm.clone().recip() * max_norm).clamp_max(1.0);
     let broken = norm.clone().is_nan().bool_or(norm.clone().is_inf());

@@ -26,14 +26,7 @@ impl Pair<TokenLogProbs> {
     /// [`length_desensitized`](Pair::length_desensitized) and the others for an objective without
     /// a reference, which takes `.sequences().policy()`.
     pub fn with_uniform_reference(self) -> Pair<RelativeTokenLogProbs> {
-        self.map(|tokens| {
-            let nothing = tokens.log_probs().without_autodiff().zeros_like();
-            let reference = TokenLogProbs::new(nothing, tokens.mask());
-            let reference = reference.expect("same shape, same device");
-            tokens
-                .relative_to(reference)
-                .expect("same shape, same device")
-        })
+        self.map(RelativeTokenLogProbs::against_uniform)
     }
 }
 

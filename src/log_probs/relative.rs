@@ -18,10 +18,15 @@ impl<const D: usize> RelativeLogProbs<D> {
         let (ours, theirs) = (policy.sum(), reference.sum());
         InvalidInput::check_shape("reference", &ours.shape(), &theirs.shape())?;
         InvalidInput::check_device("reference", &ours.device(), &theirs.device())?;
-        Ok(Self {
+        Ok(Self::of(policy, reference))
+    }
+
+    /// Of sides that fit.
+    pub(super) fn of(policy: SequenceLogProbs<D>, reference: SequenceLogProbs<D>) -> Self {
+        Self {
             policy,
             reference: reference.without_autodiff(),
-        })
+        }
     }
 
     /// Against a reference that gives every completion log-probability 0.

@@ -55,6 +55,16 @@ impl TokenLogProbs {
 }
 
 impl RelativeTokenLogProbs {
+    /// Against a reference that gives every token log-probability 0.
+    pub(crate) fn against_uniform(policy: TokenLogProbs) -> Self {
+        let nothing = policy.log_probs().without_autodiff().zeros_like();
+        Self {
+            reference: TokenLogProbs::masked(nothing, policy.mask()),
+            unmodified: policy.clone(),
+            policy,
+        }
+    }
+
     /// The policy's side, as objectives compare it.
     pub fn policy(&self) -> &TokenLogProbs {
         &self.policy
@@ -75,8 +85,7 @@ impl RelativeTokenLogProbs {
     pub fn sequence(&self) -> RelativeLogProbs {
         let policy = self.policy.sequence();
         let before = self.unmodified.sequence();
-        RelativeLogProbs::new(policy.in_place_of(&before), self.reference.sequence())
-            .expect("same shape, same device")
+        RelativeLogProbs::of(policy.in_place_of(&before), self.reference.sequence())
     }
 
     /// Clamps the log-ratio of every token to `low..=high` nats ("humanline" in HALOs); beyond it

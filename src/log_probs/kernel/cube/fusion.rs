@@ -93,10 +93,7 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
         };
         let dtype = wide(head.hidden.dtype);
         let rows = head.hidden.shape[0];
-        let mut outputs = vec![
-            (Shape::new([rows]), dtype),
-            (Shape::new([rows, 2]), dtype),
-        ];
+        let mut outputs = vec![(Shape::new([rows]), dtype), (Shape::new([rows, 2]), dtype)];
         if statistics {
             outputs.push((Shape::new([rows, STATISTICS]), dtype));
         }
@@ -154,10 +151,7 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
         statistics: bool,
     ) -> Forward<Self> {
         let (rows, dtype) = (logits.shape[0], wide(logits.dtype));
-        let mut outputs = vec![
-            (Shape::new([rows]), dtype),
-            (Shape::new([rows, 2]), dtype),
-        ];
+        let mut outputs = vec![(Shape::new([rows]), dtype), (Shape::new([rows, 2]), dtype)];
         if statistics {
             outputs.push((Shape::new([rows, STATISTICS]), dtype));
         }
@@ -197,7 +191,9 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
             let counted = handles.get_bool_tensor::<B>(&inputs[2]);
             let normalizer = handles.get_float_tensor::<B>(&inputs[3]);
             let grad = handles.get_float_tensor::<B>(&inputs[4]);
-            vec![B::logits_backward(logits, targets, counted, normalizer, grad)]
+            vec![B::logits_backward(
+                logits, targets, counted, normalizer, grad,
+            )]
         };
         let inputs = vec![logits, targets, counted, normalizer, grad];
         let mut found = later::<B>("log_probs::logits_backward", inputs, outputs, run);

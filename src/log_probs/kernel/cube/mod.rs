@@ -9,10 +9,10 @@
 mod fusion;
 mod rows;
 
-use burn::backend::cubecl::dtype_to_storage_type;
-use burn::backend::ops::{FloatTensorOps, IntTensorOps, BoolTensorOps};
-use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::backend::ops::{BoolTensorOps, FloatTensorOps, IntTensorOps};
+use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape, Slice};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::prelude::*;
@@ -51,7 +51,12 @@ impl LogProbKernel for CubeBackend {
         if head.hidden.dtype() == DType::F64 {
             return generic::head_backward(head, normalizer, tiles, grad, wanted);
         }
-        head_backward(&head, &into_contiguous(normalizer), &into_contiguous(grad), wanted)
+        head_backward(
+            &head,
+            &into_contiguous(normalizer),
+            &into_contiguous(grad),
+            wanted,
+        )
     }
 
     fn logits_forward(
@@ -97,7 +102,11 @@ fn columns(statistics: bool) -> usize {
 /// −1 for rows that do not count.
 fn counted_targets(targets: CubeTensor, counted: CubeTensor) -> CubeTensor {
     let not_counted = CubeBackend::bool_not(counted);
-    into_contiguous(CubeBackend::int_mask_fill(targets, not_counted, (-1_i32).into()))
+    into_contiguous(CubeBackend::int_mask_fill(
+        targets,
+        not_counted,
+        (-1_i32).into(),
+    ))
 }
 
 /// The same logits with the words of a row side by side.
@@ -190,7 +199,10 @@ impl Block {
             Some(cap) => (scale / cap, cap / temperature),
             None => (self.shaping.factor(), 1.0),
         };
-        #[expect(clippy::cast_possible_truncation, reason = "f32 is what a kernel takes")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "f32 is what a kernel takes"
+        )]
         let narrow = |x: f64| x as f32;
         [inside, outside, self.shaping.factor(), self.shaping.bend()].map(narrow)
     }
@@ -411,7 +423,9 @@ fn head_backward(
         let [of_hidden, of_weight, of_bias] =
             backward_of_rows(head, normalizer, grad, [start, length], wanted);
         hidden.extend(of_hidden);
-        of_weight.into_iter().for_each(|part| add(&mut weight, part));
+        of_weight
+            .into_iter()
+            .for_each(|part| add(&mut weight, part));
         of_bias.into_iter().for_each(|part| add(&mut bias, part));
     }
     let dtype = head.hidden.dtype;

@@ -314,14 +314,14 @@ pub fn shape(arch: Arch, x: &mut [f32], shaping: Shaping) {
     }
 }
 
-struct Bend<'a> {
+struct BentSoftmax<'a> {
     powers: &'a mut [f32],
     normalizer: [f32; 2],
     factor: f32,
     bend: f32,
 }
 
-impl WithSimd for Bend<'_> {
+impl WithSimd for BentSoftmax<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -349,7 +349,7 @@ pub fn softmax(arch: Arch, x: &mut [f32], [max, log_sum]: [f32; 2], factor: f32)
 
 /// [`softmax`] times `1 − (bend·x)²`: what a softcap leaves of a gradient.
 pub fn bent_softmax(arch: Arch, x: &mut [f32], normalizer: [f32; 2], factor: f32, bend: f32) {
-    arch.dispatch(Bend {
+    arch.dispatch(BentSoftmax {
         powers: x,
         normalizer,
         factor,
