@@ -128,6 +128,7 @@ fn main() {
     let cursor = Cursor::new(up + down, 1);
     let training = device.clone().autodiff();
     let train = EpochLoader::new(Arc::clone(&rows), collator, 7, cursor, &training);
+    let train = train.expect("a cursor of these rows");
     let valid = DataLoaderBuilder::new(collator)
         .batch_size(7)
         .set_device(device.clone())
