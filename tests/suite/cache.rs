@@ -431,6 +431,48 @@ fn files_that_are_not_whole_segments() {
     assert!(matches!(open(&file), Err(CacheError::File { .. })));
 }
 
+/// A whole segment, by its name, that no insert of this crate could have made.
+#[test]
+fn a_length_that_contradicts_its_sequence() {
+    let dir = TempDir::new().unwrap();
+    let mut cache = open(dir.path()).unwrap();
+    insert(&mut cache, -1.0);
+    cache.flush().unwrap();
+    let path = only_segment(&cache);
+    let bytes = burn_pack::Bytes::from_bytes_vec(fs::read(&path).unwrap());
+    let reader = burn_pack::Reader::from_bytes(bytes).unwrap();
+    let column = |name: &str| reader.tensor_data(name).unwrap();
+    let columns = [
+        ("keys", burn_pack::DType::U8, vec![1, 32], column("keys")),
+        ("sums", burn_pack::DType::F64, vec![1], column("sums")),
+        ("lengths", burn_pack::DType::U32, vec![1], vec![7, 0, 0, 0]),
+    ];
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"2");
+    hasher.update(fingerprint().to_string().as_bytes());
+    for (.., bytes) in &columns {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    }
+    let tensors = columns.map(|(name, dtype, shape, bytes)| {
+        let bytes = burn_pack::Bytes::from_bytes_vec(bytes);
+        burn_pack::Tensor::new(name.to_owned(), dtype, shape, None, bytes)
+    });
+    fs::remove_file(&path).unwrap();
+    burn_pack::Writer::new(tensors.into())
+        .with_metadata("format", "burn-preference reference cache")
+        .with_metadata("version", "2")
+        .with_metadata("fingerprint", &fingerprint().to_string())
+        .write_to_file(path.with_file_name(format!("{}.bpk", hasher.finalize().to_hex())))
+        .unwrap();
+    let cache = open(dir.path()).unwrap();
+    let error = cache.log_probs(&[sequence(0)], &device()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`lengths`: expected 1 counted tokens of sequence 0, found 7"
+    );
+}
+
 proptest! {
     #![proptest_config(cases(100))]
 
