@@ -115,7 +115,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let pairs = pairs.iter().collect::<Result<Vec<_>, _>>()?;
     let pairs = Arc::new(InMemDataset::new(pairs));
     let mut cursor = Cursor::new(pairs.len(), 7);
-    let collator = Collator::new(Padding::new(end).to_multiple_of(8));
+    let collator = Collator::new(Padding::new(end).to_multiple_of(8)?);
     for _ in 0..2 {
         let rows = cursor.remaining(&pairs)?;
         let some = rows.get_many((0..rows.len().min(2)).collect())?;

@@ -96,7 +96,10 @@ fn train(directory: &Path, epochs: usize, done: usize) -> Dpo {
     // The order of an epoch follows from its number, so that a resumed run sees the same batches.
     let cursor = Cursor::new(7, 3).at_epoch(done as u64);
     let collator = Collator::new(Padding::new(7));
-    let loader = |device| EpochLoader::new(Arc::clone(&rows), collator, 3, cursor, device);
+    let loader = |device| {
+        EpochLoader::new(Arc::clone(&rows), collator, 3, cursor.clone(), device)
+            .expect("a cursor of these rows")
+    };
     let training = SupervisedTraining::new(
         directory,
         Arc::new(loader(&device.clone().autodiff())),

@@ -9,12 +9,14 @@ mod toy;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use burn::data::dataloader::DataLoaderBuilder;
 use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn::module::Module;
-use burn::optim::AdamWConfig;
+use burn::optim::{AdamWConfig, GradientsAccumulator, SgdConfig};
 use burn::tensor::{Device, Tensor};
 use burn::train::metric::LossMetric;
 use burn::train::{InferenceStep, Learner, SupervisedTraining, TrainOutput, TrainStep};
@@ -22,7 +24,7 @@ use burn_preference::data::{
     Collator, Cursor, Desirable, EpochLoader, Example, Mismatched, Part, Text, Tokenized,
     Truncation, UnpairedTokens, WithMismatched,
 };
-use burn_preference::reducer::{Local, Reducer};
+use burn_preference::reducer::{Local, Reducer, Threads};
 use burn_preference::tokens::{Padding, TokenBatch};
 use burn_preference::train::{PreferenceItem, StatMetric};
 use burn_preference::{
@@ -41,7 +43,7 @@ struct Kto {
     reference: Frozen<Bigram>,
     #[module(skip)]
     loss: KtoLoss,
-    /// `Threads` where several workers train: z₀ is the mean over all of them.
+    /// `Threads` where several workers train: z₀ and the mean loss are those of all of them.
     #[module(skip)]
     reducer: Arc<dyn Reducer>,
 }
@@ -56,10 +58,14 @@ impl Kto {
         self.policy.log_probs(&rows)?.relative_to(reference)
     }
 
-    fn forward(&self, thumbs: &Thumbs) -> Result<(Batch, LossOutput<Tensor<1>>), InvalidInput> {
+    fn forward(
+        &self,
+        thumbs: &Thumbs,
+        reducer: &dyn Reducer,
+    ) -> Result<(Batch, LossOutput<Tensor<1>>), InvalidInput> {
         let mismatched = thumbs.mismatched.as_ref().expect("made by `Mismatched`");
         let estimate = KlEstimate::from_mismatched(&self.log_ratios(mismatched)?);
-        let baseline = estimate.reduced(&*self.reducer).expect("all workers come");
+        let baseline = estimate.reduced(reducer).expect("all workers come");
         let batch = Unpaired::new(self.log_ratios(&thumbs.tokens)?, thumbs.desirable.clone())?;
         let batch = WithBaseline::new(batch, baseline.baseline())?;
         let output = self.loss.forward(batch.clone());
@@ -72,9 +78,16 @@ impl TrainStep for Kto {
     type Output = PreferenceItem;
 
     fn step(&self, thumbs: Thumbs) -> TrainOutput<PreferenceItem> {
-        let (batch, output) = self.forward(&thumbs).expect("the collator made the batch");
+        let forward = self.forward(&thumbs, &*self.reducer);
+        let (batch, output) = forward.expect("the collator made the batch");
         let item = PreferenceItem::new(&batch, &output);
-        TrainOutput::new(self, output.mean().backward(), item)
+        // burn-train adds the gradients of its workers: divided by the thumbs of all of them, they
+        // are the gradient of the mean. `mean()` would make it once per worker too large.
+        let losses = output.losses();
+        let total = self.reducer.total(losses.dims()[0], &losses.device());
+        let loss = output.normalized_by(total.expect("all workers come"));
+        let grads = loss.expect("more than no thumb").backward();
+        TrainOutput::new(self, grads, item)
     }
 }
 
@@ -83,9 +96,39 @@ impl InferenceStep for Kto {
     type Output = PreferenceItem;
 
     fn step(&self, thumbs: Thumbs) -> PreferenceItem {
-        let (batch, output) = self.forward(&thumbs).expect("the collator made the batch");
+        // One worker validates: the others would not come to a sum.
+        let forward = self.forward(&thumbs, &Local);
+        let (batch, output) = forward.expect("the collator made the batch");
         PreferenceItem::new(&batch, &output)
     }
+}
+
+/// The losses of `all` after one step, for which each of `batches` had a worker.
+fn losses_after_step(model: &Kto, batches: Vec<Thumbs>, all: &Thumbs) -> Vec<f32> {
+    let workers = Threads::new(batches.len(), Duration::from_mins(1)).expect("one at least");
+    let model = Kto {
+        reducer: Arc::new(workers),
+        ..model.clone()
+    };
+    let steps: Vec<TrainOutput<_>> = thread::scope(|scope| {
+        let start = |thumbs| {
+            let model = model.clone();
+            scope.spawn(move || TrainStep::step(&model, thumbs))
+        };
+        let workers: Vec<_> = batches.into_iter().map(start).collect();
+        let ends = workers.into_iter().map(thread::ScopedJoinHandle::join);
+        ends.map(|end| end.expect("no panic")).collect()
+    });
+    // As burn-train adds them.
+    let mut accumulator = GradientsAccumulator::new();
+    for step in steps {
+        accumulator.accumulate(&model, step.grads);
+    }
+    let model = SgdConfig::new()
+        .init()
+        .step(10.0, model, accumulator.grads());
+    let (_, output) = model.forward(all, &Local).expect("fits");
+    output.losses().into_data().iter::<f32>().collect()
 }
 
 /// Two thumbs up for counting upwards to one down for counting downwards.
@@ -127,6 +170,7 @@ fn main() {
     let cursor = Cursor::new(up + down, 1);
     let training = device.clone().autodiff();
     let train = EpochLoader::new(Arc::clone(&rows), collator, 7, cursor, &training);
+    let train = train.expect("a cursor of these rows");
     let valid = DataLoaderBuilder::new(collator)
         .batch_size(7)
         .set_device(device.clone())
@@ -150,13 +194,25 @@ fn main() {
         .renderer(Box::new(Lines::default()))
         .with_application_logger(None)
         .num_epochs(8)
-        .launch(Learner::new(model, AdamWConfig::new().init(), 0.01));
+        .launch(Learner::new(model.clone(), AdamWConfig::new().init(), 0.01));
 
-    let rows = rows.iter().collect::<Result<_, _>>().expect("in memory");
-    let thumbs = collator.batch(rows, &device);
-    let (batch, output) = result.model.forward(&thumbs).expect("fits");
-    let metrics = BatchMetrics::observe(&batch, &output).read();
+    let rows: Vec<_> = rows.iter().collect::<Result<_, _>>().expect("in memory");
+    let batch = |rows: &[_]| collator.batch(rows.to_vec(), &device);
+    let all = batch(&rows);
+    let (thumbs, output) = result.model.forward(&all, &Local).expect("fits");
+    let metrics = BatchMetrics::observe(&thumbs, &output).read();
     let margin = metrics.expect("the device works").get("rewards/margins");
     println!("margin: {:.3}", margin.expect("both classes"));
     assert!(margin > Some(0.1), "thumbs up are told from thumbs down");
+
+    // Two workers with unequal batches take the step of one with all thumbs.
+    let one = losses_after_step(&model, vec![batch(&rows)], &all);
+    let two = losses_after_step(&model, vec![batch(&rows[..9]), batch(&rows[9..])], &all);
+    let differences = one.iter().zip(&two).map(|(one, two)| (one - two).abs());
+    let worst = differences.fold(0.0, f32::max);
+    println!("two workers instead of one: losses differ by {worst:.0e}");
+    assert!(
+        worst < 1e-5,
+        "a step does not depend on the number of workers"
+    );
 }

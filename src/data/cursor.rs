@@ -1,7 +1,8 @@
-use std::sync::Arc;
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
-use burn::data::dataset::Dataset;
-use burn::data::dataset::transform::SelectionDataset;
+use burn::data::dataset::{Dataset, DatasetError};
 use serde::{Deserialize, Serialize};
 
 use super::error::DataError;
@@ -9,7 +10,28 @@ use crate::error::InvalidInput;
 
 /// Where a run is in its data: save it with each checkpoint and go on at exactly the next row.
 ///
-/// Each epoch is shuffled by `seed + epoch`, so that an order needs no state but these numbers.
+/// An order needs no state but the numbers that are saved: `seed`, `epoch` and how many rows there
+/// are. It is defined here and by no random generator of a dependency, so that an update moves no
+/// row:
+///
+/// ```text
+/// stream = BLAKE3 in the mode derive_key, context "burn-preference data::Cursor order 1",
+///          of seed and epoch: u64, little endian; its output as u64 numbers, little endian
+/// order  = 0, 1, …, rows − 1
+/// for i = rows − 1, …, 1:
+///     x = the next number of the stream below ⌊(2⁶⁴ − 1)/(i + 1)⌋·(i + 1)
+///     swap order[i] and order[x mod (i + 1)]
+/// ```
+///
+/// Numbers past the last multiple are passed over, so that all orders are equally likely.
+///
+/// The order of an epoch is computed when it is first asked for and kept until the next one: 8
+/// bytes a row. Later clones share it.
+///
+/// `consumed` counts the *first* rows of an epoch's order, whoever trained on them. Workers that
+/// share each batch keep to that. Workers with a range of the epoch each do not: in its middle they
+/// have consumed the beginnings of several ranges, which no cursor says. Save their position at the
+/// end of an epoch, as burn-train does.
 ///
 /// ```
 /// use burn::data::dataset::{Dataset, InMemDataset};
@@ -27,13 +49,16 @@ use crate::error::InvalidInput;
 /// assert_eq!(rest, epoch[4..]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "CursorFields")]
 pub struct Cursor {
     rows: usize,
     seed: u64,
     epoch: u64,
     consumed: usize,
+    /// The order of `epoch`, once somebody has asked.
+    #[serde(skip)]
+    order: OnceLock<Arc<[usize]>>,
 }
 
 #[derive(Deserialize)]
@@ -64,7 +89,30 @@ impl TryFrom<CursorFields> for Cursor {
             seed,
             epoch,
             consumed,
+            order: OnceLock::new(),
         })
+    }
+}
+
+/// The position; whether its order was computed already makes no difference.
+impl PartialEq for Cursor {
+    fn eq(&self, other: &Self) -> bool {
+        let position = |c: &Self| (c.rows, c.seed, c.epoch, c.consumed);
+        position(self) == position(other)
+    }
+}
+
+impl Eq for Cursor {}
+
+/// Without the order of a million rows.
+impl fmt::Debug for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cursor")
+            .field("rows", &self.rows)
+            .field("seed", &self.seed)
+            .field("epoch", &self.epoch)
+            .field("consumed", &self.consumed)
+            .finish_non_exhaustive()
     }
 }
 
@@ -76,61 +124,74 @@ impl Cursor {
             seed,
             epoch: 0,
             consumed: 0,
+            order: OnceLock::new(),
         }
     }
 
     /// The beginning of `epoch`, counted from 0: what a run that finished so many epochs goes on
     /// with.
-    pub fn at_epoch(self, epoch: u64) -> Self {
-        Self {
-            epoch,
-            consumed: 0,
-            ..self
+    pub fn at_epoch(mut self, epoch: u64) -> Self {
+        self.begin(epoch);
+        self
+    }
+
+    fn begin(&mut self, epoch: u64) {
+        if epoch != self.epoch {
+            self.epoch = epoch;
+            self.order = OnceLock::new();
         }
+        self.consumed = 0;
     }
 
     /// What is left of this epoch, in its order: what a data loader without shuffling takes. More
-    /// than one worker of a loader has no fixed order.
+    /// than one worker of a loader has no fixed order. Copies no rows and no indices.
     ///
     /// # Errors
     ///
     /// The dataset has another length than the cursor was made for.
-    pub fn remaining<D, I>(&self, dataset: &Arc<D>) -> Result<SelectionDataset<D, I>, DataError>
+    pub fn remaining<D, I>(&self, dataset: &Arc<D>) -> Result<Remaining<D>, DataError>
     where
         D: Dataset<I>,
-        I: Clone + Send + Sync,
     {
-        let epoch = self.whole_epoch(dataset)?;
-        Ok(epoch.slice(self.consumed.min(self.rows), self.rows))
+        self.check(dataset.len())?;
+        Ok(self.left(dataset))
     }
 
-    pub(super) fn whole_epoch<D, I>(
-        &self,
-        dataset: &Arc<D>,
-    ) -> Result<SelectionDataset<D, I>, DataError>
-    where
-        D: Dataset<I>,
-        I: Clone + Send + Sync,
-    {
-        if dataset.len() != self.rows {
-            return Err(DataError::OtherDataset {
-                saved: self.rows,
-                found: dataset.len(),
-            });
+    /// That a dataset of so many rows is the one that the position is of.
+    pub(super) fn check(&self, found: usize) -> Result<(), DataError> {
+        if found == self.rows {
+            return Ok(());
         }
-        let seed = self.seed.wrapping_add(self.epoch);
-        Ok(SelectionDataset::new_shuffled(Arc::clone(dataset), seed))
+        let saved = self.rows;
+        Err(DataError::OtherDataset { saved, found })
+    }
+
+    /// What is left of this epoch of a dataset that has passed [`check`](Self::check).
+    pub(super) fn left<D>(&self, dataset: &Arc<D>) -> Remaining<D> {
+        let order = self
+            .order
+            .get_or_init(|| order(self.rows, self.seed, self.epoch));
+        Remaining {
+            dataset: Arc::clone(dataset),
+            order: Arc::clone(order),
+            rows: self.consumed..self.rows,
+        }
     }
 
     pub(super) fn next_epoch(&mut self) {
-        *self = self.at_epoch(self.epoch.saturating_add(1));
+        self.begin(self.epoch.saturating_add(1));
     }
 
     /// `rows` more were trained on; past the last one the next epoch begins.
     pub fn advance(&mut self, rows: usize) {
         let consumed = self.consumed.saturating_add(rows);
-        let epochs = consumed.checked_div(self.rows).unwrap_or(0);
-        self.epoch = self.epoch.saturating_add(epochs as u64);
+        // Of a dataset without rows there is nothing to consume.
+        let Some(epochs) = consumed.checked_div(self.rows) else {
+            return;
+        };
+        if epochs > 0 {
+            self.begin(self.epoch.saturating_add(epochs as u64));
+        }
         self.consumed = consumed - epochs * self.rows;
     }
 
@@ -142,5 +203,86 @@ impl Cursor {
     /// How many rows of this epoch were trained on.
     pub fn consumed(&self) -> usize {
         self.consumed
+    }
+}
+
+/// The order of an epoch, as [`Cursor`] defines it.
+fn order(rows: usize, seed: u64, epoch: u64) -> Arc<[usize]> {
+    let mut hasher = blake3::Hasher::new_derive_key("burn-preference data::Cursor order 1");
+    hasher.update(&seed.to_le_bytes());
+    hasher.update(&epoch.to_le_bytes());
+    let mut stream = hasher.finalize_xof();
+    // Many numbers at a time: BLAKE3 is fastest over several of its blocks.
+    let mut buffer = [[0; 8]; 128];
+    let mut read = buffer.len();
+    let mut next = || {
+        if read == buffer.len() {
+            stream.fill(buffer.as_flattened_mut());
+            read = 0;
+        }
+        read += 1;
+        u64::from_le_bytes(buffer[read - 1])
+    };
+    let mut order: Vec<usize> = (0..rows).collect();
+    for i in (1..rows).rev() {
+        let n = i as u64 + 1;
+        let bound = u64::MAX / n * n;
+        let x = loop {
+            let x = next();
+            if x < bound {
+                break x % n;
+            }
+        };
+        #[allow(clippy::cast_possible_truncation, reason = "at most `i`")]
+        order.swap(i, x as usize);
+    }
+    order.into()
+}
+
+/// The rows of an epoch that are left, in its order: a view of the dataset.
+#[derive(Debug, Clone)]
+pub struct Remaining<D> {
+    dataset: Arc<D>,
+    order: Arc<[usize]>,
+    /// Places in `order`.
+    rows: Range<usize>,
+}
+
+impl<D> Remaining<D> {
+    /// The number of rows.
+    pub(super) fn count(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Those of these rows that are at `places`.
+    pub(super) fn part(self, places: Range<usize>) -> Self {
+        let first = self.rows.start;
+        Self {
+            rows: first + places.start..first + places.end,
+            ..self
+        }
+    }
+
+    /// The index of a row in the dataset.
+    fn index(&self, place: usize) -> usize {
+        self.order[self.rows.clone()][place]
+    }
+}
+
+/// # Panics
+///
+/// `get` and `get_many` panic past the last row, as Burn's selections do.
+impl<D: Dataset<I>, I> Dataset<I> for Remaining<D> {
+    fn get(&self, index: usize) -> Result<I, DatasetError> {
+        self.dataset.get(self.index(index))
+    }
+
+    fn get_many(&self, indexes: Vec<usize>) -> Result<Vec<I>, DatasetError> {
+        let rows = indexes.into_iter().map(|index| self.index(index));
+        self.dataset.get_many(rows.collect())
+    }
+
+    fn len(&self) -> usize {
+        self.rows.len()
     }
 }

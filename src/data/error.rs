@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::error::InvalidInput;
+
 /// What is wrong with one row: the field, what was expected there and what was found.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("`{field}`: expected {expected}, found {found}")]
@@ -41,6 +43,7 @@ impl RowError {
 
 /// Data that cannot be used; each error says where.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum DataError {
     /// The file cannot be read.
     #[error("{}: {source}", path.display())]
@@ -100,6 +103,9 @@ pub enum DataError {
         /// Rows now.
         found: usize,
     },
+    /// An argument outside its range.
+    #[error(transparent)]
+    Input(#[from] InvalidInput),
 }
 
 /// Where a row stands in its file, if it comes from one.

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use crate::error::InvalidInput;
 use crate::tokens::Sequence;
 
 /// One turn of a conversation.
@@ -101,22 +102,24 @@ impl<T> Example<T, Desirable> {
 impl<T> Example<T, Scores> {
     /// Completions with a score each, higher is better.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// Panics if there is no completion, or not one score for each.
-    pub fn ranked(prompt: T, completions: Vec<T>, scores: Vec<f64>) -> Self {
-        assert!(!completions.is_empty(), "completions: one at least");
-        assert_eq!(
-            completions.len(),
-            scores.len(),
-            "scores: one per completion"
-        );
-        Self::of(prompt, completions, Scores(scores))
+    /// There is no completion, or not one score for each.
+    pub fn ranked(prompt: T, completions: Vec<T>, scores: Vec<f64>) -> Result<Self, InvalidInput> {
+        if completions.is_empty() {
+            return Err(InvalidInput::new("completions", "one at least", "none"));
+        }
+        if completions.len() != scores.len() {
+            let expected = format!("{}, one per completion", completions.len());
+            return Err(InvalidInput::new("scores", expected, scores.len()));
+        }
+        Ok(Self::of(prompt, completions, Scores(scores)))
     }
 }
 
 impl<T, L> Example<T, L> {
-    fn of(prompt: T, completions: Vec<T>, label: L) -> Self {
+    /// As many completions as the label says.
+    pub(super) fn of(prompt: T, completions: Vec<T>, label: L) -> Self {
         Self {
             prompt,
             completions,

@@ -166,7 +166,9 @@ impl Format for RankedFormat {
             }
             ScoreField::BestFirst => (0..responses.len()).map(|i| -(i as f64)).collect(),
         };
-        Ok(with_other(Example::ranked(prompt, responses, scores), row))
+        // One response at least and a score for each: checked above, where errors name the field.
+        let list = Example::of(prompt, responses, Scores(scores));
+        Ok(with_other(list, row))
     }
 }
 

@@ -1,13 +1,14 @@
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
-use burn::data::dataset::transform::SelectionDataset;
 use burn::data::dataset::{Dataset, DatasetError};
 use burn::tensor::Device;
 
-use super::cursor::Cursor;
+use super::cursor::{Cursor, Remaining};
+use super::error::DataError;
+use crate::error::InvalidInput;
 
 /// A Burn data loader that can go on where a run stopped: every epoch is shuffled as its
 /// [`Cursor`] says, whichever process runs it.
@@ -15,12 +16,26 @@ use super::cursor::Cursor;
 /// Burn's own loader shuffles by a generator that lives in the process, so that a resumed run sees
 /// other batches. Here each `iter` is the next epoch; a run that is resumed after `n` epochs starts
 /// from [`Cursor::at_epoch`].
+///
+/// # Several workers
+///
+/// burn-train's `MultiDevice` gives each worker a [`slice`](DataLoader::slice) of the items. A
+/// slice is a *share*: items `start..end` of `n` are the rows from place `start·r/n` to `end·r/n`,
+/// rounded down, of the `r` rows that the epoch has left. A whole epoch has all `n`; one that the
+/// cursor begins in the middle of has fewer. The slices of all workers together are the rows that
+/// are left, each of them once. Shares of the rest of an epoch may differ by one row, and so by one
+/// batch, which a [`Reducer`](crate::reducer::Reducer) would miss.
+///
+/// [`Cursor::consumed`] counts the first rows of an epoch. Workers with a slice each have consumed
+/// something else in the middle of one: save at the end of an epoch.
 pub struct EpochLoader<D, I, O> {
     dataset: Arc<D>,
     batcher: Arc<dyn Batcher<I, O>>,
     batch_size: usize,
     cursor: Mutex<Cursor>,
-    /// Which part of each epoch, for a worker among several.
+    /// Rows of the dataset.
+    items: usize,
+    /// Which share of each epoch, for a worker among several: a range of `0..items`.
     part: Range<usize>,
     device: Device,
 }
@@ -31,29 +46,35 @@ where
 {
     /// Batches of `batch_size` rows, the last one of an epoch smaller, from `cursor` on.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// Panics if `batch_size` is 0.
+    /// `batch_size` is 0, or the dataset has another length than the cursor was made for.
     pub fn new(
         dataset: Arc<D>,
         batcher: impl Batcher<I, O> + 'static,
         batch_size: usize,
         cursor: Cursor,
         device: &Device,
-    ) -> Self {
-        assert!(batch_size > 0, "batch_size: at least 1");
-        Self {
-            part: 0..dataset.len(),
+    ) -> Result<Self, DataError> {
+        if batch_size == 0 {
+            return Err(InvalidInput::new("batch_size", "1 at least", 0).into());
+        }
+        let items = dataset.len();
+        cursor.check(items)?;
+        Ok(Self {
             dataset,
             batcher: Arc::new(batcher),
             batch_size,
             cursor: Mutex::new(cursor),
+            items,
+            part: 0..items,
             device: device.clone(),
-        }
+        })
     }
 
-    fn cursor(&self) -> Cursor {
-        *self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cursor(&self) -> MutexGuard<'_, Cursor> {
+        // A panic elsewhere leaves a whole position.
+        self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with(&self, part: Range<usize>, device: &Device) -> Self {
@@ -61,7 +82,8 @@ where
             dataset: Arc::clone(&self.dataset),
             batcher: Arc::clone(&self.batcher),
             batch_size: self.batch_size,
-            cursor: Mutex::new(self.cursor()),
+            cursor: Mutex::new(self.cursor().clone()),
+            items: self.items,
             part,
             device: device.clone(),
         }
@@ -75,24 +97,19 @@ where
     O: Send + 'static,
 {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<O> + 'a> {
-        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        let epoch = cursor.whole_epoch(&self.dataset).map(|rows| {
-            let start = self.part.start.max(cursor.consumed());
-            rows.slice(start.min(self.part.end), self.part.end)
-        });
+        let mut cursor = self.cursor();
+        let left = cursor.left(&self.dataset);
         cursor.next_epoch();
-        let (rows, error) = match epoch {
-            Ok(rows) => (rows, None),
-            Err(error) => (
-                SelectionDataset::from_indices_unchecked(Arc::clone(&self.dataset), Vec::new()),
-                Some(DatasetError::new(error)),
-            ),
+        let count = left.count() as u128;
+        #[allow(clippy::cast_possible_truncation, reason = "at most `count`")]
+        let place = |item: usize| match self.items {
+            0 => 0,
+            items => (item as u128 * count / items as u128) as usize,
         };
         Box::new(Batches {
             loader: self,
-            rows,
+            rows: left.part(place(self.part.start)..place(self.part.end)),
             next: 0,
-            error,
         })
     }
 
@@ -104,31 +121,31 @@ where
         Arc::new(self.with(self.part.clone(), device))
     }
 
+    /// Items past the last one are none.
     fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<O>> {
-        let first = self.part.start;
-        Arc::new(self.with(first + start..first + end, &self.device))
+        let Range {
+            start: first,
+            end: last,
+        } = self.part;
+        let item = |i: usize| first.saturating_add(i).min(last);
+        Arc::new(self.with(item(start)..item(end).max(item(start)), &self.device))
     }
 }
 
-struct Batches<'a, D: Dataset<I>, I: Clone + Send + Sync, O> {
+struct Batches<'a, D, I, O> {
     loader: &'a EpochLoader<D, I, O>,
-    rows: SelectionDataset<D, I>,
+    rows: Remaining<D>,
     next: usize,
-    error: Option<DatasetError>,
 }
 
 impl<D, I, O> Iterator for Batches<'_, D, I, O>
 where
     D: Dataset<I>,
-    I: Clone + Send + Sync,
 {
     type Item = Result<O, DatasetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Some(error) = self.error.take() {
-            return Some(Err(error));
-        }
-        let end = self.rows.len().min(self.next + self.loader.batch_size);
+        let end = self.rows.count().min(self.next + self.loader.batch_size);
         if self.next == end {
             return None;
         }
@@ -141,9 +158,8 @@ where
 impl<D, I, O> DataLoaderIterator<O> for Batches<'_, D, I, O>
 where
     D: Dataset<I>,
-    I: Clone + Send + Sync,
 {
     fn progress(&self) -> Progress {
-        Progress::new(self.next, self.rows.len(), Some("items".to_owned()))
+        Progress::new(self.next, self.rows.count(), Some("items".to_owned()))
     }
 }

@@ -28,6 +28,10 @@ pub struct Mismatched<D> {
 
 impl<D: Dataset<Example<Vec<u32>, Desirable>>> Mismatched<D> {
     /// Pairs the rows of `dataset`; `truncation` is applied to the new pairs.
+    ///
+    /// Reads nothing yet. Whether a row has a partner depends on prompts and lengths of the others,
+    /// so that the answer would read and tokenize all of them. A row without a partner is therefore
+    /// an error when it is asked for: [`DataError::NoMismatch`].
     pub fn new(dataset: D, truncation: Truncation) -> Self {
         Self {
             dataset,

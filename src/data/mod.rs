@@ -50,7 +50,7 @@ mod split;
 mod tokenized;
 
 pub use collate::{Collator, PairTokens, RankedTokens, UnpairedTokens};
-pub use cursor::Cursor;
+pub use cursor::{Cursor, Remaining};
 pub use error::{DataError, RowError};
 pub use example::{Desirable, Example, Message, Preference, Scores, Text};
 pub use format::{Format, PairFormat, RankedFormat, ScoreField, UnpairedFormat};

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use burn::data::dataset::Dataset;
 
 use super::error::DataError;
+use crate::error::InvalidInput;
 
 /// Which rows train and which are held out, by index.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,21 +28,16 @@ pub struct Split {
 ///
 /// # Errors
 ///
-/// A row cannot be read.
-///
-/// # Panics
-///
-/// Panics unless `share` is in \[0, 1\].
+/// `share` is outside \[0, 1\], or a row cannot be read.
 pub fn split_by<I>(
     dataset: &impl Dataset<I>,
     share: f64,
     seed: u64,
     group: impl Fn(&I) -> String,
 ) -> Result<Split, DataError> {
-    assert!(
-        (0.0..=1.0).contains(&share),
-        "share: in [0, 1], not {share}"
-    );
+    if !(0.0..=1.0).contains(&share) {
+        return Err(InvalidInput::new("share", "a number in [0, 1]", share).into());
+    }
     let mut rows: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for index in 0..dataset.len() {
         rows.entry(group(&dataset.get(index)?))

@@ -24,10 +24,18 @@ use crate::log_probs::{LmHead, TokenLogProbs};
 ///
 /// # LoRA
 ///
-/// Build the reference from the base model *before* `apply_lora`: it shares the frozen base
-/// weights, which never change, and costs nothing for the whole run. Of a policy that is adapted
-/// already, such as one that was loaded, [`without_adapters`](Self::without_adapters) is the same.
-/// With QLoRA the base is the quantised one, and only the latter sees it.
+/// The reference is the model that preference training *starts from*. Which one that is decides
+/// between two constructors:
+///
+/// - **The adapters are new**: it starts from the base. Build the reference from the base model
+///   *before* `apply_lora`: it shares the frozen base weights, which never change, and costs nothing
+///   for the whole run. Of a policy that is adapted already, such as one that was loaded,
+///   [`without_adapters`](Self::without_adapters) is the same. With QLoRA the base is the quantised
+///   one, and only the latter sees it.
+/// - **The adapters come from SFT**, and preference training goes on with them: it starts from base
+///   *and* adapters. Take [`Frozen::new`](Self::new) of the policy before the first step. Without
+///   its adapters the reference would be the base, which never saw the SFT data: the first DPO loss
+///   is then not ln 2, and the policy is pulled back behind its start.
 ///
 /// ```
 /// use burn::module::Module;
@@ -62,15 +70,28 @@ impl<M: Module> Frozen<M> {
         }
     }
 
-    /// Freezes `model` with its LoRA adapters off: exactly its base weights, which it shares.
+    /// Freezes `model` with its LoRA adapters off: exactly its base weights, which it shares. Also
+    /// tells how many adapters that were, one per adapted weight.
+    ///
+    /// For a policy whose adapters are new. One that starts from an SFT adapter has
+    /// [`Frozen::new`](Self::new) of itself as its reference: this one would compare it with the
+    /// base.
     ///
     /// The adapters stay in their places with B = 0, so that a weight costs a product of rank
     /// `r` more than in a model that never had them.
-    pub fn without_adapters(model: &M) -> Self {
-        Self {
-            model: model.valid().map(&mut AdaptersOff { path: Vec::new() }),
-            copies: Arc::default(),
+    ///
+    /// # Errors
+    ///
+    /// `model` has no LoRA adapter: it is its own base, or its adapters were merged into its
+    /// weights, and the base is gone.
+    pub fn without_adapters(model: &M) -> Result<(Self, usize), InvalidInput> {
+        let mut off = AdaptersOff::default();
+        let model = model.valid().map(&mut off);
+        if off.count == 0 {
+            return Err(InvalidInput::new("model", "LoRA adapters", "none"));
         }
+        let copies = Arc::default();
+        Ok((Self { model, copies }, off.count))
     }
 
     /// The frozen model. What it computes from plain tensors carries no autodiff.
@@ -154,9 +175,12 @@ impl<M: Module> Frozen<M> {
 pub(super) const ADAPTER: &str = "Reparameterization";
 
 /// Zeros B of every LoRA adapter: A·B = 0.
+#[derive(Default)]
 struct AdaptersOff {
     /// Of each module that was entered, its name, and whether it is an adapter.
     path: Vec<(String, bool)>,
+    /// Adapters so far.
+    count: usize,
 }
 
 impl ModuleMapper for AdaptersOff {
@@ -171,7 +195,10 @@ impl ModuleMapper for AdaptersOff {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         match self.path.as_slice() {
-            [.., (_, true), (name, _)] if name == "b" => param.map(|b| b.zeros_like()),
+            [.., (_, true), (name, _)] if name == "b" => {
+                self.count += 1;
+                param.map(|b| b.zeros_like())
+            }
             _ => param,
         }
     }

@@ -39,7 +39,7 @@ fn sum_of(i: u32) -> f32 {
 
 fn values(sequences: &[Sequence]) -> Result<SequenceLogProbs, InvalidInput> {
     let sums: Vec<f32> = sequences.iter().map(|s| sum_of(s.ids()[0])).collect();
-    let lengths: Vec<usize> = sequences.iter().map(|s| s.completion().len()).collect();
+    let lengths: Vec<usize> = sequences.iter().map(Sequence::length).collect();
     SequenceLogProbs::from_values(&sums, &lengths, &device())
 }
 
@@ -126,6 +126,41 @@ fn the_prompt_is_part_of_the_key() {
 }
 
 #[test]
+fn the_key_holds_what_the_number_depends_on() {
+    let dir = TempDir::new().unwrap();
+    let mut cache = open(dir.path()).unwrap();
+    let plain = Sequence::new(&[1], &[2, 3]);
+    let counted = |marks: [bool; 2]| plain.clone().with_counted(&marks).unwrap();
+    let sequences = [
+        plain.clone(),
+        counted([true, false]),
+        counted([false, true]),
+        plain.clone().with_context([0; 32]),
+        plain.clone().with_context([1; 32]),
+        counted([false, true]).with_context([1; 32]),
+    ];
+    for (i, sequence) in sequences.iter().enumerate() {
+        assert!(!cache.contains(sequence), "{i}");
+        let length = [i32::try_from(sequence.length()).unwrap()];
+        let value = SequenceLogProbs::from_values(&[-(i as f32)], &length, &device()).unwrap();
+        cache
+            .insert(std::slice::from_ref(sequence), &value)
+            .unwrap();
+    }
+    assert!(cache.contains(&counted([true, true])), "the default");
+    cache.flush().unwrap();
+    let log_probs = open(dir.path())
+        .unwrap()
+        .log_probs(&sequences, &device())
+        .unwrap();
+    assert_eq!(
+        read(log_probs.sum()),
+        [0, -1, -2, -3, -4, -5].map(|x| x as f32)
+    );
+    assert_eq!(read(log_probs.lengths()), [2.0, 1.0, 1.0, 2.0, 2.0, 1.0]);
+}
+
+#[test]
 fn another_model_has_another_cache() {
     let dir = TempDir::new().unwrap();
     fill(&mut open(dir.path()).unwrap(), 0..3, 4);
@@ -161,17 +196,120 @@ fn several_writers() {
     assert_eq!(open(dir.path()).unwrap().len(), 9);
 }
 
+/// One value for `sequence(0)`.
+fn insert(cache: &mut ReferenceCache, sum: f32) {
+    let value = SequenceLogProbs::from_values(&[sum], &[1], &device()).unwrap();
+    cache.insert(&[sequence(0)], &value).unwrap();
+}
+
+fn value(cache: &ReferenceCache) -> f32 {
+    read(cache.log_probs(&[sequence(0)], &device()).unwrap().sum())[0]
+}
+
+#[test]
+fn of_several_values_the_smallest_name_decides() {
+    // Segments of one writer each, with a value each for the same sequence.
+    let segments: Vec<(PathBuf, f32, TempDir)> = (0..6)
+        .map(|i| {
+            let dir = TempDir::new().unwrap();
+            let mut cache = open(dir.path()).unwrap();
+            insert(&mut cache, -(i as f32));
+            cache.flush().unwrap();
+            (only_segment(&cache), -(i as f32), dir)
+        })
+        .collect();
+    let smallest = segments
+        .iter()
+        .min_by_key(|s| s.0.file_name().unwrap().to_owned());
+    let expected = smallest.unwrap().1;
+
+    // Whatever order the files come in, at once or one after the other.
+    for first in 0..segments.len() {
+        let dir = TempDir::new().unwrap();
+        let mut early = open(dir.path()).unwrap();
+        let mut best: Option<&(PathBuf, f32, TempDir)> = None;
+        for i in 0..segments.len() {
+            let segment = &segments[(first + i) % segments.len()];
+            let name = segment.0.file_name().unwrap();
+            fs::copy(&segment.0, early.directory().join(name)).unwrap();
+            early.refresh().unwrap();
+            if best.is_none_or(|best| name < best.0.file_name().unwrap()) {
+                best = Some(segment);
+            }
+            assert_eq!(value(&early), best.unwrap().1);
+        }
+        assert_eq!(value(&early), expected);
+        assert_eq!(value(&open(dir.path()).unwrap()), expected);
+    }
+}
+
+#[test]
+fn two_writers_of_one_sequence_agree() {
+    for (mine, theirs) in [(-1.0, -2.0), (-2.0, -1.0)] {
+        let dir = TempDir::new().unwrap();
+        let [mut a, mut b] = [(); 2].map(|()| open(dir.path()).unwrap());
+        insert(&mut a, mine);
+        insert(&mut b, theirs);
+        a.flush().unwrap();
+        b.flush().unwrap();
+        assert_eq!(
+            (value(&a), value(&b)),
+            (mine, theirs),
+            "only a refresh changes a value"
+        );
+        a.refresh().unwrap();
+        b.refresh().unwrap();
+        let later = open(dir.path()).unwrap();
+        assert_eq!((value(&a), value(&b)), (value(&later), value(&later)));
+
+        // What is on disk comes before what is not.
+        let mut late = open(dir.path()).unwrap();
+        let other = TempDir::new().unwrap();
+        let mut unwritten = open(other.path()).unwrap();
+        insert(&mut unwritten, -9.0);
+        insert(&mut late, -9.0); // there already
+        assert_eq!(value(&late), value(&later));
+        for file in fs::read_dir(later.directory()).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), unwritten.directory().join(file.file_name())).unwrap();
+        }
+        unwritten.refresh().unwrap();
+        assert_eq!(value(&unwritten), value(&later));
+        unwritten.flush().unwrap();
+        let files = fs::read_dir(unwritten.directory()).unwrap().count();
+        assert_eq!(files, 2, "nothing is left to write");
+    }
+}
+
+#[test]
+fn files_of_the_system_are_passed_over() {
+    let dir = TempDir::new().unwrap();
+    let cache = open(dir.path()).unwrap();
+    for name in [".DS_Store", ".nfs000000000000c0de", "._x.bpk", ".x.bpk"] {
+        fs::write(cache.directory().join(name), "theirs").unwrap();
+    }
+    assert!(open(dir.path()).unwrap().is_empty());
+}
+
 #[test]
 fn values_that_do_not_belong_into_a_cache() {
     let dir = TempDir::new().unwrap();
     let mut cache = open(dir.path()).unwrap();
     let two = [sequence(0), sequence(1)];
-    let nan = SequenceLogProbs::from_values(&[-1.0, f32::NAN], &[1, 1], &device()).unwrap();
+    let nan = SequenceLogProbs::from_values(&[-1.0, f32::NAN], &[1, 2], &device()).unwrap();
     let error = cache.insert(&two, &nan).unwrap_err();
     assert_eq!(error.to_string(), "sequence 1 has the log-probability NaN");
     let error = cache.insert(&two[..1], &values(&two).unwrap()).unwrap_err();
     let expected = "`log_probs`: expected 1, one per sequence, found 2";
     assert_eq!(error.to_string(), expected);
+    // Sums over other tokens than those of the sequence: another truncation, another mask.
+    let longer = SequenceLogProbs::from_values(&[-1.0, -1.0], &[1, 3], &device()).unwrap();
+    let error = cache.insert(&two, &longer).unwrap_err();
+    let expected = "`lengths`: expected 2 counted tokens of sequence 1, found 3";
+    assert_eq!(error.to_string(), expected);
+    let error = cache.fill(&two, 0, |_| values(&two).map_err(CacheError::from), |_| {});
+    let expected = "`batch`: expected 1 at least, found 0";
+    assert_eq!(error.unwrap_err().to_string(), expected);
     assert!(cache.is_empty());
 
     cache.flush().unwrap();
@@ -182,7 +320,7 @@ fn values_that_do_not_belong_into_a_cache() {
     );
     // The first value stays.
     cache.insert(&two, &values(&two).unwrap()).unwrap();
-    let other = SequenceLogProbs::from_values(&[-9.0, -9.0], &[1, 1], &device()).unwrap();
+    let other = SequenceLogProbs::from_values(&[-9.0, -9.0], &[1, 2], &device()).unwrap();
     cache.insert(&two, &other).unwrap();
     let sums = read(cache.log_probs(&two, &device()).unwrap().sum());
     assert_eq!(sums, [sum_of(0), sum_of(1)]);
@@ -253,21 +391,23 @@ fn files_that_are_not_whole_segments() {
             .to_vec()
     };
     let ours = "burn-preference reference cache";
+    // Version 1 had no mask and no context in its keys.
     let error = says(
-        &with(ours, "0", ""),
-        "cache format 0, but this version reads 1",
+        &with(ours, "1", ""),
+        "cache format 1, but this version reads 2: delete the directory and fill it again, or use \
+         another root",
     );
     assert!(matches!(error, CacheError::Outdated { .. }), "{error:?}");
     says(
-        &with("a model", "1", ""),
+        &with("a model", "2", ""),
         "a burnpack file of something else",
     );
     says(
-        &with(ours, "1", "abc"),
+        &with(ours, "2", "abc"),
         "of the model abc, not a segment of this cache",
     );
     let mine = fingerprint().to_string();
-    says(&with(ours, "1", &mine), "Tensor not found: keys");
+    says(&with(ours, "2", &mine), "Tensor not found: keys");
 
     fs::write(&path, &whole).unwrap();
     assert_eq!(open(dir.path()).unwrap().len(), 3);
@@ -286,6 +426,48 @@ fn files_that_are_not_whole_segments() {
     let file = dir.path().join("a file");
     fs::write(&file, "").unwrap();
     assert!(matches!(open(&file), Err(CacheError::File { .. })));
+}
+
+/// A whole segment, by its name, that no insert of this crate could have made.
+#[test]
+fn a_length_that_contradicts_its_sequence() {
+    let dir = TempDir::new().unwrap();
+    let mut cache = open(dir.path()).unwrap();
+    insert(&mut cache, -1.0);
+    cache.flush().unwrap();
+    let path = only_segment(&cache);
+    let bytes = burn_pack::Bytes::from_bytes_vec(fs::read(&path).unwrap());
+    let reader = burn_pack::Reader::from_bytes(bytes).unwrap();
+    let column = |name: &str| reader.tensor_data(name).unwrap();
+    let columns = [
+        ("keys", burn_pack::DType::U8, vec![1, 32], column("keys")),
+        ("sums", burn_pack::DType::F64, vec![1], column("sums")),
+        ("lengths", burn_pack::DType::U32, vec![1], vec![7, 0, 0, 0]),
+    ];
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"2");
+    hasher.update(fingerprint().to_string().as_bytes());
+    for (.., bytes) in &columns {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    }
+    let tensors = columns.map(|(name, dtype, shape, bytes)| {
+        let bytes = burn_pack::Bytes::from_bytes_vec(bytes);
+        burn_pack::Tensor::new(name.to_owned(), dtype, shape, None, bytes)
+    });
+    fs::remove_file(&path).unwrap();
+    burn_pack::Writer::new(tensors.into())
+        .with_metadata("format", "burn-preference reference cache")
+        .with_metadata("version", "2")
+        .with_metadata("fingerprint", &fingerprint().to_string())
+        .write_to_file(path.with_file_name(format!("{}.bpk", hasher.finalize().to_hex())))
+        .unwrap();
+    let cache = open(dir.path()).unwrap();
+    let error = cache.log_probs(&[sequence(0)], &device()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`lengths`: expected 1 counted tokens of sequence 0, found 7"
+    );
 }
 
 proptest! {

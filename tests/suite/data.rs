@@ -6,17 +6,20 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
-use burn::data::dataloader::DataLoaderBuilder;
 use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataloader::split::split_dataloader;
+use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
 use burn::data::dataset::{Dataset, InMemDataset};
+use burn::tensor::{Device, Tensor};
 use burn_preference::data::{
-    Collator, Cursor, DataError, Desirable, Example, Format, JsonLines, Mismatched, PairFormat,
-    PairTokens, Part, RankedFormat, Reason, ScoreField, Scores, Text, Tokenized, Truncation,
-    UnpairedFormat, read, split_by,
+    Collator, Cursor, DataError, Desirable, EpochLoader, Example, Format, JsonLines, Mismatched,
+    PairFormat, PairTokens, Part, RankedFormat, Reason, ScoreField, Scores, Text, Tokenized,
+    Truncation, UnpairedFormat, read, split_by,
 };
-use burn_preference::tokens::{Padding, Sequence};
-use burn_preference::{PolicyPair, SequenceLogProbs};
+use burn_preference::tokens::{Padding, Sequence, TokenBatch};
+use burn_preference::{PolicyPair, SequenceLogProbs, TokenLogProbs};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -323,7 +326,8 @@ fn truncated(
         text(prompt),
         completions.iter().map(|&n| text(n)).collect(),
         vec![0.0; completions.len()],
-    );
+    )
+    .unwrap();
     let count = |part: Part<'_>| -> Result<Vec<u32>, Infallible> {
         let text = part.text();
         Ok((0..).take(text.as_plain().unwrap().len()).collect())
@@ -502,11 +506,12 @@ fn the_report_counts_what_is_kept() {
     assert_eq!(thumbs.report().classes, Some((2, 1)));
     assert_eq!(thumbs.report().shortened_completions, 3);
 
-    let lists = vec![
+    let lists = [
         Example::ranked(plain("p"), vec![plain("a"), plain("bb")], vec![1.0, 1.0]),
         Example::ranked(plain("p"), vec![plain("a")], vec![2.0]),
         Example::ranked(plain("p"), vec![plain("a"), plain("b")], vec![2.0, 1.0]),
     ];
+    let lists = lists.map(Result::unwrap).into();
     let lists = Tokenized::new(InMemDataset::new(lists), bytes, truncation).unwrap();
     assert_eq!(lists.report().tied_lists, 2);
     assert_eq!(lists.report().completions[0].count, 5);
@@ -538,7 +543,7 @@ fn pair_tokens(i: u32) -> Example<Vec<u32>, burn_preference::data::Preference> {
 #[test]
 fn pairs_become_two_halves_of_a_batch() {
     let items = vec![pair_tokens(0), pair_tokens(1)];
-    let collator = Collator::new(Padding::new(7).to_multiple_of(4));
+    let collator = Collator::new(Padding::new(7).to_multiple_of(4).unwrap());
     let batch: PairTokens = collator.batch(items, &device());
     let rows: Vec<i64> = batch.tokens.tokens.into_data().iter::<i64>().collect();
     #[rustfmt::skip]
@@ -573,7 +578,7 @@ fn pairs_become_two_halves_of_a_batch() {
 
 #[test]
 fn lists_of_several_lengths() {
-    let items = vec![
+    let items = [
         Example::ranked(
             vec![1],
             vec![vec![2], vec![3], vec![4]],
@@ -581,6 +586,7 @@ fn lists_of_several_lengths() {
         ),
         Example::ranked(vec![5], vec![vec![6]], vec![9.0]),
     ];
+    let items = items.map(Result::unwrap).into();
     let batch: burn_preference::data::RankedTokens =
         Collator::new(Padding::new(0)).batch(items, &device());
     assert_eq!((batch.candidates, batch.tokens.len()), (3, 6));
@@ -694,7 +700,7 @@ fn a_run_goes_on_at_the_next_row() {
                     .map(|i| epoch.get(i).unwrap())
                     .collect();
                 cursor.advance(batch.len());
-                seen.push((batch, cursor));
+                seen.push((batch, cursor.clone()));
             }
         }
         seen
@@ -726,6 +732,238 @@ fn a_run_goes_on_at_the_next_row() {
     let mut several = Cursor::new(3, 0);
     several.advance(8);
     assert_eq!((several.epoch(), several.consumed()), (2, 2));
+    let mut none = Cursor::new(0, 0);
+    none.advance(8);
+    assert_eq!(none, Cursor::new(0, 0), "what is saved can be loaded");
+}
+
+fn places(cursor: &Cursor, rows: u32) -> Vec<u32> {
+    let rows = Arc::new(InMemDataset::new((0..rows).collect::<Vec<_>>()));
+    let left = cursor.remaining(&rows).unwrap();
+    left.iter().map(Result::unwrap).collect()
+}
+
+/// The definition in `Cursor`'s documentation, once more.
+fn order_by_definition(rows: usize, seed: u64, epoch: u64) -> Vec<u32> {
+    let mut hasher = blake3::Hasher::new_derive_key("burn-preference data::Cursor order 1");
+    hasher.update(&[seed.to_le_bytes(), epoch.to_le_bytes()].concat());
+    let mut stream = hasher.finalize_xof();
+    let mut order: Vec<u32> = (0..).take(rows).collect();
+    for i in (1..rows).rev() {
+        let n = i as u64 + 1;
+        let mut number = [0; 8];
+        let x = loop {
+            stream.fill(&mut number);
+            let x = u64::from_le_bytes(number);
+            if x < u64::MAX / n * n {
+                break x;
+            }
+        };
+        order.swap(i, usize::try_from(x % n).unwrap());
+    }
+    order
+}
+
+#[test]
+fn the_order_of_an_epoch_is_defined_here() {
+    // Numbers that no update may move: a saved position would go on at other rows.
+    let known = places(&Cursor::new(10, 7), 10);
+    assert_eq!(known, [5, 9, 3, 0, 1, 2, 8, 6, 4, 7]);
+    for (rows, seed, epoch) in [
+        (0, 1, 0),
+        (1, 1, 0),
+        (2, 9, 1),
+        (1000, 7, 3),
+        (1000, u64::MAX, 0),
+    ] {
+        let cursor = Cursor::new(rows as usize, seed).at_epoch(epoch);
+        let expected = order_by_definition(rows as usize, seed, epoch);
+        assert_eq!(places(&cursor, rows), expected, "{rows} {seed} {epoch}");
+    }
+    // All orders of three rows, about equally often: 1000 each, with a standard deviation of 29.
+    let mut seen = std::collections::BTreeMap::new();
+    for epoch in 0..6000 {
+        let order = places(&Cursor::new(3, 1).at_epoch(epoch), 3);
+        *seen.entry(order).or_insert(0) += 1;
+    }
+    assert_eq!(seen.len(), 6);
+    assert!(
+        seen.values().all(|&n: &i32| (n - 1000).abs() < 150),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn seed_and_epoch_are_two_numbers() {
+    let order = |seed, epoch| places(&Cursor::new(50, seed).at_epoch(epoch), 50);
+    assert_ne!(order(0, 1), order(1, 0));
+    assert_ne!(order(3, 4), order(4, 3));
+    assert_eq!(order(3, 4), order(3, 4));
+}
+
+/// A step must not cost what an epoch does.
+#[test]
+fn the_order_is_computed_once_an_epoch() {
+    let rows = Arc::new(InMemDataset::new((0..1_000_000).collect::<Vec<u32>>()));
+    let mut cursor = Cursor::new(rows.len(), 1);
+    let start = Instant::now();
+    cursor.remaining(&rows).unwrap();
+    let once = start.elapsed();
+    let start = Instant::now();
+    for _ in 0..1000 {
+        cursor.advance(8);
+        cursor.remaining(&rows).unwrap().get(0).unwrap();
+    }
+    let steps = start.elapsed();
+    println!("a million rows: {once:?} for the order, {steps:?} for 1000 steps");
+    assert!(steps < 50 * once, "{steps:?} for 1000 steps, {once:?} once");
+    // Another epoch has its own, and a way back finds the first one.
+    let ten = |cursor: &Cursor| {
+        let left = cursor.remaining(&rows).unwrap();
+        left.get_many((0..10).collect()).unwrap()
+    };
+    let first = Cursor::new(rows.len(), 1);
+    let moved = cursor.at_epoch(1);
+    assert_ne!(ten(&moved), ten(&first));
+    assert_eq!(ten(&moved.at_epoch(0)), ten(&first));
+}
+
+/// Rows as they are, so that a test sees which ones a loader takes.
+struct Same;
+
+impl Batcher<u32, Vec<u32>> for Same {
+    fn batch(&self, rows: Vec<u32>, _: &Device) -> Vec<u32> {
+        rows
+    }
+}
+
+fn loader(
+    rows: usize,
+    batch: usize,
+    cursor: Cursor,
+) -> Result<EpochLoader<InMemDataset<u32>, u32, Vec<u32>>, DataError> {
+    let rows = Arc::new(InMemDataset::new((0..).take(rows).collect()));
+    EpochLoader::new(rows, Same, batch, cursor, &device())
+}
+
+/// The rows of the next epoch, in batches.
+fn epoch(loader: &dyn DataLoader<Vec<u32>>) -> Vec<Vec<u32>> {
+    loader.iter().map(Result::unwrap).collect()
+}
+
+proptest! {
+    #![proptest_config(cases(100))]
+
+    /// However an epoch is cut and wherever it begins, its workers see what is left of it, once,
+    /// and whole epochs after it.
+    #[test]
+    fn slices_of_a_resumed_epoch_are_what_is_left(
+        rows in 0_usize..40,
+        consumed in any::<prop::sample::Index>(),
+        workers in 1_usize..6,
+        batch in 1_usize..5,
+    ) {
+        let mut cursor = Cursor::new(rows, 5);
+        if rows > 0 {
+            cursor.advance(consumed.index(rows));
+        }
+        let expected = places(&cursor, u32::try_from(rows).unwrap());
+        let loader: Arc<dyn DataLoader<Vec<u32>>> = Arc::new(loader(rows, batch, cursor.clone()).unwrap());
+        let shares = split_dataloader(loader, &vec![device(); workers]);
+        let items: usize = shares.iter().map(|share| share.num_items()).sum();
+        prop_assert_eq!(items, rows);
+        let seen: Vec<Vec<u32>> = shares.iter().map(|share| epoch(&**share).concat()).collect();
+        // In the order of the workers they are the very order of one worker.
+        prop_assert_eq!(seen.concat(), expected);
+        for next in 1..3 {
+            let whole = places(&cursor.clone().at_epoch(next), u32::try_from(rows).unwrap());
+            let seen: Vec<Vec<u32>> = shares.iter().map(|share| epoch(&**share).concat()).collect();
+            prop_assert_eq!(seen.concat(), whole);
+        }
+    }
+}
+
+#[test]
+fn a_loader_goes_on_in_the_middle_of_an_epoch() {
+    // Ten rows, three consumed, two workers.
+    let mut cursor = Cursor::new(10, 0);
+    cursor.advance(3);
+    let loader = loader(10, 2, cursor).unwrap();
+    let halves = [loader.slice(0, 5), loader.slice(5, 10)];
+    let sizes = halves.each_ref().map(|half| {
+        let iter = half.iter();
+        (half.num_items(), iter.progress().items_total)
+    });
+    assert_eq!(sizes, [(5, 3), (5, 4)]);
+    // A slice of a slice, and one past the end.
+    assert_eq!(halves[1].slice(2, 5).num_items(), 3);
+    assert_eq!(halves[1].slice(2, 50).num_items(), 3);
+    assert_eq!(halves[1].slice(60, 50).num_items(), 0);
+    assert_eq!(epoch(&*halves[1].slice(60, 50)), Vec::<Vec<u32>>::new());
+}
+
+#[test]
+fn arguments_without_a_meaning() {
+    let says = |error: DataError, expected: &str| assert_eq!(error.to_string(), expected);
+    says(
+        loader(3, 0, Cursor::new(3, 0)).err().unwrap(),
+        "`batch_size`: expected 1 at least, found 0",
+    );
+    says(
+        loader(3, 1, Cursor::new(4, 0)).err().unwrap(),
+        "the position was saved in a dataset of 4 rows, this one has 3",
+    );
+    let none = InMemDataset::new(vec![0_u8]);
+    for share in [-0.1, 1.5, f64::NAN] {
+        says(
+            split_by(&none, share, 0, |_| String::new()).unwrap_err(),
+            &format!("`share`: expected a number in [0, 1], found {share}"),
+        );
+    }
+    let list = |n: usize, scores| Example::ranked(plain("p"), vec![plain("c"); n], scores);
+    assert_eq!(
+        list(2, vec![1.0]).unwrap_err().to_string(),
+        "`scores`: expected 2, one per completion, found 1"
+    );
+    assert_eq!(list(0, vec![]).unwrap_err().name(), "completions");
+    let padding = Padding::new(0).to_multiple_of(0).unwrap_err();
+    assert_eq!(
+        padding.to_string(),
+        "`multiple_of`: expected 1 at least, found 0"
+    );
+}
+
+#[test]
+fn the_mask_counts_what_the_sequence_counts() {
+    let sequence = Sequence::new(&[5], &[6, 7, 8]);
+    let some = sequence.clone().with_counted(&[true, false, true]).unwrap();
+    assert_eq!((sequence.length(), some.length()), (3, 2));
+    assert_eq!(some.counted(), Some(&[true, false, true][..]));
+    // The default has one form.
+    assert_eq!(sequence.clone().with_counted(&[true; 3]).unwrap(), sequence);
+    assert_ne!(sequence.clone().with_context([0; 32]), sequence);
+    let error = sequence.with_counted(&[true; 4]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`counted`: expected 3 marks, one per token of the completion, found 4"
+    );
+    // Nothing predicts the first token of all.
+    let unprompted = Sequence::new(&[], &[6, 7, 8]);
+    let nothing = Sequence::new(&[], &[]);
+    assert_eq!((unprompted.length(), nothing.length()), (2, 0));
+
+    let sequences = vec![some, unprompted, nothing, Sequence::new(&[1, 2], &[3])];
+    let lengths: Vec<f64> = sequences.iter().map(|s| s.length() as f64).collect();
+    let batch = TokenBatch::new(sequences, Padding::new(0), &device()).unwrap();
+    let mask: Vec<bool> = batch.completion_mask.to_data().iter::<bool>().collect();
+    assert_eq!(mask[..4], [false, true, false, true]);
+    let logits = Tensor::zeros([4, 4, 9], &device());
+    let ours = TokenLogProbs::from_logits(logits, batch.tokens, batch.completion_mask).unwrap();
+    let counted = ours.sequence().lengths();
+    assert_eq!(
+        counted.into_data().iter::<f64>().collect::<Vec<_>>(),
+        lengths
+    );
 }
 
 #[test]

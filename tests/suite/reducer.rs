@@ -41,7 +41,7 @@ fn one_worker_is_its_own_total() {
 
 #[test]
 fn threads_sum_round_after_round() {
-    let group = Threads::new(3, LONG);
+    let group = Threads::new(3, LONG).unwrap();
     let sums = on_threads(3, |worker| {
         let round = |round: usize| {
             let local = values(&[(10 * round + worker) as f64, 1.0], DType::F32);
@@ -63,7 +63,7 @@ fn the_order_of_arrival_changes_no_bit() {
     let local = [1e16, 1.0, -1e16, 3.0];
     let mut seen = Vec::new();
     for first in 0..4 {
-        let group = Threads::new(4, LONG);
+        let group = Threads::new(4, LONG).unwrap();
         let gate = Barrier::new(4);
         let sums = on_threads(4, |worker| {
             // Rotated: another worker arrives first in every round of the outer loop.
@@ -80,7 +80,7 @@ fn the_order_of_arrival_changes_no_bit() {
 #[test]
 fn who_does_not_come_is_missed_in_time() {
     let timeout = Duration::from_millis(50);
-    let group = Threads::new(3, timeout);
+    let group = Threads::new(3, timeout).unwrap();
     let start = Instant::now();
     let errors = on_threads(2, |_| group.sum(values(&[1.0], DType::F32)).unwrap_err());
     assert!(start.elapsed() < LONG);
@@ -112,7 +112,7 @@ fn who_does_not_come_is_missed_in_time() {
 
 #[test]
 fn workers_at_different_steps_are_told() {
-    let group = Threads::new(2, LONG);
+    let group = Threads::new(2, LONG).unwrap();
     let errors = on_threads(2, |worker| {
         group
             .sum(values(&vec![1.0; worker + 1], DType::F32))
@@ -125,9 +125,36 @@ fn workers_at_different_steps_are_told() {
 }
 
 #[test]
-#[should_panic(expected = "workers: at least 1")]
 fn nobody() {
-    let _ = Threads::new(0, LONG);
+    let error = Threads::new(0, LONG).unwrap_err();
+    assert_eq!(error, ReduceError::NoWorkers);
+    assert_eq!(error.to_string(), "`workers`: expected 1 at least, found 0");
+}
+
+/// A timeout past the end of the clock is none, and no overflow.
+#[test]
+fn waiting_for_ever() {
+    let group = Threads::new(2, Duration::MAX).unwrap();
+    let sums = on_threads(2, |worker| {
+        thread::sleep(Duration::from_millis(30 * worker as u64));
+        to_vec(
+            group
+                .sum(values(&[1.0 + worker as f64], DType::F32))
+                .unwrap(),
+        )
+    });
+    assert_eq!(sums, [[3.0], [3.0]]);
+    // Who waits for ever still hears of a failure.
+    let lengths = on_threads(2, |worker| {
+        thread::sleep(Duration::from_millis(30 * worker as u64));
+        let local = values(&vec![1.0; worker + 1], DType::F32);
+        group.sum(local).unwrap_err()
+    });
+    assert!(matches!(lengths[0], ReduceError::Broken(_)), "{lengths:?}");
+    assert!(
+        matches!(lengths[1], ReduceError::Length { .. }),
+        "{lengths:?}"
+    );
 }
 
 #[test]
@@ -159,7 +186,7 @@ fn the_baseline_of_all_workers() {
         let ratios: RelativeLogProbs = of(values).relative_to(reference).unwrap();
         KlEstimate::from_mismatched(&ratios)
     };
-    let group: Arc<dyn Reducer> = Arc::new(Threads::new(2, LONG));
+    let group: Arc<dyn Reducer> = Arc::new(Threads::new(2, LONG).unwrap());
     let baselines = on_threads(2, |worker| {
         let global = estimate(&log_ratios[worker]).reduced(&*group).unwrap();
         to_vec(global.baseline())

@@ -266,12 +266,34 @@ fn adapters_off_are_the_base_bit_by_bit() {
         before,
         "the adapters trained"
     );
-    let reference = Frozen::without_adapters(&policy);
+    let (reference, removed) = Frozen::without_adapters(&policy).unwrap();
+    assert_eq!(removed, 2, "of the table and of the head's weight");
     assert_eq!(numbers(&reference), before);
     assert_eq!(reference.num_params(), 0);
-    // A model without adapters is its own base.
-    let base = Bigram::new(&device().autodiff());
-    assert_eq!(numbers(&Frozen::without_adapters(&base)), before);
+    // Where there is none, the caller has another model than it thinks.
+    let merged = policy.materialize();
+    let error = Frozen::without_adapters(&merged).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`model`: expected LoRA adapters, found none"
+    );
+}
+
+/// What the most frequent mistake with LoRA costs: the policy's own start is its reference.
+#[test]
+fn a_policy_that_starts_from_an_sft_adapter() {
+    let sft = trained(Bigram::new(&device().autodiff()).apply_lora(Lora::new(2, 4.0)));
+    let first_loss = |reference: Frozen<Bigram>| {
+        let policy = Bigram {
+            dropout: DropoutConfig::new(0.0).init(),
+            ..sft.clone()
+        };
+        to_vec(Preference { reference, policy }.loss())[0]
+    };
+    let off_ln_2 = |loss: f64| (loss - std::f64::consts::LN_2).abs();
+    assert!(off_ln_2(first_loss(Frozen::new(&sft))) < 1e-6);
+    let (base, _) = Frozen::without_adapters(&sft).unwrap();
+    assert!(off_ln_2(first_loss(base)) > 1e-3);
 }
 
 #[test]
@@ -290,7 +312,7 @@ fn the_base_of_qlora_is_the_quantised_one() {
     assert_close(&before, &dense, 0.05, "but close");
 
     let policy = trained(adapted);
-    let reference = Frozen::without_adapters(&policy);
+    let (reference, _) = Frozen::without_adapters(&policy).unwrap();
     assert_eq!(numbers(&reference), before);
     // A hard update copies the adapters.
     let moved = reference.moved_toward(&policy, 1.0).unwrap();
@@ -300,7 +322,7 @@ fn the_base_of_qlora_is_the_quantised_one() {
 #[test]
 fn adapters_have_no_mixture() {
     let policy = trained(Bigram::new(&device().autodiff()).apply_lora(Lora::new(2, 4.0)));
-    let reference = Frozen::without_adapters(&policy);
+    let (reference, _) = Frozen::without_adapters(&policy).unwrap();
     let error = reference.moved_toward(&policy, 0.5).unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -346,7 +346,7 @@ fn launch(
 
 /// Two workers of burn-train with four rows each.
 fn by_workers(kind: Kind, devices: [Device; 2]) -> Vec<f64> {
-    let reducer = Threads::new(2, Duration::from_mins(1));
+    let reducer = Threads::new(2, Duration::from_mins(1)).unwrap();
     let model = Model::new(kind, Arc::new(reducer), &devices[0]);
     // The loader gives the first half of the rows to the first worker.
     let half = |part: usize| {
@@ -438,7 +438,7 @@ fn two_remote_servers_take_the_same_steps() {
 #[test]
 fn uneven_shards_fail_in_time() {
     let flex = Device::flex();
-    let reducer = Threads::new(2, Duration::from_millis(300));
+    let reducer = Threads::new(2, Duration::from_millis(300)).unwrap();
     let model = Model::new(Kind::Kto, Arc::new(reducer), &flex);
     // Four rows for the first worker, five for the second: one batch and two.
     let rows = (0..9).map(|i| Row { window: 0, i }).collect();

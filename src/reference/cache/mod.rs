@@ -1,9 +1,9 @@
 //! The log-probabilities of a reference on disk, computed once.
 //!
 //! A reference never changes, so neither do its log-probabilities. They are stored by what they
-//! depend on: the [`Fingerprint`] of the model, and for each entry a hash of prompt length and
-//! token ids. Subsets, another order, another truncation or another chat template can then never
-//! return a stale value; they miss.
+//! depend on: the [`Fingerprint`] of the model, and for each entry a hash of the [`Sequence`]:
+//! prompt length, token ids, which tokens count, and the hash of a context. Subsets, another order,
+//! another truncation, mask, image or chat template can then never return a stale value; they miss.
 //!
 //! ```text
 //! root/<fingerprint>/<hash of the content>.bpk      one segment per flush, never changed
@@ -11,9 +11,16 @@
 //!
 //! - **What [`flush`](ReferenceCache::flush) returned from is on disk**, whatever happens to the
 //!   process: a segment is written beside its place, synced, and renamed.
-//! - **Several writers** may fill one cache: each adds segments of its own.
+//! - **Several writers** may fill one cache: each adds segments of its own. Where two of them
+//!   computed the same sequence, the last digits may differ, since another batch rounds otherwise.
+//!   The segment with the smallest name then decides. After [`open`](ReferenceCache::open) or
+//!   [`refresh`](ReferenceCache::refresh) every process that sees the same segments has the same
+//!   values, whoever wrote them and in whatever order they were read.
+//! - **A value changes only in [`refresh`](ReferenceCache::refresh)**, which may find a segment
+//!   with a smaller name. For one value in the whole run: open after all writers have ended.
 //! - **A file that is torn, foreign or of another version is an error** that names it, never a
-//!   miss: delete it, or find out how it came there.
+//!   miss: delete it, or find out how it came there. Files whose name begins with a dot
+//!   (`.DS_Store`, `.nfs…`) are the system's and passed over.
 //!
 //! ```
 //! use burn::tensor::Device;
@@ -35,7 +42,7 @@
 //!     16,
 //!     |batch| {
 //!         // Your model; here every token has −1 nat.
-//!         let lengths: Vec<usize> = batch.iter().map(|s| s.completion().len()).collect();
+//!         let lengths: Vec<usize> = batch.iter().map(|s| s.length()).collect();
 //!         let sums: Vec<f32> = lengths.iter().map(|&n| -(n as f32)).collect();
 //!         Ok(SequenceLogProbs::from_values(&sums, &lengths, &device)?)
 //!     },
@@ -51,12 +58,13 @@ mod fingerprint;
 mod segment;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use thiserror::Error;
 
 pub use fingerprint::Fingerprint;
@@ -68,6 +76,7 @@ use crate::tokens::Sequence;
 
 /// What is wrong with a cache.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum CacheError {
     /// A file or directory cannot be read or written.
     #[error("{}: {source}", path.display())]
@@ -93,8 +102,13 @@ pub enum CacheError {
         /// What it is.
         found: String,
     },
-    /// A segment has the format of another version of this crate.
-    #[error("{}: cache format {found}, but this version reads {expected}", path.display())]
+    /// A segment has the format of another version of this crate. Its keys are hashes of something
+    /// else, so that nothing in it could be found.
+    #[error(
+        "{}: cache format {found}, but this version reads {expected}: delete the directory and \
+         fill it again, or use another root",
+        path.display()
+    )]
     Outdated {
         /// The segment.
         path: PathBuf,
@@ -145,10 +159,10 @@ pub struct Progress {
 pub struct ReferenceCache {
     directory: PathBuf,
     fingerprint: Fingerprint,
-    entries: HashMap<Key, Entry>,
-    /// Entries that no segment holds yet.
+    entries: HashMap<Key, Known>,
+    /// Keys of entries that no segment held when they were inserted.
     pending: Vec<Key>,
-    segments: BTreeSet<OsString>,
+    segments: BTreeSet<Arc<OsStr>>,
 }
 
 type Key = [u8; 32];
@@ -158,10 +172,51 @@ fn key(sequence: &Sequence) -> Key {
     let mut hasher = blake3::Hasher::new();
     hasher.update(segment::VERSION.as_bytes());
     hasher.update(&(sequence.prompt().len() as u64).to_le_bytes());
+    hasher.update(&(sequence.ids().len() as u64).to_le_bytes());
     for id in sequence.ids() {
         hasher.update(&id.to_le_bytes());
     }
+    // A byte says whether something follows. The numbers above say how much it is.
+    hasher.update(&[u8::from(sequence.counted().is_some())]);
+    for &counted in sequence.counted().unwrap_or_default() {
+        hasher.update(&[u8::from(counted)]);
+    }
+    hasher.update(&[u8::from(sequence.context().is_some())]);
+    hasher.update(sequence.context().map_or(&[], <[u8; 32]>::as_slice));
     *hasher.finalize().as_bytes()
+}
+
+/// An entry, and where it is from.
+#[derive(Debug)]
+struct Known {
+    entry: Entry,
+    /// The segment with the smallest name that holds it; `None` while it is not on disk.
+    segment: Option<Arc<OsStr>>,
+}
+
+/// Makes a directory that a loss of power does not take away.
+fn create(directory: &Path) -> Result<(), CacheError> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let parent = directory.parent().filter(|p| !p.as_os_str().is_empty());
+    if let Some(parent) = parent {
+        create(parent)?;
+    }
+    match fs::create_dir(directory) {
+        // Another process was faster; whether it has synced is unknown, so that we do.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+        made => made.map_err(|e| CacheError::file(directory, e))?,
+    }
+    // The name of a directory is an entry of its parent.
+    #[cfg(unix)]
+    {
+        let parent = parent.unwrap_or(Path::new("."));
+        fs::File::open(parent)
+            .and_then(|parent| parent.sync_all())
+            .map_err(|e| CacheError::file(parent, e))?;
+    }
+    Ok(())
 }
 
 impl ReferenceCache {
@@ -170,10 +225,10 @@ impl ReferenceCache {
     /// # Errors
     ///
     /// The directory cannot be made or read, or holds something else than whole segments of this
-    /// cache. Scratch files of a writer that was killed are passed over.
+    /// cache. Scratch files of a writer that was killed are passed over, and so are dot files.
     pub fn open(root: impl AsRef<Path>, fingerprint: Fingerprint) -> Result<Self, CacheError> {
         let directory = root.as_ref().join(fingerprint.to_string());
-        fs::create_dir_all(&directory).map_err(|e| CacheError::file(&directory, e))?;
+        create(&directory)?;
         let mut cache = Self {
             directory,
             fingerprint,
@@ -187,24 +242,42 @@ impl ReferenceCache {
 
     /// Reads what other writers have flushed since.
     ///
+    /// A sequence that several segments hold has the value of the segment with the smallest name,
+    /// also where this cache had another one before. What was inserted here and is not flushed yet
+    /// gives way to what is on disk.
+    ///
     /// # Errors
     ///
     /// As [`open`](Self::open).
     pub fn refresh(&mut self) -> Result<(), CacheError> {
         let failed = |e| CacheError::file(&self.directory, e);
-        for file in fs::read_dir(&self.directory).map_err(failed)? {
-            let file = file.map_err(failed)?;
-            let (name, path) = (file.file_name(), file.path());
+        let mut names: Vec<OsString> = fs::read_dir(&self.directory)
+            .and_then(|files| files.map(|file| Ok(file?.file_name())).collect())
+            .map_err(failed)?;
+        // Of several files that are wrong, the error names the same one everywhere.
+        names.sort_unstable();
+        for name in names {
+            let path = self.directory.join(&name);
             let is = |extension| path.extension().is_some_and(|e| e == extension);
-            if is("tmp") || self.segments.contains(&name) {
+            let hidden = name.as_encoded_bytes().starts_with(b".");
+            if hidden || is("tmp") || self.segments.contains(&*name) {
                 continue;
             }
             if !is(EXTENSION) {
                 let found = "another kind of file".to_owned();
                 return Err(CacheError::Foreign { path, found });
             }
-            for (key, entry) in segment::read(&path, &self.fingerprint)? {
-                self.entries.entry(key).or_insert(entry);
+            let entries = segment::read(&path, &self.fingerprint)?;
+            let name: Arc<OsStr> = name.into();
+            for (key, entry) in entries {
+                let segment = Some(Arc::clone(&name));
+                match self.entries.get(&key) {
+                    Some(Known {
+                        segment: Some(known),
+                        ..
+                    }) if *known <= name => {}
+                    _ => drop(self.entries.insert(key, Known { entry, segment })),
+                }
             }
             self.segments.insert(name);
         }
@@ -231,20 +304,19 @@ impl ReferenceCache {
         self.entries.contains_key(&key(sequence))
     }
 
-    /// Adds log-probabilities, one per sequence; a sequence that is there keeps its first value.
-    /// They are on disk after the next [`flush`](Self::flush).
+    /// Adds log-probabilities, one per sequence; a sequence that is there keeps the value that it
+    /// has. They are on disk after the next [`flush`](Self::flush).
     ///
     /// # Errors
     ///
-    /// There is not one log-probability per sequence, or one is not finite; then none is added.
+    /// There is not one log-probability per sequence, one is not finite, or one sums another number
+    /// of tokens than its sequence counts; then none is added.
     pub fn insert(
         &mut self,
         sequences: &[Sequence],
         log_probs: &SequenceLogProbs,
     ) -> Result<(), CacheError> {
-        let read = |values: burn::tensor::Tensor<1>| -> Vec<f64> {
-            values.into_data().iter::<f64>().collect()
-        };
+        let read = |values: Tensor<1>| values.into_data().iter().collect::<Vec<f64>>();
         let sums = read(log_probs.sum());
         let lengths = read(log_probs.lengths());
         if sums.len() != sequences.len() {
@@ -255,17 +327,18 @@ impl ReferenceCache {
             let value = sums[index];
             return Err(CacheError::NotFinite { index, value });
         }
-        for ((sequence, sum), length) in sequences.iter().zip(sums).zip(lengths) {
+        for (index, (sequence, &length)) in sequences.iter().zip(&lengths).enumerate() {
+            check_length(index, sequence, length)?;
+        }
+        for (sequence, sum) in sequences.iter().zip(sums) {
             let key = key(sequence);
-            #[allow(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "a count"
-            )]
-            let length = length as u32;
             self.entries.entry(key).or_insert_with(|| {
                 self.pending.push(key);
-                Entry { sum, length }
+                let length = u32::try_from(sequence.length()).unwrap_or(u32::MAX);
+                Known {
+                    entry: Entry { sum, length },
+                    segment: None,
+                }
             });
         }
         Ok(())
@@ -277,17 +350,25 @@ impl ReferenceCache {
     ///
     /// It cannot be written. Nothing is lost then: the next flush tries again.
     pub fn flush(&mut self) -> Result<(), CacheError> {
+        // What a refresh has found on disk meanwhile needs no second place.
+        let entries = &self.entries;
+        self.pending.retain(|key| entries[key].segment.is_none());
         if self.pending.is_empty() {
             return Ok(());
         }
         let entries: Vec<(Key, Entry)> = self
             .pending
             .iter()
-            .map(|key| (*key, self.entries[key]))
+            .map(|key| (*key, self.entries[key].entry))
             .collect();
         let name = segment::write(&self.directory, &self.fingerprint, &entries)?;
+        let name: Arc<OsStr> = name.into();
+        for key in self.pending.drain(..) {
+            if let Some(known) = self.entries.get_mut(&key) {
+                known.segment = Some(Arc::clone(&name));
+            }
+        }
         self.segments.insert(name);
-        self.pending.clear();
         Ok(())
     }
 
@@ -299,11 +380,7 @@ impl ReferenceCache {
     ///
     /// # Errors
     ///
-    /// `compute` fails, or as [`insert`](Self::insert) and [`flush`](Self::flush).
-    ///
-    /// # Panics
-    ///
-    /// Panics if `batch` is 0.
+    /// `batch` is 0, `compute` fails, or as [`insert`](Self::insert) and [`flush`](Self::flush).
     pub fn fill<E>(
         &mut self,
         sequences: &[Sequence],
@@ -314,7 +391,10 @@ impl ReferenceCache {
     where
         E: From<CacheError>,
     {
-        assert!(batch > 0, "batch: at least 1");
+        if batch == 0 {
+            let error = InvalidInput::new("batch", "1 at least", batch);
+            return Err(CacheError::from(error).into());
+        }
         let mut seen = HashSet::new();
         let mut missing: Vec<Sequence> = sequences
             .iter()
@@ -338,7 +418,8 @@ impl ReferenceCache {
     ///
     /// # Errors
     ///
-    /// A sequence is not there; the error says which.
+    /// A sequence is not there, or its log-probability sums another number of tokens than the
+    /// sequence counts; the error says which.
     pub fn log_probs(
         &self,
         sequences: &[Sequence],
@@ -347,12 +428,23 @@ impl ReferenceCache {
         let mut sums = Vec::with_capacity(sequences.len());
         let mut lengths = Vec::with_capacity(sequences.len());
         for (index, sequence) in sequences.iter().enumerate() {
-            let entry = self.entries.get(&key(sequence));
-            let Entry { sum, length } = *entry.ok_or(CacheError::Missing { index })?;
+            let known = self.entries.get(&key(sequence));
+            let Entry { sum, length } = known.ok_or(CacheError::Missing { index })?.entry;
+            check_length(index, sequence, f64::from(length))?;
             #[allow(clippy::cast_possible_truncation, reason = "policies sum in f32")]
             sums.push(sum as f32);
             lengths.push(length as usize);
         }
         Ok(SequenceLogProbs::from_values(&sums, &lengths, device)?)
     }
+}
+
+/// A sum over other tokens than those that count is the log-probability of something else.
+fn check_length(index: usize, sequence: &Sequence, length: f64) -> Result<(), InvalidInput> {
+    let expected = sequence.length();
+    if length == expected as f64 {
+        return Ok(());
+    }
+    let expected = format!("{expected} counted tokens of sequence {index}");
+    Err(InvalidInput::new("lengths", expected, length))
 }

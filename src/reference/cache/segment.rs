@@ -11,7 +11,7 @@ use super::{CacheError, Fingerprint, Key};
 
 pub(super) const EXTENSION: &str = burn_pack::EXTENSION;
 /// Of keys and segments alike: what an older version wrote has other keys.
-pub(super) const VERSION: &str = "1";
+pub(super) const VERSION: &str = "2";
 const FORMAT: &str = "burn-preference reference cache";
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -64,18 +64,14 @@ pub(super) fn write(
             Bytes::from_bytes_vec(bytes),
         )
     });
-    // Beside its place, synced, renamed; the same content twice is the same file.
+    // Beside its place, synced, renamed, and then the directory synced, so that the new name, too,
+    // survives a loss of power. The same content twice is the same file.
     Writer::new(tensors.into())
         .with_metadata("format", FORMAT)
         .with_metadata("version", VERSION)
         .with_metadata("fingerprint", &fingerprint.to_string())
         .write_to_file(&path)
         .map_err(|error| CacheError::file(&path, io::Error::other(error)))?;
-    // The new name, too, survives a loss of power.
-    #[cfg(unix)]
-    fs::File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|e| CacheError::file(directory, e))?;
     Ok(name.into())
 }
 
