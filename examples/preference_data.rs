@@ -12,7 +12,7 @@ use burn::data::dataset::transform::SelectionDataset;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn::tensor::Device;
 use burn_preference::data::{
-    Collator, Cursor, Example, PairFormat, PairTokens, Part, Text, Tokenized, Truncation, read,
+    Collator, Cursor, Encode, Example, PairFormat, PairTokens, Text, Tokenized, Truncation, read,
     split_by,
 };
 use burn_preference::tokens::Padding;
@@ -94,13 +94,13 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     );
 
     let train = SelectionDataset::<InMemDataset<_>, _>::from_indices_checked(rows, split.train);
-    let encode = |part: Part<'_>| -> Result<Vec<u32>, Box<dyn Error + Send + Sync>> {
+    let encode = |part: Encode<'_>| -> Result<Vec<u32>, Box<dyn Error + Send + Sync>> {
         let mut ids = tokenizer
             .encode(render(part.text()), false)?
             .get_ids()
             .to_vec();
         // An empty completion stays one: the end alone is not an answer.
-        if matches!(part, Part::Completion { .. }) && !ids.is_empty() {
+        if matches!(part, Encode::Completion { .. }) && !ids.is_empty() {
             ids.push(end);
         }
         Ok(ids)
@@ -124,7 +124,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         let lines: Vec<_> = batch.examples.iter().filter_map(|x| x.line).collect();
         println!(
             "lines {lines:?}: tokens {:?}, then {cursor:?}",
-            batch.tokens.tokens.dims()
+            batch.rows.ids.dims()
         );
     }
     Ok(())

@@ -48,8 +48,8 @@ impl Dpo {
     fn forward(&self, batch: &PairTokens) -> (ReferencedPair, LossOutput<Pair<Tensor<1>>>) {
         let pair = |model: &Bigram| {
             let rows = Rows {
-                tokens: batch.tokens.tokens.clone(),
-                mask: batch.tokens.completion_mask.clone(),
+                tokens: batch.rows.ids.clone(),
+                mask: batch.rows.completion_mask.clone(),
             };
             PolicyPair::from_concatenated(&model.log_probs(&rows)?)
         };

@@ -21,7 +21,7 @@ use burn::tensor::{Device, Tensor};
 use burn::train::metric::LossMetric;
 use burn::train::{InferenceStep, Learner, SupervisedTraining, TrainOutput, TrainStep};
 use burn_preference::data::{
-    Collator, Cursor, Desirable, EpochLoader, Example, Mismatched, Part, Text, Tokenized,
+    Collator, Cursor, Desirable, Encode, EpochLoader, Example, Mismatched, Text, Tokenized,
     Truncation, UnpairedTokens, WithMismatched,
 };
 use burn_preference::reducer::{Local, Reducer, Threads};
@@ -51,7 +51,7 @@ struct Kto {
 impl Kto {
     fn log_ratios(&self, tokens: &TokenBatch) -> Result<RelativeLogProbs, InvalidInput> {
         let rows = Rows {
-            tokens: tokens.tokens.clone(),
+            tokens: tokens.ids.clone(),
             mask: tokens.completion_mask.clone(),
         };
         let reference = self.reference.model().log_probs(&rows)?;
@@ -66,7 +66,7 @@ impl Kto {
         let mismatched = thumbs.mismatched.as_ref().expect("made by `Mismatched`");
         let estimate = KlEstimate::from_mismatched(&self.log_ratios(mismatched)?);
         let baseline = estimate.reduced(reducer).expect("all workers come");
-        let batch = Unpaired::new(self.log_ratios(&thumbs.tokens)?, thumbs.desirable.clone())?;
+        let batch = Unpaired::new(self.log_ratios(&thumbs.rows)?, thumbs.desirable.clone())?;
         let batch = WithBaseline::new(batch, baseline.baseline())?;
         let output = self.loss.forward(batch.clone());
         Ok((batch, output))
@@ -149,7 +149,7 @@ fn rows() -> InMemDataset<Example<Text, Desirable>> {
 
 /// A token per digit.
 #[expect(clippy::unnecessary_wraps, reason = "what `Tokenized` asks for")]
-fn digits(part: Part<'_>) -> Result<Vec<u32>, Infallible> {
+fn digits(part: Encode<'_>) -> Result<Vec<u32>, Infallible> {
     let text = part.text();
     let text = text.as_plain().expect("no conversations here");
     Ok(text.chars().filter_map(|c| c.to_digit(10)).collect())

@@ -174,14 +174,23 @@ choice! {
 /// A weighted sum of objectives: a [`Mixture`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct MixtureConfig {
     /// One at least.
     pub parts: Vec<MixturePartConfig>,
 }
 
+impl MixtureConfig {
+    /// Of these parts.
+    pub fn new(parts: Vec<MixturePartConfig>) -> Self {
+        Self { parts }
+    }
+}
+
 /// One term of a mixture.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct MixturePartConfig {
     /// ≥ 0.
     pub weight: f64,
@@ -189,9 +198,17 @@ pub struct MixturePartConfig {
     pub objective: PairObjectiveConfig,
 }
 
+impl MixturePartConfig {
+    /// `weight`·`objective`.
+    pub fn new(weight: f64, objective: PairObjectiveConfig) -> Self {
+        Self { weight, objective }
+    }
+}
+
 /// An objective plus the chosen completion's NLL: an [`SftTerm`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct WithSftConfig {
     /// What the term is added to.
     pub objective: Box<PairObjectiveConfig>,
@@ -200,6 +217,23 @@ pub struct WithSftConfig {
     /// The mean that the NLL takes.
     #[serde(default)]
     pub normalization: NllNormalization,
+}
+
+impl WithSftConfig {
+    /// `objective` + `weight`·NLL, per sequence.
+    pub fn new(objective: PairObjectiveConfig, weight: f64) -> Self {
+        Self {
+            objective: Box::new(objective),
+            weight,
+            normalization: NllNormalization::default(),
+        }
+    }
+
+    /// The mean that the NLL takes.
+    pub fn with_normalization(mut self, normalization: NllNormalization) -> Self {
+        self.normalization = normalization;
+        self
+    }
 }
 
 /// An objective over pairs, by what it takes.

@@ -134,16 +134,17 @@ impl Padding {
 ///
 /// let sequences = vec![Sequence::new(&[5], &[6, 7]), Sequence::new(&[8, 9], &[4, 3])];
 /// let batch = TokenBatch::new(sequences, Padding::new(0), &Device::default())?;
-/// let ids = batch.tokens.into_data().iter::<i64>().collect::<Vec<_>>();
+/// let ids = batch.ids.into_data().iter::<i64>().collect::<Vec<_>>();
 /// assert_eq!(ids, [5, 6, 7, 0, 8, 9, 4, 3]);
 /// let counted = batch.completion_mask.int().sum().into_scalar::<i64>();
 /// assert_eq!(counted, 4);
 /// # Ok::<(), burn_preference::InvalidInput>(())
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct TokenBatch {
     /// Token ids.
-    pub tokens: Tensor<2, Int>,
+    pub ids: Tensor<2, Int>,
     /// True for the tokens of completions that count.
     pub completion_mask: Tensor<2, Bool>,
     /// True for padding: what Burn's attention calls `mask_pad`.
@@ -181,7 +182,7 @@ impl TokenBatch {
             }
         }
         Ok(Self {
-            tokens: Tensor::from_data(TensorData::new(tokens, shape), device),
+            ids: Tensor::from_data(TensorData::new(tokens, shape), device),
             completion_mask: Tensor::from_data(TensorData::new(completion, shape), device),
             pad_mask: Tensor::from_data(TensorData::new(padded, shape), device),
             sequences,

@@ -57,8 +57,8 @@ fn the_capital_of_france() {
         Sequence::new(&prompt, &longer),
     ];
     let batch = TokenBatch::new(sequences, Padding::new(chat::END), &device).unwrap();
-    let (states, head) = model::hidden(&model, batch.tokens.clone());
-    let tokens = batch.tokens;
+    let (states, head) = model::hidden(&model, batch.ids.clone());
+    let tokens = batch.ids;
     let mask = batch.completion_mask;
     let log_probs = TokenLogProbs::from_hidden(states, &head, tokens.clone(), mask).unwrap();
     let sum = log_probs

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use burn_preference::data::{Message, Part, Text};
+use burn_preference::data::{Encode, Message, Text};
 use tokenizers::Tokenizer;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -102,10 +102,10 @@ impl Chat {
     }
 
     /// What `Tokenized` asks for.
-    pub fn ids(&self, part: Part<'_>) -> Result<Vec<u32>, Failure> {
+    pub fn ids(&self, part: Encode<'_>) -> Result<Vec<u32>, Failure> {
         match part {
-            Part::Prompt(prompt) => self.prompt(prompt),
-            Part::Completion { completion, .. } => self.answer(completion),
+            Encode::Prompt(prompt) => self.prompt(prompt),
+            Encode::Completion { completion, .. } => self.answer(completion),
         }
     }
 }

@@ -229,7 +229,7 @@ fn reference_log_probs(
         8,
         |batch| {
             let batch = TokenBatch::new(batch.to_vec(), Padding::new(chat::END), device)?;
-            let (tokens, mask) = (batch.tokens, batch.completion_mask);
+            let (tokens, mask) = (batch.ids, batch.completion_mask);
             let log_probs = reference.log_probs_from_hidden(tokens, mask, model::hidden)?;
             Ok(log_probs.sequence())
         },

@@ -34,9 +34,9 @@ pub fn forward(
     collator: Collator,
     device: &Device,
 ) -> Result<(ReferencedPair, Output), Box<dyn Error>> {
-    let batch = collator.batch(pairs.to_vec(), device).tokens;
-    let (states, head) = hidden(model, batch.tokens.clone());
-    let ours = TokenLogProbs::from_hidden(states, &head, batch.tokens, batch.completion_mask)?;
+    let batch = collator.batch(pairs.to_vec(), device).rows;
+    let (states, head) = hidden(model, batch.ids.clone());
+    let ours = TokenLogProbs::from_hidden(states, &head, batch.ids, batch.completion_mask)?;
     let policy = PolicyPair::from_concatenated(&ours.sequence())?;
     let theirs = cache.log_probs(&batch.sequences, device)?;
     let pair = policy
@@ -68,9 +68,9 @@ pub fn held_out(
         metrics.merge(&BatchMetrics::observe(&pair, &output).read()?);
     }
     for pair in pairs.iter().take(of_kl) {
-        let batch = collator.batch(vec![pair.clone()], device).tokens;
+        let batch = collator.batch(vec![pair.clone()], device).rows;
         let chosen = |x: Tensor<2, Int>| x.narrow(0, 0, 1);
-        let tokens = chosen(batch.tokens);
+        let tokens = chosen(batch.ids);
         let logits = |model: &Llama| model.forward(tokens.clone());
         let mask = batch.completion_mask.narrow(0, 0, 1);
         let kl = sequence_kl(logits(model), logits(reference.model()), mask)?;

@@ -25,17 +25,18 @@ impl Collator {
         Self { padding }
     }
 
-    fn tokens(&self, sequences: Vec<Sequence>, device: &Device) -> TokenBatch {
+    fn rows(&self, sequences: Vec<Sequence>, device: &Device) -> TokenBatch {
         TokenBatch::new(sequences, self.padding, device).unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
 /// Pairs as tensors.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct PairTokens {
     /// The chosen rows, then the rejected ones: what
     /// [`PolicyPair::from_concatenated`](crate::PolicyPair::from_concatenated) takes apart.
-    pub tokens: TokenBatch,
+    pub rows: TokenBatch,
     /// Where the rows come from; for columns of your own.
     pub examples: Vec<Example<Vec<u32>, Preference>>,
 }
@@ -49,7 +50,7 @@ impl Batcher<Example<Vec<u32>, Preference>, PairTokens> for Collator {
             .chain(side(Example::rejected))
             .collect();
         PairTokens {
-            tokens: self.tokens(sequences, device),
+            rows: self.rows(sequences, device),
             examples: items,
         }
     }
@@ -57,9 +58,10 @@ impl Batcher<Example<Vec<u32>, Preference>, PairTokens> for Collator {
 
 /// Thumbs as tensors.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct UnpairedTokens<L = Desirable> {
     /// A row per completion.
-    pub tokens: TokenBatch,
+    pub rows: TokenBatch,
     /// `[batch]`, true for a thumb up.
     pub desirable: Tensor<1, Bool>,
     /// Each prompt with another prompt's completion, for KTO's z₀; none of a dataset without.
@@ -78,7 +80,7 @@ impl Collator {
         let sequences = items.iter().flat_map(Example::sequences).collect();
         let labels: Vec<bool> = items.iter().map(|x| desirable(&x.label)).collect();
         UnpairedTokens {
-            tokens: self.tokens(sequences, device),
+            rows: self.rows(sequences, device),
             desirable: Tensor::from_data(TensorData::from(labels.as_slice()), device),
             mismatched: None,
             examples: items,
@@ -100,7 +102,7 @@ impl Batcher<Example<Vec<u32>, WithMismatched>, UnpairedTokens<WithMismatched>> 
     ) -> UnpairedTokens<WithMismatched> {
         let mismatched = items.iter().map(|x| x.label.sequence.clone()).collect();
         UnpairedTokens {
-            mismatched: Some(self.tokens(mismatched, device)),
+            mismatched: Some(self.rows(mismatched, device)),
             ..self.unpaired(items, |label| label.desirable.0, device)
         }
     }
@@ -108,9 +110,10 @@ impl Batcher<Example<Vec<u32>, WithMismatched>, UnpairedTokens<WithMismatched>> 
 
 /// Lists as tensors.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct RankedTokens {
     /// `candidates` rows per list; those that a shorter list lacks hold its prompt alone.
-    pub tokens: TokenBatch,
+    pub rows: TokenBatch,
     /// The length of the longest list, 1 at least.
     pub candidates: usize,
     /// `[batch, candidates]`, 0 where there is no candidate.
@@ -152,7 +155,7 @@ impl Batcher<Example<Vec<u32>, Scores>, RankedTokens> for Collator {
             }
         }
         RankedTokens {
-            tokens: self.tokens(sequences, device),
+            rows: self.rows(sequences, device),
             candidates,
             scores: Tensor::from_data(TensorData::new(scores, shape), device),
             present: Tensor::from_data(TensorData::new(present, shape), device),

@@ -13,7 +13,7 @@
 //! use burn::data::dataloader::batcher::Batcher;
 //! use burn::data::dataset::Dataset;
 //! use burn::tensor::Device;
-//! use burn_preference::data::{Collator, JsonLines, PairFormat, Part, Tokenized, Truncation};
+//! use burn_preference::data::{Collator, JsonLines, PairFormat, Encode, Tokenized, Truncation};
 //! use burn_preference::tokens::Padding;
 //!
 //! # let dir = tempfile::tempdir()?;
@@ -22,11 +22,11 @@
 //!
 //! let rows = JsonLines::open(&path, PairFormat::default())?;
 //! // A tokenizer of bytes; 0 ends a completion. The example `preference_data` has a real one.
-//! let bytes = |part: Part<'_>| -> Result<Vec<u32>, std::convert::Infallible> {
+//! let bytes = |part: Encode<'_>| -> Result<Vec<u32>, std::convert::Infallible> {
 //!     let ids = part.text().as_plain().unwrap().bytes().map(u32::from);
 //!     Ok(match part {
-//!         Part::Prompt(_) => ids.collect(),
-//!         Part::Completion { .. } => ids.chain([0]).collect(),
+//!         Encode::Prompt(_) => ids.collect(),
+//!         Encode::Completion { .. } => ids.chain([0]).collect(),
 //!     })
 //! };
 //! let pairs = Tokenized::new(rows, bytes, Truncation::PromptEnd { max_length: 8 })?;
@@ -34,7 +34,7 @@
 //!
 //! let items: Vec<_> = pairs.iter().collect::<Result<_, _>>()?;
 //! let batch = Collator::new(Padding::new(0)).batch(items, &Device::default());
-//! assert_eq!(batch.tokens.tokens.dims(), [2, 8]); // chosen, then rejected
+//! assert_eq!(batch.rows.ids.dims(), [2, 8]); // chosen, then rejected
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -58,4 +58,4 @@ pub use lines::{JsonLines, read};
 pub use loader::EpochLoader;
 pub use mismatched::{Mismatched, WithMismatched};
 pub use split::{Split, split_by};
-pub use tokenized::{Dropped, Labels, Lengths, Part, Reason, Report, Tokenized, Truncation};
+pub use tokenized::{Dropped, Encode, Labels, Lengths, Reason, Report, Tokenized, Truncation};

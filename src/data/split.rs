@@ -7,6 +7,7 @@ use crate::error::InvalidInput;
 
 /// Which rows train and which are held out, by index.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Split {
     /// Rows to train on, in order.
     pub train: Vec<usize>,

@@ -8,7 +8,7 @@ use super::example::{Example, Text};
 
 /// What a tokenizer is asked for.
 #[derive(Debug, Clone, Copy)]
-pub enum Part<'a> {
+pub enum Encode<'a> {
     /// The ids of a prompt, with all that stands before a completion: the beginning of sequence,
     /// the template's opening of the assistant's turn.
     Prompt(&'a Text),
@@ -21,7 +21,7 @@ pub enum Part<'a> {
     },
 }
 
-impl<'a> Part<'a> {
+impl<'a> Encode<'a> {
     /// The text that is to be encoded, prompt or completion.
     pub fn text(self) -> &'a Text {
         match self {
@@ -38,6 +38,7 @@ impl<'a> Part<'a> {
 /// All completions of a row keep the same prompt. A row that would lose a whole completion or its
 /// whole prompt is dropped, and reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Truncation {
     /// Nothing is cut: the row is dropped.
     Drop {
@@ -65,6 +66,7 @@ pub enum Truncation {
 
 /// Why a row is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Reason {
     /// A completion has no tokens at all.
     EmptyCompletion,
@@ -154,6 +156,7 @@ impl Truncation {
 
 /// A row that was left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Dropped {
     /// Its index in the dataset of texts.
     pub index: usize,
@@ -165,6 +168,7 @@ pub struct Dropped {
 
 /// Numbers of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Lengths {
     /// The fewest.
     pub min: usize,
@@ -202,6 +206,7 @@ impl fmt::Display for Lengths {
 
 /// What a dataset holds once it is tokenized and truncated. `Display` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Report {
     /// Rows that are kept.
     pub kept: usize,
@@ -262,20 +267,29 @@ impl fmt::Display for Report {
     }
 }
 
-/// A label of this crate: what it adds to a report.
-pub trait Labels: Clone + fmt::Debug + Send + Sync + 'static {
-    #[doc(hidden)]
-    fn report(&self, completions: &[Vec<u32>], report: &mut Report);
+/// A label of this crate: [`Preference`](super::Preference), [`Desirable`](super::Desirable) or
+/// [`Scores`](super::Scores). It is sealed.
+pub trait Labels: sealed::Labels + Clone + fmt::Debug + Send + Sync + 'static {}
+
+impl<L: sealed::Labels + Clone + fmt::Debug + Send + Sync + 'static> Labels for L {}
+
+mod sealed {
+    use super::Report;
+
+    pub trait Labels {
+        /// What a row adds to a report.
+        fn report(&self, completions: &[Vec<u32>], report: &mut Report);
+    }
 }
 
-impl Labels for super::Preference {
+impl sealed::Labels for super::Preference {
     fn report(&self, completions: &[Vec<u32>], report: &mut Report) {
         report.identical_pairs += usize::from(completions[0] == completions[1]);
         per_place(completions, report);
     }
 }
 
-impl Labels for super::Desirable {
+impl sealed::Labels for super::Desirable {
     fn report(&self, completions: &[Vec<u32>], report: &mut Report) {
         let (desirable, undesirable) = report.classes.get_or_insert((0, 0));
         *if self.0 { desirable } else { undesirable } += 1;
@@ -283,7 +297,7 @@ impl Labels for super::Desirable {
     }
 }
 
-impl Labels for super::Scores {
+impl sealed::Labels for super::Scores {
     fn report(&self, completions: &[Vec<u32>], report: &mut Report) {
         report.tied_lists += usize::from(self.0.iter().all(|score| *score == self.0[0]));
         report.completions.resize(1, Lengths::default());
@@ -325,7 +339,7 @@ impl<D, T> Tokenized<D, T> {
     pub fn new<L, E>(texts: D, tokenizer: T, truncation: Truncation) -> Result<Self, DataError>
     where
         D: Dataset<Example<Text, L>>,
-        T: Fn(Part<'_>) -> Result<Vec<u32>, E> + Send + Sync,
+        T: Fn(Encode<'_>) -> Result<Vec<u32>, E> + Send + Sync,
         E: Into<Box<dyn Error + Send + Sync>>,
         L: Labels,
     {
@@ -380,11 +394,11 @@ impl<D, T> Tokenized<D, T> {
         example: Example<Text, L>,
     ) -> Result<Result<(Example<Vec<u32>, L>, Cut), Reason>, DataError>
     where
-        T: Fn(Part<'_>) -> Result<Vec<u32>, E>,
+        T: Fn(Encode<'_>) -> Result<Vec<u32>, E>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         let line = example.line;
-        let ids = |part: Part<'_>| {
+        let ids = |part: Encode<'_>| {
             (self.tokenizer)(part).map_err(|source| DataError::Tokenizer {
                 index,
                 line,
@@ -392,11 +406,11 @@ impl<D, T> Tokenized<D, T> {
             })
         };
         let prompt = &example.prompt;
-        let mut prompt_ids = ids(Part::Prompt(prompt))?;
+        let mut prompt_ids = ids(Encode::Prompt(prompt))?;
         let mut completions = example
             .completions()
             .iter()
-            .map(|completion| ids(Part::Completion { prompt, completion }))
+            .map(|completion| ids(Encode::Completion { prompt, completion }))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(self
             .truncation
@@ -408,7 +422,7 @@ impl<D, T> Tokenized<D, T> {
 impl<D, T, L, E> Dataset<Example<Vec<u32>, L>> for Tokenized<D, T>
 where
     D: Dataset<Example<Text, L>>,
-    T: Fn(Part<'_>) -> Result<Vec<u32>, E> + Send + Sync,
+    T: Fn(Encode<'_>) -> Result<Vec<u32>, E> + Send + Sync,
     E: Into<Box<dyn Error + Send + Sync>>,
     L: Labels,
 {

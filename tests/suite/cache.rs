@@ -141,7 +141,7 @@ fn the_key_holds_what_the_number_depends_on() {
     ];
     for (i, sequence) in sequences.iter().enumerate() {
         assert!(!cache.contains(sequence), "{i}");
-        let length = [i32::try_from(sequence.length()).unwrap()];
+        let length = [sequence.length()];
         let value = SequenceLogProbs::from_values(&[-(i as f32)], &length, &device()).unwrap();
         cache
             .insert(std::slice::from_ref(sequence), &value)

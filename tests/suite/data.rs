@@ -14,8 +14,8 @@ use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn::tensor::{Device, Tensor};
 use burn_preference::data::{
-    Collator, Cursor, DataError, Desirable, EpochLoader, Example, Format, JsonLines, Mismatched,
-    PairFormat, PairTokens, Part, RankedFormat, Reason, ScoreField, Scores, Text, Tokenized,
+    Collator, Cursor, DataError, Desirable, Encode, EpochLoader, Example, Format, JsonLines,
+    Mismatched, PairFormat, PairTokens, RankedFormat, Reason, ScoreField, Scores, Text, Tokenized,
     Truncation, UnpairedFormat, read, split_by,
 };
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
@@ -44,12 +44,12 @@ fn plain(text: &str) -> Text {
 
 /// A token per byte, and 0 at the end of a completion.
 #[expect(clippy::unnecessary_wraps, reason = "what `Tokenized` asks for")]
-fn bytes(part: Part<'_>) -> Result<Vec<u32>, Infallible> {
+fn bytes(part: Encode<'_>) -> Result<Vec<u32>, Infallible> {
     let of =
         |text: &Text| -> Vec<u32> { text.as_plain().unwrap().bytes().map(u32::from).collect() };
     Ok(match part {
-        Part::Prompt(prompt) => of(prompt),
-        Part::Completion { completion, .. } => [of(completion), vec![0]].concat(),
+        Encode::Prompt(prompt) => of(prompt),
+        Encode::Completion { completion, .. } => [of(completion), vec![0]].concat(),
     })
 }
 
@@ -328,7 +328,7 @@ fn truncated(
         vec![0.0; completions.len()],
     )
     .unwrap();
-    let count = |part: Part<'_>| -> Result<Vec<u32>, Infallible> {
+    let count = |part: Encode<'_>| -> Result<Vec<u32>, Infallible> {
         let text = part.text();
         Ok((0..).take(text.as_plain().unwrap().len()).collect())
     };
@@ -524,8 +524,8 @@ fn a_tokenizer_that_refuses_names_the_row() {
                      {\"prompt\": \"no\", \"chosen\": \"a\", \"rejected\": \"b\"}\n",
     );
     let rows = JsonLines::open(&file.path, PairFormat::default()).unwrap();
-    let picky = |part: Part<'_>| match part {
-        Part::Prompt(prompt) if prompt.as_plain() == Some("no") => Err("not in this language"),
+    let picky = |part: Encode<'_>| match part {
+        Encode::Prompt(prompt) if prompt.as_plain() == Some("no") => Err("not in this language"),
         _ => Ok(vec![1]),
     };
     let error = Tokenized::new(rows, picky, Truncation::Drop { max_length: 9 });
@@ -545,7 +545,7 @@ fn pairs_become_two_halves_of_a_batch() {
     let items = vec![pair_tokens(0), pair_tokens(1)];
     let collator = Collator::new(Padding::new(7).to_multiple_of(4).unwrap());
     let batch: PairTokens = collator.batch(items, &device());
-    let rows: Vec<i64> = batch.tokens.tokens.into_data().iter::<i64>().collect();
+    let rows: Vec<i64> = batch.rows.ids.into_data().iter::<i64>().collect();
     #[rustfmt::skip]
     assert_eq!(rows, [
         100, 200, 1, 7,
@@ -554,16 +554,16 @@ fn pairs_become_two_halves_of_a_batch() {
         101, 301, 7, 7,
     ]);
     let counted: Vec<bool> = batch
-        .tokens
+        .rows
         .completion_mask
         .into_data()
         .iter::<bool>()
         .collect();
     assert_eq!(counted[..4], [false, true, true, false]);
     assert_eq!(counted[12..], [false, true, false, false]);
-    let padding: Vec<bool> = batch.tokens.pad_mask.into_data().iter::<bool>().collect();
+    let padding: Vec<bool> = batch.rows.pad_mask.into_data().iter::<bool>().collect();
     assert_eq!(padding[12..], [false, false, true, true]);
-    assert_eq!(batch.tokens.sequences[3], Sequence::new(&[101], &[301]));
+    assert_eq!(batch.rows.sequences[3], Sequence::new(&[101], &[301]));
 
     let log_probs = SequenceLogProbs::from_values(&[-1., -2., -3., -4.], &[2; 4], &device());
     let pair = PolicyPair::from_concatenated(&log_probs.unwrap()).unwrap();
@@ -589,11 +589,11 @@ fn lists_of_several_lengths() {
     let items = items.map(Result::unwrap).into();
     let batch: burn_preference::data::RankedTokens =
         Collator::new(Padding::new(0)).batch(items, &device());
-    assert_eq!((batch.candidates, batch.tokens.len()), (3, 6));
-    assert_eq!(batch.tokens.sequences[4], Sequence::new(&[5], &[]));
+    assert_eq!((batch.candidates, batch.rows.len()), (3, 6));
+    assert_eq!(batch.rows.sequences[4], Sequence::new(&[5], &[]));
     let present: Vec<bool> = batch.present.clone().into_data().iter::<bool>().collect();
     assert_eq!(present, [true, true, true, true, false, false]);
-    let sequences = batch.tokens.sequences.iter();
+    let sequences = batch.rows.sequences.iter();
     let lengths: Vec<usize> = sequences.map(|s| s.completion().len()).collect();
     let log_probs =
         |value| SequenceLogProbs::from_values(&[value; 6], &lengths, &device()).unwrap();
@@ -958,7 +958,7 @@ fn the_mask_counts_what_the_sequence_counts() {
     let mask: Vec<bool> = batch.completion_mask.to_data().iter::<bool>().collect();
     assert_eq!(mask[..4], [false, true, false, true]);
     let logits = Tensor::zeros([4, 4, 9], &device());
-    let ours = TokenLogProbs::from_logits(logits, batch.tokens, batch.completion_mask).unwrap();
+    let ours = TokenLogProbs::from_logits(logits, batch.ids, batch.completion_mask).unwrap();
     let counted = ours.sequence().lengths();
     assert_eq!(
         counted.into_data().iter::<f64>().collect::<Vec<_>>(),

@@ -60,11 +60,9 @@ impl Bigram {
     }
 
     fn log_probs(&self, batch: &TokenBatch) -> SequenceLogProbs {
-        let logits = self
-            .head
-            .forward(self.embedding.forward(batch.tokens.clone()));
+        let logits = self.head.forward(self.embedding.forward(batch.ids.clone()));
         let mask = batch.completion_mask.clone();
-        let log_probs = TokenLogProbs::from_logits(logits, batch.tokens.clone(), mask);
+        let log_probs = TokenLogProbs::from_logits(logits, batch.ids.clone(), mask);
         log_probs.unwrap().sequence()
     }
 }

@@ -17,9 +17,9 @@ use burn_preference::config::{
     UnpairedObjectiveConfig,
 };
 use burn_preference::data::{
-    Collator, Cursor, Desirable, Example, Format, JsonLines, Labels, PairFormat, PairTokens, Part,
-    Preference, RankedFormat, RankedTokens, Scores, Text, Tokenized, Truncation, UnpairedFormat,
-    UnpairedTokens, read,
+    Collator, Cursor, Desirable, Encode, Example, Format, JsonLines, Labels, PairFormat,
+    PairTokens, Preference, RankedFormat, RankedTokens, Scores, Text, Tokenized, Truncation,
+    UnpairedFormat, UnpairedTokens, read,
 };
 use burn_preference::log_probs::sequence_kl;
 use burn_preference::modifier::wpo_weights;
@@ -125,7 +125,7 @@ where
         let rows = (0..random.len()).filter_map(|i| random.row(i).ok());
         assert!(rows.eq(whole.iter().cloned()));
     }
-    let ids = |part: Part<'_>| -> std::result::Result<Vec<u32>, std::convert::Infallible> {
+    let ids = |part: Encode<'_>| -> std::result::Result<Vec<u32>, std::convert::Infallible> {
         let text = part.text();
         Ok(match text {
             Text::Plain(text) => text.bytes().map(u32::from).collect(),
@@ -160,8 +160,8 @@ macro_rules! collate {
             impl Collate<$label> for Collator {
                 fn rows(&self, items: Vec<Example<Vec<u32>, $label>>) {
                     let batch: $batch = self.batch(items, &Device::flex());
-                    let [rows, _] = batch.tokens.tokens.dims();
-                    assert_eq!(rows, batch.tokens.len());
+                    let [rows, _] = batch.rows.ids.dims();
+                    assert_eq!(rows, batch.rows.len());
                 }
             }
         )*

@@ -147,6 +147,7 @@ impl CacheError {
 
 /// How far [`ReferenceCache::fill`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Progress {
     /// Sequences computed and on disk, of those that were missing.
     pub done: usize,
