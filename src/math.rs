@@ -3,11 +3,13 @@
 //! Burn's own `log_sigmoid` rounds to 0 past z ≈ 17 in f32, its `sigmoid` goes through f32 on
 //! some backends, and it has neither `expm1` nor `logsumexp`. A NaN that goes in comes out.
 //!
-//! On wgpu, `ln(1 + u)` is right to 1e-7 absolutely, not relatively: a loss of 1e-9 may read 0
-//! there. Its gradient keeps its digits.
+//! On wgpu, `ln(1 + u)` is right to 1e-7 absolutely, not relatively: a loss of 1e-9 (or the
+//! `ln(1 − eˣ)` of x = −20) may read 0 there. Its gradient keeps its digits.
 //!
 //! A trap for every objective: Burn 0.22.1 rounds the gradient of `tensor / scalar` to f32.
 //! Multiply by the reciprocal instead.
+
+use std::f64::consts::LN_2;
 
 use burn::tensor::{Bool, DType, Tensor, activation};
 
@@ -55,36 +57,40 @@ pub fn bounded_square<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     squared.mask_fill(infinite, f64::INFINITY)
 }
 
-/// `tanh z` to the last digit near 0, where shading languages have none: WGSL's is −3e-8 at 1e-30.
+/// `eˣ − 1 = tanh(x/2)·(eˣ + 1)` for |x| ≤ ln 2, without cancellation.
 ///
-/// The Padé approximant of degree 7 over 6 for |z| ≤ ½, where it is right to 1e-16.
-fn tanh<const D: usize>(z: Tensor<D>) -> Tensor<D> {
+/// The tangent is the Padé approximant of degree 7 over 6, which is right to 1e-16 there. Shading
+/// languages have no digits of it near 0: WGSL's is −3e-8 at 1e-30.
+fn small_expm1<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     const NUMERATOR: [f64; 4] = [1.0, 378.0, 17_325.0, 135_135.0];
     const DENOMINATOR: [f64; 4] = [28.0, 3150.0, 62_370.0, 135_135.0];
-    let large = z.clone().abs().greater_elem(0.5);
-    // Clamped, so that the branch that is not taken has no gradient of NaN.
-    let small = z.clone().clamp(-0.5, 0.5);
-    let square = small.clone().square();
+    let half = x.clone() * 0.5;
+    let square = half.clone().square();
     let horner = |[a, b, c, d]: [f64; 4]| {
         ((square.clone() * a + b) * square.clone() + c) * square.clone() + d
     };
-    let near_zero = small * horner(NUMERATOR) / horner(DENOMINATOR);
-    near_zero.mask_where(large, z.tanh())
+    let tanh = half * horner(NUMERATOR) / horner(DENOMINATOR);
+    tanh * (x.exp() + 1)
 }
 
-/// `eˣ − 1 = tanh(x/2)·(eˣ + 1)`, without cancellation near 0; constant for x > 80, ∞ for ∞.
+/// `eˣ − 1`, without cancellation near 0; constant for x > 80, ∞ for ∞. Its gradient is `eˣ` to the
+/// last digit on both tails.
 pub fn bounded_expm1<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let infinite = x.clone().equal_elem(f64::INFINITY);
-    let x = x.clamp_max(MAX_EXPONENT);
-    let value = tanh(x.clone() * 0.5) * (x.exp() + 1);
-    value.mask_fill(infinite, f64::INFINITY)
+    let large = x.clone().abs().greater_elem(LN_2);
+    // Clamped, so that the branch that is not taken has no gradient of NaN.
+    let near_zero = small_expm1(x.clone().clamp(-LN_2, LN_2));
+    near_zero.mask_where(large, bounded_exp(x) - 1)
 }
 
-/// `ln(1 − eˣ)` for x < 0, as `ln(−2t/(1 − t))` with `t = tanh(x/2)`: no cancellation at either
-/// end and no branch. The input is clamped to at most −1e-30 (there the gradient is 0); NaN for ∞.
+/// `ln(1 − eˣ)` for x < 0, with its digits at both ends: −eˣ far from 0, ln(−x) near it. The input
+/// is clamped to at most −1e-30 (there the gradient is 0); NaN for ∞.
 pub fn log1mexp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let t = tanh(below_zero(x) * 0.5);
-    (t.clone() * -2 / (-t + 1)).log()
+    let x = below_zero(x);
+    // Where eˣ = ½: on either side the other form would cancel. Both are clamped, so that the one
+    // that is not taken has no gradient of NaN.
+    let far = x.clone().lower_elem(-LN_2);
+    let near_zero = (-small_expm1(x.clone().clamp_min(-LN_2))).log();
+    near_zero.mask_where(far, (-x.clamp_max(-LN_2).exp()).log1p())
 }
 
 /// The log-odds `ln(p / (1 − p))` of a log-probability x = ln p; NaN for x = ∞.

@@ -2,11 +2,12 @@
 
 use burn::tensor::{DType, Tensor};
 use burn_preference::math::{
-    bounded_expm1, log_odds, log_sigmoid, log1mexp, logsumexp, sigmoid, softplus,
+    bounded_exp, bounded_expm1, bounded_square, exp_up_to, log_odds, log_sigmoid, log1mexp,
+    logsumexp, sigmoid, softplus,
 };
 
 use crate::scalar;
-use crate::support::{assert_close, floats, leaf, to_vec};
+use crate::support::{assert_close, floats, leaf, to_vec, wide_dtypes};
 
 fn value_and_slope(f: impl Fn(Tensor<1>) -> Tensor<1>, x: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let x = leaf(x);
@@ -41,6 +42,122 @@ fn logistic_functions_keep_both_tails() {
     assert_close(&slope, &expected, 1e-15, "its slope");
 }
 
+/// An elementwise function, its value and its slope in plain f64, and what its error is relative to.
+type Elementwise = (
+    &'static str,
+    fn(Tensor<1>) -> Tensor<1>,
+    fn(f64) -> f64,
+    fn(f64) -> f64,
+    fn(f64) -> f64,
+);
+
+/// The relative error of every function that says that it keeps its tails, value and slope, from
+/// −100 to −1e-30 and back up to 79.
+#[test]
+fn tails_keep_their_digits() {
+    let itself = |y: f64| y.abs();
+    let functions: [Elementwise; 7] = [
+        (
+            "ln(1 − eˣ)",
+            log1mexp,
+            |x| {
+                if x < -1.0 {
+                    (-x.exp()).ln_1p()
+                } else {
+                    (-x.exp_m1()).ln()
+                }
+            },
+            |x| x.exp() / x.exp_m1(),
+            itself,
+        ),
+        // 0 at −ln 2, where two numbers of size ln 2 cancel.
+        (
+            "log-odds",
+            log_odds,
+            scalar::odds,
+            |x| -1.0 / x.exp_m1(),
+            |y| y.abs().max(1.0),
+        ),
+        ("eˣ − 1", bounded_expm1, f64::exp_m1, f64::exp, itself),
+        ("eˣ", bounded_exp, f64::exp, f64::exp, itself),
+        (
+            "softplus",
+            softplus,
+            |x| -scalar::ln_sigmoid(-x),
+            scalar::sigmoid,
+            itself,
+        ),
+        (
+            "ln σ",
+            log_sigmoid,
+            scalar::ln_sigmoid,
+            |x| scalar::sigmoid(-x),
+            itself,
+        ),
+        (
+            "σ",
+            sigmoid,
+            scalar::sigmoid,
+            |x| scalar::sigmoid(x) * scalar::sigmoid(-x),
+            itself,
+        ),
+    ];
+    let far = (1..=400).map(|i| f64::from(i) * -0.25);
+    let near = (0..=120).map(|i| -10_f64.powf(f64::from(i) * -0.25));
+    let below: Vec<f64> = far.chain(near).collect();
+    let above: Vec<f64> = below.iter().filter(|x| **x > -79.0).map(|x| -x).collect();
+    for dtype in wide_dtypes() {
+        // A slope takes up to twenty roundings in a row.
+        let (tolerance, smallest) = match dtype {
+            DType::F64 => (1e-14, 0.0),
+            // Below 1.2e-38 f32 has fewer and fewer digits.
+            _ => (5e-6, 3e-45),
+        };
+        for (name, f, value, slope, scale) in functions {
+            let one_sided = ["ln(1 − eˣ)", "log-odds"].contains(&name);
+            let upper: &[f64] = if one_sided { &[] } else { &above };
+            let x = floats(&[&below[..], upper].concat(), dtype);
+            let leaf = x.clone().autodiff().require_grad();
+            let y = f(leaf.clone());
+            let grads = y.clone().sum().backward();
+            let (y, grad) = (to_vec(y), to_vec(leaf.grad(&grads).unwrap()));
+            // What the type makes of the inputs.
+            for (i, x) in to_vec(x).into_iter().enumerate() {
+                let near = |ours: f64, expected: f64, scale: f64, what: &str| {
+                    assert!(
+                        (ours - expected).abs() <= tolerance * scale + smallest,
+                        "{what} of {name} at {x:e} in {dtype:?}: {ours:e} instead of {expected:e}"
+                    );
+                };
+                near(y[i], value(x), scale(value(x)), "value");
+                near(grad[i], slope(x), slope(x).abs(), "slope");
+            }
+        }
+    }
+}
+
+/// The ends of `ln(1 − eˣ)` and the log-odds: what is held, what is infinite, what is none.
+#[test]
+fn ends_of_the_log_odds() {
+    for dtype in wide_dtypes() {
+        let of = |f: fn(Tensor<1>) -> Tensor<1>, x: f64| {
+            let leaf = floats(&[x], dtype).autodiff().require_grad();
+            let y = f(leaf.clone());
+            let grads = y.clone().backward();
+            (to_vec(y)[0], to_vec(leaf.grad(&grads).unwrap())[0])
+        };
+        assert_eq!(of(log1mexp, f64::NEG_INFINITY), (0.0, 0.0));
+        assert_eq!(of(log_odds, f64::NEG_INFINITY), (f64::NEG_INFINITY, 1.0));
+        // Rounding may put a certain completion above 0: the same as at 0, and no gradient.
+        let certain = of(log1mexp, -1e-30).0;
+        for x in [-1e-31, 0.0, 1e-6, 1.0, 1e30] {
+            assert_eq!(of(log1mexp, x), (certain, 0.0), "{x} in {dtype:?}");
+        }
+        assert!(of(log1mexp, f64::INFINITY).0.is_nan());
+        assert!(of(log_odds, f64::INFINITY).0.is_nan());
+    }
+}
+
 #[test]
 fn log_odds_near_certainty() {
     let x = [-1e-30, -1e-20, -1e-9, -1e-3, -0.5, -1.0, -5.0, -40.0, -1e4];
@@ -64,6 +181,42 @@ fn expm1_does_not_cancel() {
     let (y, slope) = value_and_slope(bounded_expm1, &[81.0, 1e4]);
     assert_close(&y, &[80.0_f64.exp_m1(); 2], 1e-14, "held at 80");
     assert_eq!(slope, [0.0, 0.0]);
+}
+
+/// Where a function is constant, as its documentation says: its value at the bound, no gradient
+/// beyond, ∞ of ∞.
+#[test]
+fn bounds_stand_where_they_are_documented() {
+    let to_ten: fn(Tensor<1>) -> Tensor<1> = |x| exp_up_to(x, 10.0);
+    for dtype in wide_dtypes() {
+        let largest = if dtype == DType::F64 { 1e150 } else { 1e18 };
+        let exact = if dtype == DType::F64 { 1e-13 } else { 1e-5 };
+        let functions: [(&str, fn(Tensor<1>) -> Tensor<1>, f64, f64); 4] = [
+            ("eˣ", bounded_exp, 80.0, 80_f64.exp()),
+            ("eˣ up to 10", to_ten, 10.0, 10_f64.exp()),
+            ("eˣ − 1", bounded_expm1, 80.0, 80_f64.exp_m1()),
+            ("x²", bounded_square, largest, largest * largest),
+        ];
+        for (name, f, bound, there) in functions {
+            let at = |x: f64| {
+                let leaf = floats(&[x], dtype).autodiff().require_grad();
+                let y = f(leaf.clone());
+                let grads = y.clone().backward();
+                (to_vec(y)[0], to_vec(leaf.grad(&grads).unwrap())[0])
+            };
+            let what = format!("{name} in {dtype:?}");
+            let (below, slope) = at(bound * 0.99);
+            assert!(below < there && slope > 0.0, "{what}: {below}, {slope}");
+            for x in [1.01, 2.0, 100.0, 1e10].map(|factor| bound * factor) {
+                let (y, slope) = at(x);
+                assert!((y / there - 1.0).abs() < exact, "{what}: {y}, not {there}");
+                assert_eq!(slope, 0.0, "{what} at {x}");
+            }
+            assert_eq!(at(f64::INFINITY).0, f64::INFINITY, "{what}");
+        }
+        let square = to_vec(bounded_square(floats(&[f64::NEG_INFINITY], dtype)));
+        assert_eq!(square, [f64::INFINITY]);
+    }
 }
 
 #[test]
