@@ -6,15 +6,15 @@
 
 use burn::tensor::{DType, Tensor};
 use burn_preference::{
-    ApoZeroLossConfig, BcoLossConfig, KlEstimate, KtoLossConfig, LossOutput, NpoLossConfig,
-    Objective, PolicyPair, RelativeLogProbs, SimnpoLossConfig, TokenLogProbs, Unpaired,
-    WithBaseline, WithShift,
+    ApoZeroLossConfig, AsftLossConfig, BcoLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig,
+    LipoLossConfig, LossOutput, NpoLossConfig, Objective, OrpoLossConfig, PolicyPair,
+    RelativeLogProbs, SimnpoLossConfig, TokenLogProbs, Unpaired, WithBaseline, WithShift,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::scalar::{self, Row};
-use crate::subjects::{self, PairSubject};
+use crate::subjects::{self, MAX_EXPONENT, PairSubject};
 use crate::support::{
     Lists, PairResult, Pairs, assert_close, bools, cases, error, f64s, floats, ints, sequence,
     to_vec, tolerance, wide_dtypes,
@@ -111,7 +111,14 @@ proptest! {
                     let loss = ours.losses[i];
                     let grads = [ours.grads.chosen[i], ours.grads.rejected[i]];
                     let rewards = (subject.rewards)(rows[i]);
-                    if ![expected, rewards.0, rewards.1].iter().all(|&x| fits(x, dtype)) {
+                    let held = subject.is_held(rows[i]);
+                    // e^80 times β, over an α of 1e-3.
+                    let fits = if held {
+                        fits(MAX_EXPONENT.exp() * 1e3 * beta, dtype)
+                    } else {
+                        [expected, rewards.0, rewards.1].iter().all(|&x| fits(x, dtype))
+                    };
+                    if !fits {
                         continue;
                     }
                     prop_assert!(
@@ -121,7 +128,7 @@ proptest! {
                     // f32 rounds ratios of such numbers long before an objective sees them, h-DPO
                     // multiplies before it subtracts, and log-odds are held at 0.
                     let rounded = ["h-dpo", "orpo", "asft"].contains(&name);
-                    if dtype == DType::F64 && !rounded {
+                    if dtype == DType::F64 && !rounded && !held {
                         prop_assert!(
                             error(loss, expected) < 1e-9,
                             "{name}: {loss} instead of {expected} of {:?}", rows[i]
@@ -151,13 +158,18 @@ proptest! {
             if read.iter().all(|x| x.is_finite()) {
                 continue;
             }
+            // A bound is for large numbers: ∞ passes it.
+            let exponent = subject.exponent.as_ref().map_or(0.0, |exponent| exponent(row));
             for dtype in wide_dtypes() {
                 let loss = run(&subject, &pairs, dtype).losses[0];
                 if read.iter().any(|x| x.is_nan()) {
                     prop_assert!(loss.is_nan(), "{name} in {dtype:?}: {loss} of {row:?}");
-                } else if loss.is_finite() && fits(limit(&subject, row), dtype) {
-                    // Where an exponent is held, ∞ and a huge number are not the same.
+                } else if loss.is_finite() && !(subject.is_held(row) && exponent.is_finite()) {
                     let limit = limit(&subject, row);
+                    // Neither: a finite limit that is too large for the type, or none.
+                    if !limit.is_infinite() && !fits(limit, dtype) {
+                        continue;
+                    }
                     let close = |x| error(loss, x) < tolerance(dtype);
                     prop_assert!(
                         close(limit) || close(expected),
@@ -206,6 +218,146 @@ fn limit(subject: &PairSubject, row: Row) -> f64 {
         ..row
     };
     (subject.losses)(&[row], &[row])[0]
+}
+
+/// Up to an exponent of 80 a loss is its formula; beyond it is constant, and the exponential has no
+/// gradient. In f32 as well it is finite.
+#[test]
+fn exponents_are_held_at_80() {
+    let base = Row {
+        w: -3.0,
+        l: -2.0,
+        ref_w: -2.5,
+        ref_l: -4.0,
+        len_w: 2,
+        len_l: 3,
+    };
+    let mut found = 0;
+    for subject in subjects::pairs(0.25) {
+        let name = subject.name;
+        let Some(exponent) = &subject.exponent else {
+            continue;
+        };
+        for (side, sign) in [(0, -1.0), (0, 1.0), (1, -1.0), (1, 1.0)] {
+            let moved = |by: f64| {
+                let mut row = base;
+                *[&mut row.w, &mut row.l][side] += sign * by;
+                row
+            };
+            // The row of an exponent, by bisection.
+            let at = |target: f64| {
+                let (mut low, mut high) = (0.0, 1e7);
+                for _ in 0..200 {
+                    let middle = 0.5 * (low + high);
+                    if exponent(moved(middle)) < target {
+                        low = middle;
+                    } else {
+                        high = middle;
+                    }
+                }
+                moved(low)
+            };
+            if exponent(moved(1e7)) < 600.0 {
+                continue;
+            }
+            found += 1;
+            let loss = |target: f64, dtype| {
+                let ours = run(&subject, &pairs_of(&[at(target)]), dtype);
+                (
+                    ours.losses[0],
+                    [ours.grads.chosen[0], ours.grads.rejected[0]][side],
+                )
+            };
+            for target in [40.0, 79.9] {
+                let row = at(target);
+                let expected = (subject.losses)(&[row], &[row])[0];
+                let (ours, _) = loss(target, DType::F64);
+                assert!(
+                    error(ours, expected) < 1e-9,
+                    "{name}: {ours} instead of {expected}"
+                );
+            }
+            for dtype in wide_dtypes() {
+                let (just_beyond, _) = loss(80.1, dtype);
+                for target in [80.1, 200.0, 600.0] {
+                    let (ours, grad) = loss(target, dtype);
+                    let what = format!("{name} at {target} in {dtype:?}: {ours}, {grad}");
+                    assert!(ours.is_finite(), "{what}");
+                    assert!(error(ours, just_beyond) < tolerance(dtype), "{what}");
+                    // That of the formula is as large as the loss.
+                    assert!(grad.abs() <= 1e-9 * ours.abs().max(1.0), "{what}");
+                }
+            }
+        }
+    }
+    assert!(found > 50, "{found} held exponents");
+}
+
+/// The bounds of single objectives, each where its documentation says.
+#[test]
+fn bounds_of_single_objectives() {
+    // LiPO: gains are constant from e^60 on.
+    let lipo = LipoLossConfig::new().init();
+    let of = |score: f64| {
+        let list = Lists {
+            candidates: 2,
+            sums: vec![-1.0, -2.0],
+            references: vec![0.0; 2],
+            lengths: vec![1; 2],
+            scores: vec![score, 0.0],
+            present: vec![true; 2],
+        };
+        list.run_on(DType::F64, |batch| lipo.forward(batch)).0[0]
+    };
+    let e60 = 60.0 / std::f64::consts::LN_2;
+    let weight = of(1.0);
+    assert!(error(of(e60 - 0.01) / weight, (e60 - 0.01).exp2()) < 1e-9);
+    for score in [e60 + 0.01, 200.0, 1e4] {
+        assert!(error(of(score) / weight, 60_f64.exp()) < 1e-9, "{score}");
+    }
+
+    for dtype in wide_dtypes() {
+        // IPO: the square is constant from 1e18 on in f32; f64 has room for more.
+        let largest = if dtype == DType::F64 { 1e150 } else { 1e18 };
+        let ipo = IpoLossConfig::paper().init();
+        let pair = |w: (f64, usize), l: (f64, usize)| Pairs {
+            chosen: vec![w.0],
+            rejected: vec![l.0],
+            ref_chosen: vec![0.0],
+            ref_rejected: vec![0.0],
+            chosen_len: vec![w.1],
+            rejected_len: vec![l.1],
+        };
+        for factor in [1.001, 10.0, 1e9] {
+            let ours = pair((-largest * factor, 1), (0.0, 1)).run(&ipo, dtype);
+            assert!(error(ours.losses[0] / largest, largest) < tolerance(dtype));
+            assert_eq!((ours.grads.chosen[0], ours.grads.rejected[0]), (0.0, 0.0));
+        }
+
+        // ORPO and ASFT: a completion of probability 1, or an empty one, has log-odds of
+        // ln(1/1e-30), and no gradient of them. That of the NLL is left.
+        let held = 30.0 * 10_f64.ln();
+        let half = (-0.5, 1);
+        let odds = scalar::odds(-0.5);
+        let close = |ours: &PairResult, expected: f64, what: &str| {
+            assert_close(&ours.losses, &[expected], tolerance(dtype), what);
+        };
+        for length in [0, 1] {
+            let certain = (0.0, length);
+            let orpo = OrpoLossConfig::new().with_odds_ratio_weight(2.0).init();
+            let ours = pair(certain, half).run_policy(&orpo, dtype);
+            close(&ours, -2.0 * scalar::ln_sigmoid(held - odds), "orpo");
+            assert_eq!(ours.grads.chosen, [-1.0]);
+            let ours = pair(half, certain).run_policy(&orpo, dtype);
+            close(&ours, 0.5 - 2.0 * scalar::ln_sigmoid(odds - held), "orpo");
+            assert_eq!(ours.grads.rejected, [0.0]);
+
+            let asft = AsftLossConfig::new().with_alignment_weight(2.0).init();
+            let ours = pair(half, certain).run_policy(&asft, dtype);
+            close(&ours, 3.0 * 0.5 + 2.0 * held, "asft");
+            assert_eq!(ours.grads.rejected, [0.0]);
+        }
+    }
 }
 
 /// One list: log-probs, references, lengths, scores and who is there, all of one length.

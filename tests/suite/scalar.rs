@@ -85,18 +85,24 @@ pub fn noise(noise: LabelNoise, h: f64) -> f64 {
     }
 }
 
-/// x where an exponential is taken of it: held at 80, unless it is infinite.
-pub fn held(x: f64) -> f64 {
-    if x == f64::INFINITY { x } else { x.min(80.0) }
-}
-
 pub fn g(divergence: Divergence, rho: f64) -> f64 {
     match divergence {
         Divergence::ReverseKl => rho,
-        Divergence::ForwardKl => 1.0 - held(-rho).exp(),
+        Divergence::ForwardKl => -(-rho).exp_m1(),
         Divergence::JensenShannon => ln_sigmoid(rho) + 2_f64.ln(),
-        Divergence::Alpha(a) => -held(-a * rho).exp_m1() / a,
-        Divergence::ChiSquared => held(rho).exp() - 1.0 + rho,
+        Divergence::Alpha(a) => -(-a * rho).exp_m1() / a,
+        Divergence::ChiSquared => rho.exp_m1() + rho,
+        other => panic!("no formula of {other:?}"),
+    }
+}
+
+/// What g takes the exponential of; −∞ where it takes none.
+pub fn exponent(divergence: Divergence, rho: f64) -> f64 {
+    match divergence {
+        Divergence::ReverseKl | Divergence::JensenShannon => f64::NEG_INFINITY,
+        Divergence::ForwardKl => -rho,
+        Divergence::Alpha(a) => -a * rho,
+        Divergence::ChiSquared => rho,
         other => panic!("no formula of {other:?}"),
     }
 }

@@ -22,7 +22,7 @@ use burn_preference::{
 };
 
 use crate::scalar::{
-    List, Row, bernoulli_kl, g, held, ln_sigmoid, log_softmax, logsumexp, noise, odds, relu,
+    List, Row, bernoulli_kl, exponent, g, ln_sigmoid, log_softmax, logsumexp, noise, odds, relu,
     sigmoid, softmax, sorted,
 };
 use crate::support::{Pairs, bools, floats};
@@ -52,7 +52,27 @@ pub struct PairSubject {
     /// Losses of a batch; the second argument is what carries no gradient.
     pub losses: Box<dyn Fn(&[Row], &[Row]) -> Vec<f64>>,
     pub rewards: Box<dyn Fn(Row) -> (f64, f64)>,
+    /// The largest number that the formula takes the exponential of, if it takes one.
+    pub exponent: Option<Box<dyn Fn(Row) -> f64>>,
     pub laws: Laws,
+}
+
+/// Where the documentation says that exponents are held: beyond, the formula is another one.
+pub const MAX_EXPONENT: f64 = 80.0;
+
+impl PairSubject {
+    /// Whether an exponential of this row is held.
+    pub fn is_held(&self, row: Row) -> bool {
+        let exponent = self.exponent.as_ref();
+        exponent.is_some_and(|exponent| exponent(row) > MAX_EXPONENT)
+    }
+
+    fn with_exponent(self, exponent: impl Fn(Row) -> f64 + 'static) -> Self {
+        Self {
+            exponent: Some(Box::new(exponent)),
+            ..self
+        }
+    }
 }
 
 /// The pairs of a batch, for the scalar code.
@@ -155,6 +175,7 @@ fn subject(
         forward: Box::new(forward),
         losses: Box::new(losses),
         rewards: Box::new(rewards),
+        exponent: None,
         laws,
     }
 }
@@ -215,6 +236,7 @@ fn dpo_family(beta: f64) -> Vec<PairSubject> {
             };
             let of_delta = d == Divergence::ReverseKl && normalization == Normalization::Sum;
             let laws = if of_delta { OF_DELTA } else { OF_RATIOS };
+            let of_g = move |row: Row| exponent(d, row.rho_w()).max(exponent(d, row.rho_l()));
             for n in NOISES {
                 let dpo = DpoLossConfig::new()
                     .with_beta(beta)
@@ -222,7 +244,7 @@ fn dpo_family(beta: f64) -> Vec<PairSubject> {
                     .with_divergence(d)
                     .with_normalization(normalization);
                 let clean = matches!(n, LabelNoise::Clean | LabelNoise::Conservative(0.0));
-                all.push(subject(
+                let dpo = subject(
                     "dpo",
                     if clean { laws } else { not_monotone(laws) },
                     of(dpo.init()),
@@ -231,13 +253,14 @@ fn dpo_family(beta: f64) -> Vec<PairSubject> {
                         noise(n, beta * (w - l))
                     },
                     move |row| (beta * r(row).0, beta * r(row).1),
-                ));
+                );
+                all.push(dpo.with_exponent(of_g));
             }
             let ipo = IpoLossConfig::new()
                 .with_tau(beta)
                 .with_divergence(d)
                 .with_normalization(normalization);
-            all.push(subject(
+            let ipo = subject(
                 "ipo",
                 at(not_monotone(laws), 0.25 / beta.powi(2)),
                 of(ipo.init()),
@@ -246,43 +269,46 @@ fn dpo_family(beta: f64) -> Vec<PairSubject> {
                     (w - l - 0.5 / beta).powi(2)
                 },
                 move |row| (beta * r(row).0, beta * r(row).1),
-            ));
+            );
+            all.push(ipo.with_exponent(of_g));
             if normalization == Normalization::Mean {
                 continue;
             }
             let h = move |row: Row| beta * (g(d, row.rho_w()) - g(d, row.rho_l()));
             let rewards = move |row: Row| (beta * g(d, row.rho_w()), beta * g(d, row.rho_l()));
             let hinge = HingeLossConfig::new().with_beta(beta).with_divergence(d);
-            all.push(subject(
+            let hinge = subject(
                 "hinge",
                 at(laws, 1.0),
                 of(hinge.init()),
                 move |_, row| relu(1.0 - h(row)),
                 rewards,
-            ));
+            );
+            all.push(hinge.with_exponent(of_g));
             for t in [0.05, 1.0, 3.0] {
                 let discopop = DiscopopLossConfig::new()
                     .with_beta(beta)
                     .with_divergence(d)
                     .with_temperature(t);
-                all.push(subject(
+                let discopop = subject(
                     "discopop",
                     at(not_monotone(laws), 0.5 * LN_2 + 0.5),
                     of(discopop.init()),
                     move |_, row| {
                         // σ(h/t)·e^(−h) in the logarithm: its factors are 0 and ∞ for large −h.
                         let h = h(row);
-                        let exponential = held(ln_sigmoid(h / t) - h).exp();
-                        -sigmoid(-h / t) * ln_sigmoid(h) + exponential
+                        -sigmoid(-h / t) * ln_sigmoid(h) + (ln_sigmoid(h / t) - h).exp()
                     },
                     rewards,
-                ));
+                );
+                let own = move |row: Row| ln_sigmoid(h(row) / t) - h(row);
+                all.push(discopop.with_exponent(move |row| own(row).max(of_g(row))));
             }
             let exo = ExoPairLossConfig::new()
                 .with_beta(beta)
                 .with_divergence(d)
                 .with_label_smoothing(0.1);
-            all.push(subject(
+            let exo = subject(
                 "exo",
                 at(
                     not_monotone(laws),
@@ -295,7 +321,8 @@ fn dpo_family(beta: f64) -> Vec<PairSubject> {
                         + sigmoid(-h) * (ln_sigmoid(-h) - 0.1_f64.ln())
                 },
                 rewards,
-            ));
+            );
+            all.push(exo.with_exponent(of_g));
         }
     }
     all
@@ -305,12 +332,6 @@ fn against_reference(beta: f64) -> Vec<PairSubject> {
     let plain = move |row: Row| (beta * row.rho_w(), beta * row.rho_l());
     let h = move |row: Row| beta * row.delta();
     let mut all = Vec::new();
-    let mut add = |name,
-                   laws,
-                   forward: Box<dyn Fn(ReferencedPair) -> PairOutput>,
-                   loss: Box<dyn Fn(Row) -> f64>| {
-        all.push(subject(name, laws, forward, move |_, row| loss(row), plain));
-    };
     for (link, at_zero) in [
         (Link::Exponential, 1.0),
         (Link::SquaredHinge, 1.0),
@@ -318,18 +339,24 @@ fn against_reference(beta: f64) -> Vec<PairSubject> {
     ] {
         let gpo = GpoLossConfig::new().with_beta(beta).with_link(link).init();
         let f = move |h: f64| match link {
-            Link::Exponential => held(-h).exp(),
+            Link::Exponential => (-h).exp(),
             Link::SquaredHinge => relu(1.0 - h).powi(2),
             Link::Savage => sigmoid(-h).powi(2),
             other => panic!("no formula of {other:?}"),
         };
-        add(
-            "gpo",
-            at(OF_DELTA, at_zero),
-            Box::new(of(gpo)),
-            Box::new(move |row| f(h(row))),
-        );
+        let loss = move |_, row| f(h(row));
+        let gpo = subject("gpo", at(OF_DELTA, at_zero), of(gpo), loss, plain);
+        all.push(match link {
+            Link::Exponential => gpo.with_exponent(move |row| -h(row)),
+            _ => gpo,
+        });
     }
+    let mut add = |name,
+                   laws,
+                   forward: Box<dyn Fn(ReferencedPair) -> PairOutput>,
+                   loss: Box<dyn Fn(Row) -> f64>| {
+        all.push(subject(name, laws, forward, move |_, row| loss(row), plain));
+    };
     add(
         "nca",
         at(not_monotone(OF_RATIOS), 2.0 * LN_2),
@@ -453,8 +480,8 @@ fn against_reference(beta: f64) -> Vec<PairSubject> {
         },
     ));
     for bound in [None, Some(0.8)] {
-        let chi = |rho: f64| held(rho).exp() + rho;
-        all.push(subject(
+        let chi = |rho: f64| rho.exp() + rho;
+        let chipo = subject(
             "chipo",
             OF_RATIOS,
             of(ChipoLossConfig::new()
@@ -471,7 +498,8 @@ fn against_reference(beta: f64) -> Vec<PairSubject> {
                     beta * (chi(row.rho_l()) - 1.0),
                 )
             },
-        ));
+        );
+        all.push(chipo.with_exponent(|row| row.rho_w().max(row.rho_l())));
     }
     all
 }
@@ -681,6 +709,7 @@ fn of_batches(beta: f64) -> Vec<PairSubject> {
                 forward: Box::new(of(aot.init())),
                 losses: Box::new(losses),
                 rewards: Box::new(plain),
+                exponent: None,
                 // At the reference the sides are sorted apart: only the paired form is DPO there.
                 laws: Laws {
                     ratio_only: !paired,
@@ -707,6 +736,7 @@ fn of_batches(beta: f64) -> Vec<PairSubject> {
         }),
         losses: Box::new(losses),
         rewards: Box::new(plain),
+        exponent: None,
         laws: Laws {
             prompt_shift: true,
             at_reference: Some(LN_2),
@@ -794,9 +824,9 @@ fn reference_free(beta: f64) -> Vec<PairSubject> {
         for alpha in [0.25, -0.5, 0.0, 1e-4] {
             let r = move |mean: f64| match alpha {
                 0.0 => mean,
-                alpha => -held(-alpha * mean).exp_m1() / alpha,
+                alpha => -(-alpha * mean).exp_m1() / alpha,
             };
-            all.push(subject(
+            let alphapo = subject(
                 "alphapo",
                 policy,
                 of_policy(
@@ -809,7 +839,11 @@ fn reference_free(beta: f64) -> Vec<PairSubject> {
                 ),
                 move |_, row| noise(n, beta * (r(row.mean_w()) - r(row.mean_l())) - 0.4),
                 move |row| (beta * r(row.mean_w()), beta * r(row.mean_l())),
-            ));
+            );
+            all.push(
+                alphapo
+                    .with_exponent(move |row| (-alpha * row.mean_w()).max(-alpha * row.mean_l())),
+            );
         }
     }
     all
@@ -901,7 +935,7 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
                 for i in 0..list.len() {
                     for j in 0..list.len() {
                         if s[i] > s[j] {
-                            let gain = |s: f64| (s * LN_2).min(60.0).exp();
+                            let gain = |s: f64| s.exp2();
                             let gain = (gain(s[i]) - gain(s[j])).abs();
                             let discount: f64 = discount[i] - discount[j];
                             loss -= gain * discount.abs() * ln_sigmoid(q[i] - q[j]);

@@ -25,7 +25,7 @@ fn tanh<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let near = small * above / below;
     let mut value = x.tanh();
     #[unroll]
-    for lane in 0..x.size() {
+    for lane in 0..N::value() {
         if x.extract(lane).abs() <= 0.5_f32 {
             value.insert(lane, near.extract(lane));
         }
