@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::support::llama::{Llama, folder, hidden, load};
 use crate::support::{assert_close, bools, by_hidden, device, to_vec};
-use crate::{numbers, read};
+use crate::{all_numbers, read};
 
 /// f32 against f64: what TRL's own f32 run differs by, and a little more.
 const TOLERANCE: f64 = 5e-6;
@@ -22,7 +22,7 @@ const TOLERANCE: f64 = 5e-6;
 fn table(value: &Value) -> (Vec<i32>, [usize; 2]) {
     let rows = value.as_array().unwrap();
     #[expect(clippy::cast_possible_truncation)]
-    let values: Vec<i32> = numbers(value).into_iter().map(|x| x as i32).collect();
+    let values: Vec<i32> = all_numbers(value).into_iter().map(|x| x as i32).collect();
     let shape = [rows.len(), values.len() / rows.len()];
     (values, shape)
 }
@@ -129,7 +129,7 @@ fn check_norms(model: &Llama, loss: &Tensor<1>, expected: &Value) {
     let expected = expected.as_object().unwrap();
     assert_eq!(visitor.found.len(), expected.len());
     for (name, norm) in expected {
-        assert_close(&[visitor.found[name]], &numbers(norm), TOLERANCE, name);
+        assert_close(&[visitor.found[name]], &all_numbers(norm), TOLERANCE, name);
     }
 }
 
@@ -141,21 +141,21 @@ fn dpo_batch() {
     let (policy, reference) = models.log_probs(&file, "");
     let per_token = to_vec(policy.log_probs());
     let counted = to_vec(policy.mask().float());
-    let expected = numbers(&f64s["per_token_logps"]);
+    let expected = all_numbers(&f64s["per_token_logps"]);
     for ((ours, counted), theirs) in per_token.iter().zip(counted).zip(expected) {
         assert_close(&[*ours], &[theirs * counted], TOLERANCE, "per token");
     }
     let (policy, reference) = (policy.sequence(), reference.sequence());
     assert_close(
         &to_vec(policy.sum()),
-        &numbers(&f64s["seq_logps"]),
+        &all_numbers(&f64s["seq_logps"]),
         TOLERANCE,
         "sums",
     );
     let sums = to_vec(reference.sum());
     assert_close(
         &sums,
-        &numbers(&f64s["ref_seq_logps"]),
+        &all_numbers(&f64s["ref_seq_logps"]),
         TOLERANCE,
         "reference sums",
     );
@@ -166,20 +166,20 @@ fn dpo_batch() {
     let loss = output.mean();
     assert_close(
         &to_vec(loss.clone()),
-        &numbers(&f64s["loss"]),
+        &all_numbers(&f64s["loss"]),
         TOLERANCE,
         "loss",
     );
     let rewards = output.rewards().clone().map(to_vec);
     assert_close(
         &rewards.chosen,
-        &numbers(&f64s["chosen_rewards"]),
+        &all_numbers(&f64s["chosen_rewards"]),
         TOLERANCE,
         "rewards",
     );
     assert_close(
         &rewards.rejected,
-        &numbers(&f64s["rejected_rewards"]),
+        &all_numbers(&f64s["rejected_rewards"]),
         TOLERANCE,
         "rewards",
     );
@@ -188,7 +188,7 @@ fn dpo_batch() {
     let mut compared = 0;
     for (key, value) in file["f32"]["metrics"].as_object().unwrap() {
         if let Some(ours) = metrics.get(key) {
-            assert_close(&[ours], &numbers(value), TOLERANCE, key);
+            assert_close(&[ours], &all_numbers(value), TOLERANCE, key);
             compared += 1;
         }
     }
@@ -197,7 +197,7 @@ fn dpo_batch() {
     let others = &f64s["losses_other_types_beta_0_1"];
     let other = |name: &str, objective: &dyn Objective<ReferencedPair>| {
         let ours = to_vec(objective.forward(batch.clone()).mean());
-        assert_close(&ours, &numbers(&others[name]), TOLERANCE, name);
+        assert_close(&ours, &all_numbers(&others[name]), TOLERANCE, name);
     };
     let dpo = DpoLossConfig::new();
     other("ipo", &IpoLossConfig::new().init());
@@ -212,7 +212,7 @@ fn dpo_batch() {
     let sft = NllNormalization::Token.nll(batch.chosen.policy());
     assert_close(
         &to_vec(sft.mean()),
-        &numbers(&others["sft"]),
+        &all_numbers(&others["sft"]),
         TOLERANCE,
         "sft",
     );
@@ -224,8 +224,8 @@ fn dpo_batch() {
 /// The reader itself: TRL's f32 norms agree with its f64 ones to the tolerance in use.
 fn check_norms_of_f32(file: &Value) {
     for (name, norm) in file["f32"]["grad_norms"].as_object().unwrap() {
-        let f64s = numbers(&file["f64"]["grad_norms"][name]);
-        assert_close(&numbers(norm), &f64s, TOLERANCE, name);
+        let f64s = all_numbers(&file["f64"]["grad_norms"][name]);
+        assert_close(&all_numbers(norm), &f64s, TOLERANCE, name);
     }
 }
 
@@ -245,13 +245,13 @@ fn kto_batch() {
         (mismatched.policy().sum(), "kl_seq_logps"),
         (mismatched.reference().sum(), "kl_ref_seq_logps"),
     ] {
-        assert_close(&to_vec(ours), &numbers(&f64s[key]), TOLERANCE, key);
+        assert_close(&to_vec(ours), &all_numbers(&f64s[key]), TOLERANCE, key);
     }
     // A difference of sums near −40 in f32.
     let z0 = KlEstimate::from_mismatched(&mismatched).baseline();
-    assert_close(&to_vec(z0.clone()), &numbers(&f64s["kl"]), 1e-5, "z₀");
+    assert_close(&to_vec(z0.clone()), &all_numbers(&f64s["kl"]), 1e-5, "z₀");
 
-    let labels: Vec<bool> = numbers(&file["label"])
+    let labels: Vec<bool> = all_numbers(&file["label"])
         .into_iter()
         .map(|x| x > 0.0)
         .collect();
@@ -261,7 +261,7 @@ fn kto_batch() {
     let loss = output.mean();
     assert_close(
         &to_vec(loss.clone()),
-        &numbers(&f64s["loss"]),
+        &all_numbers(&f64s["loss"]),
         TOLERANCE,
         "loss",
     );
@@ -271,7 +271,7 @@ fn kto_batch() {
         .chain(side(false))
         .map(|(loss, _)| *loss)
         .collect();
-    let expected = numbers(&f64s["losses_desirable_then_undesirable"]);
+    let expected = all_numbers(&f64s["losses_desirable_then_undesirable"]);
     assert_close(&ordered, &expected, TOLERANCE, "losses");
     check_norms(&models.policy, &loss, &f64s["grad_norms"]);
 }

@@ -15,7 +15,7 @@ use burn_preference::{
 use serde_json::Value;
 
 use crate::support::{Pairs, bools, device, f64s, floats, sequence, to_vec, token_log_probs};
-use crate::{Case, Numbers, numbers};
+use crate::{Case, Numbers, all_numbers};
 
 /// Where we differ from a peer on purpose: a row here, with its reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,7 +28,8 @@ pub enum Difference {
     NegativeAlpha,
     Refused,
     HalosKl,
-    NotFinite,
+    Limit,
+    Held,
 }
 
 impl Difference {
@@ -42,7 +43,11 @@ impl Difference {
             Self::NegativeAlpha => "α < 0 is no f-divergence of f-DPO: we refuse it",
             Self::Refused => "hyperparameters outside our ranges: we refuse them",
             Self::HalosKl => "HALOs leaves mismatched log-ratios of exactly 0 out of z₀",
-            Self::NotFinite => "the peer returns NaN or infinity, we the finite limit",
+            Self::Limit => "the peer returns NaN or infinity where the formula has a finite value",
+            Self::Held => {
+                "exponents are held at 80, and a probability of 1 in log-odds at 1 − 1e-30: finite \
+                 where the formula or the peer's f64 is not"
+            }
         }
     }
 }
@@ -86,6 +91,18 @@ impl Ours {
     pub fn not_compared(&self, key: &str) -> Option<Difference> {
         let found = self.not_compared.iter().find(|(name, _)| *name == key);
         found.map(|(_, difference)| *difference)
+    }
+
+    /// For `expected` of `key`. A peer may compute what it logs in f32 beside a loss in f64: then
+    /// its number is one of f32, which of others one in 2²⁹ is.
+    pub fn tolerance_of(&self, key: &str, expected: f64) -> f64 {
+        let of_loss = matches!(key, "loss" | "losses") || key.starts_with("grad");
+        #[expect(clippy::cast_possible_truncation, reason = "to see whether it changes")]
+        let single = f64::from(expected as f32) == expected;
+        if single && !of_loss {
+            return self.tolerance.max(1e-6);
+        }
+        self.tolerance
     }
 
     fn except(mut self, keys: &[&'static str], difference: Difference) -> Self {
@@ -288,7 +305,7 @@ fn aot(case: &Case) -> Mapped {
 }
 
 fn mpo(case: &Case) -> Mapped {
-    let weights = numbers(&case.params["loss_weights"]);
+    let weights = all_numbers(&case.params["loss_weights"]);
     let dpo = DpoLossConfig::new().with_beta(beta(case)).init();
     let bco = BcoLossConfig::new().with_beta(beta(case)).init();
     let mixture = Mixture::new(weights[0], dpo).unwrap();
@@ -322,10 +339,18 @@ fn cpo(case: &Case) -> Mapped {
     };
     let preference: Box<dyn Objective<PolicyPair> + Send + Sync> = match case.loss {
         "cpo_sigmoid" => Box::new(config.clone().with_sft_weight(0.0).init()),
+        "cpo_simpo" if case.has("alpha") && case.param("alpha") != Some(0.0) => Box::new(
+            AlphaPoLossConfig::new()
+                .with_beta(beta(case))
+                .with_target_margin(case.param("simpo_gamma").unwrap_or(0.5))
+                .with_alpha(case.param("alpha").unwrap())
+                .with_label_noise(noise(case))
+                .init(),
+        ),
         "cpo_simpo" => Box::new(
             SimpoLossConfig::new()
                 .with_beta(beta(case))
-                .with_target_margin(case.param("simpo_gamma").unwrap())
+                .with_target_margin(case.param("simpo_gamma").unwrap_or(0.5))
                 .with_label_noise(noise(case))
                 .init(),
         ),
@@ -340,7 +365,7 @@ fn cpo(case: &Case) -> Mapped {
     let term = SftTerm::new(preference, weight).unwrap();
     let term = term.with_normalization(NllNormalization::Token);
     match case.input["kind"].as_str() {
-        Some("pairs") => {
+        Some("pairs" | "pairs_avg") => {
             let pairs = pairs(case.input);
             let result = pairs.run_policy(&term, DType::F64);
             let numbers = pair_numbers(case.mode, result.losses, &result.rewards, result.grads);
@@ -426,7 +451,7 @@ fn simpo(case: &Case) -> Mapped {
     }
 }
 
-fn divergence(case: &Case) -> Result<Divergence, Unmapped> {
+pub fn divergence(case: &Case) -> Result<Divergence, Unmapped> {
     match case.text("f_divergence_type") {
         None | Some("reverse_kl") => Ok(Divergence::ReverseKl),
         Some("forward_kl") => Ok(Divergence::ForwardKl),
@@ -515,18 +540,21 @@ fn sft(case: &Case) -> Mapped {
     referenced(case, &Sft)
 }
 
-fn pairs(input: &Value) -> Pairs {
-    let floats = |key: &str| numbers(&input[key]);
+pub fn pairs(input: &Value) -> Pairs {
+    let floats = |key: &str| all_numbers(&input[key]);
     let lengths = |key: &str| match input.get(key) {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        Some(values) => numbers(values).into_iter().map(|x| x as usize).collect(),
-        None => vec![1; numbers(&input["chosen"]).len()],
+        Some(values) => all_numbers(values)
+            .into_iter()
+            .map(|x| x as usize)
+            .collect(),
+        None => vec![1; all_numbers(&input["chosen"]).len()],
     };
     Pairs {
         chosen: floats("chosen"),
         rejected: floats("rejected"),
-        ref_chosen: input.get("ref_chosen").map_or(Vec::new(), numbers),
-        ref_rejected: input.get("ref_rejected").map_or(Vec::new(), numbers),
+        ref_chosen: input.get("ref_chosen").map_or(Vec::new(), all_numbers),
+        ref_rejected: input.get("ref_rejected").map_or(Vec::new(), all_numbers),
         chosen_len: lengths("chosen_len"),
         rejected_len: lengths("rejected_len"),
     }
@@ -629,7 +657,7 @@ fn token_pairs(
 ) -> Ours {
     let rows = |key: &str| -> Vec<Vec<f64>> {
         let rows = case.input[key].as_array().unwrap();
-        rows.iter().map(numbers).collect()
+        rows.iter().map(all_numbers).collect()
     };
     let (policy, reference) = (rows("policy"), rows("ref"));
     let time = policy.iter().map(Vec::len).max().unwrap().max(1);
@@ -669,7 +697,7 @@ fn token_pairs(
 }
 
 fn kto(case: &Case) -> Mapped {
-    let floats_of = |key: &str| numbers(&case.input[key]);
+    let floats_of = |key: &str| all_numbers(&case.input[key]);
     let desirable: Vec<bool> = floats_of("label").iter().map(|&x| x > 0.0).collect();
     let (policy, reference) = (floats_of("policy"), floats_of("ref"));
     let relative = |policy: Tensor<1>, reference: &[f64]| {
@@ -773,14 +801,14 @@ struct PairLogits {
 }
 
 fn nested(value: &Value) -> Vec<Vec<f64>> {
-    value.as_array().unwrap().iter().map(numbers).collect()
+    value.as_array().unwrap().iter().map(all_numbers).collect()
 }
 
 fn logits(value: &Value) -> Tensor<3> {
     let rows = value.as_array().unwrap();
     let steps = rows[0].as_array().unwrap();
-    let shape = [rows.len(), steps.len(), numbers(&steps[0]).len()];
-    let data = TensorData::new(numbers(value), shape);
+    let shape = [rows.len(), steps.len(), all_numbers(&steps[0]).len()];
+    let data = TensorData::new(all_numbers(value), shape);
     Tensor::from_data(data, (&device(), DType::F64))
 }
 
@@ -896,7 +924,7 @@ fn rrhf(case: &Case) -> Ours {
     // As it runs, the authors' code takes the padded length for every candidate's.
     let sums = log_probs.sequence().sum();
     let sequences = sequence(sums, &vec![time; rows]);
-    let scores = numbers(&case.input["scores"]);
+    let scores = all_numbers(&case.input["scores"]);
 
     // They weigh the ranking term instead of the NLL.
     let weight = case.param("rrhf_weight").unwrap();
@@ -980,7 +1008,7 @@ fn logps(case: &Case) -> Mapped {
         .iter()
         .map(|row| row.iter().map(|&id| id >= 0.0).collect())
         .collect();
-    let largest = numbers(&case.input["logits"]).into_iter();
+    let largest = all_numbers(&case.input["logits"]).into_iter();
     let largest = largest.fold(0.0, |largest: f64, x| largest.max(x.abs()));
     let leaf = logits(&case.input["logits"]).autodiff().require_grad();
     let scaled = leaf.clone() / case.param("temperature").unwrap_or(1.0);
