@@ -12,8 +12,8 @@
 //!   reduce it with [`mean`](LossOutput::mean), [`normalized_by`](LossOutput::normalized_by) and
 //!   so on, and micro-batches add up to one large batch.
 //! - **Every convention on which implementations disagree is a field**, with a documented default.
-//! - **Every value is checked** against the peers' own code, independent f64 code and finite
-//!   differences.
+//! - **Every value is checked** against independent f64 code and finite differences, and against the
+//!   code of the peers that the last column of the table names without brackets.
 //!
 //! # One step
 //!

@@ -107,7 +107,7 @@ fn below_zero<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 
 /// Σ of each row. Long rows in blocks of about √columns: in f32, a million numbers added one by
 /// one lose four digits.
-pub fn sum_columns(x: Tensor<2>) -> Tensor<1> {
+pub(crate) fn sum_columns(x: Tensor<2>) -> Tensor<1> {
     const SHORT: usize = 256;
     let [rows, columns] = x.dims();
     if columns <= SHORT {
@@ -121,7 +121,7 @@ pub fn sum_columns(x: Tensor<2>) -> Tensor<1> {
 }
 
 /// Whether any element of the last dimension is true; it is kept with size 1.
-pub fn any_of_row<const D: usize>(mask: Tensor<D, Bool>) -> Tensor<D, Bool> {
+pub(crate) fn any_of_row<const D: usize>(mask: Tensor<D, Bool>) -> Tensor<D, Bool> {
     // Not `any_dim`, which panics on Flex where there is no row.
     mask.int().sum_dim(D - 1).greater_elem(0)
 }
@@ -133,7 +133,7 @@ pub fn logsumexp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 /// [`logsumexp`] over those elements that `mask` marks; a row without any gives 0.
-pub fn logsumexp_where<const D: usize>(x: Tensor<D>, mask: Tensor<D, Bool>) -> Tensor<D> {
+pub(crate) fn logsumexp_where<const D: usize>(x: Tensor<D>, mask: Tensor<D, Bool>) -> Tensor<D> {
     let none = any_of_row(mask.clone()).bool_not();
     // −∞ everywhere would be NaN: such a row becomes ln Σ over nothing but zeros, and then 0.
     let masked = x
@@ -143,7 +143,7 @@ pub fn logsumexp_where<const D: usize>(x: Tensor<D>, mask: Tensor<D, Bool>) -> T
 }
 
 /// `ln softmax(x)` over those elements of the last dimension that `mask` marks; 0 elsewhere.
-pub fn log_softmax_where<const D: usize>(x: Tensor<D>, mask: Tensor<D, Bool>) -> Tensor<D> {
+pub(crate) fn log_softmax_where<const D: usize>(x: Tensor<D>, mask: Tensor<D, Bool>) -> Tensor<D> {
     let x = x.mask_fill(mask.clone().bool_not(), 0.0);
     let normalizer = logsumexp_where(x.clone(), mask.clone());
     (x - normalizer).mask_fill(mask.bool_not(), 0.0)

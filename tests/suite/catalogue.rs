@@ -48,7 +48,7 @@ const ROWS: &[Row] = &[
     ("DpoShiftLoss", "dpo_shift", PAIR, "2502.07599", ""),
     ("HdpoLoss", "hdpo", PAIR, "2411.07595", ""),
     ("ChipoLoss", "chipo", PAIR, "2407.13399", ""),
-    ("BetaDpoLoss", "", "pairs, reference, M₀", "2407.08639", ""),
+    ("BetaDpoLoss", "", "pairs, reference, M₀", "2407.08639", "authors"),
     ("TdpoLoss", "", "pairs, reference, KL per sequence", "2404.11999", ""),
     ("RpoLoss", "rpo", "pairs, reference, scores", "2406.11704", "(NeMo-Aligner)"),
     ("RebelLoss", "rebel", "pairs, reference, scores", "2404.16767", ""),
