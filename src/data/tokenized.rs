@@ -318,7 +318,7 @@ fn per_place(completions: &[Vec<u32>], report: &mut Report) {
 
 /// A dataset of texts as a dataset of token ids: those rows that survive truncation.
 ///
-/// The tokenizer is yours: a closure that turns a [`Part`] into ids. It runs once over all rows
+/// The tokenizer is yours: a closure that turns a [`Encode`] into ids. It runs once over all rows
 /// for the [`Report`], and again whenever a row is asked for; wrap the dataset into Burn's
 /// `InMemDataset` to keep the ids instead.
 pub struct Tokenized<D, T> {

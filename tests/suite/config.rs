@@ -227,7 +227,7 @@ fn a_file_builds_what_it_says() {
 fn a_file_out_of_range_says_so() {
     let error = |json: &str| {
         let config = parse::<PairObjectiveConfig>(json).unwrap();
-        config.try_init().err().expect("out of range").to_string()
+        config.try_init().expect_err("out of range").to_string()
     };
     assert_eq!(
         error(r#"{"loss": "dpo", "label_noise": {"conservative": 0.7}}"#),
@@ -263,7 +263,7 @@ fn a_file_out_of_range_says_so() {
         assert!(error(json).starts_with(&format!("`{name}` is ")), "{json}");
     }
     let tied = parse::<TiedPairObjectiveConfig>(r#"{"loss": "rao_kupper", "tie_factor": 1}"#);
-    let error = tied.unwrap().try_init().err().expect("ν > 1");
+    let error = tied.unwrap().try_init().expect_err("ν > 1");
     assert_eq!(
         error.to_string(),
         "`tie_factor` is 1, but must be a finite number > 1, in f32"
