@@ -28,8 +28,10 @@ pub enum Difference {
     NegativeAlpha,
     Refused,
     HalosKl,
+    Pointwise,
     Limit,
-    Held,
+    HeldExponent,
+    HeldOdds,
 }
 
 impl Difference {
@@ -44,9 +46,10 @@ impl Difference {
             Self::Refused => "hyperparameters outside our ranges: we refuse them",
             Self::HalosKl => "HALOs leaves mismatched log-ratios of exactly 0 out of z₀",
             Self::Limit => "the peer returns NaN or infinity where the formula has a finite value",
-            Self::Held => {
-                "exponents are held at 80, and a probability of 1 in log-odds at 1 − 1e-30: finite \
-                 where the formula or the peer's f64 is not"
+            Self::Pointwise => "a divergence compares two completions: pointwise losses take none",
+            Self::HeldExponent => "exponents are held at 80, where the peer's grow or overflow",
+            Self::HeldOdds => {
+                "a completion of probability 1, or an empty one, has log-odds of 69 instead of ∞"
             }
         }
     }
@@ -94,12 +97,16 @@ impl Ours {
     }
 
     /// For `expected` of `key`. A peer may compute what it logs in f32 beside a loss in f64: then
-    /// its number is one of f32, which of others one in 2²⁹ is.
+    /// its number is one of f32, or a sum of f32 divided by a count; of others one in 2²⁹ is.
     pub fn tolerance_of(&self, key: &str, expected: f64) -> f64 {
         let of_loss = matches!(key, "loss" | "losses") || key.starts_with("grad");
-        #[expect(clippy::cast_possible_truncation, reason = "to see whether it changes")]
-        let single = f64::from(expected as f32) == expected;
-        if single && !of_loss {
+        let single = |count: u32| {
+            let sum = expected * f64::from(count);
+            #[expect(clippy::cast_possible_truncation, reason = "to see whether it changes")]
+            let rounded = f64::from(sum as f32);
+            (rounded - sum).abs() <= 2.0 * f64::EPSILON * sum.abs()
+        };
+        if !of_loss && (1..=64).any(single) {
             return self.tolerance.max(1e-6);
         }
         self.tolerance
@@ -135,14 +142,14 @@ pub fn map(case: &Case) -> Mapped {
             Box::new(discopop.with_temperature(t).init())
         }),
         "exo_pair" => exo(case),
-        "nca_pair" => referenced(case, &NcaLossConfig::new().with_beta(beta(case)).init()),
+        "nca_pair" => pointwise(case, &NcaLossConfig::new().with_beta(beta(case)).init()),
         "bco_pair" => bco_pair(case),
         "bco" => bco(case),
         "sppo_hard" => sppo(case),
         "apo_zero" => referenced(case, &ApoZeroLossConfig::new().with_beta(beta(case)).init()),
-        "apo_down" => referenced(case, &ApoDownLossConfig::new().with_beta(beta(case)).init()),
+        "apo_down" => pointwise(case, &ApoDownLossConfig::new().with_beta(beta(case)).init()),
         "aot" | "aot_pair" | "aot_unpaired" => aot(case),
-        "sigmoid+bco_pair+sft" => mpo(case),
+        several if several.contains('+') => mixture(case),
         "sigmoid_humanline" => Ok(humanline(case)),
         "sft" => sft(case),
         "cpo_sigmoid" | "cpo_hinge" | "cpo_ipo" | "cpo_simpo" => cpo(case),
@@ -162,8 +169,16 @@ fn beta(case: &Case) -> f64 {
     case.param("beta").expect("every objective has a β")
 }
 
+/// An objective that TRL gives its divergence to, and that has none here.
+fn pointwise(case: &Case, objective: &dyn Objective<ReferencedPair>) -> Mapped {
+    match divergence(case)? {
+        Divergence::ReverseKl => referenced(case, objective),
+        _ => Err(Unmapped::Deliberate(Difference::Pointwise)),
+    }
+}
+
 /// Label smoothing as the producer acts on it.
-fn noise(case: &Case) -> LabelNoise {
+pub fn noise(case: &Case) -> LabelNoise {
     LabelNoise::Conservative(case.param("label_smoothing").unwrap_or(0.0))
 }
 
@@ -189,16 +204,19 @@ fn sppo(case: &Case) -> Mapped {
     } else {
         trl.with_beta(beta(case))
     };
-    referenced(case, &sppo.init())
+    pointwise(case, &sppo.init())
 }
 
-fn exo(case: &Case) -> Mapped {
-    let smoothing = match case.param("label_smoothing").unwrap_or(0.0) {
+pub fn exo_smoothing(case: &Case) -> f64 {
+    match case.param("label_smoothing").unwrap_or(0.0) {
         // TRL 0.24 replaced 0 by 1e-3.
         0.0 if case.producer == "trl024.dpo" => 1e-3,
         smoothing => smoothing,
-    };
-    let exo = ExoPairLossConfig::new().with_label_smoothing(smoothing);
+    }
+}
+
+fn exo(case: &Case) -> Mapped {
+    let exo = ExoPairLossConfig::new().with_label_smoothing(exo_smoothing(case));
     if exo.try_init().is_err() {
         return Err(Unmapped::Deliberate(Difference::Refused));
     }
@@ -226,7 +244,7 @@ impl Objective<ReferencedPair> for Shifted {
 fn bco_pair(case: &Case) -> Mapped {
     let bco = BcoLossConfig::new().with_beta(beta(case)).init();
     if case.producer != "trl024.dpo" {
-        return referenced(case, &bco);
+        return pointwise(case, &bco);
     }
     // Its running mean is f32.
     Ok(referenced(case, &Shifted(bco))?.tolerance(1e-6))
@@ -246,18 +264,18 @@ fn bco(case: &Case) -> Mapped {
             ..pairs.clone()
         }
     };
-    // Step k of the recorded runs shifts the rejected log-probs by −k/2.
-    let steps = case.param("step").unwrap();
-    if case.param("rejected_shift") != Some(-0.5 * steps) || steps > 2.0 {
-        return Err(Unmapped::Deliberate(Difference::BcoOrder));
-    }
+    // A first step knows its own batch only. Before a second one, the recorded runs shifted the
+    // rejected log-probs by −½ instead of −1.
+    let shift = case.param("rejected_shift").unwrap_or(0.0);
+    let shifts = match case.param("step") {
+        None | Some(1.0) => vec![shift],
+        Some(2.0) if shift == -1.0 => vec![-0.5, shift],
+        _ => return Err(Unmapped::Deliberate(Difference::BcoOrder)),
+    };
     let mut delta = RunningMean::default();
-    let mut now = step(-0.5);
-    for k in 1..=2 {
-        if f64::from(k) > steps {
-            break;
-        }
-        now = step(-0.5 * f64::from(k));
+    let mut now = step(shift);
+    for shift in shifts {
+        now = step(shift);
         let ratios = [
             (&now.chosen, &now.ref_chosen),
             (&now.rejected, &now.ref_rejected),
@@ -304,13 +322,45 @@ fn aot(case: &Case) -> Mapped {
     referenced(case, &aot)
 }
 
-fn mpo(case: &Case) -> Mapped {
-    let weights = all_numbers(&case.params["loss_weights"]);
-    let dpo = DpoLossConfig::new().with_beta(beta(case)).init();
-    let bco = BcoLossConfig::new().with_beta(beta(case)).init();
-    let mixture = Mixture::new(weights[0], dpo).unwrap();
-    let mixture = mixture.and(weights[1], bco).unwrap();
-    let sft = SftTerm::new(mixture, weights[2]).unwrap();
+/// TRL's list of losses, with a weight each.
+fn mixture(case: &Case) -> Mapped {
+    if divergence(case)? != Divergence::ReverseKl {
+        return Err(Unmapped::Unknown);
+    }
+    let names: Vec<&str> = case.loss.split('+').collect();
+    let weights = match case.params.get("loss_weights") {
+        Some(weights) if !weights.is_null() => all_numbers(weights),
+        _ => vec![1.0; names.len()],
+    };
+    let beta = beta(case);
+    let dpo = DpoLossConfig::new().with_beta(beta);
+    // TRL logs the rewards of DPO, whatever the losses are.
+    let mut mixture = Mixture::new(0.0, dpo.clone().init()).unwrap();
+    let mut sft_weight = 0.0;
+    for (name, weight) in names.into_iter().zip(weights) {
+        let part: Box<dyn Objective<ReferencedPair>> = match name {
+            "sigmoid" => Box::new(dpo.clone().init()),
+            "sigmoid_norm" => {
+                let mean = dpo.clone().with_normalization(Normalization::Mean);
+                Box::new(mean.init())
+            }
+            "hinge" => Box::new(HingeLossConfig::new().with_beta(beta).init()),
+            "ipo" => Box::new(IpoLossConfig::new().with_tau(beta).init()),
+            "bco_pair" => Box::new(BcoLossConfig::new().with_beta(beta).init()),
+            "nca_pair" => Box::new(NcaLossConfig::new().with_beta(beta).init()),
+            "sppo_hard" => Box::new(SppoLossConfig::new().with_beta(beta).init()),
+            "apo_zero" => Box::new(ApoZeroLossConfig::new().with_beta(beta).init()),
+            "apo_down" => Box::new(ApoDownLossConfig::new().with_beta(beta).init()),
+            "discopop" => Box::new(DiscopopLossConfig::new().with_beta(beta).init()),
+            "sft" => {
+                sft_weight += weight;
+                continue;
+            }
+            _ => return Err(Unmapped::Unknown),
+        };
+        mixture = mixture.and(weight, part).unwrap();
+    }
+    let sft = SftTerm::new(mixture, sft_weight).unwrap();
     let sft = sft.with_normalization(NllNormalization::Token);
     referenced(case, &sft)
 }
@@ -337,28 +387,53 @@ fn cpo(case: &Case) -> Mapped {
         Some("pair_logits") => Normalization::Mean,
         _ => Normalization::Sum,
     };
+    // AlphaPO's rewards under the other losses are those of an α-divergence.
+    let alpha = case.param("alpha").unwrap_or(0.0);
+    let shape = match alpha {
+        0.0 => Divergence::ReverseKl,
+        _ if case.loss == "cpo_simpo" => Divergence::ReverseKl,
+        _ if alpha < 0.0 => return Err(Unmapped::Deliberate(Difference::NegativeAlpha)),
+        // Of a mean: no divergence of ours is.
+        _ if case.loss == "cpo_ipo" && normalization == Normalization::Mean => {
+            return Err(Unmapped::Unknown);
+        }
+        alpha => Divergence::Alpha(alpha),
+    };
     let preference: Box<dyn Objective<PolicyPair> + Send + Sync> = match case.loss {
+        "cpo_sigmoid" if shape != Divergence::ReverseKl => Box::new(Uniform(
+            DpoLossConfig::new()
+                .with_beta(beta(case))
+                .with_label_noise(noise(case))
+                .with_divergence(shape)
+                .init(),
+        )),
         "cpo_sigmoid" => Box::new(config.clone().with_sft_weight(0.0).init()),
-        "cpo_simpo" if case.has("alpha") && case.param("alpha") != Some(0.0) => Box::new(
+        "cpo_simpo" if alpha != 0.0 => Box::new(
             AlphaPoLossConfig::new()
                 .with_beta(beta(case))
-                .with_target_margin(case.param("simpo_gamma").unwrap_or(0.5))
-                .with_alpha(case.param("alpha").unwrap())
+                .with_target_margin(simpo_margin(case))
+                .with_alpha(alpha)
                 .with_label_noise(noise(case))
                 .init(),
         ),
         "cpo_simpo" => Box::new(
             SimpoLossConfig::new()
                 .with_beta(beta(case))
-                .with_target_margin(case.param("simpo_gamma").unwrap_or(0.5))
+                .with_target_margin(simpo_margin(case))
                 .with_label_noise(noise(case))
                 .init(),
         ),
-        "cpo_hinge" => Box::new(Uniform(HingeLossConfig::new().with_beta(beta(case)).init())),
+        "cpo_hinge" => Box::new(Uniform(
+            HingeLossConfig::new()
+                .with_beta(beta(case))
+                .with_divergence(shape)
+                .init(),
+        )),
         _ => Box::new(Uniform(
             IpoLossConfig::new()
                 .with_tau(beta(case))
                 .with_normalization(normalization)
+                .with_divergence(shape)
                 .init(),
         )),
     };
@@ -386,7 +461,7 @@ fn cpo(case: &Case) -> Mapped {
                 .with_label_noise(noise(case))
                 .init();
             let output = match case.loss {
-                "cpo_sigmoid" => whole.forward(batch),
+                "cpo_sigmoid" if shape == Divergence::ReverseKl => whole.forward(batch),
                 _ => term.forward(batch),
             };
             let grads = output.mean().backward();
@@ -413,12 +488,21 @@ impl<O: Objective<ReferencedPair>> Objective<PolicyPair> for Uniform<O> {
     }
 }
 
+/// γ, by the names that it has: times β in some. TRL's default is ½.
+pub fn simpo_margin(case: &Case) -> f64 {
+    let ratio = case
+        .param("gamma_beta_ratio")
+        .map(|ratio| ratio * beta(case));
+    let gamma = case.param("gamma").or(case.param("simpo_gamma"));
+    ratio.or(gamma).unwrap_or(0.5)
+}
+
 fn simpo(case: &Case) -> Mapped {
     let simpo = match case.param("gamma_beta_ratio") {
         Some(ratio) => SimpoLossConfig::from_margin_ratio(beta(case), ratio),
         None => SimpoLossConfig::new()
             .with_beta(beta(case))
-            .with_target_margin(case.param("gamma").unwrap()),
+            .with_target_margin(simpo_margin(case)),
     };
     let objective: Box<dyn Objective<PolicyPair>> = match case.param("alpha") {
         Some(alpha) if case.loss == "alphapo" => Box::new(
@@ -472,17 +556,19 @@ pub fn divergence(case: &Case) -> Result<Divergence, Unmapped> {
     }
 }
 
-fn dpo(case: &Case) -> Mapped {
-    let rate = case
-        .param("label_smoothing")
-        .or(case.param("epsilon"))
-        .unwrap_or(0.0);
-    let noise = match case.loss {
+pub fn dpo_noise(case: &Case) -> LabelNoise {
+    let rate = case.param("label_smoothing").or(case.param("epsilon"));
+    let rate = rate.unwrap_or(0.0);
+    match case.loss {
         "robust" => LabelNoise::Robust(rate),
         // TRL 1.16 ignores label smoothing with `sigmoid`.
         "sigmoid" | "sigmoid_norm" if case.producer.starts_with("trl116") => LabelNoise::Clean,
         _ => LabelNoise::Conservative(rate),
-    };
+    }
+}
+
+fn dpo(case: &Case) -> Mapped {
+    let noise = dpo_noise(case);
     let divergence = divergence(case)?;
     let (normalization, plain) = match case.loss {
         "sigmoid_norm" => (Normalization::Mean, false),
@@ -503,14 +589,23 @@ fn dpo(case: &Case) -> Mapped {
     })
 }
 
+/// TRL 1.16 divides by the length, and so does HALOs; the first public code sums, and others leave
+/// the mean to their caller.
+pub fn ipo_normalization(case: &Case) -> Normalization {
+    if case.producer.starts_with("trl116.dpo") || case.producer == "halos" {
+        Normalization::Mean
+    } else {
+        Normalization::Sum
+    }
+}
+
 fn ipo(case: &Case) -> Mapped {
-    // TRL 1.16 divides by the length, and so does HALOs; the first public code sums, and others
-    // leave the mean to their caller.
-    let config = match case.producer {
-        "trl116.dpo" | "trl116.dpo.f64patch" | "halos" => IpoLossConfig::new(),
-        _ => IpoLossConfig::paper(),
+    let normalization = ipo_normalization(case);
+    let config = if normalization == Normalization::Mean {
+        IpoLossConfig::new()
+    } else {
+        IpoLossConfig::paper()
     };
-    let normalization = config.normalization;
     let ipo = config
         .with_tau(case.param("beta").or(case.param("tau")).unwrap())
         .with_divergence(divergence(case)?)
@@ -525,19 +620,17 @@ fn ipo(case: &Case) -> Mapped {
 
 /// The chosen completions' NLL alone, over tokens.
 fn sft(case: &Case) -> Mapped {
+    /// The scale of the rewards that are logged.
     #[derive(Debug)]
-    struct Sft;
+    struct Sft(f64);
     impl Objective<ReferencedPair> for Sft {
         fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-            let rewards = batch.map_ref(|y| y.log_ratio() * 0.1);
+            let rewards = batch.map_ref(|y| y.log_ratio() * self.0);
             let nll = NllNormalization::Token.nll(batch.chosen.policy());
             LossOutput::new(nll, rewards)
         }
     }
-    if case.param("beta") != Some(0.1) {
-        return Err(Unmapped::Unknown);
-    }
-    referenced(case, &Sft)
+    referenced(case, &Sft(case.param("beta").unwrap_or(0.1)))
 }
 
 pub fn pairs(input: &Value) -> Pairs {
@@ -793,11 +886,11 @@ fn orpo_means(case: &Case) -> Mapped {
 }
 
 /// Logits of `[chosen; rejected]`, unshifted token ids and the masks over tokens.
-struct PairLogits {
+pub struct PairLogits {
     logits: Tensor<3>,
-    tokens: Vec<Vec<f64>>,
+    pub tokens: Vec<Vec<f64>>,
     attention: Vec<Vec<bool>>,
-    completion: Vec<Vec<bool>>,
+    pub completion: Vec<Vec<bool>>,
 }
 
 fn nested(value: &Value) -> Vec<Vec<f64>> {
@@ -825,7 +918,7 @@ fn mask_tensor(rows: &[Vec<bool>]) -> Tensor<2, Bool> {
 }
 
 impl PairLogits {
-    fn new(input: &Value) -> Self {
+    pub fn new(input: &Value) -> Self {
         let flags = |key: &str, f: &dyn Fn(f64) -> bool| -> Vec<Vec<bool>> {
             let rows = nested(&input[key]).into_iter();
             rows.map(|row| row.into_iter().map(f).collect()).collect()
@@ -835,6 +928,31 @@ impl PairLogits {
             tokens: nested(&input["input_ids"]),
             attention: flags("attention_mask", &|x| x > 0.0),
             completion: flags("labels", &|x| x >= 0.0),
+        }
+    }
+
+    /// The tokens of ORPO's odds.
+    pub fn odds_mask(&self, case: &Case) -> Vec<Vec<bool>> {
+        let mut mask = self.completion.clone();
+        if case.producer.starts_with("orpo_repo") {
+            // Their mask pairs the attention of position t − 1 with the prompt flag of position t,
+            // so a right-padded row counts the prediction of its first padding token as well.
+            for (row, attention) in mask.iter_mut().zip(&self.attention) {
+                for t in (1..row.len()).rev() {
+                    let prompt = attention[t] && !row[t];
+                    row[t] = attention[t - 1] && !prompt;
+                }
+            }
+        }
+        mask
+    }
+
+    /// The tokens of ORPO's NLL.
+    pub fn nll_mask(&self, case: &Case) -> Vec<Vec<bool>> {
+        if case.has("disable_prompt_loss") {
+            self.completion.clone()
+        } else {
+            self.attention.clone()
         }
     }
 
@@ -851,26 +969,9 @@ fn orpo(case: &Case) -> Mapped {
         return Err(Unmapped::Unknown);
     }
     let input = PairLogits::new(case.input);
-    let authors = case.producer.starts_with("orpo_repo");
-    let mut odds_mask = input.completion.clone();
-    if authors {
-        // Their mask pairs the attention of position t − 1 with the prompt flag of position t,
-        // so a right-padded row counts the prediction of its first padding token as well.
-        for (row, attention) in odds_mask.iter_mut().zip(&input.attention) {
-            if let Some(first @ 1..) = row.iter().position(|&c| c) {
-                let end = row.len() - 1;
-                row[first..].copy_from_slice(&attention[first - 1..end]);
-            }
-        }
-    }
-    let nll_mask = if case.has("disable_prompt_loss") {
-        &input.completion
-    } else {
-        &input.attention
-    };
-    let batch = input.pair(&odds_mask);
+    let batch = input.pair(&input.odds_mask(case));
     let means = batch.map_ref(|y| mean(&to_vec(y.mean())));
-    let nll_of = input.pair(nll_mask).chosen;
+    let nll_of = input.pair(&input.nll_mask(case)).chosen;
     let nll = mean(&to_vec(NllNormalization::Token.nll(&nll_of)));
     let metrics = burn_preference::BatchMetrics::default()
         .with_log_odds(&batch)
