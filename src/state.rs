@@ -1,7 +1,8 @@
 //! Statistics of many batches that an objective depends on: values that you hold.
 //!
 //! They are plain numbers on the host, so they can be saved with a checkpoint, merged over workers
-//! and fed from the metrics of a step; what a file says is checked where it is read. Update them once per optimiser step, not per micro-batch:
+//! and fed from the metrics of a step; what a file says is checked where it is read. Update them
+//! once per optimiser step, not per micro-batch:
 //!
 //! ```
 //! use burn::tensor::Device;
@@ -88,7 +89,8 @@ impl RunningMean {
     }
 }
 
-/// An exponential moving average: β-DPO's M₀ of the metric `rewards/margins`.
+/// An exponential moving average: β-DPO's M₀ of the mean Δ in nats, which is the metric
+/// `rewards/margins` divided by β.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "MovingAverageFields")]
 pub struct MovingAverage {

@@ -31,7 +31,7 @@ fn file() -> PathBuf {
 
 /// llama.cpp's greedy answer, and the log-probability that transformers gives it in f32.
 #[test]
-#[ignore = "wants the model file: examples/smollm2/main.rs says where from"]
+#[ignore = "wants the model file, from where examples/smollm2/main.rs says, and `-- --ignored`"]
 fn the_capital_of_france() {
     let device = Device::default();
     let file = Gguf::open(&file()).unwrap();
