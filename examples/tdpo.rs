@@ -49,9 +49,9 @@ fn main() -> Result<(), Error> {
 
         if step % 5 == 0 {
             let metrics = BatchMetrics::observe(&batch, &output)
-                .with("kl", kl)
+                .with("sequence_kl", kl)
                 .read()?;
-            let keys = ["loss", "rewards/margins", "kl"];
+            let keys = ["loss", "rewards/margins", "sequence_kl"];
             let [loss, margin, kl] = keys.map(|key| metrics.get(key).unwrap());
             println!("step {step:2}  loss {loss:.4}  margin {margin:.3}  kl {kl:.4}");
         }

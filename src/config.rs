@@ -26,11 +26,17 @@
 //!     {"weight": 0.2, "objective": {"loss": "bco"}}]}}
 //! ```
 //!
+//! What they build takes plain pairs: a BCO of a file has no moving δ (it is 0), and an SFT term
+//! that is a mean over tokens is one over those of the batch at hand. For δ
+//! ([`WithShift`](crate::batch::WithShift)) or the tokens of a whole step
+//! ([`WithNll::over_step`](crate::batch::WithNll::over_step)) build the objective in code.
+//!
 //! What is done to token log-probabilities before they are summed is a [`TokenModifierConfig`], and
 //! TR-DPO's moving reference a [`ReferenceSchedule`](crate::reference::ReferenceSchedule):
 //!
 //! ```json
 //! {"modifier": "length_desensitized", "alpha": 0.5}
+//! {"modifier": "clamped", "low": -1.5, "high": 1.5}
 //! ```
 //!
 //! Objectives that need a column have an enum of their own ([`ScoredPairObjectiveConfig`],
@@ -436,7 +442,7 @@ pub enum TokenModifierConfig {
         alpha: f64,
     },
     /// [`Pair::clamped`].
-    TokenClamp {
+    Clamped {
         /// The lowest log-ratio of a token, nats.
         low: f64,
         /// The highest; at least `low`.
@@ -459,7 +465,7 @@ impl TokenModifierConfig {
     pub fn try_init(self) -> Result<TokenModifier, InvalidHyperparameter> {
         match self {
             Self::LengthDesensitized { alpha } => fraction("alpha", alpha)?,
-            Self::TokenClamp { low, high } => {
+            Self::Clamped { low, high } => {
                 finite("low", low)?;
                 finite("high", high)?;
                 if low > high {
@@ -477,7 +483,7 @@ impl TokenModifier {
     pub fn apply(&self, tokens: Pair<RelativeTokenLogProbs>) -> Pair<RelativeTokenLogProbs> {
         let modified = match self.0 {
             TokenModifierConfig::LengthDesensitized { alpha } => tokens.length_desensitized(alpha),
-            TokenModifierConfig::TokenClamp { low, high } => tokens.clamped(low, high),
+            TokenModifierConfig::Clamped { low, high } => tokens.clamped(low, high),
         };
         modified.expect("checked")
     }

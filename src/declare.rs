@@ -212,7 +212,10 @@ macro_rules! objective {
             ///
             /// A value is outside its range; the error names it.
             pub fn try_init(&self) -> Result<$loss, $crate::error::InvalidHyperparameter> {
-                $($crate::hyperparameter::$required_range(stringify!($required), self.$required)?;)?
+                $(
+                    $crate::hyperparameter::given(stringify!($required), self.$required)?;
+                    $crate::hyperparameter::$required_range(stringify!($required), self.$required)?;
+                )?
                 $($($crate::hyperparameter::$range(stringify!($field), self.$field)?;)?)*
                 Ok($loss {
                     $($required: self.$required,)?

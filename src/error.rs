@@ -41,7 +41,7 @@ impl InvalidHyperparameter {
 /// Without three hundred zeros.
 fn readable(value: f64) -> String {
     if value.is_nan() {
-        return "NaN or missing".to_owned();
+        return "NaN".to_owned();
     }
     if value == 0.0 || (1e-4..1e16).contains(&value.abs()) {
         return value.to_string();

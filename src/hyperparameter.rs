@@ -58,6 +58,11 @@ pub(crate) fn above_one(name: &'static str, value: f64) -> Check {
     require(ok, name, value, "a finite number > 1, in f32")
 }
 
+/// A number without a default: NaN where a file lacks it.
+pub(crate) fn given(name: &'static str, value: f64) -> Check {
+    require(!value.is_nan(), name, value, "given: it has no default")
+}
+
 /// A bound that may be missing.
 pub(crate) fn optional_positive(name: &'static str, value: Option<f64>) -> Check {
     value.map_or(Ok(()), |value| positive(name, value))

@@ -11,15 +11,15 @@
 //! | key | over | meaning |
 //! |---|---|---|
 //! | `loss` | examples | mean loss |
-//! | `rewards/chosen`, `rewards/rejected` | pairs; labelled completions | implicit rewards |
+//! | `rewards/chosen`, `rewards/rejected` | pairs; labelled completions; of lists, as `…/chosen`, the best-scored candidate | implicit rewards |
 //! | `rewards/margins` | pairs | chosen − rejected; unpaired: difference of the two means |
 //! | `rewards/accuracies` | pairs; ordered pairs of a list | share with the better one ahead |
 //! | `rewards/ties` | the same | share with equal rewards, not counted as accurate |
 //! | `rewards/top1` | lists of 2 and more | share whose best-scored candidate has the highest reward, alone |
 //! | `rewards/top1_ties` | the same | share where it shares the highest reward |
-//! | `logps/chosen`, `logps/rejected` | pairs; labelled completions | ℓ, nats |
+//! | `logps/chosen`, `logps/rejected` | the same | ℓ, nats |
 //! | `mean_logps/chosen`, `mean_logps/rejected` | the same | ℓ̄, nats: what TRL's ORPO, and its CPO with `simpo` or `ipo`, call `logps/*` |
-//! | `displacement` | pairs against a reference | share whose chosen log-prob fell: ρ_w < 0 |
+//! | `displacement` | pairs against a reference | share whose chosen log-prob fell: ℓ_w < ℓ°_w |
 //! | `length_mismatches` | completions against a reference | share of which policy and reference count unequally many tokens: 0, or something is wrong |
 //! | `kl` | examples | KTO's z₀ |
 //! | `log_odds_chosen`, `log_odds_ratio` | pairs | ORPO's od_w − od_l, and ln σ of it |
@@ -28,8 +28,8 @@
 //! | `mean_token_accuracy` | counted tokens; of pairs the chosen ones', as in TRL | share that greedy decoding takes |
 //! | `entropy/chosen`, `logits/chosen`, `mean_token_accuracy/chosen`, … | a side's tokens | the same of each side of pairs |
 //!
-//! `logps/*` are of the completions as the model has them, whatever a modifier of tokens does to
-//! the comparison.
+//! `logps/*`, `mean_logps/*` and `displacement` are of the completions as the models have them,
+//! whatever a modifier of tokens does to the comparison.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -256,8 +256,9 @@ impl<L: Against<1>> Observe for Pair<L> {
         let metrics = with_mismatches(metrics, &self.rejected);
         match self.chosen.reference() {
             Some(chosen) => {
-                let log_ratio = chosen.log_ratio().without_autodiff();
-                let fallen = indicator(log_ratio.clone().lower_elem(0.0), &log_ratio);
+                let [ours, theirs] =
+                    [chosen.policy(), chosen.reference()].map(|y| y.unmodified().sum());
+                let fallen = indicator(ours.clone().lower(theirs), &ours);
                 metrics.with("displacement", fallen)
             }
             None => metrics,
@@ -384,7 +385,8 @@ fn indicator(mask: Tensor<1, Bool>, like: &Tensor<1>) -> Tensor<1> {
 /// Means by key, on the host, in f64.
 ///
 /// `Display` prints them, one a line, and `Serialize` writes them as one object of means: a line
-/// of a log. Both leave out what nothing was counted of, as [`iter`](Self::iter) does.
+/// of a log. Both leave out what nothing was counted of, as [`iter`](Self::iter) does. JSON has no
+/// NaN and no ∞: `serde_json` writes `null`. `{metrics:.6}` prints six decimals instead of four.
 ///
 /// ```
 /// use burn_preference::Metrics;

@@ -36,6 +36,12 @@ use crate::math::logsumexp;
 ///     Ok(())
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no objective of `{B}`",
+    note = "against a reference: `pair.relative_to(reference)?` makes the batch",
+    note = "without one: `PolicySide(objective)` takes the policy's side of pairs against one",
+    note = "a column that the objective does not use: `WithoutColumn(objective)` takes it off"
+)]
 pub trait Objective<B: Batch>: Debug + Send + Sync {
     /// The loss of every example, and its implicit rewards.
     ///

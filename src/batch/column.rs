@@ -7,6 +7,9 @@ use crate::log_probs::SequenceLogProbs;
 
 /// Data beside a batch: each of [`WithMargin`], [`WithScores`] and so on.
 ///
+/// Shapes and devices are checked, values are not: they stay on the device. A win probability of
+/// 1.5 gives a loss that means nothing.
+///
 /// Implement it, and [`Batch`], for a column of your own:
 /// [`WithoutColumn`](crate::modifier::WithoutColumn) then hands the batch below it to objectives
 /// that have no use for the column.
@@ -121,7 +124,7 @@ column! {
 
 column! {
     /// A batch with the probability that the chosen completion is the better one, `[batch]`, in
-    /// \[0, 1\]: a graded label.
+    /// \[0, 1\], which is not checked: a graded label.
     WithPreference, win_probability: Tensor<1>, |room, p| room.constant("win_probability", p)
 }
 

@@ -7,7 +7,7 @@ use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 /// A chosen (y_w) and a rejected (y_l) something of the same prompt.
 ///
 /// [`new`](Self::new) and [`from_concatenated`](Self::from_concatenated) make one; both see to it
-/// that the sides fit together.
+/// that the sides fit together. What you assign to a field afterwards is not checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pair<T> {

@@ -74,7 +74,7 @@ impl Pair<RelativeTokenLogProbs> {
     ///
     /// `alpha` is outside \[0, 1\].
     pub fn length_desensitized(self, alpha: f64) -> Result<Self, InvalidHyperparameter> {
-        fraction("ld_alpha", alpha)?;
+        fraction("alpha", alpha)?;
         let shorter = self.shorter();
         Ok(self.map(|y| {
             let position = position(y.policy());

@@ -29,14 +29,16 @@ use crate::hyperparameter::finite;
 pub struct RelativeTokenLogProbs {
     policy: TokenLogProbs,
     reference: TokenLogProbs,
-    /// The policy's side before anything was done to it.
-    unmodified: TokenLogProbs,
+    /// Policy and reference before anything was done to them.
+    unmodified: [TokenLogProbs; 2],
 }
 
 impl TokenLogProbs {
     /// Puts the reference's log-probabilities of the same tokens beside the policy's.
     ///
-    /// No gradient flows into the reference, whatever it was computed with.
+    /// No gradient flows into the reference, whatever it was computed with. The masks are not
+    /// compared, since that would wait for the device: give both sides the same one. The metric
+    /// `length_mismatches` shows rows of which they count unequally many tokens.
     ///
     /// # Errors
     ///
@@ -46,11 +48,8 @@ impl TokenLogProbs {
         InvalidInput::check_shape("reference", &ours.shape(), &theirs.shape())?;
         InvalidInput::check_device("reference", &ours.device(), &theirs.device())?;
         let theirs = theirs.without_autodiff().cast(ours.dtype());
-        Ok(RelativeTokenLogProbs {
-            policy: self.clone(),
-            reference: Self::masked(theirs, reference.mask()),
-            unmodified: self,
-        })
+        let reference = Self::masked(theirs, reference.mask());
+        Ok(RelativeTokenLogProbs::of(self, reference))
     }
 }
 
@@ -58,10 +57,15 @@ impl RelativeTokenLogProbs {
     /// Against a reference that gives every token log-probability 0.
     pub(crate) fn against_uniform(policy: TokenLogProbs) -> Self {
         let nothing = policy.log_probs().without_autodiff().zeros_like();
+        let reference = TokenLogProbs::masked(nothing, policy.mask());
+        Self::of(policy, reference)
+    }
+
+    fn of(policy: TokenLogProbs, reference: TokenLogProbs) -> Self {
         Self {
-            reference: TokenLogProbs::masked(nothing, policy.mask()),
-            unmodified: policy.clone(),
+            unmodified: [policy.clone(), reference.clone()],
             policy,
+            reference,
         }
     }
 
@@ -80,12 +84,14 @@ impl RelativeTokenLogProbs {
         self.policy.log_probs() - self.reference.log_probs()
     }
 
-    /// Sums and lengths of both sides. The policy's
-    /// [`unmodified`](super::SequenceLogProbs::unmodified) sums stay with them.
+    /// Sums and lengths of both sides. The [`unmodified`](super::SequenceLogProbs::unmodified)
+    /// sums stay with them.
     pub fn sequence(&self) -> RelativeLogProbs {
-        let policy = self.policy.sequence();
-        let before = self.unmodified.sequence();
-        RelativeLogProbs::of(policy.in_place_of(&before), self.reference.sequence())
+        let [policy, reference] = &self.unmodified;
+        RelativeLogProbs::of(
+            self.policy.sequence().in_place_of(&policy.sequence()),
+            self.reference.sequence().in_place_of(&reference.sequence()),
+        )
     }
 
     /// Clamps the log-ratio of every token to `low..=high` nats ("humanline" in HALOs); beyond it
@@ -161,7 +167,7 @@ impl RelativeTokenLogProbs {
         Self {
             policy: rows(&self.policy),
             reference: rows(&self.reference),
-            unmodified: rows(&self.unmodified),
+            unmodified: self.unmodified.each_ref().map(rows),
         }
     }
 }

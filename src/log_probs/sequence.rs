@@ -131,7 +131,8 @@ impl<const D: usize> SequenceLogProbs<D> {
     ///
     /// It is the reference of an objective with a KL to each model, weighted by w_i. It is not
     /// normalised over completions. That constant of the prompt cancels in differences, so take it
-    /// for pairs and lists, not for single completions.
+    /// for pairs and lists, not for single completions. Lengths are those of the first model, and
+    /// not compared.
     ///
     /// ```
     /// use burn::tensor::Device;

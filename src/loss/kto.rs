@@ -107,8 +107,11 @@ impl fmt::Display for ClassRatio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (low, high) = Self::RECOMMENDED.into_inner();
         let value = self.value();
-        let round = |x: f64| (1e3 * x).round() / 1e3;
-        write!(f, "λ_D·n_D / (λ_U·n_U) is {}: ", round(value))?;
+        if value.is_nan() {
+            return write!(f, "λ_D·n_D / (λ_U·n_U) is 0/0: nothing weighs anything");
+        }
+        let shown = to_digits(value, f64::round);
+        write!(f, "λ_D·n_D / (λ_U·n_U) is {shown}: ")?;
         if self.is_recommended() {
             return write!(f, "inside the recommended {low} to {high}");
         }
@@ -119,10 +122,28 @@ impl fmt::Display for ClassRatio {
             .iter()
             .all(|weight| *weight > 0.0 && weight.is_finite())
         {
-            let [from, to] = weights.map(round);
+            // Rounded inwards, so that what is printed is inside.
+            let [from, to] = weights;
+            let (from, to) = (to_digits(from, f64::ceil), to_digits(to, f64::floor));
             write!(f, "; an undesirable_weight of {from} to {to} is inside")?;
         }
         Ok(())
+    }
+}
+
+/// Three digits of `x`, those after them rounded by `round`.
+fn to_digits(x: f64, round: fn(f64) -> f64) -> f64 {
+    if x == 0.0 || !x.is_finite() {
+        return x;
+    }
+    let unit = 10_f64.powf(x.abs().log10().floor() - 2.0);
+    // A whole number of units stays one.
+    let units = (1e9 * x / unit).round() / 1e9;
+    // Divided where the unit is below 1: its inverse is exact.
+    if unit < 1.0 {
+        round(units) / unit.recip().round()
+    } else {
+        round(units) * unit
     }
 }
 

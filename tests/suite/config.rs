@@ -299,7 +299,7 @@ fn h_dpo_has_no_default_weight() {
     let error = of(r#"{"loss": "hdpo", "beta": 0.2}"#).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "`entropy_weight` is NaN or missing, but must be a finite number > 0, in f32"
+        "`entropy_weight` is NaN, but must be given: it has no default"
     );
     let built = of(r#"{"loss": "hdpo", "beta": 0.2, "entropy_weight": 0.9}"#).unwrap();
     let expected = HdpoLossConfig::new(0.9).with_beta(0.2);

@@ -82,6 +82,16 @@ fn pairs() {
     let output = DpoLossConfig::new().init().forward(batch.clone());
     let metrics = BatchMetrics::observe(&batch, &output).read().unwrap();
     assert_metric(&metrics, "rewards/margins", 0.05);
+
+    // A scale changes what is compared, not what fell.
+    let pairs = four();
+    let batch = pairs.referenced(f64s(&pairs.chosen), f64s(&pairs.rejected));
+    let batch = batch.scaled_by(f64s(&[0.0; 4])).unwrap();
+    let metrics =
+        BatchMetrics::observe(&batch, &DpoLossConfig::new().init().forward(batch.clone()));
+    let metrics = metrics.read().unwrap();
+    assert_metric(&metrics, "rewards/margins", 0.0);
+    assert_metric(&metrics, "displacement", 0.5);
 }
 
 #[test]

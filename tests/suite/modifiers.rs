@@ -92,7 +92,7 @@ fn ld_dpo_discounts_the_tail_on_both_sides() {
     let error = relative(f64s(&VALUES)).length_desensitized(1.1);
     assert_eq!(
         error.unwrap_err().to_string(),
-        "`ld_alpha` is 1.1, but must be in [0, 1]"
+        "`alpha` is 1.1, but must be in [0, 1]"
     );
 }
 
@@ -182,6 +182,12 @@ fn token_weights_act_on_both_sides_and_leave_lengths() {
     assert_eq!(error.unwrap_err().name(), "weights");
 }
 
+/// The share whose chosen log-prob fell, of pairs to which nothing was done.
+fn plain_fallen(plain: &ReferencedPair) -> f64 {
+    let ratios = to_vec(plain.chosen.log_ratio());
+    ratios.iter().filter(|ratio| **ratio < 0.0).count() as f64 / ratios.len() as f64
+}
+
 /// Whatever is done to the comparison: the NLL and the logs are those of the whole completion.
 #[test]
 fn nll_terms_and_logs_are_of_the_unmodified_completion() {
@@ -249,6 +255,11 @@ fn nll_terms_and_logs_are_of_the_unmodified_completion() {
         assert_close(&[of("logps/chosen")], &[-15.5 / 2.0], 1e-14, "logps");
         let mean = -(15.0 / 4.0 + 0.5) / 2.0;
         assert_close(&[of("mean_logps/chosen")], &[mean], 1e-14, "mean_logps");
+        let fallen = plain_fallen(&plain);
+        assert_close(&[of("displacement")], &[fallen], 1e-14, "displacement");
+        let reference =
+            |batch: &ReferencedPair| batch.map_ref(|y| to_vec(y.reference().unmodified().sum()));
+        assert_eq!(reference(&batch), reference(&plain));
     }
     assert_eq!(to_vec(policy.chosen.unmodified().sum()), [-15.0, -0.5]);
 }
@@ -337,13 +348,13 @@ fn token_modifiers_come_from_files() {
     };
     let ld = of(r#"{"modifier": "length_desensitized", "alpha": 0.25}"#);
     assert_close(&ld, &[-6.0 + 1.5 * 2.5, 1.0], 1e-15, "LD-DPO");
-    let clamp = of(r#"{"modifier": "token_clamp", "low": -1, "high": 0.6}"#);
+    let clamp = of(r#"{"modifier": "clamped", "low": -1, "high": 0.6}"#);
     assert_close(&clamp, &[-2.0, 0.6], 1e-15, "clamp");
-    let typo = parse(r#"{"modifier": "token_clamp", "low": -1, "hihg": 1}"#).unwrap_err();
+    let typo = parse(r#"{"modifier": "clamped", "low": -1, "hihg": 1}"#).unwrap_err();
     assert!(typo.to_string().contains("hihg"), "{typo}");
     let out_of_range = |json: &str| parse(json).unwrap().try_init().unwrap_err().to_string();
     assert_eq!(
-        out_of_range(r#"{"modifier": "token_clamp", "low": 1, "high": 0.5}"#),
+        out_of_range(r#"{"modifier": "clamped", "low": 1, "high": 0.5}"#),
         "`high` is 0.5, but must be ≥ `low`"
     );
     assert_eq!(

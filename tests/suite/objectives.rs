@@ -452,7 +452,6 @@ fn the_class_ratio_is_advice() {
         assert_eq!(of(up, down).is_recommended(), fits, "{up} and {down}");
     }
     assert!(!of(2, 1).is_recommended() && !of(1, 4).is_recommended());
-    // The weights that it names are inside.
     let text = of(1, 4).to_string();
     assert!(
         text.ends_with(
@@ -460,9 +459,18 @@ fn the_class_ratio_is_advice() {
         ),
         "{text}"
     );
-    for weight in [0.17, 0.25] {
-        let weighted = kto.clone().with_undesirable_weight(weight);
-        assert!(weighted.class_ratio(1, 4).is_recommended(), "{weight}");
+    // The weights that it names are inside.
+    for (up, down) in (1..300).flat_map(|up| [1, 3, 7, 100, 333, 90_000].map(|down| (up, down))) {
+        let text = of(up, down).to_string();
+        let Some((_, weights)) = text.split_once("an undesirable_weight of ") else {
+            continue;
+        };
+        let (from, to) = weights.split_once(" to ").unwrap();
+        for weight in [from, to.trim_end_matches(" is inside")] {
+            assert!(weight.len() <= 10, "three digits: {weight}");
+            let weighted = kto.clone().with_undesirable_weight(weight.parse().unwrap());
+            assert!(weighted.class_ratio(up, down).is_recommended(), "{text}");
+        }
     }
     // 1.5·20 / (3·8)
     let weighted = kto
@@ -473,6 +481,11 @@ fn the_class_ratio_is_advice() {
     assert_eq!(of(1, 0).value(), f64::INFINITY);
     assert!(!of(1, 0).is_recommended() && !of(0, 0).is_recommended());
     assert!(!of(1, 0).to_string().contains("is inside"));
+    assert!(
+        of(0, 0)
+            .to_string()
+            .ends_with("is 0/0: nothing weighs anything")
+    );
     assert!(
         of(7, 5)
             .to_string()
