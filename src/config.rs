@@ -51,7 +51,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, Pair, PolicyPair, Ranked, ReferencedPair, WithScores, WithTies};
 use crate::error::InvalidHyperparameter;
-use crate::hyperparameter::{finite, fraction};
+use crate::hyperparameter::{bounds, fraction};
 use crate::log_probs::{RelativeLogProbs, RelativeTokenLogProbs, SequenceLogProbs};
 use crate::loss::{
     AlphaPoLossConfig, AotLossConfig, ApoDownLossConfig, ApoZeroLoss, ApoZeroLossConfig,
@@ -172,8 +172,8 @@ choice! {
         SlicHf(SlicHfLossConfig) => PairObjective::reference_free,
         Simper(SimperLossConfig) => PairObjective::reference_free,
         Asft(AsftLossConfig) => PairObjective::reference_free,
-        Mixture(MixtureConfig) => PairObjective::with_config,
-        WithSft(WithSftConfig) => PairObjective::with_config,
+        Mixture(MixtureConfig) => |built, _| built,
+        WithSft(WithSftConfig) => |built, _| built,
     }
 }
 
@@ -266,14 +266,6 @@ impl PairObjective {
         Self::ReferenceFree(Configured::new(objective, config))
     }
 
-    /// The same objective as the outermost part of `config`.
-    fn with_config(self, config: PairObjectiveConfig) -> Self {
-        match self {
-            Self::Referenced(built) => Self::Referenced(Configured { config, ..built }),
-            Self::ReferenceFree(built) => Self::ReferenceFree(Configured { config, ..built }),
-        }
-    }
-
     /// The config that built it.
     pub fn config(&self) -> &PairObjectiveConfig {
         match self {
@@ -285,7 +277,7 @@ impl PairObjective {
 
 impl WithSftConfig {
     fn try_init(&self) -> Result<PairObjective, InvalidHyperparameter> {
-        let config = (*self.objective).clone();
+        let config = PairObjectiveConfig::WithSft(self.clone());
         Ok(match self.objective.try_init()? {
             PairObjective::Referenced(objective) => {
                 PairObjective::referenced(self.term(objective)?, config)
@@ -465,13 +457,7 @@ impl TokenModifierConfig {
     pub fn try_init(self) -> Result<TokenModifier, InvalidHyperparameter> {
         match self {
             Self::LengthDesensitized { alpha } => fraction("alpha", alpha)?,
-            Self::Clamped { low, high } => {
-                finite("low", low)?;
-                finite("high", high)?;
-                if low > high {
-                    return Err(InvalidHyperparameter::new("high", high, "≥ `low`"));
-                }
-            }
+            Self::Clamped { low, high } => bounds(low, high)?,
         }
         Ok(TokenModifier(self))
     }

@@ -35,6 +35,13 @@ pub(crate) fn finite(name: &'static str, value: f64) -> Check {
     require(ok, name, value, "a finite number, in f32")
 }
 
+/// The two ends of a clamp.
+pub(crate) fn bounds(low: f64, high: f64) -> Check {
+    finite("low", low)?;
+    finite("high", high)?;
+    require(low <= high, "high", high, "≥ `low`")
+}
+
 /// A share that may be everything but not nothing.
 pub(crate) fn share(name: &'static str, value: f64) -> Check {
     let ok = value > 0.0 && value <= 1.0 && is_normal(value);

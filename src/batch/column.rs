@@ -39,8 +39,7 @@ macro_rules! column {
             /// The column has another shape than documented above, or is on another device.
             pub fn new(batch: B, $field: $ty) -> Result<Self, InvalidInput> {
                 let check: fn(Room, $ty) -> Result<$ty, InvalidInput> = $check;
-                let room = Room { length: batch.len(), device: batch.device() };
-                let $field = check(room, $field)?;
+                let $field = check(Room::beside(&batch), $field)?;
                 Ok(Self { batch, $field })
             }
         }
@@ -93,6 +92,13 @@ struct Room {
 }
 
 impl Room {
+    fn beside(batch: &impl Batch) -> Self {
+        Self {
+            length: batch.len(),
+            device: batch.device(),
+        }
+    }
+
     fn check(
         &self,
         name: &'static str,
@@ -193,12 +199,8 @@ impl<B: Batch> WithNll<B> {
     ///
     /// There is not one sequence per example, or they are on another device.
     pub fn new(batch: B, nll_of: SequenceLogProbs) -> Result<Self, InvalidInput> {
-        let room = Room {
-            length: batch.len(),
-            device: batch.device(),
-        };
         let sum = nll_of.sum();
-        room.check("nll_of", &sum.shape(), &sum.device())?;
+        Room::beside(&batch).check("nll_of", &sum.shape(), &sum.device())?;
         Ok(Self {
             batch,
             nll_of,

@@ -222,9 +222,7 @@ impl<L: LogProbs<2>> Ranked<L> {
             present,
         })
     }
-}
 
-impl<L: LogProbs<2>> Ranked<L> {
     /// A reward scale of its own for every list: as [`Pair::scaled_by`](super::Pair::scaled_by).
     ///
     /// # Errors

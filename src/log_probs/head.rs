@@ -1,7 +1,7 @@
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
 
-use super::kernel::{self, HeadOptions, HeadTensors, Shaping};
+use super::kernel::{self, HeadTensors, Shaping};
 use super::predictions::Predictions;
 use super::token::upcast;
 use super::{TokenLogProbs, TokenStatistics};
@@ -149,9 +149,10 @@ impl LmHead {
         }
     }
 
+    /// Whether it fits hidden states `[batch, time, hidden]`, of which one row predicts at least.
     pub(super) fn check(&self, hidden: &Tensor<3>) -> Result<(), InvalidInput> {
         let [vocab, width] = self.dims();
-        let [_, _, expected] = hidden.dims();
+        let [_, time, expected] = hidden.dims();
         if width != expected || vocab == 0 || width == 0 {
             let found = format!("vocab {vocab}, hidden {width}");
             let expected = format!("vocab ≥ 1, hidden {expected} ≥ 1");
@@ -163,6 +164,10 @@ impl LmHead {
             InvalidInput::check_shape("head.bias", &[vocab].into(), &bias.shape())?;
             InvalidInput::check_device("head.bias", &hidden.device(), &bias.device())?;
             InvalidInput::check_dtype("head.bias", hidden.dtype(), bias.dtype())?;
+        }
+        if time < 2 {
+            let found = format!("shape {:?}", hidden.dims());
+            return Err(InvalidInput::new("hidden", "time ≥ 2", found));
         }
         Ok(())
     }
@@ -269,10 +274,6 @@ fn walk(
 ) -> Result<(TokenLogProbs, Option<TokenStatistics>), InvalidInput> {
     head.check(&hidden)?;
     let [batch, time, width] = hidden.dims();
-    if time < 2 {
-        let found = format!("shape {:?}", hidden.dims());
-        return Err(InvalidInput::new("hidden", "time ≥ 2", found));
-    }
     let [vocab, _] = head.dims();
     let shape = [batch, time, vocab];
     let predictions = Predictions::new(shape, &hidden.device(), tokens, completion_mask)?;
@@ -286,19 +287,11 @@ fn walk(
         return Ok((predictions.log_probs(none), statistics));
     }
     let rows = CountedRows::new(predictions.counted());
-    let options = HeadOptions {
-        words_first: head.words_first,
-        biased: head.bias.is_some(),
-        shaping: head.shaping,
-        retained_bytes: head.retained_bytes,
-        statistics,
-    };
     let (values, by_products) = kernel::head_log_probs(
-        rows.hidden(hidden),
-        head.weight.clone(),
-        head.bias.clone(),
+        head.with_hidden(rows.hidden(hidden)),
         rows.targets(predictions.targets()),
-        options,
+        head.retained_bytes,
+        statistics,
     );
     // `Predictions` fills the other rows.
     let log_probs = predictions.log_probs(rows.spread(values));

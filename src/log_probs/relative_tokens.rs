@@ -2,7 +2,7 @@ use burn::tensor::{Bool, Tensor};
 
 use super::{RelativeLogProbs, TokenLogProbs};
 use crate::error::{InvalidHyperparameter, InvalidInput};
-use crate::hyperparameter::finite;
+use crate::hyperparameter::bounds;
 
 /// The policy's log-probabilities of tokens, and the reference's of the same ones.
 ///
@@ -29,8 +29,8 @@ use crate::hyperparameter::finite;
 pub struct RelativeTokenLogProbs {
     policy: TokenLogProbs,
     reference: TokenLogProbs,
-    /// Policy and reference before anything was done to them.
-    unmodified: [TokenLogProbs; 2],
+    /// Policy and reference before anything was done to them; none where nothing was.
+    unmodified: Option<[TokenLogProbs; 2]>,
 }
 
 impl TokenLogProbs {
@@ -63,9 +63,19 @@ impl RelativeTokenLogProbs {
 
     fn of(policy: TokenLogProbs, reference: TokenLogProbs) -> Self {
         Self {
-            unmodified: [policy.clone(), reference.clone()],
             policy,
             reference,
+            unmodified: None,
+        }
+    }
+
+    /// These sides for objectives to compare, instead of what they were.
+    fn modified(self, policy: TokenLogProbs, reference: TokenLogProbs) -> Self {
+        let before = self.unmodified.unwrap_or([self.policy, self.reference]);
+        Self {
+            policy,
+            reference,
+            unmodified: Some(before),
         }
     }
 
@@ -87,11 +97,13 @@ impl RelativeTokenLogProbs {
     /// Sums and lengths of both sides. The [`unmodified`](super::SequenceLogProbs::unmodified)
     /// sums stay with them.
     pub fn sequence(&self) -> RelativeLogProbs {
-        let [policy, reference] = &self.unmodified;
-        RelativeLogProbs::of(
-            self.policy.sequence().in_place_of(&policy.sequence()),
-            self.reference.sequence().in_place_of(&reference.sequence()),
-        )
+        let [mut policy, mut reference] =
+            [&self.policy, &self.reference].map(TokenLogProbs::sequence);
+        if let Some([before, reference_before]) = &self.unmodified {
+            policy = policy.in_place_of(&before.sequence());
+            reference = reference.in_place_of(&reference_before.sequence());
+        }
+        RelativeLogProbs::of(policy, reference)
     }
 
     /// Clamps the log-ratio of every token to `low..=high` nats ("humanline" in HALOs); beyond it
@@ -105,16 +117,11 @@ impl RelativeTokenLogProbs {
     ///
     /// A bound is not finite, or `low` > `high`.
     pub fn clamped(self, low: f64, high: f64) -> Result<Self, InvalidHyperparameter> {
-        finite("low", low)?;
-        finite("high", high)?;
-        if low > high {
-            return Err(InvalidHyperparameter::new("high", high, "≥ `low`"));
-        }
+        bounds(low, high)?;
         let clamped = self.reference.log_probs() + self.log_ratios().clamp(low, high);
-        Ok(Self {
-            policy: TokenLogProbs::masked(clamped, self.policy.mask()),
-            ..self
-        })
+        let clamped = TokenLogProbs::masked(clamped, self.policy.mask());
+        let reference = self.reference.clone();
+        Ok(self.modified(clamped, reference))
     }
 
     /// Weighs every token of both sides, as TIS-DPO and its relatives do. No gradient flows into
@@ -142,23 +149,17 @@ impl RelativeTokenLogProbs {
     }
 
     pub(crate) fn times(self, weights: &Tensor<2>) -> Self {
-        Self {
-            policy: self.policy.times(weights),
-            reference: self.reference.times(weights),
-            ..self
-        }
+        let [policy, reference] =
+            [&self.policy, &self.reference].map(|side| side.clone().times(weights));
+        self.modified(policy, reference)
     }
 
     /// Counts only those tokens that `mask` marks as well.
     pub(crate) fn keep(self, mask: Tensor<2, Bool>) -> Self {
-        let keep = |side: TokenLogProbs| {
+        let [policy, reference] = [&self.policy, &self.reference].map(|side| {
             TokenLogProbs::masked(side.log_probs(), side.mask().bool_and(mask.clone()))
-        };
-        Self {
-            policy: keep(self.policy),
-            reference: keep(self.reference),
-            ..self
-        }
+        });
+        self.modified(policy, reference)
     }
 
     /// Rows `start..start + length` of the batch.
@@ -167,7 +168,10 @@ impl RelativeTokenLogProbs {
         Self {
             policy: rows(&self.policy),
             reference: rows(&self.reference),
-            unmodified: self.unmodified.each_ref().map(rows),
+            unmodified: self
+                .unmodified
+                .as_ref()
+                .map(|sides| sides.each_ref().map(rows)),
         }
     }
 }

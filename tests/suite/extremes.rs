@@ -181,16 +181,18 @@ proptest! {
     }
 }
 
+/// A pair in no way extreme.
+const ORDINARY: Row = Row {
+    w: -3.0,
+    l: -2.0,
+    ref_w: -2.5,
+    ref_l: -4.0,
+    len_w: 2,
+    len_l: 3,
+};
+
 /// Which of w, l, ref_w, ref_l the loss depends on.
 fn reads(subject: &PairSubject) -> [bool; 4] {
-    let base = Row {
-        w: -3.0,
-        l: -2.0,
-        ref_w: -2.5,
-        ref_l: -4.0,
-        len_w: 2,
-        len_l: 3,
-    };
     let loss = |row: Row| (subject.losses)(&[row], &[row])[0];
     let moved: [fn(&mut Row) -> &mut f64; 4] = [
         |r| &mut r.w,
@@ -200,9 +202,9 @@ fn reads(subject: &PairSubject) -> [bool; 4] {
     ];
     moved.map(|side| {
         [-7.0, -0.25, 0.25, 7.0].into_iter().any(|by| {
-            let mut row = base;
+            let mut row = ORDINARY;
             *side(&mut row) += by;
-            loss(row) != loss(base)
+            loss(row) != loss(ORDINARY)
         })
     })
 }
@@ -224,14 +226,6 @@ fn limit(subject: &PairSubject, row: Row) -> f64 {
 /// gradient. In f32 as well it is finite.
 #[test]
 fn exponents_are_held_at_80() {
-    let base = Row {
-        w: -3.0,
-        l: -2.0,
-        ref_w: -2.5,
-        ref_l: -4.0,
-        len_w: 2,
-        len_l: 3,
-    };
     let mut found = 0;
     for subject in subjects::pairs(0.25) {
         let name = subject.name;
@@ -240,7 +234,7 @@ fn exponents_are_held_at_80() {
         };
         for (side, sign) in [(0, -1.0), (0, 1.0), (1, -1.0), (1, 1.0)] {
             let moved = |by: f64| {
-                let mut row = base;
+                let mut row = ORDINARY;
                 *[&mut row.w, &mut row.l][side] += sign * by;
                 row
             };

@@ -193,14 +193,14 @@ fn plain_fallen(plain: &ReferencedPair) -> f64 {
 fn nll_terms_and_logs_are_of_the_unmodified_completion() {
     let noise = f64s(&[0.4; 8]).reshape([2, 4]);
     let noise = Pair::new(noise.clone(), noise).unwrap();
-    let altered = [
-        relative(f64s(&VALUES)).length_desensitized(0.0).unwrap(),
-        relative(f64s(&VALUES)).subsampled(&noise).unwrap(),
-        relative(f64s(&VALUES)).clamped(-0.1, 0.1).unwrap(),
-        relative(f64s(&VALUES)).weighted(noise).unwrap(),
+    let tokens_of = || relative(f64s(&VALUES));
+    let mut batches = vec![
+        tokens_of().length_desensitized(0.0).unwrap().sequences(),
+        tokens_of().subsampled(&noise).unwrap().sequences(),
+        tokens_of().clamped(-0.1, 0.1).unwrap().sequences(),
+        tokens_of().weighted(noise).unwrap().sequences(),
     ];
-    let mut batches = altered.map(|tokens| tokens.sequences()).to_vec();
-    let plain = relative(f64s(&VALUES)).sequences();
+    let plain = tokens_of().sequences();
     batches.push(plain.clone().scaled_by(f64s(&[0.5, 3.0])).unwrap());
     let policy = tokens(f64s(&VALUES)).sequences();
     let dpo = DpoLossConfig::new().init();

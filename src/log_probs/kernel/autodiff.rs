@@ -9,9 +9,7 @@ use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, TensorMetadata};
 use burn::tensor::{FloatDType, Shape};
 
-use super::{
-    Forward, Head, HeadGradients, HeadOptions, KlOptions, LogProbKernel, LogProbOps, Save,
-};
+use super::{Forward, Head, HeadForm, HeadGradients, HeadOptions, LogProbKernel, LogProbOps, Save};
 
 impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
     fn head_log_probs(
@@ -26,13 +24,7 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
             [true, false, false] => Save::Slope,
             _ => Save::Tiles(options.retained_bytes),
         };
-        let head = Head::<B>::new(
-            hidden.primitive().clone(),
-            weight.primitive().clone(),
-            bias.primitive().clone(),
-            targets.clone(),
-            options,
-        );
+        let head = plain::<B, C>([&hidden, &weight, &bias], targets.clone(), options.form);
         let dtype = head.hidden.dtype().into();
         let forward = B::head_forward(head, save, options.statistics);
 
@@ -55,11 +47,13 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
         {
             OpsKind::Tracked(mut prep) => {
                 let state = TrainableState {
-                    inputs: [&hidden, &weight, &bias].map(|tensor| prep.checkpoint(tensor)),
-                    targets,
+                    head: SavedHead {
+                        inputs: [&hidden, &weight, &bias].map(|tensor| prep.checkpoint(tensor)),
+                        targets,
+                        form: options.form,
+                    },
                     normalizer: forward.normalizer.clone(),
                     tiles: forward.tiles.clone(),
-                    options,
                 };
                 with_statistics::<B, C>(forward, |output| prep.finish(state, output))
             }
@@ -103,34 +97,36 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
         reference_weight: FloatTensor<Self>,
         reference_bias: FloatTensor<Self>,
         targets: IntTensor<Self>,
-        options: KlOptions,
+        form: HeadForm,
+        reference_form: HeadForm,
     ) -> FloatTensor<Self> {
-        let [policy, reference] = [
-            ([&hidden, &weight, &bias], options.policy),
-            (
-                [&reference_hidden, &reference_weight, &reference_bias],
-                options.reference,
-            ),
-        ]
-        .map(|([hidden, weight, bias], options)| {
-            let plain = |tensor: &FloatTensor<Self>| tensor.primitive().clone();
-            let [hidden, weight, bias] = [plain(hidden), plain(weight), plain(bias)];
-            Head::<B>::new(hidden, weight, bias, targets.clone(), options)
-        });
+        let policy = plain::<B, C>([&hidden, &weight, &bias], targets.clone(), form);
+        let reference = [&reference_hidden, &reference_weight, &reference_bias];
+        let reference = plain::<B, C>(reference, targets.clone(), reference_form);
         let kl = B::kl_forward(policy, reference.clone());
         let guards = [hidden.node(), weight.node(), bias.node()];
         match TwoHeads.prepare::<C>(guards).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
-                let state = TwoHeadsState {
+                let policy = SavedHead {
                     inputs: [&hidden, &weight, &bias].map(|tensor| prep.checkpoint(tensor)),
-                    reference,
-                    options: options.policy,
+                    targets,
+                    form,
                 };
-                prep.finish(state, kl)
+                prep.finish((policy, reference), kl)
             }
             OpsKind::UnTracked(prep) => prep.finish(kl),
         }
     }
+}
+
+/// A head off the tape.
+fn plain<B: Backend, C: CheckpointStrategy>(
+    tensors: [&FloatTensor<Autodiff<B, C>>; 3],
+    targets: IntTensor<B>,
+    form: HeadForm,
+) -> Head<B> {
+    let [hidden, weight, bias] = tensors.map(|tensor| tensor.primitive().clone());
+    Head::new(hidden, weight, bias, targets, form)
 }
 
 /// Both outputs; the by-products have no gradient.
@@ -160,16 +156,48 @@ impl<B: Backend> Backward<B, 1> for FrozenHead {
     }
 }
 
+/// A head on the tape: hidden states, weight and bias are checkpoints.
+#[derive(Debug, Clone)]
+struct SavedHead<B: Backend> {
+    inputs: [NodeId; 3],
+    targets: IntTensor<B>,
+    form: HeadForm,
+}
+
+impl<B: Backend> SavedHead<B> {
+    fn restore(self, checkpointer: &mut Checkpointer) -> Head<B> {
+        let [hidden, weight, bias] = self
+            .inputs
+            .map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        Head::new(hidden, weight, bias, self.targets, self.form)
+    }
+}
+
+/// Hands hidden states, weight and bias the gradients that `of` finds, from the state of the node,
+/// its gradient and which are wanted.
+fn hand_out<B: Backend, S>(
+    ops: Ops<S, 3>,
+    grads: &mut Gradients,
+    of: impl FnOnce(S, FloatTensor<B>, [bool; 3]) -> HeadGradients<B>,
+) {
+    let grad = grads.consume::<B>(&ops.node);
+    let wanted = ops.parents.each_ref().map(Option::is_some);
+    let found = of(ops.state, grad, wanted);
+    for (parent, gradient) in ops.parents.into_iter().zip(found) {
+        if let Some((parent, gradient)) = parent.zip(gradient) {
+            grads.register::<B>(parent.id, gradient);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct TrainableHead;
 
 #[derive(Debug, Clone)]
 struct TrainableState<B: Backend> {
-    inputs: [NodeId; 3],
-    targets: IntTensor<B>,
+    head: SavedHead<B>,
     normalizer: FloatTensor<B>,
     tiles: Vec<FloatTensor<B>>,
-    options: HeadOptions,
 }
 
 impl<B: LogProbKernel> Backward<B, 3> for TrainableHead {
@@ -181,35 +209,19 @@ impl<B: LogProbKernel> Backward<B, 3> for TrainableHead {
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
-        let state = ops.state;
-        let [hidden, weight, bias] = state
-            .inputs
-            .map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let head = Head::new(hidden, weight, bias, state.targets, state.options);
-        let grad = grads.consume::<B>(&ops.node);
-        let wanted = ops.parents.each_ref().map(Option::is_some);
-        let found = B::head_backward(head, state.normalizer, state.tiles, grad, wanted);
-        register::<B>(
-            ops.parents.map(|parent| parent.map(|node| node.id)),
-            found,
-            grads,
-        );
+        hand_out::<B, _>(ops, grads, |state, grad, wanted| {
+            let head = state.head.restore(checkpointer);
+            B::head_backward(head, state.normalizer, state.tiles, grad, wanted)
+        });
     }
 }
 
 #[derive(Debug)]
 struct TwoHeads;
 
-#[derive(Debug, Clone)]
-struct TwoHeadsState<B: Backend> {
-    inputs: [NodeId; 3],
-    /// A constant.
-    reference: Head<B>,
-    options: HeadOptions,
-}
-
 impl<B: LogProbKernel> Backward<B, 3> for TwoHeads {
-    type State = TwoHeadsState<B>;
+    /// The policy's head, and the reference's, a constant.
+    type State = (SavedHead<B>, Head<B>);
 
     fn backward(
         self,
@@ -217,33 +229,9 @@ impl<B: LogProbKernel> Backward<B, 3> for TwoHeads {
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
-        let state = ops.state;
-        let [hidden, weight, bias] = state
-            .inputs
-            .map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let targets = state.reference.targets.clone();
-        let policy = Head::new(hidden, weight, bias, targets, state.options);
-        let grad = grads.consume::<B>(&ops.node);
-        let wanted = ops.parents.each_ref().map(Option::is_some);
-        let found = B::kl_backward(policy, state.reference, grad, wanted);
-        register::<B>(
-            ops.parents.map(|parent| parent.map(|node| node.id)),
-            found,
-            grads,
-        );
-    }
-}
-
-/// Hands each parent its gradient.
-fn register<B: Backend>(
-    parents: [Option<NodeId>; 3],
-    found: HeadGradients<B>,
-    grads: &mut Gradients,
-) {
-    for (parent, gradient) in parents.into_iter().zip(found) {
-        if let Some((parent, gradient)) = parent.zip(gradient) {
-            grads.register::<B>(parent, gradient);
-        }
+        hand_out::<B, _>(ops, grads, |(policy, reference), grad, wanted| {
+            B::kl_backward(policy.restore(checkpointer), reference, grad, wanted)
+        });
     }
 }
 

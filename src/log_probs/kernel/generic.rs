@@ -24,7 +24,7 @@ fn column<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
     B::float_reshape(tensor, Shape::new([rows, 1]))
 }
 
-fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+pub(super) fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
     if tensor.dtype() == dtype {
         return tensor;
     }
@@ -32,7 +32,7 @@ fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
 }
 
 /// f64 for f64, f32 for everything else.
-fn wide(dtype: DType) -> DType {
+pub(super) fn wide(dtype: DType) -> DType {
     match dtype {
         DType::F64 => DType::F64,
         _ => DType::F32,
@@ -40,9 +40,9 @@ fn wide(dtype: DType) -> DType {
 }
 
 /// `[vocab, hidden]`, as a view.
-fn words<B: Backend>(head: &Head<B>) -> FloatTensor<B> {
+pub(super) fn words<B: Backend>(head: &Head<B>) -> FloatTensor<B> {
     let weight = head.weight.clone();
-    if head.words_first {
+    if head.form.words_first {
         weight
     } else {
         B::float_transpose(weight)
@@ -69,12 +69,12 @@ impl<B: Backend> Block<B> {
         let logits = B::float_matmul(self.hidden.clone(), B::float_transpose(words(head)));
         let dtype = wide(logits.dtype());
         let mut logits = cast::<B>(logits, dtype);
-        if head.biased {
+        if head.form.biased {
             let vocab = head.bias.shape().num_elements();
             let bias = B::float_reshape(head.bias.clone(), Shape::new([1, vocab]));
             logits = B::float_add(logits, cast::<B>(bias, dtype));
         }
-        shaped::<B>(logits, head.shaping)
+        shaped::<B>(logits, head.form.shaping)
     }
 }
 
@@ -96,18 +96,24 @@ fn shaped<B: Backend>(x: FloatTensor<B>, shaping: Shaping) -> FloatTensor<B> {
     }
 }
 
-/// The gradient of x from that of the logits, or anything else times ∂logit/∂x.
+/// u·logit, all that the gradient of a softcap needs; none without one, so that nothing holds the
+/// logits.
+fn bent<B: Backend>(logits: &FloatTensor<B>, shaping: Shaping) -> Option<FloatTensor<B>> {
+    let capped = shaping.softcap.is_some();
+    capped.then(|| times::<B>(logits.clone(), shaping.bend()))
+}
+
+/// The gradient of x from that of the logits, or anything else times ∂logit/∂x:
+/// factor·(1 − (u·logit)²).
 fn unshaped<B: Backend>(
     gradient: FloatTensor<B>,
-    logits: FloatTensor<B>,
+    bent: Option<FloatTensor<B>>,
     shaping: Shaping,
 ) -> FloatTensor<B> {
     let gradient = times::<B>(gradient, shaping.factor());
-    if shaping.softcap.is_none() {
+    let Some(bent) = bent else {
         return gradient;
-    }
-    // factor·(1 − (u·logit)²)
-    let bent = times::<B>(logits, shaping.bend());
+    };
     let lost = B::float_mul(bent.clone(), bent);
     B::float_sub(gradient.clone(), B::float_mul(gradient, lost))
 }
@@ -224,18 +230,19 @@ pub fn head_forward<B: Backend>(head: Head<B>, save: Save, statistics: bool) -> 
             tiles.push(logits.clone());
         }
         let wants_softmax = save == Save::Slope;
-        let targets = block.targets.clone();
-        let (x, precedence) = (logits.clone(), precedence.clone());
-        let found = normalize::<B>(x, targets.clone(), wants_softmax, precedence);
+        let (targets, shaping) = (block.targets, head.form.shaping);
+        let bent = bent::<B>(&logits, shaping).filter(|_| wants_softmax);
+        let found = normalize::<B>(logits, targets.clone(), wants_softmax, precedence.clone());
         if let Some(softmax) = found.softmax.filter(|_| wants_softmax) {
-            let target = B::float_gather(1, logits.clone(), targets.clone());
+            let bent_target = bent.clone().map(|bent| {
+                let target = B::float_gather(1, bent, targets.clone());
+                let [_, width] = dims::<B>(&words(&head));
+                B::float_expand(target, Shape::new([length, width]))
+            });
             let chosen = B::int_reshape(targets, Shape::new([length]));
             let chosen = cast::<B>(B::float_select(words(&head), 0, chosen), dtype);
-            let [_, width] = dims::<B>(&chosen);
-            let wide = Shape::new([length, width]);
-            let target = B::float_expand(target, wide);
-            let chosen = unshaped::<B>(chosen, target, head.shaping);
-            let softmax = unshaped::<B>(softmax, logits, head.shaping);
+            let chosen = unshaped::<B>(chosen, bent_target, shaping);
+            let softmax = unshaped::<B>(softmax, bent, shaping);
             let softmax = cast::<B>(softmax, head.weight.dtype());
             let expected = B::float_matmul(softmax, words(&head));
             slopes.push(B::float_sub(chosen, cast::<B>(expected, dtype)));
@@ -281,16 +288,25 @@ pub fn head_backward<B: Backend>(
     for (start, length) in blocks(rows, vocab) {
         let block = Block::new(&head, start, length);
         let logits = tiles.next().unwrap_or_else(|| block.logits(&head));
+        let bent = bent::<B>(&logits, head.form.shaping);
         let delta = logits_gradient::<B>(
-            logits.clone(),
+            logits,
             block.targets.clone(),
             narrow::<B>(normalizer.clone(), start, length),
             column::<B>(narrow::<B>(grad.clone(), start, length)),
         );
-        let delta = unshaped::<B>(delta, logits, head.shaping);
+        let delta = unshaped::<B>(delta, bent, head.form.shaping);
         sums.add(&head, block, delta);
     }
     sums.finish(&head)
+}
+
+/// Sums of what the blocks give.
+pub(super) fn add<B: Backend>(total: &mut Option<FloatTensor<B>>, part: FloatTensor<B>) {
+    *total = Some(match total.take() {
+        Some(total) => B::float_add(total, part),
+        None => part,
+    });
 }
 
 /// Gradients of a head, added up block by block.
@@ -315,15 +331,9 @@ impl<B: Backend> Sums<B> {
     /// What the gradient `delta` of the logits of a block adds.
     fn add(&mut self, head: &Head<B>, block: Block<B>, delta: FloatTensor<B>) {
         let dtype = head.hidden.dtype();
-        let add = |total: &mut Option<FloatTensor<B>>, part: FloatTensor<B>| {
-            *total = Some(match total.take() {
-                Some(total) => B::float_add(total, part),
-                None => part,
-            });
-        };
         let [wants_hidden, wants_weight, wants_bias] = self.wanted;
         if wants_bias {
-            add(&mut self.bias, B::float_sum_dim(delta.clone(), 0));
+            add::<B>(&mut self.bias, B::float_sum_dim(delta.clone(), 0));
         }
         let delta = cast::<B>(delta, dtype);
         if wants_hidden {
@@ -331,12 +341,12 @@ impl<B: Backend> Sums<B> {
                 .push(B::float_matmul(delta.clone(), words(head)));
         }
         if wants_weight {
-            let part = if head.words_first {
+            let part = if head.form.words_first {
                 B::float_matmul(B::float_transpose(delta), block.hidden)
             } else {
                 B::float_matmul(B::float_transpose(block.hidden), delta)
             };
-            add(&mut self.weight, cast::<B>(part, wide(dtype)));
+            add::<B>(&mut self.weight, cast::<B>(part, wide(dtype)));
         }
     }
 
@@ -397,12 +407,12 @@ pub fn kl_backward<B: Backend>(
         let block = Block::new(&policy, start, length);
         let logits = block.logits(&policy);
         let theirs = Block::new(&reference, start, length).logits(&reference);
-        let [ours, theirs] =
-            [logits.clone(), theirs].map(|logits| B::float_exp(log_softmax::<B>(logits)));
+        let bent = bent::<B>(&logits, policy.form.shaping);
+        let [ours, theirs] = [logits, theirs].map(|logits| B::float_exp(log_softmax::<B>(logits)));
         let difference = B::float_sub(ours, cast::<B>(theirs, dtype));
         let grad = column::<B>(narrow::<B>(grad.clone(), start, length));
         let delta = B::float_mul(difference, grad);
-        let delta = unshaped::<B>(delta, logits, policy.shaping);
+        let delta = unshaped::<B>(delta, bent, policy.form.shaping);
         sums.add(&policy, block, delta);
     }
     sums.finish(&policy)

@@ -52,14 +52,20 @@ impl Shaping {
     }
 }
 
-/// What a head is, and what else a call wants beside the log-probabilities.
+/// What of a head is no tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HeadOptions {
+pub struct HeadForm {
     /// The weight is `[vocab, hidden]`; otherwise `[hidden, vocab]`.
     pub words_first: bool,
     /// The bias counts; otherwise it is a placeholder.
     pub biased: bool,
     pub shaping: Shaping,
+}
+
+/// What a head is, and what else a call wants beside the log-probabilities.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadOptions {
+    pub form: HeadForm,
     /// Bytes of logits that a trainable head may keep for its backward.
     pub retained_bytes: usize,
     /// The second output holds the by-products.
@@ -110,15 +116,9 @@ pub trait LogProbOps: Backend {
         reference_weight: FloatTensor<Self>,
         reference_bias: FloatTensor<Self>,
         targets: IntTensor<Self>,
-        options: KlOptions,
+        form: HeadForm,
+        reference_form: HeadForm,
     ) -> FloatTensor<Self>;
-}
-
-/// How the two heads of a KL are stored.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct KlOptions {
-    pub policy: HeadOptions,
-    pub reference: HeadOptions,
 }
 
 /// Hidden states, the head and the words, as one backend holds them.
@@ -132,9 +132,7 @@ pub struct Head<B: Backend> {
     pub bias: FloatTensor<B>,
     /// `[rows]`
     pub targets: IntTensor<B>,
-    pub words_first: bool,
-    pub biased: bool,
-    pub shaping: Shaping,
+    pub form: HeadForm,
 }
 
 impl<B: Backend> Head<B> {
@@ -143,16 +141,14 @@ impl<B: Backend> Head<B> {
         weight: FloatTensor<B>,
         bias: FloatTensor<B>,
         targets: IntTensor<B>,
-        options: HeadOptions,
+        form: HeadForm,
     ) -> Self {
         Self {
             hidden,
             weight,
             bias,
             targets,
-            words_first: options.words_first,
-            biased: options.biased,
-            shaping: options.shaping,
+            form,
         }
     }
 }
@@ -269,7 +265,7 @@ impl<B: LogProbKernel> LogProbOps for B {
         targets: IntTensor<B>,
         options: HeadOptions,
     ) -> (FloatTensor<B>, FloatTensor<B>) {
-        let head = Head::new(hidden, weight, bias, targets, options);
+        let head = Head::new(hidden, weight, bias, targets, options.form);
         outputs(B::head_forward(head, Save::Nothing, options.statistics))
     }
 
@@ -290,17 +286,17 @@ impl<B: LogProbKernel> LogProbOps for B {
         reference_weight: FloatTensor<B>,
         reference_bias: FloatTensor<B>,
         targets: IntTensor<B>,
-        options: KlOptions,
+        form: HeadForm,
+        reference_form: HeadForm,
     ) -> FloatTensor<B> {
-        let KlOptions { policy, reference } = options;
         B::kl_forward(
-            Head::new(hidden, weight, bias, targets.clone(), policy),
+            Head::new(hidden, weight, bias, targets.clone(), form),
             Head::new(
                 reference_hidden,
                 reference_weight,
                 reference_bias,
                 targets,
-                reference,
+                reference_form,
             ),
         )
     }
@@ -332,40 +328,38 @@ fn is_supported(device: &Device) -> bool {
 }
 
 /// Log-probability of each row's target under a head, `[rows]`, and `[rows, 4]` by-products if
-/// asked for. Arguments as in [`Head`].
+/// asked for. A trainable head may keep `retained_bytes` of logits for its backward.
 pub fn head_log_probs(
-    hidden: Tensor<2>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
+    head: HeadTensors,
     targets: Tensor<1, Int>,
-    options: HeadOptions,
+    retained_bytes: usize,
+    statistics: bool,
 ) -> (Tensor<1>, Option<Tensor<2>>) {
-    let supported = is_supported(&hidden.device());
-    head_log_probs_by(supported, hidden, weight, bias, targets, options)
+    let supported = is_supported(&head.hidden.device());
+    head_log_probs_by(supported, head, targets, retained_bytes, statistics)
 }
 
 fn head_log_probs_by(
     extension: bool,
-    hidden: Tensor<2>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
+    head: HeadTensors,
     targets: Tensor<1, Int>,
-    options: HeadOptions,
+    retained_bytes: usize,
+    statistics: bool,
 ) -> (Tensor<1>, Option<Tensor<2>>) {
-    let bias = bias.unwrap_or_else(|| Tensor::zeros([1], (&hidden.device(), hidden.dtype())));
-    let [hidden, bias] = [hidden.into_dispatch(), bias.into_dispatch()];
-    let [weight, targets] = [weight.into_dispatch(), targets.into_dispatch()];
+    let ([hidden, weight, bias], form) = head.into_dispatch();
+    let targets = targets.into_dispatch();
     let found = if extension {
+        let options = HeadOptions {
+            form,
+            retained_bytes,
+            statistics,
+        };
         Dispatch::head_log_probs(hidden, weight, bias, targets, options)
     } else {
-        let head = Head::<Dispatch>::new(hidden, weight, bias, targets, options);
-        outputs(generic::head_forward(
-            head,
-            Save::Nothing,
-            options.statistics,
-        ))
+        let head = Head::<Dispatch>::new(hidden, weight, bias, targets, form);
+        outputs(generic::head_forward(head, Save::Nothing, statistics))
     };
-    tensors(found, options.statistics)
+    tensors(found, statistics)
 }
 
 /// Hidden states and a head as tensors: `[rows, hidden]`, weight, bias.
@@ -379,18 +373,16 @@ pub struct HeadTensors {
 }
 
 impl HeadTensors {
-    fn into_dispatch(self) -> ([DispatchTensor; 3], HeadOptions) {
-        let options = HeadOptions {
+    fn into_dispatch(self) -> ([DispatchTensor; 3], HeadForm) {
+        let form = HeadForm {
             words_first: self.words_first,
             biased: self.bias.is_some(),
             shaping: self.shaping,
-            retained_bytes: 0,
-            statistics: false,
         };
         let like = (&self.hidden.device(), self.hidden.dtype());
         let bias = self.bias.unwrap_or_else(|| Tensor::zeros([1], like));
         let [hidden, weight] = [self.hidden, self.weight].map(Tensor::into_dispatch);
-        ([hidden, weight, bias.into_dispatch()], options)
+        ([hidden, weight, bias.into_dispatch()], form)
     }
 }
 
@@ -403,17 +395,16 @@ pub fn head_kl(policy: HeadTensors, reference: HeadTensors) -> Tensor<1> {
 fn head_kl_by(extension: bool, policy: HeadTensors, reference: HeadTensors) -> Tensor<1> {
     let [rows, _] = policy.hidden.dims();
     let targets = Tensor::<1, Int>::zeros([rows], &policy.hidden.device()).into_dispatch();
-    let ([hidden, weight, bias], policy) = policy.into_dispatch();
-    let ([ref_hidden, ref_weight, ref_bias], reference) = reference.into_dispatch();
+    let ([hidden, weight, bias], form) = policy.into_dispatch();
+    let ([ref_hidden, ref_weight, ref_bias], ref_form) = reference.into_dispatch();
     Tensor::from_dispatch(if extension {
-        let options = KlOptions { policy, reference };
         Dispatch::head_kl(
-            hidden, weight, bias, ref_hidden, ref_weight, ref_bias, targets, options,
+            hidden, weight, bias, ref_hidden, ref_weight, ref_bias, targets, form, ref_form,
         )
     } else {
         generic::kl_forward::<Dispatch>(
-            Head::new(hidden, weight, bias, targets.clone(), policy),
-            Head::new(ref_hidden, ref_weight, ref_bias, targets, reference),
+            Head::new(hidden, weight, bias, targets.clone(), form),
+            Head::new(ref_hidden, ref_weight, ref_bias, targets, ref_form),
         )
     })
 }
@@ -460,7 +451,7 @@ fn tensors(
 mod tests {
     use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor};
 
-    use super::{HeadOptions, head_log_probs_by, is_supported, logits_log_probs_by};
+    use super::{HeadTensors, Shaping, head_log_probs_by, is_supported, logits_log_probs_by};
 
     fn numbers(tensors: &[Tensor<2>]) -> Vec<f64> {
         let values = |tensor: &Tensor<2>| tensor.to_data().iter::<f64>().collect::<Vec<_>>();
@@ -490,28 +481,23 @@ mod tests {
         for words_first in [true, false] {
             let by = |extension: bool| {
                 let matrix = weight.clone();
-                let (log_probs, statistics) = head_log_probs_by(
-                    extension,
-                    hidden.clone(),
-                    if words_first {
+                let head = HeadTensors {
+                    hidden: hidden.clone(),
+                    weight: if words_first {
                         matrix
                     } else {
                         matrix.transpose()
                     },
-                    Some(bias.clone().reshape([7])),
-                    targets.clone(),
-                    HeadOptions {
-                        words_first,
-                        biased: true,
-                        shaping: super::Shaping {
-                            scale: 0.5,
-                            softcap: Some(1.5),
-                            temperature: 0.8,
-                        },
-                        retained_bytes: 0,
-                        statistics: true,
+                    bias: Some(bias.clone().reshape([7])),
+                    words_first,
+                    shaping: Shaping {
+                        scale: 0.5,
+                        softcap: Some(1.5),
+                        temperature: 0.8,
                     },
-                );
+                };
+                let (log_probs, statistics) =
+                    head_log_probs_by(extension, head, targets.clone(), 0, true);
                 let loss = log_probs.clone().exp().sum();
                 let grads = loss.backward();
                 let grad = |leaf: &Tensor<2>| leaf.grad(&grads).expect("a leaf");

@@ -10,7 +10,8 @@ use burn_fusion::custom::{
 };
 use burn_fusion::{ExecutionError, Fusion, FusionBackend, FusionRuntime, FusionTensor};
 
-use super::super::{Forward, Head, HeadGradients, LogProbKernel, STATISTICS, Save};
+use super::super::generic::wide;
+use super::super::{Forward, Head, HeadForm, HeadGradients, LogProbKernel, STATISTICS, Save};
 
 type Handles<B> =
     HandleContainer<<<B as FusionBackend>::FusionRuntime as FusionRuntime>::FusionHandle>;
@@ -42,11 +43,33 @@ fn later<B: FusionBackend>(
     client.into_iter().collect::<Vec<_>>().into_iter()
 }
 
-fn wide(dtype: DType) -> DType {
-    if dtype == DType::F64 {
-        DType::F64
-    } else {
-        DType::F32
+/// [`later`] for a forward over so many rows; `slope` is the shape of one, where it is asked for.
+fn forward<B: FusionBackend>(
+    id: &'static str,
+    inputs: Vec<Fused<B>>,
+    (rows, slope, statistics): (usize, Option<Shape>, bool),
+    run: impl Fn(&mut Handles<B>, &[TensorIr]) -> Forward<B> + Send + Sync + 'static,
+) -> Forward<Fusion<B>> {
+    // Logits or hidden states.
+    let dtype = wide(inputs[0].dtype);
+    let with_slope = slope.is_some();
+    let by_products = statistics.then(|| Shape::new([rows, STATISTICS]));
+    let shapes = [Shape::new([rows]), Shape::new([rows, 2])];
+    let shapes = shapes.into_iter().chain(by_products).chain(slope);
+    let outputs = shapes.map(|shape| (shape, dtype)).collect();
+    let mut found = later::<B>(id, inputs, outputs, move |handles, description| {
+        let found = run(handles, &description.inputs);
+        let first = [found.log_probs, found.normalizer];
+        let more = found.statistics.into_iter().chain(found.slope);
+        first.into_iter().chain(more).collect()
+    });
+    let mut next = || found.next().expect("as many as described");
+    Forward {
+        log_probs: next(),
+        normalizer: next(),
+        statistics: statistics.then(&mut next),
+        slope: with_slope.then(&mut next),
+        tiles: Vec::new(),
     }
 }
 
@@ -54,34 +77,15 @@ fn wide(dtype: DType) -> DType {
 fn head_of<B: FusionBackend>(
     handles: &mut Handles<B>,
     inputs: &[TensorIr],
-    like: &HeadOf,
+    form: HeadForm,
 ) -> Head<B> {
     Head {
         hidden: handles.get_float_tensor::<B>(&inputs[0]),
         weight: handles.get_float_tensor::<B>(&inputs[1]),
         bias: handles.get_float_tensor::<B>(&inputs[2]),
         targets: handles.get_int_tensor::<B>(&inputs[3]),
-        words_first: like.words_first,
-        biased: like.biased,
-        shaping: like.shaping,
+        form,
     }
-}
-
-/// What of a head is no tensor.
-#[derive(Debug, Clone, Copy)]
-struct HeadOf {
-    words_first: bool,
-    biased: bool,
-    shaping: super::super::Shaping,
-}
-
-fn parts<B: FusionBackend>(head: Head<Fusion<B>>) -> (Vec<Fused<B>>, HeadOf) {
-    let of = HeadOf {
-        words_first: head.words_first,
-        biased: head.biased,
-        shaping: head.shaping,
-    };
-    (vec![head.hidden, head.weight, head.bias, head.targets], of)
 }
 
 impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
@@ -91,32 +95,19 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
             Save::Tiles(_) => Save::Tiles(0),
             save => save,
         };
-        let dtype = wide(head.hidden.dtype);
-        let rows = head.hidden.shape[0];
-        let mut outputs = vec![(Shape::new([rows]), dtype), (Shape::new([rows, 2]), dtype)];
-        if statistics {
-            outputs.push((Shape::new([rows, STATISTICS]), dtype));
-        }
-        if save == Save::Slope {
-            outputs.push((head.hidden.shape.clone(), dtype));
-        }
-        let (inputs, of) = parts(head);
-        let run = move |handles: &mut Handles<B>, description: &CustomOpIr| {
-            let head = head_of::<B>(handles, &description.inputs, &of);
-            let found = B::head_forward(head, save, statistics);
-            let first = [found.log_probs, found.normalizer];
-            let more = found.statistics.into_iter().chain(found.slope);
-            first.into_iter().chain(more).collect()
-        };
-        let mut found = later::<B>("log_probs::head_forward", inputs, outputs, run);
-        let mut next = || found.next().expect("as many as described");
-        Forward {
-            log_probs: next(),
-            normalizer: next(),
-            statistics: statistics.then(&mut next),
-            slope: (save == Save::Slope).then(&mut next),
-            tiles: Vec::new(),
-        }
+        let form = head.form;
+        let slope = (save == Save::Slope).then(|| head.hidden.shape.clone());
+        let outputs = (head.hidden.shape[0], slope, statistics);
+        let inputs = vec![head.hidden, head.weight, head.bias, head.targets];
+        forward::<B>(
+            "log_probs::head_forward",
+            inputs,
+            outputs,
+            move |handles, inputs| {
+                let head = head_of::<B>(handles, inputs, form);
+                B::head_forward(head, save, statistics)
+            },
+        )
     }
 
     fn head_backward(
@@ -130,11 +121,12 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
         let all = [of(&head.hidden), of(&head.weight), of(&head.bias)];
         let outputs = all.into_iter().zip(wanted).filter(|(_, wanted)| *wanted);
         let outputs = outputs.map(|(output, _)| output).collect();
-        let (mut inputs, of) = parts(head);
-        inputs.extend([normalizer, grad]);
+        let form = head.form;
+        let head = [head.hidden, head.weight, head.bias, head.targets];
+        let inputs = head.into_iter().chain([normalizer, grad]).collect();
         let run = move |handles: &mut Handles<B>, description: &CustomOpIr| {
             let inputs = &description.inputs;
-            let head = head_of::<B>(handles, inputs, &of);
+            let head = head_of::<B>(handles, inputs, form);
             let normalizer = handles.get_float_tensor::<B>(&inputs[4]);
             let grad = handles.get_float_tensor::<B>(&inputs[5]);
             let found = B::head_backward(head, normalizer, Vec::new(), grad, wanted);
@@ -150,30 +142,19 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
         counted: BoolTensor<Self>,
         statistics: bool,
     ) -> Forward<Self> {
-        let (rows, dtype) = (logits.shape[0], wide(logits.dtype));
-        let mut outputs = vec![(Shape::new([rows]), dtype), (Shape::new([rows, 2]), dtype)];
-        if statistics {
-            outputs.push((Shape::new([rows, STATISTICS]), dtype));
-        }
-        let run = move |handles: &mut Handles<B>, description: &CustomOpIr| {
-            let inputs = &description.inputs;
-            let logits = handles.get_float_tensor::<B>(&inputs[0]);
-            let targets = handles.get_int_tensor::<B>(&inputs[1]);
-            let counted = handles.get_bool_tensor::<B>(&inputs[2]);
-            let found = B::logits_forward(logits, targets, counted, statistics);
-            let first = [found.log_probs, found.normalizer];
-            first.into_iter().chain(found.statistics).collect()
-        };
+        let outputs = (logits.shape[0], None, statistics);
         let inputs = vec![logits, targets, counted];
-        let mut found = later::<B>("log_probs::logits_forward", inputs, outputs, run);
-        let mut next = || found.next().expect("as many as described");
-        Forward {
-            log_probs: next(),
-            normalizer: next(),
-            statistics: statistics.then(&mut next),
-            slope: None,
-            tiles: Vec::new(),
-        }
+        forward::<B>(
+            "log_probs::logits_forward",
+            inputs,
+            outputs,
+            move |handles, inputs| {
+                let logits = handles.get_float_tensor::<B>(&inputs[0]);
+                let targets = handles.get_int_tensor::<B>(&inputs[1]);
+                let counted = handles.get_bool_tensor::<B>(&inputs[2]);
+                B::logits_forward(logits, targets, counted, statistics)
+            },
+        )
     }
 
     fn logits_backward(

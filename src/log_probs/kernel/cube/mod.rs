@@ -22,6 +22,7 @@ use burn_cubecl::ops::numeric::empty_device_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
 use self::rows::{TURNS, reduce_rows, turn_rows};
+use super::generic::{add, cast, words};
 use super::{Forward, Head, HeadGradients, LogProbKernel, STATISTICS, Save, Shaping, generic};
 
 /// Logits of a block, in bytes: enough to fill a GPU, little beside the weights of a model.
@@ -338,18 +339,9 @@ fn align(size: usize, to: usize) -> usize {
     (size / to).max(1) * to
 }
 
-/// `[vocab, hidden]`, a view.
-fn words(head: &Head<CubeBackend>) -> CubeTensor {
-    if head.words_first {
-        head.weight.clone()
-    } else {
-        transposed(&head.weight)
-    }
-}
-
 /// `[vocab]`, if there is one.
 fn bias(head: &Head<CubeBackend>) -> Option<CubeTensor> {
-    head.biased.then(|| into_contiguous(head.bias.clone()))
+    head.form.biased.then(|| into_contiguous(head.bias.clone()))
 }
 
 /// The columns of what the rows gave.
@@ -384,7 +376,7 @@ fn head_forward(head: &Head<CubeBackend>, slope: bool, statistics: bool) -> Forw
     for (start, length) in blocks(rows, step) {
         let states = part(&head.hidden, 0, start, length);
         let x = product(states, transposed(&words), None, DType::F32);
-        let block = Block::new(x, bias.clone(), head.shaping);
+        let block = Block::new(x, bias.clone(), head.form.shaping);
         block.reduce(&targets, &reduced, start, statistics);
         if let Some(ones) = &ones {
             // The gradient of each log-probability itself.
@@ -402,14 +394,6 @@ fn head_forward(head: &Head<CubeBackend>, slope: bool, statistics: bool) -> Forw
     outputs(&reduced, statistics, slope)
 }
 
-/// Sums of what the blocks give.
-fn add(total: &mut Option<CubeTensor>, part: CubeTensor) {
-    *total = Some(match total.take() {
-        Some(total) => CubeBackend::float_add(total, part),
-        None => part,
-    });
-}
-
 fn head_backward(
     head: &Head<CubeBackend>,
     normalizer: &CubeTensor,
@@ -425,16 +409,13 @@ fn head_backward(
         hidden.extend(of_hidden);
         of_weight
             .into_iter()
-            .for_each(|part| add(&mut weight, part));
-        of_bias.into_iter().for_each(|part| add(&mut bias, part));
+            .for_each(|part| add::<CubeBackend>(&mut weight, part));
+        of_bias
+            .into_iter()
+            .for_each(|part| add::<CubeBackend>(&mut bias, part));
     }
     let dtype = head.hidden.dtype;
-    let cast = |tensor: CubeTensor| {
-        if tensor.dtype == dtype {
-            return tensor;
-        }
-        CubeBackend::float_cast(tensor, dtype.into())
-    };
+    let cast = |tensor: CubeTensor| cast::<CubeBackend>(tensor, dtype);
     let hidden = wanted[0].then(|| match hidden.len() {
         1 => hidden.remove(0),
         _ => CubeBackend::float_cat(hidden, 0),
@@ -455,7 +436,7 @@ fn backward_of_rows(
     let (words, bias) = (words(head), bias(head));
     let [vocab, _] = words.meta.shape().dims();
     let targets = into_contiguous(head.targets.clone());
-    let axis = usize::from(!head.words_first);
+    let axis = usize::from(!head.form.words_first);
     let shape: [usize; 2] = head.weight.meta.shape().dims();
     let weight = wants_weight.then(|| empty(&head.weight, shape, dtype));
     let mut hidden = None;
@@ -467,7 +448,7 @@ fn backward_of_rows(
         let of_words = bias
             .as_ref()
             .map(|bias| into_contiguous(part(bias, 0, start, length)));
-        let block = Block::new(x, of_words, head.shaping);
+        let block = Block::new(x, of_words, head.form.shaping);
         let delta = block.turn(&targets, normalizer, grad, [first_row, start], dtype);
         if wants_bias {
             let wide = CubeBackend::float_cast(delta.clone(), DType::F32.into());
@@ -475,7 +456,7 @@ fn backward_of_rows(
             biases.push(CubeBackend::float_reshape(sum, Shape::new([length])));
         }
         if let Some(weight) = &weight {
-            let (lhs, rhs) = if head.words_first {
+            let (lhs, rhs) = if head.form.words_first {
                 (transposed(&delta), states.clone())
             } else {
                 (transposed(&states), delta.clone())
@@ -484,7 +465,7 @@ fn backward_of_rows(
             product(lhs, rhs, Some(out), dtype);
         }
         if wants_hidden {
-            add(&mut hidden, product(delta, some, None, DType::F32));
+            add::<CubeBackend>(&mut hidden, product(delta, some, None, DType::F32));
         }
     }
     [

@@ -209,7 +209,7 @@ impl Problem {
     fn new(head: Head<Flex>, tile_rows: usize) -> Self {
         let [rows, width] = head.hidden.layout().shape().dims();
         let words = Words {
-            tensor: if head.words_first {
+            tensor: if head.form.words_first {
                 head.weight
             } else {
                 head.weight.transpose(0, 1)
@@ -223,12 +223,12 @@ impl Problem {
             arch: Arch::new(),
             dtype: head.hidden.dtype().into(),
             hidden: f32s(&head.hidden),
-            bias: head.biased.then(|| f32s(&head.bias)),
-            shaping: head.shaping,
+            bias: head.form.biased.then(|| f32s(&head.bias)),
+            shaping: head.form.shaping,
             targets: indices(head.targets),
             rows,
             width,
-            words_first: head.words_first,
+            words_first: head.form.words_first,
             tile: [tile_rows, tile_words],
             grid: [blocks, words.len().div_ceil(tile_words)],
             words,
