@@ -1,0 +1,253 @@
+//! Both gradients, some chunks of words at a time.
+
+use std::ops::Range;
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::super::super::HeadGradients;
+use super::super::row::{narrow, slope_at};
+use super::super::{f32s, tensor};
+use super::panel::{Product, padded};
+use super::passes::{PerRow, turn};
+use super::{Aligned, Lanes, split};
+
+/// Bytes of logits that are worked on at a time.
+const WORKSPACE: usize = 8 << 20;
+
+impl Lanes {
+    /// `retained` are the logits that the forward left; their place is taken by the deltas.
+    pub fn backward(
+        &self,
+        normalizer: &FlexTensor,
+        mut retained: Vec<FlexTensor>,
+        grad: &FlexTensor,
+        [wants_hidden, wants_weight, wants_bias]: [bool; 3],
+    ) -> HeadGradients<Flex> {
+        let (normalizer, grad) = (f32s(normalizer), f32s(grad));
+        let (width, vocab, chunks) = (self.width, self.vocab, self.chunks());
+        let normalizer: &[[f32; 2]] = normalizer.as_chunks().0;
+        let of_chunk = padded(self.rows) * self.chunk;
+        let step = (WORKSPACE / (size_of::<f32>() * of_chunk)).clamp(1, chunks);
+
+        let mut kept: &mut [f32] = match retained.first_mut() {
+            Some(retained) => {
+                let (start, len) = (
+                    retained.layout().start_offset(),
+                    retained.layout().num_elements(),
+                );
+                &mut retained.storage_mut()[start..][..len]
+            }
+            None => &mut [],
+        };
+        let kept_chunks = if kept.len() == self.tiles(0..chunks).sum::<usize>() {
+            chunks
+        } else {
+            kept.len() / of_chunk
+        };
+        let left = step.min(chunks - kept_chunks);
+        let mut scratch = Aligned::zeros(left * of_chunk);
+
+        let columns = wants_weight.then(|| self.columns());
+        let gradient = |wanted: bool, len: usize| vec![0.0; if wanted { len } else { 0 }];
+        let mut hidden = gradient(wants_hidden, self.rows * width);
+        let mut weight = gradient(wants_weight, vocab * width);
+        let mut bias = gradient(wants_bias, vocab);
+
+        let bands = |chunks: Range<usize>| {
+            let end = chunks.end;
+            chunks
+                .step_by(step)
+                .map(move |first| first..(first + step).min(end))
+        };
+        for band in bands(0..kept_chunks).chain(bands(kept_chunks..chunks)) {
+            let len = self.tiles(band.clone()).sum();
+            let is_kept = band.start < kept_chunks;
+            let deltas = if is_kept {
+                let (deltas, rest) = std::mem::take(&mut kept).split_at_mut(len);
+                kept = rest;
+                deltas
+            } else {
+                &mut scratch.get_mut()[..len]
+            };
+            self.deltas(&band, is_kept, normalizer, &grad, deltas);
+
+            let deltas = &*deltas;
+            let words = self.words_of(band.start).start..self.words_of(band.end - 1).end;
+            let to_hidden = || {
+                if wants_hidden {
+                    self.add_to_hidden(&band, deltas, &mut hidden);
+                }
+            };
+            let to_weight = || {
+                if let Some(columns) = &columns {
+                    let weight = &mut weight[words.start * width..words.end * width];
+                    self.write_words(&band, deltas, columns.get(), weight);
+                }
+            };
+            rayon::join(to_hidden, to_weight);
+            if wants_bias {
+                self.write_bias(&band, deltas, &mut bias[words]);
+            }
+        }
+        [
+            wants_hidden.then(|| tensor(hidden, [self.rows, width])),
+            wants_weight.then(|| tensor(weight, [vocab, width])),
+            wants_bias.then(|| tensor(bias, [vocab])),
+        ]
+    }
+
+    /// `(onehot − softmax)·g` of all tiles of some chunks.
+    fn deltas(
+        &self,
+        chunks: &Range<usize>,
+        is_kept: bool,
+        normalizer: &[[f32; 2]],
+        grad: &[f32],
+        out: &mut [f32],
+    ) {
+        let (factor, bend) = (narrow(self.shaping.factor()), narrow(self.shaping.bend()));
+        let of_block = |block: Range<usize>| {
+            let mut of = PerRow {
+                max: normalizer[block.clone()].iter().map(|of| of[0]).collect(),
+                log_sum: normalizer[block.clone()].iter().map(|of| of[1]).collect(),
+                factor: grad[block.clone()]
+                    .iter()
+                    .map(|grad| -factor * grad)
+                    .collect(),
+            };
+            for numbers in [&mut of.max, &mut of.log_sum, &mut of.factor] {
+                numbers.resize(padded(block.len()), 0.0);
+            }
+            (block, of)
+        };
+        let blocks: Vec<(Range<usize>, PerRow)> = self.blocks().map(of_block).collect();
+        let tiles = split(out, self.tiles(chunks.clone()));
+        tiles.into_par_iter().enumerate().for_each(|(index, tile)| {
+            let (block, of) = &blocks[index % blocks.len()];
+            let words = self.words_of(chunks.start + index / blocks.len());
+            if !is_kept {
+                self.logits(block, &words, tile);
+            }
+            let targets = self.targets[block.clone()].iter().enumerate();
+            let targets = targets.filter(|(_, target)| words.contains(target));
+            // The target's share, a softcap considered, before its logit is gone.
+            let gains: Vec<(usize, f32)> = targets
+                .map(|(lane, target)| {
+                    let place = (target - words.start) * of.max.len() + lane;
+                    let grad = grad[block.start + lane];
+                    (place, grad * slope_at(self.shaping, tile[place]))
+                })
+                .collect();
+            turn(self.arch, tile, of, bend);
+            for (place, gain) in gains {
+                tile[place] += gain;
+            }
+        });
+    }
+
+    /// The tiles of some chunks, chunk by chunk, block by block.
+    fn cut<'a>(&self, chunks: &Range<usize>, deltas: &'a [f32]) -> Vec<&'a [f32]> {
+        let mut rest = deltas;
+        let cut = |len: usize| {
+            let (tile, after) = rest.split_at(len);
+            rest = after;
+            tile
+        };
+        self.tiles(chunks.clone()).map(cut).collect()
+    }
+
+    fn add_to_hidden(&self, chunks: &Range<usize>, deltas: &[f32], hidden: &mut [f32]) {
+        let blocks: Vec<Range<usize>> = self.blocks().collect();
+        let deltas = self.cut(chunks, deltas);
+        split(hidden, blocks.iter().map(|block| block.len() * self.width))
+            .into_par_iter()
+            .enumerate()
+            .for_each_init(
+                || Aligned::zeros(padded(self.width) * self.chunk),
+                |packed, (index, out)| {
+                    for (chunk, deltas) in chunks.clone().zip(deltas.chunks(blocks.len())) {
+                        let words = self.words_of(chunk);
+                        self.add_words(
+                            deltas[index],
+                            &blocks[index],
+                            &words,
+                            out,
+                            packed.get_mut(),
+                        );
+                    }
+                },
+            );
+    }
+
+    /// Hidden states in panels of `[row][width]` per block.
+    fn columns(&self) -> Aligned {
+        let mut columns = Aligned::zeros(padded(self.width) * self.rows);
+        split(
+            columns.get_mut(),
+            self.blocks().map(|block| padded(self.width) * block.len()),
+        )
+        .into_par_iter()
+        .zip(self.blocks().collect::<Vec<_>>())
+        .for_each(|(out, block)| self.panels.pack(self.hidden(&block), self.width, out));
+        columns
+    }
+
+    fn write_words(
+        &self,
+        chunks: &Range<usize>,
+        deltas: &[f32],
+        columns: &[f32],
+        weight: &mut [f32],
+    ) {
+        let blocks: Vec<Range<usize>> = self.blocks().collect();
+        let deltas = self.cut(chunks, deltas);
+        let lens = chunks
+            .clone()
+            .map(|chunk| self.words_of(chunk).len() * self.width);
+        split(weight, lens)
+            .into_par_iter()
+            .zip(deltas.par_chunks(blocks.len()))
+            .for_each(|(out, deltas)| {
+                for (block, delta) in blocks.iter().zip(deltas) {
+                    let rows = padded(block.len());
+                    self.arch.dispatch(Product {
+                        panels: self.panels,
+                        a: &columns[padded(self.width) * block.start..],
+                        columns: self.width,
+                        depth: block.len(),
+                        b: delta,
+                        strides: [rows, 1],
+                        rows: delta.len() / rows,
+                        out: &mut *out,
+                        out_stride: self.width,
+                        accumulate: block.start > 0,
+                    });
+                }
+            });
+    }
+
+    fn write_bias(&self, chunks: &Range<usize>, deltas: &[f32], bias: &mut [f32]) {
+        let blocks: Vec<Range<usize>> = self.blocks().collect();
+        let deltas = self.cut(chunks, deltas);
+        bias.par_chunks_mut(self.chunk)
+            .zip(deltas.par_chunks(blocks.len()))
+            .for_each(|(bias, deltas)| {
+                let mut sums = vec![0.0_f64; bias.len()];
+                for (block, delta) in blocks.iter().zip(deltas) {
+                    let lines = delta.chunks_exact(padded(block.len()));
+                    for (sum, line) in sums.iter_mut().zip(lines) {
+                        *sum += line[..block.len()]
+                            .iter()
+                            .copied()
+                            .map(f64::from)
+                            .sum::<f64>();
+                    }
+                }
+                for (out, sum) in bias.iter_mut().zip(sums) {
+                    *out = narrow(sum);
+                }
+            });
+    }
+}

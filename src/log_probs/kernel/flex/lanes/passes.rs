@@ -1,0 +1,144 @@
+//! Passes over a tile of logits, `[word][row]`: rows are lanes, so that nothing is summed across a
+//! vector.
+
+#![allow(
+    clippy::inline_always,
+    clippy::needless_range_loop,
+    reason = "only what is inlined into `dispatch` is vectorised; lanes have a number"
+)]
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::super::super::STATISTICS;
+use super::super::partial::Partial;
+use super::super::row::exp;
+use super::panel::LANES;
+
+/// Words of a sum in f32, before it is added in f64.
+const PIECE: usize = 96;
+
+struct Observe<'a, const BY_PRODUCTS: bool> {
+    tile: &'a [f32],
+    rows: usize,
+    at_least: [f32; LANES],
+}
+
+impl<const BY_PRODUCTS: bool> WithSimd for Observe<'_, BY_PRODUCTS> {
+    type Output = [Partial; LANES];
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> [Partial; LANES] {
+        let mut max = self.at_least;
+        let mut first = [u32::MAX; LANES];
+        let lines = || {
+            self.tile
+                .chunks(self.rows)
+                .filter_map(<[f32]>::first_chunk::<LANES>)
+        };
+        for (word, line) in (0..).zip(lines()) {
+            for l in 0..LANES {
+                let larger = line[l] > max[l];
+                max[l] = if larger { line[l] } else { max[l] };
+                if BY_PRODUCTS {
+                    first[l] = if larger { word } else { first[l] };
+                }
+            }
+        }
+        let shift = max.map(|max| if max == f32::NEG_INFINITY { 0.0 } else { max });
+        let mut sums = [[0.0_f32; LANES]; STATISTICS];
+        for line in lines() {
+            for l in 0..LANES {
+                let below = line[l] - shift[l];
+                let power = exp(below);
+                sums[0][l] += power;
+                if BY_PRODUCTS {
+                    // e^−1e4 is 0 already; −∞ times that 0 would be NaN.
+                    let bounded = if below < -1e4 { -1e4 } else { below };
+                    sums[1][l] += power * bounded;
+                    sums[2][l] += power * power;
+                    sums[3][l] += line[l];
+                }
+            }
+        }
+        std::array::from_fn(|l| {
+            let first = (first[l] != u32::MAX).then_some(first[l] as usize);
+            Partial::new(max[l], first, sums.map(|sums| sums[l].into()))
+        })
+    }
+}
+
+/// What logits say of [`LANES`] rows, whose largest so far is `at_least`; lines are `rows` apart.
+pub fn observe(
+    arch: Arch,
+    tile: &[f32],
+    rows: usize,
+    at_least: [f32; LANES],
+    statistics: bool,
+) -> [Partial; LANES] {
+    let mut found = at_least.map(|max| Partial::new(max, None, [0.0; STATISTICS]));
+    for (index, tile) in tile.chunks(PIECE * rows).enumerate() {
+        let at_least = found.map(|found| found.max);
+        let more = if statistics {
+            arch.dispatch(Observe::<true> {
+                tile,
+                rows,
+                at_least,
+            })
+        } else {
+            arch.dispatch(Observe::<false> {
+                tile,
+                rows,
+                at_least,
+            })
+        };
+        for (found, more) in found.iter_mut().zip(more) {
+            *found = found.and(more.starting_at(index * PIECE));
+        }
+    }
+    found
+}
+
+/// Numbers of every row of a tile.
+#[derive(Debug, Clone)]
+pub struct PerRow {
+    pub max: Vec<f32>,
+    pub log_sum: Vec<f32>,
+    pub factor: Vec<f32>,
+}
+
+struct Turn<'a, const BENT: bool> {
+    tile: &'a mut [f32],
+    of: &'a PerRow,
+    bend: f32,
+}
+
+impl<const BENT: bool> WithSimd for Turn<'_, BENT> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let of = self.of;
+        for line in self.tile.chunks_exact_mut(of.max.len()) {
+            let numbers = of.max.iter().zip(&of.log_sum).zip(&of.factor);
+            for (x, ((max, log_sum), factor)) in line.iter_mut().zip(numbers) {
+                let power = factor * exp((*x - max) - log_sum);
+                let bent = self.bend * *x;
+                *x = if BENT {
+                    power - power * (bent * bent)
+                } else {
+                    power
+                };
+            }
+        }
+    }
+}
+
+/// Turns logits into `factor · exp((x − max) − log_sum)`, with a `bend` u that is not 0 times
+/// `1 − (u·x)²`: what a softcap leaves of a gradient.
+pub fn turn(arch: Arch, tile: &mut [f32], of: &PerRow, bend: f32) {
+    if bend == 0.0 {
+        arch.dispatch(Turn::<false> { tile, of, bend });
+    } else {
+        arch.dispatch(Turn::<true> { tile, of, bend });
+    }
+}

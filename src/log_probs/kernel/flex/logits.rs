@@ -1,0 +1,80 @@
+//! From logits that are there: one pass forward, one backward in their own buffer.
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::backend::tensor::IntTensor;
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::super::Forward;
+use super::partial::{Found, Partial, outputs};
+use super::row::{observe, turn};
+use super::{f32s, indices};
+
+fn is_counted(counted: &FlexTensor) -> Vec<bool> {
+    counted.to_contiguous().into_data().iter::<bool>().collect()
+}
+
+/// Walks rows of logits in pieces that stay in the first cache.
+pub fn forward(
+    logits: &FlexTensor,
+    targets: IntTensor<Flex>,
+    counted: &FlexTensor,
+    statistics: bool,
+) -> Forward<Flex> {
+    const PIECE: usize = 4096;
+    let [_, vocab] = logits.layout().shape().dims();
+    let logits: &[f32] = logits.as_slice().expect("contiguous f32");
+    let (targets, counted) = (indices(targets), is_counted(counted));
+    let arch = Arch::new();
+    let found: Vec<Found> = logits
+        .par_chunks(vocab)
+        .enumerate()
+        .map(|(row, logits)| {
+            if !counted[row] {
+                return Found::NOT_COUNTED;
+            }
+            let mut partial = Partial::EMPTY;
+            for (index, piece) in logits.chunks(PIECE).enumerate() {
+                let found = observe(arch, piece, f32::NEG_INFINITY, statistics);
+                partial = partial.and(found.starting_at(index * PIECE));
+            }
+            let target = logits[targets[row]];
+            Found { partial, target }
+        })
+        .collect();
+    outputs(&found, &targets, vocab, statistics)
+}
+
+pub fn backward(
+    mut logits: FlexTensor,
+    targets: IntTensor<Flex>,
+    counted: &FlexTensor,
+    normalizer: &FlexTensor,
+    grad: &FlexTensor,
+) -> FlexTensor {
+    let [_, vocab] = logits.layout().shape().dims();
+    let (targets, counted) = (indices(targets), is_counted(counted));
+    let (normalizer, grad) = (f32s(normalizer), f32s(grad));
+    let arch = Arch::new();
+    let whole =
+        logits.is_contiguous() && logits.layout().num_elements() * 4 == logits.bytes().len();
+    if !whole {
+        logits = logits.to_contiguous();
+    }
+    // In place, unless somebody else still holds the logits.
+    let values: &mut [f32] = logits.storage_mut();
+    values
+        .par_chunks_mut(vocab)
+        .enumerate()
+        .for_each(|(row, line)| {
+            if !counted[row] {
+                line.fill(0.0);
+                return;
+            }
+            let normalizer = [normalizer[2 * row], normalizer[2 * row + 1]];
+            turn(arch, line, normalizer, -grad[row], 0.0);
+            line[targets[row]] += grad[row];
+        });
+    logits
+}

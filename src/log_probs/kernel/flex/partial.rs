@@ -1,0 +1,170 @@
+//! What logits say of their row, in parts that can be put together.
+
+use burn::backend::Flex;
+
+use super::super::{Forward, STATISTICS};
+use super::row::narrow;
+use super::tensor;
+
+/// What a stretch of logits x says, relative to its largest m; a NaN makes every sum NaN.
+#[derive(Debug, Clone, Copy)]
+pub struct Partial {
+    pub max: f32,
+    /// Where the first of the largest stands, if by-products were asked for.
+    first: usize,
+    /// `Σ exp(x − m)`
+    pub sum: f64,
+    /// `Σ exp(x − m)·(x − m)`
+    expected: f64,
+    /// `Σ exp(x − m)²`
+    squares: f64,
+    /// `Σ x`
+    total: f64,
+}
+
+impl Partial {
+    pub const EMPTY: Self = Self {
+        max: f32::NEG_INFINITY,
+        first: usize::MAX,
+        sum: 0.0,
+        expected: 0.0,
+        squares: 0.0,
+        total: 0.0,
+    };
+
+    /// One logit of 0.
+    pub const ONE: Self = Self {
+        max: 0.0,
+        first: 0,
+        sum: 1.0,
+        squares: 1.0,
+        ..Self::EMPTY
+    };
+
+    pub fn new(max: f32, first: Option<usize>, sums: [f64; STATISTICS]) -> Self {
+        let [sum, expected, squares, total] = sums;
+        Self {
+            max,
+            first: first.unwrap_or(usize::MAX),
+            sum,
+            expected,
+            squares,
+            total,
+        }
+    }
+
+    /// Both stretches as one.
+    pub fn and(self, other: Self) -> Self {
+        let max = if other.max > self.max {
+            other.max
+        } else {
+            self.max
+        };
+        let first = |of: Self| if of.max == max { of.first } else { usize::MAX };
+        let (a, b) = (self.relative_to(max), other.relative_to(max));
+        Self {
+            max,
+            first: first(self).min(first(other)),
+            sum: a.sum + b.sum,
+            expected: a.expected + b.expected,
+            squares: a.squares + b.squares,
+            total: a.total + b.total,
+        }
+    }
+
+    fn relative_to(self, max: f32) -> Self {
+        // Nothing but −∞ weighs nothing; −∞ − (−∞) would be NaN.
+        if max == self.max || self.max == f32::NEG_INFINITY {
+            return Self { max, ..self };
+        }
+        let difference = f64::from(self.max) - f64::from(max);
+        let factor = difference.exp();
+        Self {
+            max,
+            sum: factor * self.sum,
+            expected: factor * (self.expected + difference * self.sum),
+            squares: factor * factor * self.squares,
+            ..self
+        }
+    }
+
+    /// The same stretch, which begins at `word` of its row.
+    pub fn starting_at(self, word: usize) -> Self {
+        Self {
+            first: self.first.saturating_add(word),
+            ..self
+        }
+    }
+
+    /// `ln Σ exp(x − m)`
+    pub fn log_sum(self) -> f64 {
+        self.sum.ln()
+    }
+
+    /// The by-products of a row of `words` logits, of which `target` was asked for.
+    pub fn statistics(self, target: usize, words: usize) -> [f32; STATISTICS] {
+        let top1 = if self.sum.is_nan() {
+            f64::NAN
+        } else {
+            f64::from(u8::from(target == self.first))
+        };
+        [
+            self.log_sum() - self.expected / self.sum,
+            self.squares.ln() - 2.0 * self.log_sum(),
+            top1,
+            self.total / words as f64,
+        ]
+        .map(narrow)
+    }
+}
+
+/// What some logits of a row say, its target's logit included if it was among them.
+#[derive(Clone, Copy)]
+pub struct Found {
+    pub partial: Partial,
+    pub target: f32,
+}
+
+impl Found {
+    /// A row that does not count: finite numbers, which the mask then drops.
+    pub const NOT_COUNTED: Self = Self {
+        partial: Partial::ONE,
+        target: 0.0,
+    };
+    pub const NOTHING: Self = Self {
+        partial: Partial::EMPTY,
+        target: f32::NEG_INFINITY,
+    };
+
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            partial: self.partial.and(other.partial),
+            // Only one of them met the target. NaN is no smaller than −∞, but stays.
+            target: if self.target == f32::NEG_INFINITY {
+                other.target
+            } else {
+                self.target
+            },
+        }
+    }
+}
+
+/// The outputs of a forward from what is known of every row.
+pub fn outputs(rows: &[Found], targets: &[usize], words: usize, statistics: bool) -> Forward<Flex> {
+    let log_prob = |found: &Found| {
+        let below = f64::from(found.target) - f64::from(found.partial.max);
+        narrow(below - found.partial.log_sum())
+    };
+    let normalizer = |found: &Found| [found.partial.max, narrow(found.partial.log_sum())];
+    let by_products = |(found, &target): (&Found, &usize)| found.partial.statistics(target, words);
+    Forward {
+        log_probs: tensor(rows.iter().map(log_prob).collect(), [rows.len()]),
+        normalizer: tensor(rows.iter().flat_map(normalizer).collect(), [rows.len(), 2]),
+        statistics: statistics.then(|| {
+            let values = rows.iter().zip(targets).flat_map(by_products).collect();
+            tensor(values, [rows.len(), STATISTICS])
+        }),
+        slope: None,
+        tiles: Vec::new(),
+    }
+}

@@ -1,0 +1,251 @@
+//! Both kernels against f64, on shapes that neither would be given.
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::{DType, FloatDType, TensorData};
+use proptest::prelude::*;
+
+use super::super::{Forward, Head, HeadForm, HeadGradients, Save, Shaping, generic};
+use super::lanes::Lanes;
+use super::tiles::Tiles;
+use super::{f32s, tensor};
+
+fn wide(tensor: &FlexTensor) -> Vec<f64> {
+    tensor.to_contiguous().into_data().iter::<f64>().collect()
+}
+
+/// Numbers that look like any, between −1 and 1.
+fn numbers(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005);
+        state = state.wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / 8_388_608.0 - 1.0
+    };
+    (0..len).map(next).collect()
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    rows: usize,
+    width: usize,
+    vocab: usize,
+    biased: bool,
+    shaping: Shaping,
+}
+
+impl Case {
+    fn head(&self) -> Head<Flex> {
+        let &Self {
+            rows, width, vocab, ..
+        } = self;
+        let targets: Vec<i64> = (0..rows).map(|row| (row * 7919 % vocab) as i64).collect();
+        Head {
+            hidden: tensor(numbers(rows * width, 1), [rows, width]),
+            weight: tensor(numbers(vocab * width, 2), [vocab, width]),
+            bias: tensor(numbers(vocab, 3), [vocab]),
+            targets: FlexTensor::from_data(TensorData::new(targets, [rows])),
+            form: HeadForm {
+                words_first: true,
+                biased: self.biased,
+                shaping: self.shaping,
+            },
+        }
+    }
+
+    fn grad(&self) -> FlexTensor {
+        tensor(numbers(self.rows, 4), [self.rows])
+    }
+}
+
+fn doubled(head: Head<Flex>) -> Head<Flex> {
+    let wide = |tensor| Flex::float_cast(tensor, FloatDType::F64);
+    Head {
+        hidden: wide(head.hidden),
+        weight: wide(head.weight),
+        bias: wide(head.bias),
+        ..head
+    }
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let rows = prop::sample::select(&[1_usize, 15, 16, 63, 64, 255, 257, 300][..]);
+    let width = prop::sample::select(&[1_usize, 16, 17, 70, 300][..]);
+    let vocab = prop::sample::select(&[1_usize, 5, 47, 97, 385, 1003][..]);
+    let shaping = prop::sample::select(vec![
+        Shaping::NONE,
+        Shaping {
+            scale: 0.5,
+            temperature: 2.0,
+            ..Shaping::NONE
+        },
+        Shaping {
+            scale: 0.5,
+            softcap: Some(3.0),
+            temperature: 0.8,
+        },
+    ]);
+    let all = (rows, width, vocab, any::<bool>(), shaping);
+    all.prop_map(|(rows, width, vocab, biased, shaping)| Case {
+        rows,
+        width,
+        vocab,
+        biased,
+        shaping,
+    })
+}
+
+/// What differs is below `bound` of the largest.
+fn close(name: &str, ours: &FlexTensor, theirs: &FlexTensor, bound: f64) {
+    let (ours, theirs) = (wide(ours), wide(theirs));
+    assert_eq!(ours.len(), theirs.len(), "{name}");
+    let largest = theirs.iter().fold(1e-3, |max: f64, x| max.max(x.abs()));
+    for (index, (a, b)) in ours.into_iter().zip(theirs).enumerate() {
+        assert!(
+            (a - b).abs() <= bound * largest,
+            "{name}[{index}]: {a} and {b}"
+        );
+    }
+}
+
+fn forwards_agree(ours: &Forward<Flex>, exact: &Forward<Flex>) {
+    close("log-probs", &ours.log_probs, &exact.log_probs, 2e-6);
+    let statistics = [ours, exact].map(|of| of.statistics.clone().expect("asked for"));
+    close("statistics", &statistics[0], &statistics[1], 1e-5);
+    if let (Some(ours), Some(exact)) = (&ours.slope, &exact.slope) {
+        close("slope", ours, exact, 5e-6);
+    }
+}
+
+fn gradients_agree(ours: HeadGradients<Flex>, exact: HeadGradients<Flex>) {
+    let names = ["hidden", "weight", "bias"];
+    for (name, (ours, exact)) in names.into_iter().zip(ours.into_iter().zip(exact)) {
+        close(name, &ours.expect(name), &exact.expect(name), 5e-6);
+    }
+}
+
+type Run<'a> = &'a dyn Fn(Save) -> Forward<Flex>;
+type Back<'a> = &'a dyn Fn(&Forward<Flex>) -> HeadGradients<Flex>;
+
+/// Every mode of a kernel against f64, whatever it keeps.
+fn check(case: &Case, run: Run, back: Back) {
+    let head = doubled(case.head());
+    let exact = generic::head_forward(head.clone(), Save::Slope, true);
+    forwards_agree(&run(Save::Nothing), &exact);
+    forwards_agree(&run(Save::Slope), &exact);
+    let grad = Flex::float_cast(case.grad(), FloatDType::F64);
+    let tiles = exact.tiles.clone();
+    let wanted = [true, true, case.biased];
+    let found = generic::head_backward(head, exact.normalizer.clone(), tiles, grad, wanted);
+    let found = found.map(|of| of.unwrap_or_else(|| tensor(vec![0.0], [1])));
+    let all = 4 * case.rows.next_multiple_of(16) * case.vocab.next_multiple_of(2048);
+    let mut bits: Option<Vec<Vec<f32>>> = None;
+    for bytes in [0, all / 2, usize::MAX] {
+        let ours = run(Save::Tiles(bytes));
+        forwards_agree(&ours, &exact);
+        let ours = back(&ours).map(|of| of.unwrap_or_else(|| tensor(vec![0.0], [1])));
+        let these: Vec<Vec<f32>> = ours.iter().map(f32s).collect();
+        // What was kept is what would be computed again.
+        assert!(
+            *bits.get_or_insert(these.clone()) == these,
+            "{bytes} bytes kept"
+        );
+        gradients_agree(ours.map(Some), found.clone().map(Some));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn rows_as_lanes(case in case()) {
+        let head = case.head();
+        prop_assume!(Lanes::of(&head).is_some());
+        let lanes = || Lanes::of(&head).expect("as above");
+        let wanted = [true, true, case.biased];
+        check(
+            &case,
+            &|save| match save {
+                Save::Nothing => lanes().forward(0, true),
+                Save::Tiles(bytes) => lanes().forward(bytes, true),
+                Save::Slope => lanes().forward_with_slope(true),
+            },
+            &|of| lanes().backward(&of.normalizer, of.tiles.clone(), &case.grad(), wanted),
+        );
+    }
+
+    #[test]
+    fn tiles_of_gemm(case in case()) {
+        let tiles = || Tiles::new(case.head());
+        let wanted = [true, true, case.biased];
+        check(
+            &case,
+            &|save| match save {
+                Save::Nothing => Tiles::of_reference(case.head()).forward(0, true),
+                Save::Tiles(bytes) => tiles().forward(bytes, true),
+                Save::Slope => tiles().forward_with_slope(true),
+            },
+            &|of| tiles().backward(&of.normalizer, of.tiles.clone(), &case.grad(), wanted),
+        );
+    }
+}
+
+/// The same bits on any number of threads.
+#[test]
+fn threads() {
+    let case = Case {
+        rows: 300,
+        width: 70,
+        vocab: 2003,
+        biased: true,
+        shaping: Shaping::NONE,
+    };
+    let head = case.head();
+    if Lanes::of(&head).is_none() {
+        return;
+    }
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build().expect("threads").install(|| {
+            let lanes = Lanes::of(&head).expect("as above");
+            let slope = lanes.forward_with_slope(true);
+            let forward = lanes.forward(1 << 20, true);
+            let found = lanes.backward(&forward.normalizer, forward.tiles, &case.grad(), [true; 3]);
+            let mut all = vec![slope.slope.expect("asked for"), forward.log_probs];
+            all.extend(found.into_iter().flatten());
+            all.iter().map(f32s).collect::<Vec<_>>()
+        })
+    };
+    let one = on(1);
+    assert!([2, 3, 5].into_iter().all(|threads| on(threads) == one));
+}
+
+/// A logit that is NaN or infinite stays in its row.
+#[test]
+fn rows_that_are_not_finite() {
+    let case = Case {
+        rows: 40,
+        width: 20,
+        vocab: 500,
+        biased: false,
+        shaping: Shaping::NONE,
+    };
+    let mut head = case.head();
+    let mut hidden = numbers(40 * 20, 1);
+    hidden[3 * 20] = f32::NAN;
+    hidden[5 * 20] = f32::INFINITY;
+    head.hidden = tensor(hidden, [40, 20]);
+    let Some(lanes) = Lanes::of(&head) else {
+        return;
+    };
+    for of in [lanes.forward(0, true), lanes.forward_with_slope(true)] {
+        let log_probs = wide(&of.log_probs);
+        for (row, log_prob) in log_probs.into_iter().enumerate() {
+            assert_eq!(log_prob.is_finite(), row != 3 && row != 5, "row {row}");
+        }
+        let top1 = wide(&of.statistics.expect("asked for"));
+        assert!(top1[3 * 4 + 2].is_nan() && !top1[2 * 4 + 2].is_nan());
+    }
+    assert_eq!(head.weight.dtype(), DType::F32);
+}
