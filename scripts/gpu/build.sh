@@ -2,13 +2,18 @@
 # The programs of a GPU machine, in bin/: `head` (times), `parity` (tests), `align` (the example).
 #
 #   scripts/gpu/build.sh          for CUDA; neither CUDA, a GPU nor LLVM need be here
-#   scripts/gpu/build.sh wgpu     for WGSL, to try them on a software device
+#   scripts/gpu/build.sh wgpu     for WGSL and not optimised, to try them on a software device
 #
 # About 15 minutes and 3 GB of target on two cores. Copy scripts/gpu/ to a machine without network
 # and call run.sh there.
 set -euo pipefail
 cd "$(dirname "$0")"
 feature=${1:-cuda}
+case $feature in
+    cuda) profile=release folder=release ;;
+    wgpu) profile=dev folder=debug ;;
+    *) echo "$0 [cuda | wgpu]" >&2; exit 2 ;;
+esac
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 # The toolkit that the programs are for; NVRTC and the driver are loaded when they run.
 export CUDARC_CUDA_VERSION=${CUDARC_CUDA_VERSION:-13000}
@@ -18,8 +23,8 @@ export DOCS_RS=1
 cp ../../Cargo.lock Cargo.lock
 
 build() {
-    cargo build --release --no-default-features --features "$feature" --bins &&
-        cargo test --release --no-default-features --features "$feature" --test parity --no-run
+    # Cargo builds the programs of a package for its tests.
+    cargo test --profile "$profile" --no-default-features --features "$feature" --test parity --no-run
 }
 
 # A function that aborts in the place of every function of LLVM that the linker misses.
@@ -47,6 +52,6 @@ if ! build 2>&1 | tee "$log"; then
     build
 fi
 mkdir -p bin
-cp "$CARGO_TARGET_DIR"/release/{head,align} bin/
-cp "$(ls -t "$CARGO_TARGET_DIR"/release/deps/parity-* | grep -v '\.d$' | head -1)" bin/parity
+cp "$CARGO_TARGET_DIR/$folder"/{head,align} bin/
+cp "$(ls -t "$CARGO_TARGET_DIR/$folder"/deps/parity-* | grep -v '\.d$' | head -1)" bin/parity
 ls -l bin

@@ -10,7 +10,7 @@ use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor};
 use burn_preference::{InvalidInput, LmHead, TokenLogProbs};
 use clap::{Parser, ValueEnum};
 use cubecl::MemoryScope;
-use cubecl::client::ComputeClient;
+use cubecl::client::Client;
 use cubecl::logging::{LaunchObservation, LaunchObserver};
 
 #[derive(Parser)]
@@ -146,7 +146,7 @@ impl Inputs {
 
 /// The most bytes in use at the start of any kernel.
 struct Peak {
-    client: ComputeClient,
+    client: Client,
     bytes: AtomicU64,
 }
 
