@@ -134,6 +134,8 @@ def rows_of(args, shape, dtype):
     label = f"{'×'.join(map(str, shape))} {dtype}"
     runs = [ours(args, *shape, dtype)]
     theirs = Torch(args, *shape, dtype).run() if torch else {}
+    if theirs:
+        torch.cuda.empty_cache()
     runs.append(ours(args, *shape, dtype))
     mine = {
         name: (statistics.mean(run[name][0] for run in runs), runs[0][name][1]) for name in runs[0]
@@ -155,7 +157,7 @@ def rows_of(args, shape, dtype):
             # torch's allocator counts on CUDA alone.
             counted = size is not None and (name == "ours" or torch.cuda.is_available())
             cells.append(f"{size / 2**20:.0f}" if counted else "")
-            cells.append("" if name == "ours" else f"{mine[mode][0] / seconds:.2f}")
+            cells.append("" if name == "ours" or size is None else f"{mine[mode][0] / seconds:.2f}")
             yield "| " + " | ".join(cells) + " |"
 
 

@@ -11,8 +11,8 @@ use burn_cubecl::CubeDevice;
 use burn_cubecl::cubecl::future::block_on;
 use burn_cubecl::cubecl::logging::{LaunchObservation, LaunchObserver};
 
+use super::super::HeadForm;
 use super::*;
-use crate::log_probs::kernel::HeadForm;
 
 fn device() -> CubeDevice {
     match Device::default().as_dispatch() {
