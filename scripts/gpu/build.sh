@@ -4,7 +4,7 @@
 #   scripts/gpu/build.sh          for CUDA; neither CUDA, a GPU nor LLVM need be here
 #   scripts/gpu/build.sh wgpu     for WGSL and not optimised, to try them on a software device
 #
-# Half an hour of processor time, 3 GB of target. A machine without network needs run.sh, table.py
+# Half an hour of processor time, 2 GB of target. A machine without network needs run.sh, table.py
 # and bin/, or bin.tar.xz in its place.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -49,5 +49,5 @@ bin=bin/$feature
 mkdir -p "$bin"
 cp "$CARGO_TARGET_DIR/$folder"/{head,align} "$bin"
 cp "$(ls -t "$CARGO_TARGET_DIR/$folder"/deps/parity-* | grep -v '\.d$' | head -1)" "$bin/parity"
-tar -cJf bin.tar.xz bin
+tar -cJf bin.tar.xz "$bin"
 ls -l "$bin" bin.tar.xz
