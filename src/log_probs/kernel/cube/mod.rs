@@ -7,6 +7,11 @@
 //! f64 goes the way of the other backends.
 
 mod fusion;
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    reason = "kernels are written in CubeCL's part of Rust"
+)]
 mod rows;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
@@ -159,7 +164,10 @@ fn vector_size(tensors: &[&CubeTensor]) -> usize {
     let widest = |tensor: &&CubeTensor| {
         let stride = tensor.meta.strides()[0];
         let sizes = tensor.client.io_optimized_vector_sizes(tensor.dtype.size());
-        sizes.filter(|size| stride % size == 0).max().unwrap_or(1)
+        sizes
+            .filter(|size| stride.is_multiple_of(*size))
+            .max()
+            .unwrap_or(1)
     };
     tensors.iter().map(widest).min().unwrap_or(1)
 }
