@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The parity suite on wgpu: WGSL on whichever adapter there is, a GPU or Mesa's lavapipe
-# (apt-get install --no-install-recommends mesa-vulkan-drivers libvulkan1).
+# The parity suite and the tests of the kernels on wgpu: WGSL on whichever adapter there is, a GPU or
+# Mesa's lavapipe (apt-get install --no-install-recommends mesa-vulkan-drivers libvulkan1).
 #
 #   scripts/test_wgpu.sh                    with Burn's fusion, which its default features turn on
 #   scripts/test_wgpu.sh plain              without
@@ -17,4 +17,4 @@ case "${1:-fused}" in
 esac
 export BURN_PREFERENCE_DEVICE=wgpu
 # One after another: tests of one device only wait for each other.
-cargo test --features "$features" --test parity --no-fail-fast -- --test-threads=1
+cargo test --features "$features" --lib --test parity --no-fail-fast -- --test-threads=1

@@ -9,6 +9,7 @@ use burn::tensor::{DType, Device};
 /// |---|---|---|
 /// | `flex` (default), `ndarray` | the CPU | nothing |
 /// | `wgpu` | WGSL on whichever adapter there is: a GPU, or Mesa's lavapipe | `--features wgpu` |
+/// | `cuda` | an NVIDIA GPU | `--features cuda`, `scripts/gpu/run.sh` |
 /// | `tch` | LibTorch on the CPU | `--features tch`, `scripts/test_tch.sh` |
 /// | `remote` | Flex behind a server of this process, over WebSocket | `--features remote-server,remote-websocket` |
 pub fn device() -> Device {
@@ -18,6 +19,8 @@ pub fn device() -> Device {
         "ndarray" => Device::ndarray(),
         #[cfg(feature = "wgpu")]
         "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::cuda(0),
         #[cfg(feature = "tch")]
         #[expect(deprecated, reason = "supported while it exists")]
         "tch" => Device::libtorch(),

@@ -7,7 +7,14 @@
 //! f64 goes the way of the other backends.
 
 mod fusion;
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    reason = "kernels are written in CubeCL's part of Rust"
+)]
 mod rows;
+#[cfg(all(test, feature = "flex"))]
+mod tests;
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -52,12 +59,8 @@ impl LogProbKernel for CubeBackend {
         if head.hidden.dtype() == DType::F64 {
             return generic::head_backward(head, normalizer, tiles, grad, wanted);
         }
-        head_backward(
-            &head,
-            &into_contiguous(normalizer),
-            &into_contiguous(grad),
-            wanted,
-        )
+        let (normalizer, grad) = (into_contiguous(normalizer), into_contiguous(grad));
+        head_backward(&head, &normalizer, &grad, wanted, BACKWARD_ROWS)
     }
 
     fn logits_forward(
@@ -161,7 +164,10 @@ fn vector_size(tensors: &[&CubeTensor]) -> usize {
     let widest = |tensor: &&CubeTensor| {
         let stride = tensor.meta.strides()[0];
         let sizes = tensor.client.io_optimized_vector_sizes(tensor.dtype.size());
-        sizes.filter(|size| stride % size == 0).max().unwrap_or(1)
+        sizes
+            .filter(|size| stride.is_multiple_of(*size))
+            .max()
+            .unwrap_or(1)
     };
     tensors.iter().map(widest).min().unwrap_or(1)
 }
@@ -386,91 +392,83 @@ fn head_forward(head: &Head<CubeBackend>, slope: bool, statistics: bool) -> Forw
             slopes.push(product(delta, words.clone(), None, DType::F32));
         }
     }
-    let slope = slope.then(|| match slopes.len() {
-        1 => slopes.remove(0),
-        _ => CubeBackend::float_cat(slopes, 0),
-    });
+    let slope = slope.then(|| cat(slopes));
     debug_assert!(slope.as_ref().is_none_or(|s| s.meta.shape()[1] == width));
     outputs(&reduced, statistics, slope)
 }
 
+/// Blocks of words outside, blocks of `most_rows` inside: what the rows add to a block of words is
+/// summed in f32 and written once.
 fn head_backward(
     head: &Head<CubeBackend>,
     normalizer: &CubeTensor,
     grad: &CubeTensor,
-    wanted: [bool; 3],
-) -> HeadGradients<CubeBackend> {
-    let [rows, _] = head.hidden.meta.shape().dims();
-    let mut hidden = Vec::new();
-    let (mut weight, mut bias) = (None, None);
-    for (start, length) in blocks(rows, BACKWARD_ROWS) {
-        let [of_hidden, of_weight, of_bias] =
-            backward_of_rows(head, normalizer, grad, [start, length], wanted);
-        hidden.extend(of_hidden);
-        of_weight
-            .into_iter()
-            .for_each(|part| add::<CubeBackend>(&mut weight, part));
-        of_bias
-            .into_iter()
-            .for_each(|part| add::<CubeBackend>(&mut bias, part));
-    }
-    let dtype = head.hidden.dtype;
-    let cast = |tensor: CubeTensor| cast::<CubeBackend>(tensor, dtype);
-    let hidden = wanted[0].then(|| match hidden.len() {
-        1 => hidden.remove(0),
-        _ => CubeBackend::float_cat(hidden, 0),
-    });
-    [hidden.map(cast), weight.map(cast), bias.map(cast)]
-}
-
-/// Gradients that some rows give: of themselves, and of weight and bias.
-fn backward_of_rows(
-    head: &Head<CubeBackend>,
-    normalizer: &CubeTensor,
-    grad: &CubeTensor,
-    [first_row, rows]: [usize; 2],
     [wants_hidden, wants_weight, wants_bias]: [bool; 3],
+    most_rows: usize,
 ) -> HeadGradients<CubeBackend> {
     let dtype = head.hidden.dtype;
-    let states = part(&head.hidden, 0, first_row, rows);
+    let [rows, _] = head.hidden.meta.shape().dims();
     let (words, bias) = (words(head), bias(head));
     let [vocab, _] = words.meta.shape().dims();
     let targets = into_contiguous(head.targets.clone());
     let axis = usize::from(!head.form.words_first);
     let shape: [usize; 2] = head.weight.meta.shape().dims();
-    let weight = wants_weight.then(|| empty(&head.weight, shape, dtype));
-    let mut hidden = None;
+    let mut weight = wants_weight.then(|| empty(&head.weight, shape, dtype));
+    let mut hidden = vec![None; rows.div_ceil(most_rows)];
     let mut biases = Vec::new();
-    let step = align(BLOCK_BYTES / (4 * rows), WORDS).min(vocab);
+    let step = align(BLOCK_BYTES / (4 * rows.min(most_rows)), WORDS).min(vocab);
     for (start, length) in blocks(vocab, step) {
         let some = part(&words, 0, start, length);
-        let x = product(states.clone(), transposed(&some), None, DType::F32);
-        let of_words = bias
+        let some_bias = bias
             .as_ref()
             .map(|bias| into_contiguous(part(bias, 0, start, length)));
-        let block = Block::new(x, of_words, head.form.shaping);
-        let delta = block.turn(&targets, normalizer, grad, [first_row, start], dtype);
-        if wants_bias {
-            let wide = CubeBackend::float_cast(delta.clone(), DType::F32.into());
-            let sum = CubeBackend::float_sum_dim(wide, 0);
-            biases.push(CubeBackend::float_reshape(sum, Shape::new([length])));
+        let (mut of_weight, mut of_bias) = (None, None);
+        for ((first_row, rows_here), hidden) in blocks(rows, most_rows).zip(&mut hidden) {
+            let states = part(&head.hidden, 0, first_row, rows_here);
+            let x = product(states.clone(), transposed(&some), None, DType::F32);
+            let block = Block::new(x, some_bias.clone(), head.form.shaping);
+            let delta = block.turn(&targets, normalizer, grad, [first_row, start], dtype);
+            if wants_bias {
+                let wide = CubeBackend::float_cast(delta.clone(), DType::F32.into());
+                add::<CubeBackend>(&mut of_bias, CubeBackend::float_sum_dim(wide, 0));
+            }
+            if let Some(weight) = &weight {
+                let (lhs, rhs) = if head.form.words_first {
+                    (transposed(&delta), states)
+                } else {
+                    (transposed(&states), delta.clone())
+                };
+                if rows_here == rows {
+                    product(lhs, rhs, Some(place(weight, axis, start, length)), dtype);
+                } else {
+                    add::<CubeBackend>(&mut of_weight, product(lhs, rhs, None, DType::F32));
+                }
+            }
+            if wants_hidden {
+                add::<CubeBackend>(hidden, product(delta, some.clone(), None, DType::F32));
+            }
         }
-        if let Some(weight) = &weight {
-            let (lhs, rhs) = if head.form.words_first {
-                (transposed(&delta), states.clone())
-            } else {
-                (transposed(&states), delta.clone())
-            };
-            let out = place(weight, axis, start, length);
-            product(lhs, rhs, Some(out), dtype);
-        }
-        if wants_hidden {
-            add::<CubeBackend>(&mut hidden, product(delta, some, None, DType::F32));
-        }
+        weight = weight.map(|weight| match of_weight {
+            Some(sum) => {
+                let mut slices = vec![Slice::full(); axis];
+                slices.push(Slice::from(start..start + length));
+                CubeBackend::float_slice_assign(weight, &slices, cast::<CubeBackend>(sum, dtype))
+            }
+            None => weight,
+        });
+        biases.extend(of_bias.map(|sum| CubeBackend::float_reshape(sum, Shape::new([length]))));
     }
-    [
-        hidden,
-        weight,
-        wants_bias.then(|| CubeBackend::float_cat(biases, 0)),
-    ]
+    let joined = |parts: Vec<CubeTensor>| {
+        (!parts.is_empty()).then(|| cast::<CubeBackend>(cat(parts), dtype))
+    };
+    let hidden = hidden.into_iter().flatten().collect();
+    [joined(hidden), weight, joined(biases)]
+}
+
+/// One after another.
+fn cat(mut parts: Vec<CubeTensor>) -> CubeTensor {
+    match parts.len() {
+        1 => parts.remove(0),
+        _ => CubeBackend::float_cat(parts, 0),
+    }
 }

@@ -1,0 +1,205 @@
+//! What the parity suite cannot see: limits that its shapes do not reach, and launches.
+//!
+//! The device is the one that the feature brings: a GPU or a software device.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use burn::backend::{Backend, Cube, DispatchDevice, Flex, FlexDevice};
+use burn::tensor::{DType, Device, TensorData};
+use burn_cubecl::CubeDevice;
+use burn_cubecl::cubecl::future::block_on;
+use burn_cubecl::cubecl::logging::{LaunchObservation, LaunchObserver};
+
+use super::super::HeadForm;
+use super::*;
+
+fn device() -> CubeDevice {
+    match Device::default().as_dispatch() {
+        DispatchDevice::Cube(device) => device.clone(),
+        other => panic!("{other:?} is no device of CubeCL"),
+    }
+}
+
+/// Sixteenths from 0 to 1, which every number type holds; all of one sign, so that sums grow.
+fn tensor<B: Backend>(shape: [usize; 2], dtype: DType, device: &B::Device) -> FloatTensor<B> {
+    let values = (0..shape[0] * shape[1]).map(|i| (i * 7919 % 17) as f64 / 16.0);
+    let data = TensorData::new(values.collect::<Vec<_>>(), shape);
+    B::float_from_data(data.convert_dtype(dtype), device)
+}
+
+fn column<B: Backend>(values: &[f64], dtype: DType, device: &B::Device) -> FloatTensor<B> {
+    B::float_from_data(TensorData::from(values).convert_dtype(dtype), device)
+}
+
+fn head<B: Backend>(
+    [rows, width, vocab]: [usize; 3],
+    [words_first, biased]: [bool; 2],
+    dtype: DType,
+    device: &B::Device,
+) -> Head<B> {
+    let shape = if words_first {
+        [vocab, width]
+    } else {
+        [width, vocab]
+    };
+    let form = HeadForm {
+        words_first,
+        biased,
+        shaping: Shaping::NONE,
+    };
+    Head::new(
+        tensor::<B>([rows, width], dtype, device),
+        tensor::<B>(shape, dtype, device),
+        column::<B>(&vec![0.25; vocab], dtype, device),
+        B::int_from_data(TensorData::from(vec![3_i32; rows].as_slice()), device),
+        form,
+    )
+}
+
+fn numbers<B: Backend>(tensor: FloatTensor<B>) -> Vec<f64> {
+    let data = block_on(B::float_into_data(tensor)).expect("a device that answers");
+    data.iter::<f64>().collect()
+}
+
+/// One row that counts much, and many that f16 would lose beside it one by one.
+#[test]
+fn blocks_of_rows_are_summed_in_f32() {
+    let (shape, most_rows) = ([256, 8, 20], 4);
+    let mut grads = vec![0.0078125; shape[0]];
+    grads[0] = 128.0;
+    let device = device();
+    for dtype in [DType::F32, DType::F16] {
+        for words_first in [true, false] {
+            let ours = head::<CubeBackend>(shape, [words_first, true], dtype, &device);
+            let normalizer = into_contiguous(head_forward(&ours, false, false).normalizer);
+            let grad = column::<CubeBackend>(&grads, DType::F32, &device);
+            let ours = head_backward(&ours, &normalizer, &grad, [true; 3], most_rows);
+
+            let plain = head::<Flex>(shape, [words_first, true], DType::F64, &FlexDevice);
+            let forward = generic::head_forward(plain.clone(), Save::Tiles(0), false);
+            let grad = column::<Flex>(&grads, DType::F64, &FlexDevice);
+            let plain =
+                generic::head_backward(plain, forward.normalizer, Vec::new(), grad, [true; 3]);
+
+            let digits = if dtype == DType::F16 { 1e-3 } else { 1e-5 };
+            for (ours, plain) in ours.into_iter().zip(plain) {
+                let ours = numbers::<CubeBackend>(ours.expect("wanted"));
+                let plain = numbers::<Flex>(plain.expect("wanted"));
+                assert_eq!(ours.len(), plain.len());
+                let largest = plain.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+                for (a, b) in ours.iter().zip(&plain) {
+                    assert!((a - b).abs() <= digits * largest, "{dtype:?}: {a} and {b}");
+                }
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Launches(AtomicUsize);
+
+impl LaunchObserver for Launches {
+    fn launched(&self, _: &'static str) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Kernels that `call` launches.
+fn launches_of<T>(device: &CubeDevice, call: impl FnOnce() -> T) -> usize {
+    Cube::sync(device).expect("a device that answers");
+    let launches = Arc::new(Launches::default());
+    let watching = LaunchObservation::new(launches.clone());
+    let outputs = call();
+    Cube::sync(device).expect("a device that answers");
+    drop((watching, outputs));
+    launches.0.load(Ordering::Relaxed)
+}
+
+/// What a backend computes for one form of the head, with the gradient of the log-probs.
+struct Call {
+    name: &'static str,
+    save: Save,
+    statistics: bool,
+}
+
+impl Call {
+    fn by_kernels(&self, head: Head<Cube>, grad: FloatTensor<Cube>) -> impl Sized {
+        let forward = Cube::head_forward(head.clone(), self.save, self.statistics);
+        let normalizer = forward.normalizer.clone();
+        let wanted = [true, true, false];
+        let backward = matches!(self.save, Save::Tiles(_))
+            .then(|| Cube::head_backward(head, normalizer, Vec::new(), grad, wanted));
+        (forward, backward)
+    }
+
+    fn by_steps(&self, head: Head<Cube>, grad: FloatTensor<Cube>) -> impl Sized {
+        let forward = generic::head_forward(head.clone(), self.save, self.statistics);
+        let normalizer = forward.normalizer.clone();
+        let wanted = [true, true, false];
+        let backward = matches!(self.save, Save::Tiles(_))
+            .then(|| generic::head_backward(head, normalizer, Vec::new(), grad, wanted));
+        (forward, backward)
+    }
+
+    /// Bytes of a logit that the kernels read and write, and the generic steps without fusion:
+    /// counted in the code, one read or write of a block after another.
+    fn bytes(&self, dtype: DType) -> [usize; 2] {
+        let (wide, narrow) = (4, dtype.size());
+        // The product, and what half precision is widened to or narrowed to.
+        let cast = if narrow < wide { narrow + wide } else { 0 };
+        let logits = narrow + cast;
+        // Maximum, differences, powers, sum.
+        let forward = logits + 6 * wide;
+        match self.save {
+            // The walk over the logits.
+            Save::Nothing if !self.statistics => [2 * wide, forward],
+            // Softmax; for entropy, Σp², top-1 and mean 5, 4, 10 and 1 more.
+            Save::Nothing => [2 * wide, forward + 22 * wide],
+            // The gradient in place, or in half; its product with the words.
+            Save::Slope => [3 * wide + 2 * narrow, forward + 2 * wide + cast + narrow],
+            // Logits again, their gradient, its products with words and hidden states.
+            Save::Tiles(_) => [
+                4 * wide + 3 * narrow,
+                forward + logits + 8 * wide + cast + 2 * narrow,
+            ],
+        }
+    }
+}
+
+/// The table of `scripts/gpu/launches.sh`.
+#[test]
+#[ignore = "takes minutes on a software device"]
+fn fewer_launches_and_bytes_than_the_generic_steps() {
+    let device = device();
+    let shape @ [rows, width, vocab] = [1024, 16, 128_256];
+    println!("{rows} rows of {width} numbers, {vocab} words; bytes are computed, without fusion\n");
+    println!("| call | numbers | launches | of the generic steps | bytes a logit | theirs |");
+    println!("|---|---|---|---|---|---|");
+    let call = |name, save, statistics| Call {
+        name,
+        save,
+        statistics,
+    };
+    for call in [
+        call("reference", Save::Nothing, false),
+        call("with statistics", Save::Nothing, true),
+        call("frozen head", Save::Slope, false),
+        call("trained head, forward and backward", Save::Tiles(0), false),
+    ] {
+        for dtype in [DType::F32, DType::F16] {
+            let head = head::<Cube>(shape, [true, false], dtype, &device);
+            let grad = column::<Cube>(&vec![1.0; rows], DType::F32, &device);
+            let (again, and_grad) = (head.clone(), grad.clone());
+            let ours = launches_of(&device, || call.by_kernels(head, grad));
+            let theirs = launches_of(&device, || call.by_steps(again, and_grad));
+            let [bytes, their_bytes] = call.bytes(dtype);
+            println!(
+                "| {} | {dtype:?} | {ours} | {theirs} | {bytes} | {their_bytes} |",
+                call.name
+            );
+            assert!(ours < theirs && bytes < their_bytes);
+        }
+    }
+    println!();
+}
