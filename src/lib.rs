@@ -161,6 +161,7 @@ pub mod config;
 pub mod data;
 mod declare;
 pub mod error;
+pub mod first_batch;
 #[cfg(feature = "optim")]
 pub mod gradients;
 pub mod guide;

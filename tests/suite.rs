@@ -18,6 +18,8 @@ mod data;
 mod determinism;
 #[path = "suite/extremes.rs"]
 mod extremes;
+#[path = "suite/first_batch.rs"]
+mod first_batch;
 #[path = "suite/floors.rs"]
 mod floors;
 #[path = "suite/gradients.rs"]
