@@ -132,7 +132,7 @@
 //! | `train` | [`train`]: items and metrics for burn-train |
 //! | `optim` | [`gradients`]: clipping by the global norm |
 //!
-//! [`tokens`] and [`reducer`] are always there.
+//! [`tokens`], [`reducer`] and [`first_batch`], which says why a loss is not ln 2, are always there.
 //!
 //! # Backends
 //!

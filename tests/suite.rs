@@ -10,6 +10,8 @@ mod batches;
 mod cache;
 #[path = "suite/catalogue.rs"]
 mod catalogue;
+#[path = "suite/chat_template.rs"]
+mod chat_template;
 #[path = "suite/config.rs"]
 mod config;
 #[path = "suite/data.rs"]
@@ -55,3 +57,5 @@ mod workers;
 
 #[path = "../examples/toy/renderer.rs"]
 mod renderer;
+#[path = "../examples/chat_template/template.rs"]
+mod template;

@@ -483,17 +483,7 @@ impl<'a> Check<'a> {
     }
 
     fn sums<E: From<InvalidInput>>(&self, log_probs: &SequenceLogProbs) -> Result<Vec<f64>, E> {
-        self.sums_of(log_probs, self.host.rows)
-    }
-
-    fn sums_of<E: From<InvalidInput>>(
-        &self,
-        log_probs: &SequenceLogProbs,
-        rows: usize,
-    ) -> Result<Vec<f64>, E> {
-        let sum = log_probs.sum();
-        InvalidInput::check_shape("log_probs", &[rows].into(), &sum.shape())?;
-        Ok(numbers(sum))
+        sums(log_probs, self.host.rows)
     }
 
     fn policy<E: From<InvalidInput>>(
@@ -562,10 +552,10 @@ impl<'a> Check<'a> {
             pad_mask: self.batch.mask(vec![false; real.len()], shape),
         };
         let alone = policy(&alone)?;
-        let alone = self.sums_of(&alone, 1)?[0];
-        let mut sums = pass.sums.clone();
-        sums[row] = alone;
-        if !self.differences(&sums, &pass.sums).is_empty() {
+        let alone = sums(&alone, 1)?[0];
+        let mut with_alone = pass.sums.clone();
+        with_alone[row] = alone;
+        if !self.differences(&with_alone, &pass.sums).is_empty() {
             self.found(Finding::AloneDiffers {
                 row,
                 padding: padding(row),
@@ -643,6 +633,12 @@ impl FirstBatch {
     fn mask(&self, mask: Vec<bool>, shape: [usize; 2]) -> Tensor<2, Bool> {
         Tensor::from_data(TensorData::new(mask, shape), &self.rows.ids.device())
     }
+}
+
+fn sums<E: From<InvalidInput>>(log_probs: &SequenceLogProbs, rows: usize) -> Result<Vec<f64>, E> {
+    let sum = log_probs.sum();
+    InvalidInput::check_shape("log_probs", &[rows].into(), &sum.shape())?;
+    Ok(numbers(sum))
 }
 
 fn numbers(tensor: Tensor<1>) -> Vec<f64> {
