@@ -16,6 +16,7 @@ use std::{fmt, fs};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind};
+use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 use time::OffsetDateTime;
 
@@ -26,12 +27,15 @@ pub struct ChatTemplate {
     special: Vec<(String, String)>,
     /// Around what the assistant says, while it is rendered.
     marks: [char; 2],
+    /// The template for conversations with tools, where the model has one apart.
+    with_tools: Option<Box<ChatTemplate>>,
 }
 
 /// A rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
-    /// What is tokenized, without adding special tokens: the template wrote them.
+    /// What is tokenized, without adding special tokens: the template wrote them. What looks like
+    /// one in a message becomes one, as it does by default in transformers.
     pub text: String,
     /// The bytes of `text` inside `{% generation %}` blocks; `None` of a template without any.
     pub assistant: Option<Vec<Range<usize>>>,
@@ -66,8 +70,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let mut syntax = SyntaxConfig::builder();
         environment.set_syntax(syntax.trim_blocks(true).lstrip_blocks(true).build()?);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(unknown_method_callback);
         environment.add_filter("tojson", to_json);
         environment.add_function(
             "raise_exception",
@@ -94,11 +97,12 @@ impl ChatTemplate {
             environment,
             special: Vec::new(),
             marks,
+            with_tools: None,
         })
     }
 
     /// Of a folder with a model's `tokenizer_config.json` and, in newer ones,
-    /// `chat_template.jinja`.
+    /// `chat_template.jinja`, which goes before.
     pub fn open(
         folder: &Path,
         now: OffsetDateTime,
@@ -106,18 +110,24 @@ impl ChatTemplate {
         let config = fs::read_to_string(folder.join("tokenizer_config.json"))?;
         let config: Json = serde_json::from_str(&config)?;
         let beside = folder.join("chat_template.jinja");
-        let source = match &config["chat_template"] {
-            Json::String(source) => source.clone(),
-            // Several of them by name: the one for conversations.
-            Json::Array(named) => named
-                .iter()
-                .find(|one| one["name"] == "default")
-                .and_then(|one| one["template"].as_str())
-                .ok_or("no chat_template is called default")?
-                .to_owned(),
-            _ => fs::read_to_string(beside)?,
+        // Several may have names: `default`, and `tool_use` for conversations with tools.
+        let named = |name: &str| {
+            let of_name = config["chat_template"].as_array()?.iter();
+            of_name.clone().find(|one| one["name"] == name)?["template"].as_str()
+        };
+        let source = if beside.exists() {
+            fs::read_to_string(&beside)?
+        } else {
+            let one = config["chat_template"]
+                .as_str()
+                .or_else(|| named("default"));
+            one.ok_or("tokenizer_config.json has no chat_template")?
+                .to_owned()
         };
         let mut template = Self::new(&source, now)?;
+        if let (false, Some(source)) = (beside.exists(), named("tool_use")) {
+            template.with_tools = Some(Box::new(Self::new(source, now)?));
+        }
         for (name, token) in config.as_object().into_iter().flatten() {
             // A text, or an object that holds it.
             let text = token.as_str().or_else(|| token["content"].as_str());
@@ -131,6 +141,9 @@ impl ChatTemplate {
     /// A special token by the name that templates know it by, such as `bos_token`.
     pub fn with_special_token(mut self, name: &str, text: &str) -> Self {
         self.special.push((name.to_owned(), text.to_owned()));
+        self.with_tools = self
+            .with_tools
+            .map(|other| Box::new(other.with_special_token(name, text)));
         self
     }
 
@@ -146,6 +159,9 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         kwargs: &Value,
     ) -> Result<Rendered, Error> {
+        if let (Some(other), Some(_)) = (&self.with_tools, &tools) {
+            return other.render(messages, tools, add_generation_prompt, kwargs);
+        }
         let messages = messages
             .try_iter()?
             .map(|message| as_templates_expect(&message));

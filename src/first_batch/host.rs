@@ -8,11 +8,11 @@ pub(super) struct Host {
     pub rows: usize,
     pub time: usize,
     pub ids: Vec<i64>,
-    /// Of the completion mask, without padding.
+    /// The completion mask, without padding and without what padding predicts.
     pub counted: Vec<bool>,
     pub padding: Vec<bool>,
-    /// Counted tokens of padding, by row.
-    padding_counts: Vec<usize>,
+    /// The completion mask as it is.
+    mask: Vec<bool>,
 }
 
 impl Host {
@@ -23,14 +23,15 @@ impl Host {
         };
         let mask = bools(&rows.completion_mask);
         let padding = bools(&rows.pad_mask);
-        let both = |range: Range<usize>| range.filter(|&i| mask[i] && padding[i]).count();
+        let predicted = |i: usize| i % time > 0 && !padding[i - 1];
+        let counts = |i: usize| mask[i] && !padding[i] && predicted(i);
         Self {
             rows: n,
             time,
             ids: rows.ids.to_data().iter::<i64>().collect(),
-            counted: mask.iter().zip(&padding).map(|(m, p)| *m && !p).collect(),
-            padding_counts: (0..n).map(|r| both(r * time..(r + 1) * time)).collect(),
+            counted: (0..n * time).map(counts).collect(),
             padding,
+            mask,
         }
     }
 
@@ -43,10 +44,15 @@ impl Host {
         self.row(row).filter(|&i| !self.padding[i])
     }
 
-    /// How many tokens a log-probability of a row sums: nothing predicts the first one.
+    /// How many tokens a log-probability of a row sums.
     pub fn length(&self, row: usize) -> usize {
-        let counted = self.row(row).skip(1);
-        counted.filter(|&i| self.counted[i]).count()
+        self.row(row).filter(|&i| self.counted[i]).count()
+    }
+
+    /// Tokens of padding that the completion mask counts.
+    fn counted_padding(&self, row: usize) -> usize {
+        let both = |&i: &usize| self.mask[i] && self.padding[i];
+        self.row(row).filter(both).count()
     }
 
     /// The tokens before the first one that counts.
@@ -70,15 +76,15 @@ impl Host {
         }
         let everything = |row: usize| {
             let mut real = self.real(row).peekable();
-            real.peek().is_some() && real.all(|i| self.counted[i])
+            real.peek().is_some() && real.all(|i| self.mask[i])
         };
         let rows = rows_where(&|row| everything(row) && self.length(row) > 0);
         if !rows.is_empty() {
             findings.push(Finding::EverythingCounts { rows, of });
         }
-        let rows = rows_where(&|row| self.padding_counts[row] > 0);
+        let rows = rows_where(&|row| self.counted_padding(row) > 0);
         if !rows.is_empty() {
-            let tokens = self.padding_counts.iter().sum();
+            let tokens = (0..of).map(|row| self.counted_padding(row)).sum();
             findings.push(Finding::PaddingCounts { tokens, rows, of });
         }
         match labels {

@@ -63,12 +63,13 @@ mod finding;
 mod host;
 mod length;
 
-use burn::module::{LoraAdapter, Module, ModuleVisitor, Param, Reparameterization};
+use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 
-use crate::error::InvalidInput;
+use crate::error::{InvalidHyperparameter, InvalidInput};
+use crate::hyperparameter::positive;
 use crate::log_probs::{RelativeLogProbs, SequenceLogProbs};
-use crate::reference::ADAPTER;
+use crate::reference::Frozen;
 use crate::tokens::TokenBatch;
 pub use finding::{Finding, Findings, FirstLoss, Severity, Side};
 use host::Host;
@@ -218,10 +219,9 @@ impl FirstBatch {
 
     /// The policy is meant to have LoRA adapters: looks whether `policy` has any.
     pub fn with_adapters_of<M: Module>(self, policy: &M) -> Self {
-        let mut adapters = Adapters::default();
-        policy.visit(&mut adapters);
+        let adapters = Frozen::without_adapters(policy).map_or(0, |(_, count)| count);
         Self {
-            adapters: Some(adapters.count),
+            adapters: Some(adapters),
             ..self
         }
     }
@@ -234,11 +234,8 @@ impl FirstBatch {
     /// # Errors
     ///
     /// `tolerance` is not a finite number > 0.
-    pub fn with_tolerance(self, tolerance: f64) -> Result<Self, InvalidInput> {
-        if !(tolerance > 0.0 && tolerance.is_finite()) {
-            let expected = "a finite number > 0";
-            return Err(InvalidInput::new("tolerance", expected, tolerance));
-        }
+    pub fn with_tolerance(self, tolerance: f64) -> Result<Self, InvalidHyperparameter> {
+        positive("tolerance", tolerance)?;
         Ok(Self { tolerance, ..self })
     }
 
@@ -325,29 +322,6 @@ impl FirstBatch {
     }
 }
 
-/// Counts the LoRA adapters of a model, one per adapted weight.
-#[derive(Default)]
-struct Adapters {
-    path: Vec<(String, bool)>,
-    count: usize,
-}
-
-impl ModuleVisitor for Adapters {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        let adapter = container == ADAPTER && name == LoraAdapter::NAME;
-        self.path.push((name.to_owned(), adapter));
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, _: &Param<Tensor<D>>) {
-        let factor = matches!(self.path.as_slice(), [.., (_, true), (name, _)] if name == "b");
-        self.count += usize::from(factor);
-    }
-}
-
 /// One model on the batch.
 struct Pass {
     log_probs: SequenceLogProbs,
@@ -360,8 +334,8 @@ struct Pass {
 struct Check<'a> {
     batch: &'a FirstBatch,
     host: Host,
-    /// The batch as models are asked about it: without padding that counts, which is a finding of
-    /// its own.
+    /// The batch as models are asked about it: without what counts and should not, which is a
+    /// finding of its own.
     rows: TokenRows,
     findings: Vec<Finding>,
     not_checked: Vec<&'static str>,
@@ -577,7 +551,7 @@ impl<'a> Check<'a> {
         let is_last = |i: usize| last[i / self.host.time] == Some(i);
         let mut counted = self.host.counted.clone();
         last.iter().flatten().for_each(|&i| counted[i] = false);
-        let some = (0..counted.len()).any(|i| counted[i] && i % self.host.time > 0);
+        let some = counted.contains(&true);
         let Some(ids) = self.with_others(is_last).filter(|_| some) else {
             self.not_checked
                 .push("causality: no token counts before the last one of its row");

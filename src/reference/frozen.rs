@@ -172,7 +172,7 @@ impl<M: Module> Frozen<M> {
 }
 
 /// How Burn's traversals call the container of an adapter's factors.
-pub(crate) const ADAPTER: &str = "Reparameterization";
+pub(super) const ADAPTER: &str = "Reparameterization";
 
 /// Zeros B of every LoRA adapter: A·B = 0.
 #[derive(Default)]

@@ -5,6 +5,5 @@ pub mod cache;
 mod frozen;
 mod sync;
 
-pub(crate) use frozen::ADAPTER;
 pub use frozen::Frozen;
 pub use sync::ReferenceSchedule;

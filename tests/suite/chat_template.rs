@@ -216,25 +216,36 @@ fn a_tokenizer_config() {
         let config = serde_json::to_string(&config).unwrap();
         fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
     };
-    let render = || {
-        let template = ChatTemplate::open(folder.path(), now())?;
+    let render_with = |tools: Option<Value>| {
         let message = Value::from_pairs([("role", "user"), ("content", "Hi")]);
-        let messages = Value::from(vec![message]);
-        let rendered = template.render(messages, None, true, &Value::from(()))?;
+        let template = ChatTemplate::open(folder.path(), now())?;
+        let none = Value::from(());
+        let rendered = template.render(Value::from(vec![message]), tools, true, &none)?;
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(rendered.text)
     };
+    let render = || render_with(None);
     let source =
         "{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}{{ strftime_now('%Y-%m-%d') }}";
     let end = serde_json::json!({"content": "</s>", "lstrip": false});
     write(serde_json::json!({"chat_template": source, "bos_token": "<s>", "eos_token": end}));
     assert_eq!(render().unwrap(), "<s></s>True2026-03-07");
-    let named = serde_json::json!([{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]);
-    write(serde_json::json!({"chat_template": named}));
+    let named = serde_json::json!([
+        {"name": "rag", "template": "no"},
+        {"name": "default", "template": "yes"},
+        {"name": "tool_use", "template": "{{ bos_token }}tools"},
+    ]);
+    write(serde_json::json!({"chat_template": named, "bos_token": "<s>"}));
     assert_eq!(render().unwrap(), "yes");
+    let tools = Some(Value::from(vec![Value::from(1)]));
+    assert_eq!(render_with(tools.clone()).unwrap(), "<s>tools");
+    // A file of its own goes before.
+    let apart = folder.path().join("chat_template.jinja");
+    fs::write(&apart, "apart\n").unwrap();
+    assert_eq!(render().unwrap(), "apart");
+    assert_eq!(render_with(tools).unwrap(), "apart");
+    fs::remove_file(apart).unwrap();
     write(serde_json::json!({"bos_token": "<s>"}));
     assert!(render().is_err(), "there is none");
-    fs::write(folder.path().join("chat_template.jinja"), "apart\n").unwrap();
-    assert_eq!(render().unwrap(), "apart");
 }
 
 /// A conversation that holds the character which marks turns would move them.

@@ -6,8 +6,8 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_preference::first_batch::{Finding, Findings, FirstBatch, Severity, Side, TokenRows};
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use burn_preference::{
-    DpoLossConfig, InvalidInput, IpoLossConfig, KtoLossConfig, Objective, Pair, RelativeLogProbs,
-    SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline, WithMargin,
+    DpoLossConfig, InvalidInput, IpoLossConfig, KtoLossConfig, LmHead, Objective, Pair,
+    RelativeLogProbs, SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline, WithMargin,
 };
 use proptest::prelude::*;
 
@@ -300,12 +300,18 @@ fn rows_without_a_counted_token() {
 
 #[test]
 fn masks_that_are_all_true() {
-    let (ids, _, padded) = Batch::pairs().values();
-    let counted = padded.iter().map(|padded| !padded).collect();
-    let batch = first(4, ids, counted, padded).pairs().unwrap();
-    let found = only(&against(&batch, &Model::new(1), &Model::new(1)));
-    let rows = vec![0, 1, 2, 3];
-    assert_eq!(found, Finding::EverythingCounts { rows, of: 4 });
+    for left in [false, true] {
+        let batch = Batch {
+            left,
+            ..Batch::pairs()
+        };
+        let (ids, _, padded) = batch.values();
+        let counted = padded.iter().map(|padded| !padded).collect();
+        let batch = first(4, ids, counted, padded).pairs().unwrap();
+        let found = only(&against(&batch, &Model::new(1), &Model::new(1)));
+        let rows = vec![0, 1, 2, 3];
+        assert_eq!(found, Finding::EverythingCounts { rows, of: 4 });
+    }
 }
 
 #[test]
@@ -459,6 +465,20 @@ fn a_policy_without_gradient() {
     };
     let findings = batch.check_policy(valid).unwrap();
     assert_eq!(only(&findings), Finding::NoGradient);
+    // One by the head's own operation has one.
+    let tied = |rows: &TokenRows| {
+        let [n, time] = rows.ids.dims();
+        let ids = rows.ids.clone().reshape([n * time]);
+        let ids = Tensor::<1, Int>::from_data(ids.into_data(), &policy.embedding.device());
+        let hidden = policy.embedding.clone().select(0, ids);
+        let hidden = hidden.reshape([n, time, WIDTH]);
+        let head = LmHead::new(policy.embedding.clone());
+        let mask = rows.completion_mask.clone();
+        let y = TokenLogProbs::from_hidden(hidden, &head, rows.ids.clone(), mask)?;
+        Ok::<_, InvalidInput>(y.sequence())
+    };
+    let findings = batch.check_policy(tied).unwrap();
+    assert!(findings.is_empty(), "{findings}");
 }
 
 #[test]
@@ -511,7 +531,7 @@ fn a_reference_over_other_tokens() {
     });
     let batch = Batch::pairs().first().pairs().unwrap();
     let found = only(&against(&batch, &policy, &reference));
-    // Row 1 fills the batch: its last token falls out.
+    // Row 0 fills the batch: its last token falls out.
     let expected = Finding::CountsOtherTokens {
         side: Side::Reference,
         row: 0,
@@ -747,8 +767,8 @@ fn bad_input_is_an_error() {
     let short = odd.clone().thumbs(&bools(&[true])).map(|_| ());
     assert_eq!(short.map_err(name), Err("desirable"));
     for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        let bad = odd.clone().with_tolerance(bad).map(|_| ());
-        assert_eq!(bad.map_err(name), Err("tolerance"));
+        let error = odd.clone().with_tolerance(bad).unwrap_err();
+        assert_eq!(error.name(), "tolerance");
     }
     let empty = TokenBatch::new(vec![], Padding::new(0), &device()).unwrap();
     assert_eq!(FirstBatch::of(&empty).map(|_| ()).map_err(name), Err("ids"));
@@ -834,7 +854,6 @@ proptest! {
             | (1, Finding::AloneDiffers { .. })
             | (2, Finding::SeesTheFuture { .. })
             | (3, Finding::CountsOtherTokens { .. }) => true,
-            // Whoever sees the future sees padding behind it, if that is not masked.
             _ => false,
         }).collect();
         prop_assert!(kinds.iter().all(|&expected| expected), "{}", findings);
@@ -868,5 +887,39 @@ proptest! {
         }).collect();
         let expected: Vec<usize> = if tokens > 0 { vec![tokens] } else { vec![] };
         prop_assert_eq!(found, expected);
+    }
+
+    /// Whatever the masks are, the check ends, and what it names is there.
+    #[test]
+    fn any_masks(rows in 1..6_usize, time in 2..7_usize, seed in any::<u64>(), labels in 0..3) {
+        let bit = |i: usize, salt: u64| {
+            (i as u64 + 1).wrapping_mul(seed | 1).wrapping_mul(salt | 1).rotate_left(23) & 3
+        };
+        let cells = rows * time;
+        let ids = (0..cells).map(|i| i32::try_from(bit(i, 3)).unwrap());
+        let counted = (0..cells).map(|i| bit(i, 0x9e37_79b9) > 1);
+        let padded = (0..cells).map(|i| bit(i, 0x85eb_ca6b) == 0);
+        let batch = first(rows, ids.collect(), counted.collect(), padded.collect());
+        let up: Vec<bool> = (0..rows).map(|i| bit(i, 7) > 1).collect();
+        let batch = match labels {
+            0 if rows % 2 == 0 => batch.pairs().unwrap(),
+            1 => batch.thumbs(&bools(&up)).unwrap(),
+            _ => batch,
+        };
+        let policy = Model::new(1);
+        let findings = batch.check_policy(|rows| policy.log_probs(rows)).unwrap();
+        for finding in findings.iter() {
+            match finding {
+                Finding::NothingCounts { rows: which, of }
+                | Finding::EverythingCounts { rows: which, of }
+                | Finding::PaddingCounts { rows: which, of, .. } => {
+                    prop_assert!(*of == rows && which.iter().all(|&row| row < rows));
+                }
+                Finding::IdenticalSides { pairs, of } | Finding::PromptsDiffer { pairs, of } => {
+                    prop_assert!(*of == rows / 2 && pairs.iter().all(|pair| pair < of));
+                }
+                other => prop_assert!(false, "{}", other),
+            }
+        }
     }
 }
