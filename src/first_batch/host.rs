@@ -23,7 +23,7 @@ impl Host {
         };
         let mask = bools(&rows.completion_mask);
         let padding = bools(&rows.pad_mask);
-        let predicted = |i: usize| i % time > 0 && !padding[i - 1];
+        let predicted = |i: usize| !i.is_multiple_of(time) && !padding[i - 1];
         let counts = |i: usize| mask[i] && !padding[i] && predicted(i);
         Self {
             rows: n,

@@ -154,42 +154,40 @@ fn small_templates() {
 }
 
 /// The models' own templates, where `BURN_PREFERENCE_CHAT` names their goldens.
+///
+/// Two differences are known: numbers with an exponent in a list that is printed, and a method of
+/// a text that has none in Python, where the template goes on.
 #[test]
+#[ignore = "their goldens are made by scripts/chat_goldens.py --originals"]
 fn the_models_own_templates() {
-    let Some(path) = std::env::var_os("BURN_PREFERENCE_CHAT") else {
-        return;
-    };
+    let path = std::env::var_os("BURN_PREFERENCE_CHAT").expect("BURN_PREFERENCE_CHAT");
     let goldens: Goldens = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     let tokenizer = tokenizer();
-    let (mut same, mut all) = (0, 0);
+    let (mut same, mut known) = (0, 0);
     for family in &goldens.templates {
-        let source = family.template.as_ref().unwrap();
-        let compiled = ChatTemplate::new(source, now());
-        if let Err(error) = compiled {
-            println!("{}: does not compile: {error}", family.name);
-            all += family.cases.len();
-            continue;
-        }
-        let template = template(source, &goldens);
-        let mut differ = Vec::new();
+        let template = template(family.template.as_ref().unwrap(), &goldens);
         for case in &family.cases {
-            if let Some(difference) = difference(&goldens, case, &template, &tokenizer) {
-                differ.push(format!("  {:?}: {difference}", case.conversation));
-            }
+            let Some(difference) = difference(&goldens, case, &template, &tokenizer) else {
+                same += 1;
+                continue;
+            };
+            let printed = case
+                .text
+                .as_ref()
+                .is_some_and(|text| text.contains("1e-07"));
+            let lenient = case
+                .error
+                .as_ref()
+                .is_some_and(|error| error.contains("'str object'"));
+            let name = (&family.name, &case.conversation);
+            assert!(printed || lenient, "{name:?}: {difference}");
+            known += 1;
         }
-        let cases = family.cases.len();
-        println!(
-            "{}: {} of {cases} the same",
-            family.name,
-            cases - differ.len()
-        );
-        if let Some(first) = differ.first() {
-            println!("{}", first.chars().take(1200).collect::<String>());
-        }
-        same += cases - differ.len();
-        all += cases;
     }
-    println!("{same} of {all} the same");
+    println!(
+        "{same} the same, {known} known differences, {} templates",
+        goldens.templates.len()
+    );
 }
 
 #[test]
