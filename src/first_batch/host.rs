@@ -70,7 +70,8 @@ impl Host {
         };
         let of = self.rows;
 
-        let rows = rows_where(&|row| self.length(row) == 0);
+        let absent = |row: usize| matches!(labels, Labels::Lists(present) if !present[row]);
+        let rows = rows_where(&|row| self.length(row) == 0 && !absent(row));
         if !rows.is_empty() {
             findings.push(Finding::NothingCounts { rows, of });
         }
@@ -88,7 +89,7 @@ impl Host {
             findings.push(Finding::PaddingCounts { tokens, rows, of });
         }
         match labels {
-            Labels::None => {}
+            Labels::None | Labels::Lists(_) => {}
             Labels::Pairs => self.pair_findings(&mut findings),
             Labels::Thumbs(up) => {
                 let lengths = (0..of).map(|row| self.length(row)).zip(up.iter().copied());

@@ -92,6 +92,8 @@ enum Labels {
     None,
     Pairs,
     Thumbs(Vec<bool>),
+    /// Which rows hold a candidate.
+    Lists(Vec<bool>),
 }
 
 /// One batch, and what is known about it: the check before training.
@@ -113,7 +115,7 @@ enum Labels {
 ///
 /// What follows from one finding is not reported again: a policy with dropout is not also told
 /// that it differs from its reference. What a check had no means to look at stands in
-/// [`Findings::not_checked`]. Lists have the checks of rows without labels.
+/// [`Findings::not_checked`].
 ///
 /// The best batch has rows of unequal lengths, so that there is padding, and eight pairs or more.
 #[derive(Debug, Clone)]
@@ -205,6 +207,27 @@ impl FirstBatch {
         let up = desirable.to_data().iter::<bool>().collect();
         Ok(Self {
             labels: Labels::Thumbs(up),
+            ..self
+        })
+    }
+
+    /// The rows are lists of candidates, some of which may be absent: `present` as a batch of lists
+    /// has it. An absent row need not count anything.
+    ///
+    /// # Errors
+    ///
+    /// `present` is not `[lists, candidates]` of as many rows.
+    pub fn lists(self, present: &Tensor<2, Bool>) -> Result<Self, InvalidInput> {
+        let [rows, _] = self.rows.ids.dims();
+        let [lists, candidates] = present.dims();
+        if lists * candidates != rows {
+            let expected = format!("[lists, candidates] of {rows} rows");
+            let found = format!("shape {:?}", present.dims());
+            return Err(InvalidInput::new("present", expected, found));
+        }
+        let present = present.to_data().iter::<bool>().collect();
+        Ok(Self {
+            labels: Labels::Lists(present),
             ..self
         })
     }
@@ -351,8 +374,10 @@ impl<'a> Check<'a> {
         if batch.vocab.is_none() {
             not_checked.push("ids against the vocabulary: say `with_vocab`");
         }
-        if matches!(batch.labels, Labels::None) {
-            not_checked.push("labels against lengths: say `pairs` or `thumbs`");
+        match batch.labels {
+            Labels::Pairs | Labels::Thumbs(_) => {}
+            Labels::Lists(_) => not_checked.push("scores against lengths: of lists they are not"),
+            Labels::None => not_checked.push("labels: say `pairs`, `thumbs` or `lists`"),
         }
         if batch.adapters == Some(0) {
             findings.push(Finding::NoAdapter);
@@ -390,7 +415,7 @@ impl<'a> Check<'a> {
         let allowed = |row| self.batch.tolerance * (self.host.length(row).max(1) as f64).sqrt();
         let differences = ours.iter().zip(theirs).map(|(a, b)| a - b).enumerate();
         let mut differ: Vec<(usize, f64)> = differences
-            .filter(|&(row, difference)| difference.abs() > allowed(row))
+            .filter(|&(row, difference)| difference.is_nan() || difference.abs() > allowed(row))
             .collect();
         differ.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
         differ
@@ -496,10 +521,8 @@ impl<'a> Check<'a> {
         policy: &mut impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
     ) -> Result<(), E> {
         let padding = |row: usize| self.host.time - self.host.real(row).count();
-        // Of equals the first.
-        let most = (0..self.host.rows).rev().max_by_key(|&row| padding(row));
-        let row = most.expect("a batch has rows");
-        if padding(row) == 0 {
+        let padded = (0..self.host.rows).any(|row| padding(row) > 0);
+        if !padded {
             self.not_checked
                 .push("padding: no row has any; take rows of unequal lengths");
         } else if let Some(ids) = self.with_others(|i| self.host.padding[i]) {
@@ -511,10 +534,15 @@ impl<'a> Check<'a> {
                 return Ok(());
             }
         }
-        let real: Vec<usize> = self.host.real(row).collect();
-        if real.len() < 2 || (padding(row) == 0 && self.host.rows == 1) {
+        // The one with most padding; of equals the first.
+        let counts = (0..self.host.rows).filter(|&row| self.host.length(row) > 0);
+        let Some(row) = counts.rev().max_by_key(|&row| padding(row)) else {
+            return Ok(());
+        };
+        if padding(row) == 0 && self.host.rows == 1 {
             return Ok(());
         }
+        let real: Vec<usize> = self.host.real(row).collect();
         let shape = [1, real.len()];
         let alone = TokenRows {
             ids: self

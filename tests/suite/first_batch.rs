@@ -299,6 +299,43 @@ fn rows_without_a_counted_token() {
 }
 
 #[test]
+fn candidates_that_a_list_lacks() {
+    let mut batch = Batch::pairs();
+    batch.rows[3].1 = vec![];
+    let policy = Model::new(1);
+    let check = |present: [bool; 4]| {
+        let present = bools(&present).reshape([2, 2]);
+        let batch = batch.first().lists(&present).unwrap();
+        batch.check_policy(|rows| policy.log_probs(rows)).unwrap()
+    };
+    assert!(check([true, true, true, false]).is_empty());
+    let (rows, of) = (vec![3], 4);
+    let found = only(&check([true; 4]));
+    assert_eq!(found, Finding::NothingCounts { rows, of });
+}
+
+/// A row that is fine in the batch and NaN alone must not pass in silence.
+#[test]
+fn a_nan_of_a_later_pass() {
+    if !keeps_nan() {
+        return;
+    }
+    let policy = Model::new(1);
+    let batch = Batch::pairs().first().pairs().unwrap();
+    let single = |rows: &TokenRows| {
+        let y = policy.log_probs(rows)?;
+        let alone = y.sum().dims() == [1];
+        let sum = y.sum() * if alone { f64::NAN } else { 1.0 };
+        SequenceLogProbs::new(sum, y.lengths().int())
+    };
+    let findings = batch.check_policy(single).unwrap();
+    let Finding::AloneDiffers { alone, .. } = only(&findings) else {
+        panic!("{findings}");
+    };
+    assert!(alone.is_nan());
+}
+
+#[test]
 fn masks_that_are_all_true() {
     for left in [false, true] {
         let batch = Batch {
@@ -766,6 +803,8 @@ fn bad_input_is_an_error() {
     assert_eq!(odd.clone().pairs().map(|_| ()).map_err(name), Err("rows"));
     let short = odd.clone().thumbs(&bools(&[true])).map(|_| ());
     assert_eq!(short.map_err(name), Err("desirable"));
+    let present = odd.clone().lists(&mask([2, 2])).map(|_| ());
+    assert_eq!(present.map_err(name), Err("present"));
     for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         let error = odd.clone().with_tolerance(bad).unwrap_err();
         assert_eq!(error.name(), "tolerance");
