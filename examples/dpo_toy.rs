@@ -8,8 +8,9 @@ mod toy;
 
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::Device;
+use burn_preference::first_batch::FirstBatch;
 use burn_preference::{BatchMetrics, DpoLossConfig, Error, Frozen, Objective, Pair};
-use toy::{Bigram, Rows};
+use toy::{Bigram, PAD, Rows, VOCAB};
 
 fn main() -> Result<(), Error> {
     let device = Device::default();
@@ -22,6 +23,21 @@ fn main() -> Result<(), Error> {
         &device,
     );
     let dpo = DpoLossConfig::new().with_beta(0.5).init();
+
+    // Once, before training: masks, padding, dropout, a reference that is not the policy's start.
+    let padding = rows.tokens.clone().equal_elem(PAD);
+    let check = FirstBatch::new(rows.tokens.clone(), rows.mask.clone(), padding)?;
+    let findings = check.pairs()?.with_vocab(VOCAB).check_against(
+        |rows| policy.log_probs(&Rows::from(rows)),
+        |rows| {
+            let (tokens, mask) = (rows.ids.clone(), rows.completion_mask.clone());
+            let theirs = reference.log_probs(tokens, mask, Bigram::forward);
+            theirs.map(|y| y.sequence())
+        },
+        |y| Ok(dpo.forward(Pair::from_concatenated(&y)?).losses()),
+    )?;
+    print!("{findings}");
+
     let mut optimizer = AdamWConfig::new().init();
 
     for step in 0..=20 {

@@ -132,7 +132,7 @@
 //! | `train` | [`train`]: items and metrics for burn-train |
 //! | `optim` | [`gradients`]: clipping by the global norm |
 //!
-//! [`tokens`] and [`reducer`] are always there.
+//! [`tokens`], [`reducer`] and [`first_batch`], which says why a loss is not ln 2, are always there.
 //!
 //! # Backends
 //!
@@ -161,6 +161,7 @@ pub mod config;
 pub mod data;
 mod declare;
 pub mod error;
+pub mod first_batch;
 #[cfg(feature = "optim")]
 pub mod gradients;
 pub mod guide;

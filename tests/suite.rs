@@ -10,6 +10,8 @@ mod batches;
 mod cache;
 #[path = "suite/catalogue.rs"]
 mod catalogue;
+#[path = "suite/chat_template.rs"]
+mod chat_template;
 #[path = "suite/config.rs"]
 mod config;
 #[path = "suite/data.rs"]
@@ -18,6 +20,8 @@ mod data;
 mod determinism;
 #[path = "suite/extremes.rs"]
 mod extremes;
+#[path = "suite/first_batch.rs"]
+mod first_batch;
 #[path = "suite/floors.rs"]
 mod floors;
 #[path = "suite/gradients.rs"]
@@ -53,3 +57,5 @@ mod workers;
 
 #[path = "../examples/toy/renderer.rs"]
 mod renderer;
+#[path = "../examples/chat_template/template.rs"]
+mod template;

@@ -5,9 +5,11 @@
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Bool, Device, Int, Tensor};
+use burn_preference::first_batch::TokenRows;
 use burn_preference::{InvalidInput, LmHead, SequenceLogProbs, TokenLogProbs};
 
 pub const VOCAB: usize = 8;
+pub const PAD: i32 = 7;
 
 #[derive(Module, Debug)]
 pub struct Bigram {
@@ -44,7 +46,7 @@ impl Bigram {
     }
 }
 
-/// Four tokens a row: one of prompt, then the completion, padded with 7.
+/// Four tokens a row: one of prompt, then the completion, padded with [`PAD`].
 #[derive(Clone)]
 pub struct Rows {
     pub tokens: Tensor<2, Int>,
@@ -53,11 +55,20 @@ pub struct Rows {
 
 impl Rows {
     pub fn new<const N: usize>(rows: [[i32; 4]; N], device: &Device) -> Self {
-        let counted = rows.map(|row| std::array::from_fn(|t| t > 0 && row[t] != 7));
+        let counted = rows.map(|row| std::array::from_fn(|t| t > 0 && row[t] != PAD));
         let counted: [[bool; 4]; N] = counted;
         Self {
             tokens: Tensor::from_ints(rows, device),
             mask: Tensor::from_bool(counted, device),
+        }
+    }
+}
+
+impl From<&TokenRows> for Rows {
+    fn from(rows: &TokenRows) -> Self {
+        Self {
+            tokens: rows.ids.clone(),
+            mask: rows.completion_mask.clone(),
         }
     }
 }

@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 9] = [
     &["part", "reference"],
     &["objective"],
     &["loss", "metrics", "modifier"],
-    &["config", "data", "state", "train"],
+    &["config", "data", "first_batch", "state", "train"],
     &["any_error"],
 ];
 
