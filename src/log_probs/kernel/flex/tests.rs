@@ -100,7 +100,7 @@ fn case() -> impl Strategy<Value = Case> {
 fn close(name: &str, ours: &FlexTensor, theirs: &FlexTensor, bound: f64) {
     let (ours, theirs) = (wide(ours), wide(theirs));
     assert_eq!(ours.len(), theirs.len(), "{name}");
-    let largest = theirs.iter().fold(1e-3, |max: f64, x| max.max(x.abs()));
+    let largest = theirs.iter().fold(0.1, |max: f64, x| max.max(x.abs()));
     for (index, (a, b)) in ours.into_iter().zip(theirs).enumerate() {
         assert!(
             (a - b).abs() <= bound * largest,
