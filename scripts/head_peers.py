@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Our head and the Python peers on the same shapes, in the same session, on CPU.
+"""Our head and the Python peers on the same shapes, in the same session, on CPU: one table.
 
     python3 -m venv peers && peers/bin/pip install torch==2.15.0 numpy trl==1.16.0
     peers/bin/pip install --no-deps liger-kernel==0.8.5 cut-cross-entropy==25.1.1
     cargo build --release --example head_floor
-    peers/bin/python scripts/head_peers.py --shape s1 --mask full
+    peers/bin/python scripts/head_peers.py   # --shape s1 --mask full for a part of it
 
-About 6 GB to download. Forward and backward of the log-prob head with both gradients; ours run
-before and after the peers, and the table holds medians and ours / theirs.
+About 6 GB to download, and 8 GB of memory. Forward and backward of the log-prob head with both
+gradients; ours run before and after the peers, and the table holds medians of seconds, and of ours
+/ theirs.
 """
 import argparse
 import gc
@@ -88,9 +89,9 @@ def torch_chunked(d):
 PEERS = [eager, eager_compact, trl, liger, cut_cross_entropy, torch_chunked]
 
 
-def ours(args):
+def ours(shape, mask, args):
     command = ["target/release/examples/head_floor", "--csv", "--threads", str(args.threads)]
-    command += ["--shape", args.shape, "--mask", args.mask, "--rounds", str(args.rounds)]
+    command += ["--shape", shape, "--mask", mask, "--rounds", str(args.rounds)]
     for name in OURS:
         command += ["--only", name]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -98,46 +99,68 @@ def ours(args):
     return {row[6]: (float(row[7]), float(row[8])) for row in rows}
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--shape", choices=SHAPES, default="s1")
-    parser.add_argument("--mask", choices=["full", "real"], default="full")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-
-    runs = [ours(args)]
-    times = {}
-    d = inputs(args.shape, args.mask)
+def measured(shape, mask, args):
+    """Seconds of every peer, and our seconds and floors before and after them."""
+    peers, times = list(PEERS), {}
+    runs = [ours(shape, mask, args)]
+    d = inputs(shape, mask)
     for number in range(args.rounds + 1):
-        for peer in list(PEERS):
+        for peer in list(peers):
             start = time.perf_counter()
             try:
                 peer(d).backward()
             except Exception as error:  # A peer that cannot run is reported, not hidden.
                 print(f"{peer.__name__}: {error!r}"[:200])
-                PEERS.remove(peer)
+                peers.remove(peer)
                 continue
             seconds = time.perf_counter() - start
             d["hidden"].grad = d["weight"].grad = None
             gc.collect()
             if number > 0:  # The first round compiles and warms up.
                 times.setdefault(peer.__name__, []).append(seconds)
-    runs.append(ours(args))
+    del d
+    gc.collect()
+    runs.append(ours(shape, mask, args))
+    return {name: statistics.median(all) for name, all in times.items()}, runs
 
-    medians = {name: statistics.mean(run[name][0] for run in runs) for name in OURS}
-    print(f"{args.shape}, {args.mask} mask, {args.threads} threads")
-    print("ours, before and after: " + "; ".join(
-        f"{name} " + ", ".join(f"{run[name][0]:.2f} s ({run[name][0] / run[name][1]:.2f} x floor)" for run in runs)
-        for name in OURS
-    ))
-    print("| peer | s | " + " | ".join(f"ours ({name}) / theirs" for name in OURS) + " |")
-    print("|---" * (2 + len(OURS)) + "|")
-    for name, seconds in times.items():
-        theirs = statistics.median(seconds)
-        ratios = [f"{medians[ours] / theirs:.2f}" for ours in OURS]
-        print(f"| {name} | {theirs:.2f} | " + " | ".join(ratios) + " |")
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shape", choices=SHAPES, action="append")
+    parser.add_argument("--mask", choices=["full", "real"], action="append")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    columns = {}
+    for shape in args.shape or SHAPES:
+        for mask in args.mask or ["full", "real"]:
+            columns[f"{shape} {mask}"] = measured(shape, mask, args)
+
+    def line(name, cells):
+        print("| " + " | ".join([name, *cells]) + " |", flush=True)
+
+    print(f"{args.threads} threads, {args.rounds} rounds; seconds (ours: before and after the "
+          f"peers, x the products' floor), and ours / theirs: {', '.join(OURS)}\n")
+    line("", columns)
+    line("---", ["---"] * len(columns))
+    for name in OURS:
+        cells = [
+            ", ".join(f"{run[name][0]:.2f} s ({run[name][0] / run[name][1]:.2f} x)" for run in runs)
+            for _, runs in columns.values()
+        ]
+        line(f"ours, {name}", cells)
+    for peer in PEERS:
+        cells = []
+        for theirs, runs in columns.values():
+            if peer.__name__ not in theirs:
+                cells.append("did not run")
+                continue
+            seconds = theirs[peer.__name__]
+            ratios = [statistics.mean(run[name][0] for run in runs) / seconds for name in OURS]
+            cells.append(f"{seconds:.2f} s: " + ", ".join(f"{ratio:.2f}" for ratio in ratios))
+        line(peer.__name__, cells)
 
 
 main()
