@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::json::Object;
+use super::message::{ASSISTANT, Message, Text};
 use crate::error::InvalidInput;
 use crate::tokens::Sequence;
 
@@ -16,8 +17,7 @@ pub struct Desirable(pub bool);
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores(pub Vec<f64>);
 
-/// A prompt, its completions and what is known of them: `T` is [`Text`](super::Text) or `Vec<u32>`,
-/// token ids.
+/// A prompt, its completions and what is known of them: `T` is [`Text`] or `Vec<u32>`, token ids.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example<T, L> {
     /// What is completed.
@@ -145,6 +145,22 @@ impl<T, L> Example<T, L> {
             label,
             columns: Arc::clone(&self.columns),
             line: self.line,
+        }
+    }
+}
+
+impl<L> Example<Text, L> {
+    /// The same row for a chat model: strings become what a user says and an assistant answers.
+    pub fn into_conversation(self) -> Self {
+        let message = |role: &str, text| match text {
+            Text::Plain(text) => Text::Conversation(vec![Message::new(role, text)]),
+            conversation @ Text::Conversation(_) => conversation,
+        };
+        let answer = |completion| message(ASSISTANT, completion);
+        Self {
+            prompt: message("user", self.prompt),
+            completions: self.completions.into_iter().map(answer).collect(),
+            ..self
         }
     }
 }

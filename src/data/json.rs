@@ -119,6 +119,13 @@ impl From<&str> for Json {
     }
 }
 
+/// `null` if it is not finite, which JSON cannot say.
+impl From<f64> for Json {
+    fn from(number: f64) -> Self {
+        Number::from_f64(number).map_or(Self::Null, Self::Number)
+    }
+}
+
 /// In the order in which `serde_json` has the keys.
 impl From<Value> for Json {
     fn from(value: Value) -> Self {
@@ -246,7 +253,8 @@ impl Object {
         &NONE
     }
 
-    fn sorted(&self) -> Vec<&(String, Json)> {
+    /// In the order of their names.
+    pub(super) fn sorted(&self) -> Vec<&(String, Json)> {
         let mut fields: Vec<_> = self.0.iter().collect();
         fields.sort_by_key(|field| &field.0);
         fields

@@ -38,7 +38,9 @@
 //! ```
 
 mod collate;
+mod convert;
 mod cursor;
+mod distinct;
 mod encode;
 mod error;
 mod example;
@@ -56,7 +58,9 @@ mod truncate;
 mod turns;
 
 pub use collate::{Collator, PairTokens, RankedTokens, UnpairedTokens};
+pub use convert::{Pairing, win_probability};
 pub use cursor::{Cursor, Remaining};
+pub use distinct::{Distinct, distinct};
 pub use encode::{Content, Encode, Encoded};
 pub use error::{DataError, RowError};
 pub use example::{Desirable, Example, Preference, Scores};
