@@ -48,7 +48,7 @@ impl Chat {
     }
 
     /// Text alone: what looks like a control token in it is text.
-    fn encode(&self, text: &str) -> Result<Vec<u32>, Failure> {
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Failure> {
         Ok(self.tokenizer.encode(text, false)?.get_ids().to_vec())
     }
 
@@ -89,13 +89,6 @@ impl Chat {
     /// A question and the opening of the answer.
     pub fn prompt(&self, question: &str) -> Result<Vec<u32>, Failure> {
         self.conversation(&[Message::new("user", question)], true)
-    }
-
-    /// An answer and its end.
-    pub fn answer(&self, answer: &str) -> Result<Vec<u32>, Failure> {
-        let mut ids = self.encode(answer)?;
-        ids.push(END);
-        Ok(ids)
     }
 
     /// What `Tokenized` asks for.

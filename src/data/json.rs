@@ -341,6 +341,18 @@ impl Index<&str> for Object {
     }
 }
 
+/// # Panics
+///
+/// Panics if it is no object with such a field.
+impl Index<&str> for Json {
+    type Output = Json;
+
+    fn index(&self, name: &str) -> &Json {
+        self.get(name)
+            .unwrap_or_else(|| panic!("there is no field `{name}`"))
+    }
+}
+
 /// Later values of a name replace earlier ones.
 impl<N: Into<String>> FromIterator<(N, Json)> for Object {
     fn from_iter<I: IntoIterator<Item = (N, Json)>>(fields: I) -> Self {

@@ -134,18 +134,7 @@ impl<F: Format> JsonLines<F> {
     ///
     /// The file cannot be read; or a row, unless `on_error` is to skip it.
     pub fn load(self, on_error: OnError) -> Result<Loaded<F::Label>, DataError> {
-        let mut rows = Vec::new();
-        let mut skipped = Vec::new();
-        for row in self.read()? {
-            match row {
-                Ok(row) => rows.push(row),
-                Err(error) if on_error == OnError::Skip && error.is_of_a_row() => {
-                    skipped.push(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(Loaded { rows, skipped })
+        collect(self.read()?, on_error)
     }
 
     fn long_line(&self, line: usize) -> DataError {
@@ -171,6 +160,22 @@ impl<F: Format> JsonLines<F> {
         example.line = Some(line);
         Ok(example)
     }
+}
+
+/// All rows, or those that are no error.
+pub(super) fn collect<L>(
+    all: impl Iterator<Item = Result<Example<Text, L>, DataError>>,
+    on_error: OnError,
+) -> Result<Loaded<L>, DataError> {
+    let (mut rows, mut skipped) = (Vec::new(), Vec::new());
+    for row in all {
+        match row {
+            Ok(row) => rows.push(row),
+            Err(error) if on_error == OnError::Skip && error.is_of_a_row() => skipped.push(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Loaded { rows, skipped })
 }
 
 /// A file of JSON lines with random access, larger than memory if need be.

@@ -50,6 +50,8 @@ mod lines;
 mod loader;
 mod message;
 mod mismatched;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod prompt;
 mod report;
 mod split;
@@ -70,6 +72,8 @@ pub use lines::{IndexedLines, JsonLines, Loaded};
 pub use loader::EpochLoader;
 pub use message::{Message, Text};
 pub use mismatched::{Mismatched, WithMismatched};
+#[cfg(feature = "parquet")]
+pub use parquet::ParquetFile;
 pub use report::{Dropped, End, Labels, Report, Spread};
 pub use split::{Split, split_by};
 pub use tokenized::{OnError, TokenizeOptions, Tokenized};

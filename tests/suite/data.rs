@@ -203,7 +203,7 @@ fn errors_name_file_line_and_field() {
     );
     says(
         second(r#"{"chosen": "a", "chosen": "b", "rejected": "c"}"#),
-        "4: the field `chosen` stands twice at line 1 column 45",
+        "4: the field `chosen` stands twice at line 1 column 47",
     );
     says(
         second("[1]"),
