@@ -4,7 +4,10 @@ the rows as Parquet, as `datasets` and pandas write them.
 Needs TRL, transformers, tokenizers and datasets (it ran with TRL 1.16, transformers 5.23,
 tokenizers 0.23.3, datasets 5.2):
 
-    python scripts/data_goldens.py tests/data/trl_rows.json tests/data/rows.parquet
+    PYTHONHASHSEED=0 python scripts/data_goldens.py tests/data/trl_rows.json tests/data/rows.parquet
+
+(TRL's `is_conversational` looks at one key of a set: of a row that mixes strings and messages, the
+hash seed decides which.)
 
 The rows are made here, and so are the tokenizer, a byte-level BPE learnt from them, and its chat
 template. Ids come from `_prepare_dataset` of `DPOTrainer` and `KTOTrainer`, which ask for nothing
