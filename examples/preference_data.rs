@@ -5,6 +5,7 @@
 //! `cargo run --example preference_data`
 
 use std::error::Error;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -56,16 +57,16 @@ const END: &str = "<end>";
 fn render(messages: &[Message], text: &Encode<'_>) -> Result<String, Failure> {
     let mut rendered = String::new();
     if let Some(tools) = text.tools {
-        rendered += &format!("{START}system\n{tools}{END}\n");
+        writeln!(rendered, "{START}system\n{tools}{END}")?;
     }
     for message in messages {
         let said = message.text().ok_or("a part that is no text")?;
         let calls = message.other.get("tool_calls");
         let calls = calls.map_or(String::new(), ToString::to_string);
-        rendered += &format!("{START}{}\n{said}{calls}{END}\n", message.role);
+        writeln!(rendered, "{START}{}\n{said}{calls}{END}", message.role)?;
     }
     if text.add_generation_prompt {
-        rendered += &format!("{START}assistant\n");
+        writeln!(rendered, "{START}assistant")?;
     }
     Ok(rendered)
 }
@@ -118,11 +119,11 @@ fn marked(tokenizer: &Tokenizer, sequence: &Sequence) -> Result<String, Failure>
     let mut text = String::new();
     for part in places.chunk_by(|&a, &b| counts(a) == counts(b)) {
         let part_text = tokenizer.decode(&ids[part[0]..=part[part.len() - 1]], false)?;
-        text += &if counts(part[0]) {
-            format!("[{part_text}]")
+        if counts(part[0]) {
+            write!(text, "[{part_text}]")?;
         } else {
-            part_text
-        };
+            text += &part_text;
+        }
     }
     Ok(text.replace('\n', "⏎"))
 }

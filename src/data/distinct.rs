@@ -110,7 +110,9 @@ fn add(hasher: &mut blake3::Hasher, value: &Json) {
         Json::Array(items) => {
             hasher.update(b"[");
             hasher.update(&(items.len() as u64).to_le_bytes());
-            items.iter().for_each(|item| add(hasher, item));
+            for item in items {
+                add(hasher, item);
+            }
         }
         Json::Object(object) => {
             hasher.update(b"{");

@@ -147,8 +147,10 @@ impl DataError {
     /// Whether it is one row that is wrong, and others may be right.
     pub(super) fn is_of_a_row(&self) -> bool {
         match self {
-            Self::Json { .. } | Self::Row { .. } | Self::LongLine { .. } => true,
-            Self::Tokenizer { .. } => true,
+            Self::Json { .. }
+            | Self::Row { .. }
+            | Self::LongLine { .. }
+            | Self::Tokenizer { .. } => true,
             Self::Dataset(error) => inner(error).is_some_and(Self::is_of_a_row),
             _ => false,
         }

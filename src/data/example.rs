@@ -204,6 +204,10 @@ impl<L> Example<Vec<u32>, L> {
     }
 
     /// The prompt with each completion, and which of its tokens count.
+    #[allow(
+        clippy::missing_panics_doc,
+        reason = "marks are checked where they are set"
+    )]
     pub fn sequences(&self) -> Vec<Sequence> {
         let of = |(place, completion): (usize, &Vec<u32>)| {
             let sequence = Sequence::new(&self.prompt, completion);

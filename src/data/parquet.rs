@@ -2,7 +2,6 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ::parquet::file::reader::FileReader;
 use ::parquet::file::serialized_reader::SerializedFileReader;
 use ::parquet::record::reader::RowIter;
 use ::parquet::record::{Field, Row};

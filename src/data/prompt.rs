@@ -137,11 +137,9 @@ pub(super) fn implicit(fields: [&str; 2], chosen: Text, rejected: Text) -> Resul
 /// that the other one continues, less its last character. No side is left empty.
 fn common_text(chosen: &str, rejected: &str) -> usize {
     let pairs = chosen.char_indices().zip(rejected.chars());
-    let parted = pairs.clone().find(|((_, w), l)| w != l);
-    let end = match parted {
-        Some(((end, _), _)) => end,
+    let Some(((end, _), _)) = pairs.clone().find(|((_, w), l)| w != l) else {
         // Where the last character of the shorter one begins.
-        None => return pairs.last().map_or(0, |((end, _), _)| end),
+        return pairs.last().map_or(0, |((end, _), _)| end);
     };
     end - usize::from(chosen[..end].ends_with(' '))
 }
