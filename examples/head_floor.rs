@@ -5,8 +5,8 @@
 //! ```
 //!
 //! The floor is the bare products over the counted rows with the `gemm` crate that Flex uses: one
-//! for a reference pass, two for a frozen head, three for a trainable one, four where it keeps no
-//! logits. Floor and variants are timed in turn, in one process; the table holds medians. Memory
+//! for a reference pass, two for a frozen head, three for a trainable one, four where it does not
+//! keep all logits. Floor and variants are timed in turn, in one process; the table holds medians. Memory
 //! is what a fresh process needs at most beyond inputs and gradients (Linux).
 
 use std::hint::black_box;
@@ -87,6 +87,8 @@ enum Variant {
     Reference,
     /// The hidden states have a gradient, the head has none.
     Frozen,
+    /// Both have one, and the head keeps what it keeps by default.
+    Trained,
     /// Both have one, no logits are kept.
     Bounded,
     /// Both have one, all logits are kept.
@@ -103,7 +105,7 @@ impl Variant {
         match self {
             Self::Reference => 1,
             Self::Frozen => 2,
-            Self::Bounded => 4,
+            Self::Trained | Self::Bounded => 4,
             Self::Retained | Self::Logits | Self::Burn => 3,
         }
     }
@@ -201,12 +203,11 @@ impl Inputs {
                 } else {
                     LmHead::new(weight.clone())
                 };
-                let bytes = if variant == Variant::Retained {
-                    usize::MAX
-                } else {
-                    0
+                let head = match variant {
+                    Variant::Bounded => head.with_retained_bytes(0),
+                    Variant::Retained => head.with_retained_bytes(usize::MAX),
+                    _ => head,
                 };
-                let head = head.with_retained_bytes(bytes);
                 TokenLogProbs::from_hidden(hidden, &head, tokens, mask)?
             }
         };

@@ -149,9 +149,8 @@ fn rows() -> InMemDataset<Example<Text, Desirable>> {
 
 /// A token per digit.
 #[expect(clippy::unnecessary_wraps, reason = "what `Tokenized` asks for")]
-fn digits(part: Encode<'_>) -> Result<Vec<u32>, Infallible> {
-    let text = part.text();
-    let text = text.as_plain().expect("no conversations here");
+fn digits(text: Encode<'_>) -> Result<Vec<u32>, Infallible> {
+    let text = text.content.as_plain().expect("no conversations here");
     Ok(text.chars().filter_map(|c| c.to_digit(10)).collect())
 }
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 SHAPES = {"s1": (2, 512, 576, 49152), "s2": (4, 512, 1024, 128256)}
-OURS = ["bounded", "retained"]
+OURS = ["trained", "retained"]
 
 
 def inputs(shape, mask):

@@ -1,13 +1,14 @@
 //! The guide: from the data you have to a run you can trust.
 //!
 //! 1. [`choosing`]: an objective for your data
-//! 2. [`training_loop`]: one step, accumulation, clipping, metrics
-//! 3. [`reference`](mod@reference): frozen, LoRA, cached, moving
-//! 4. [`first_batch`]: my loss is not ln 2
-//! 5. [`memory`]: where it goes
-//! 6. [`scale`]: one device, one machine, several
-//! 7. [`reproducibility`]: the same numbers again, and on resume
-//! 8. [`coming_from_trl`]: its options, and where conventions differ
+//! 2. [`data`]: rows, the tokenizer, which tokens count
+//! 3. [`training_loop`]: one step, accumulation, clipping, metrics
+//! 4. [`reference`](mod@reference): frozen, LoRA, cached, moving
+//! 5. [`first_batch`]: my loss is not ln 2
+//! 6. [`memory`]: where it goes
+//! 7. [`scale`]: one device, one machine, several
+//! 8. [`reproducibility`]: the same numbers again, and on resume
+//! 9. [`coming_from_trl`]: its options, and where conventions differ
 
 macro_rules! chapters {
     ($($name:ident: $file:literal,)*) => {
@@ -20,6 +21,7 @@ macro_rules! chapters {
 
 chapters! {
     choosing: "choosing.md",
+    data: "data.md",
     training_loop: "training_loop.md",
     reference: "reference.md",
     first_batch: "first_batch.md",

@@ -106,9 +106,9 @@
 //!
 //! On Flex, the same inputs give the same bits on any number of threads: log-probs, losses of
 //! every objective (those that sort included), gradients, a training run with AdamW. Not promised
-//! are the same bits for another batch size, layout of the head or
-//! [`LmHead::with_retained_bytes`], whose sums are taken in another order; nor on GPUs, whose
-//! atomic additions have no order. Lists break ties by their own order, on every device. What sorts
+//! are the same bits for another batch size or layout of the head, whose sums are taken in another
+//! order; nor on another processor, whose vectors are shorter or longer; nor on GPUs, whose atomic
+//! additions have no order. Lists break ties by their own order, on every device. What sorts
 //! by Burn leaves it to the backend which of equal values comes first: [`AotLoss`] has the same
 //! losses, and its gradient goes to either; `Pair::subsampled` keeps either token of equal noise.
 //!

@@ -18,7 +18,6 @@ use std::path::PathBuf;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData, f16};
-use burn_preference::data::Text;
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use burn_preference::{LmHead, TokenLogProbs};
 use chat::Chat;
@@ -39,11 +38,9 @@ fn the_capital_of_france() {
     let model = model::load(&file, 128, &device).unwrap();
     assert_eq!(model.num_params(), 134_515_008);
 
-    let question = Text::Plain("What is the capital of France?".into());
-    let prompt = chat.prompt(&question).unwrap();
+    let prompt = chat.prompt("What is the capital of France?").unwrap();
     let text = "The capital of France is Paris.";
-    let answer = chat.answer(&Text::Plain(text.into())).unwrap();
-    assert_eq!(answer.last(), Some(&chat::END));
+    let answer = [chat.encode(text).unwrap(), vec![chat::END]].concat();
     assert_eq!(chat.decode(&answer[..answer.len() - 1]), text);
 
     // Beside a longer sequence, so that the answer's row is padded.

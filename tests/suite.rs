@@ -52,6 +52,10 @@ mod scalar;
 mod subjects;
 #[path = "suite/train.rs"]
 mod train;
+#[path = "suite/trl_rows.rs"]
+mod trl_rows;
+#[path = "suite/turns.rs"]
+mod turns;
 #[path = "suite/workers.rs"]
 mod workers;
 

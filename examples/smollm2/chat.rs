@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use burn_preference::data::{Encode, Message, Text};
+use burn_preference::data::{Content, Encode, Message};
 use tokenizers::Tokenizer;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -48,7 +48,7 @@ impl Chat {
     }
 
     /// Text alone: what looks like a control token in it is text.
-    fn encode(&self, text: &str) -> Result<Vec<u32>, Failure> {
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Failure> {
         Ok(self.tokenizer.encode(text, false)?.get_ids().to_vec())
     }
 
@@ -56,56 +56,51 @@ impl Chat {
         self.tokenizer.decode(ids, true).unwrap_or_default()
     }
 
+    /// A turn from its beginning to its end; between turns is a new line.
     fn turn(&self, ids: &mut Vec<u32>, role: &str, content: &str) -> Result<(), Failure> {
+        if !ids.is_empty() {
+            ids.extend(self.encode("\n")?);
+        }
         ids.push(START);
-        ids.extend(self.encode(&format!("{role}\n{content}"))?);
+        ids.extend(self.encode(&format!("{role}\n"))?);
+        ids.extend(self.encode(content)?);
         ids.push(END);
-        ids.extend(self.encode("\n")?);
         Ok(())
     }
 
-    /// A conversation and the opening of the answer.
-    pub fn prompt(&self, prompt: &Text) -> Result<Vec<u32>, Failure> {
-        let said = |text: &String| Message {
-            role: "user".into(),
-            content: text.clone(),
-            other: serde_json::Map::default(),
-        };
-        let messages = match prompt {
-            Text::Plain(text) => &[said(text)][..],
-            Text::Conversation(messages) => messages,
-        };
+    /// A conversation, and with `open` the opening of an answer.
+    fn conversation(&self, messages: &[Message], open: bool) -> Result<Vec<u32>, Failure> {
         let mut ids = Vec::new();
         if messages.first().is_none_or(|first| first.role != "system") {
             self.turn(&mut ids, "system", TEMPLATE)?;
         }
-        for Message { role, content, .. } in messages {
-            self.turn(&mut ids, role, content)?;
+        for message in messages {
+            let text = message.text().ok_or("this model only reads text")?;
+            self.turn(&mut ids, &message.role, &text)?;
         }
-        ids.push(START);
-        ids.extend(self.encode("assistant\n")?);
+        if open {
+            ids.extend(self.encode("\n")?);
+            ids.push(START);
+            ids.extend(self.encode("assistant\n")?);
+        }
         Ok(ids)
     }
 
-    /// An answer and its end.
-    pub fn answer(&self, answer: &Text) -> Result<Vec<u32>, Failure> {
-        let text = match answer {
-            Text::Plain(text) => text,
-            Text::Conversation(messages) => match messages.as_slice() {
-                [message] => &message.content,
-                other => return Err(format!("an answer of {} messages", other.len()).into()),
-            },
-        };
-        let mut ids = self.encode(text)?;
-        ids.push(END);
-        Ok(ids)
+    /// A question and the opening of the answer.
+    pub fn prompt(&self, question: &str) -> Result<Vec<u32>, Failure> {
+        self.conversation(&[Message::new("user", question)], true)
     }
 
     /// What `Tokenized` asks for.
-    pub fn ids(&self, part: Encode<'_>) -> Result<Vec<u32>, Failure> {
-        match part {
-            Encode::Prompt(prompt) => self.prompt(prompt),
-            Encode::Completion { completion, .. } => self.answer(completion),
+    pub fn ids(&self, text: Encode<'_>) -> Result<Vec<u32>, Failure> {
+        match text.content {
+            Content::Plain(_) => Err("rows are made conversations when they are read".into()),
+            Content::Conversation(_) if text.tools.is_some() => {
+                Err("this model's template has no tools".into())
+            }
+            Content::Conversation(messages) => {
+                self.conversation(messages, text.add_generation_prompt)
+            }
         }
     }
 }

@@ -34,8 +34,10 @@ use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams};
 use burn::store::{ModuleSnapshot, SafetensorsStore};
 use burn::tensor::Device;
 use burn_preference::config::PairObjectiveConfig;
-use burn_preference::data::{Collator, Cursor, Example, PairFormat, Text, Tokenized, Truncation};
-use burn_preference::data::{read, split_by};
+use burn_preference::data::{
+    Collator, Cursor, Example, JsonLines, OnError, PairFormat, Text, Tokenized, Truncation,
+    split_by,
+};
 use burn_preference::gradients::clip_by_global_norm;
 use burn_preference::reference::cache::{CacheError, Fingerprint, ReferenceCache};
 use burn_preference::tokens::{Padding, TokenBatch};
@@ -156,8 +158,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     for question in QUESTIONS {
         println!("\n{question}");
-        let prompt = chat.prompt(&Text::Plain(question.to_owned()));
-        let prompt = prompt.map_err(|error| error.to_string())?;
+        let prompt = chat.prompt(question).map_err(|error| error.to_string())?;
         for (name, model) in [("before", &before), ("after", &loaded)] {
             let answer = report::sample(model, &prompt, 48, args.seed, &device);
             println!("  {name}: {}", chat.decode(&answer).trim());
@@ -174,10 +175,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Pairs to train on, and pairs of other conversations.
 fn data(args: &Args, chat: &Chat) -> Result<(Vec<Tokens>, Vec<Tokens>), Box<dyn Error>> {
-    let rows = read(&args.data, PairFormat::default())?.collect::<Result<Vec<_>, _>>()?;
-    let rows = Arc::new(InMemDataset::new(rows));
+    let rows = JsonLines::new(&args.data, PairFormat::default()).load(OnError::Stop)?;
+    let rows = rows.rows.into_iter().map(Example::into_conversation);
+    let rows = Arc::new(InMemDataset::new(rows.collect()));
     let group = |row: &Example<Text, _>| {
-        row.other.get(&args.group).map_or_else(
+        row.columns.get(&args.group).map_or_else(
             || format!("{:?}", row.prompt),
             std::string::ToString::to_string,
         )
@@ -196,7 +198,7 @@ fn data(args: &Args, chat: &Chat) -> Result<(Vec<Tokens>, Vec<Tokens>), Box<dyn 
             Arc::clone(&rows),
             rows_of,
         );
-        let tokens = Tokenized::new(rows, |part| chat.ids(part), truncation)?;
+        let tokens = Tokenized::new(rows, |text| chat.ids(text), truncation)?;
         print!("{name} {}", tokens.report());
         Ok(tokens.iter().collect::<Result<_, _>>()?)
     };

@@ -43,12 +43,13 @@ pub struct PairTokens {
 
 impl Batcher<Example<Vec<u32>, Preference>, PairTokens> for Collator {
     fn batch(&self, items: Vec<Example<Vec<u32>, Preference>>, device: &Device) -> PairTokens {
-        let side = |of: fn(&Example<Vec<u32>, Preference>) -> &Vec<u32>| {
-            items.iter().map(move |x| Sequence::new(&x.prompt, of(x)))
-        };
-        let sequences = side(Example::chosen)
-            .chain(side(Example::rejected))
-            .collect();
+        let (mut sequences, mut rejected) = (Vec::new(), Vec::new());
+        for item in &items {
+            let mut pair = item.sequences().into_iter();
+            sequences.extend(pair.next());
+            rejected.extend(pair.next());
+        }
+        sequences.append(&mut rejected);
         PairTokens {
             rows: self.rows(sequences, device),
             examples: items,
@@ -146,12 +147,12 @@ impl Batcher<Example<Vec<u32>, Scores>, RankedTokens> for Collator {
         let mut scores = Vec::with_capacity(shape[0] * candidates);
         let mut present = Vec::with_capacity(shape[0] * candidates);
         for item in &items {
+            let mut of_item = item.sequences().into_iter();
             for i in 0..candidates {
-                let completion = item.completions().get(i);
-                let ids = completion.map_or(&[] as &[u32], Vec::as_slice);
-                sequences.push(Sequence::new(&item.prompt, ids));
+                let sequence = of_item.next();
                 scores.push(item.label.0.get(i).copied().unwrap_or(0.0));
-                present.push(completion.is_some());
+                present.push(sequence.is_some());
+                sequences.push(sequence.unwrap_or_else(|| Sequence::new(&item.prompt, &[])));
             }
         }
         RankedTokens {

@@ -73,6 +73,19 @@ pub enum DataError {
         /// The field.
         source: RowError,
     },
+    /// A line is longer than the limit of its file.
+    #[error(
+        "{}:{line}: longer than {max} bytes; `JsonLines::with_max_line_bytes` raises the limit",
+        path.display()
+    )]
+    LongLine {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+        /// Bytes of a line, at most.
+        max: usize,
+    },
     /// The tokenizer refused a text.
     #[error("row {index}{}: the tokenizer says: {source}", of_line(*line))]
     Tokenizer {
@@ -108,12 +121,41 @@ pub enum DataError {
     Input(#[from] InvalidInput),
 }
 
+/// What a dataset of this crate failed with.
+fn inner(error: &burn::data::dataset::DatasetError) -> Option<&DataError> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
 /// Where a row stands in its file, if it comes from one.
 pub(super) fn of_line(line: Option<usize>) -> String {
     line.map_or(String::new(), |line| format!(" (line {line})"))
 }
 
 impl DataError {
+    /// The line of the file, if it is about one.
+    pub fn line(&self) -> Option<usize> {
+        match self {
+            Self::Json { line, .. } | Self::Row { line, .. } | Self::LongLine { line, .. } => {
+                Some(*line)
+            }
+            Self::Tokenizer { line, .. } => *line,
+            Self::Dataset(error) => inner(error).and_then(Self::line),
+            _ => None,
+        }
+    }
+
+    /// Whether it is one row that is wrong, and others may be right.
+    pub(super) fn is_of_a_row(&self) -> bool {
+        match self {
+            Self::Json { .. }
+            | Self::Row { .. }
+            | Self::LongLine { .. }
+            | Self::Tokenizer { .. } => true,
+            Self::Dataset(error) => inner(error).is_some_and(Self::is_of_a_row),
+            _ => false,
+        }
+    }
+
     pub(super) fn file(path: &Path, source: io::Error) -> Self {
         Self::File {
             path: path.to_owned(),

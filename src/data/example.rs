@@ -1,47 +1,9 @@
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
+use super::json::Object;
+use super::message::{ASSISTANT, Message, Text};
 use crate::error::InvalidInput;
 use crate::tokens::Sequence;
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, `tool`, …
-    pub role: String,
-    /// What is said.
-    pub content: String,
-    /// Whatever else the message holds (`tool_calls`, `name`), for your template.
-    pub other: Map<String, Value>,
-}
-
-/// A prompt or a completion, as the file has it.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Text {
-    /// A string.
-    Plain(String),
-    /// Messages, for your chat template.
-    Conversation(Vec<Message>),
-}
-
-impl Text {
-    /// The string, unless it is a conversation.
-    pub fn as_plain(&self) -> Option<&str> {
-        match self {
-            Self::Plain(text) => Some(text),
-            Self::Conversation(_) => None,
-        }
-    }
-
-    /// The messages, unless it is a string.
-    pub fn as_conversation(&self) -> Option<&[Message]> {
-        match self {
-            Self::Plain(_) => None,
-            Self::Conversation(messages) => Some(messages),
-        }
-    }
-}
 
 /// The label of a pair: the first completion was preferred to the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,10 +24,13 @@ pub struct Example<T, L> {
     pub prompt: T,
     /// Two for [`Preference`], one for [`Desirable`], as many as scores for [`Scores`].
     completions: Vec<T>,
+    /// Of token ids, which of each completion count; `None` where all do. Empty: all do.
+    counted: Vec<Option<Vec<bool>>>,
     /// What was preferred.
     pub label: L,
-    /// The fields of the row that its format has no use for: a group to split by, a margin.
-    pub other: Arc<Map<String, Value>>,
+    /// The columns of the row that its format has no use for: `tools`, a group to split by, a
+    /// margin.
+    pub columns: Arc<Object>,
     /// The line of the file, from 1, if it comes from one.
     pub line: Option<usize>,
 }
@@ -104,7 +69,8 @@ impl<T> Example<T, Scores> {
     ///
     /// # Errors
     ///
-    /// There is no completion, or not one score for each.
+    /// There is no completion, not one score for each, or a score that is beyond f32, which devices
+    /// compute in.
     pub fn ranked(prompt: T, completions: Vec<T>, scores: Vec<f64>) -> Result<Self, InvalidInput> {
         if completions.is_empty() {
             return Err(InvalidInput::new("completions", "one at least", "none"));
@@ -113,8 +79,16 @@ impl<T> Example<T, Scores> {
             let expected = format!("{}, one per completion", completions.len());
             return Err(InvalidInput::new("scores", expected, scores.len()));
         }
+        if let Some(score) = scores.iter().find(|score| !fits_f32(**score)) {
+            return Err(InvalidInput::new("scores", "numbers that f32 holds", score));
+        }
         Ok(Self::of(prompt, completions, Scores(scores)))
     }
+}
+
+/// Whether it is finite, on the host as on a device.
+pub(super) fn fits_f32(number: f64) -> bool {
+    number.abs() <= f64::from(f32::MAX)
 }
 
 impl<T, L> Example<T, L> {
@@ -123,8 +97,9 @@ impl<T, L> Example<T, L> {
         Self {
             prompt,
             completions,
+            counted: Vec::new(),
             label,
-            other: Arc::default(),
+            columns: Arc::default(),
             line: None,
         }
     }
@@ -134,34 +109,115 @@ impl<T, L> Example<T, L> {
         &self.completions
     }
 
+    /// The same example of a row with these columns, such as `tools`.
+    pub fn with_columns(self, columns: Object) -> Self {
+        Self {
+            columns: Arc::new(columns),
+            ..self
+        }
+    }
+
     /// The same example with another label; the completions stay.
     pub(super) fn relabel<M>(self, label: impl FnOnce(L) -> M) -> Example<T, M> {
         Example {
             prompt: self.prompt,
             completions: self.completions,
+            counted: self.counted,
             label: label(self.label),
-            other: self.other,
+            columns: self.columns,
             line: self.line,
         }
     }
 
-    /// The same example of other contents, as many completions as before.
-    pub(super) fn with_contents<U>(self, prompt: U, completions: Vec<U>) -> Example<U, L> {
-        debug_assert_eq!(completions.len(), self.completions.len());
+    /// Some of the completions, under another label.
+    pub(super) fn some<M>(&self, places: &[usize], label: M) -> Example<T, M>
+    where
+        T: Clone,
+    {
+        let counted = |place: &usize| self.counted.get(*place).cloned().flatten();
         Example {
-            prompt,
-            completions,
-            label: self.label,
-            other: self.other,
+            prompt: self.prompt.clone(),
+            completions: places
+                .iter()
+                .map(|&i| self.completions[i].clone())
+                .collect(),
+            counted: places.iter().map(counted).collect(),
+            label,
+            columns: Arc::clone(&self.columns),
             line: self.line,
         }
     }
 }
 
+impl<L> Example<Text, L> {
+    /// The same row for a chat model: strings become what a user says and an assistant answers.
+    pub fn into_conversation(self) -> Self {
+        let message = |role: &str, text| match text {
+            Text::Plain(text) => Text::Conversation(vec![Message::new(role, text)]),
+            conversation @ Text::Conversation(_) => conversation,
+        };
+        let answer = |completion| message(ASSISTANT, completion);
+        Self {
+            prompt: message("user", self.prompt),
+            completions: self.completions.into_iter().map(answer).collect(),
+            ..self
+        }
+    }
+}
+
 impl<L> Example<Vec<u32>, L> {
-    /// The prompt with each completion.
+    /// The same row as ids, as many completions as before.
+    pub(super) fn of_sequences<T>(texts: Example<T, L>, sequences: &[Sequence]) -> Self {
+        debug_assert_eq!(sequences.len(), texts.completions.len());
+        let of = |s: &Sequence| s.completion().to_vec();
+        Self {
+            // Every label has a completion.
+            prompt: sequences
+                .first()
+                .map_or(Vec::new(), |s| s.prompt().to_vec()),
+            completions: sequences.iter().map(of).collect(),
+            counted: sequences
+                .iter()
+                .map(|s| s.counted().map(<[bool]>::to_vec))
+                .collect(),
+            label: texts.label,
+            columns: texts.columns,
+            line: texts.line,
+        }
+    }
+
+    /// Counts only the marked tokens of each completion.
+    ///
+    /// # Errors
+    ///
+    /// There is not one list of marks per completion, or not one mark per token.
+    pub fn with_counted(self, counted: &[Vec<bool>]) -> Result<Self, InvalidInput> {
+        if counted.len() != self.completions.len() {
+            let expected = format!("{} lists, one per completion", self.completions.len());
+            return Err(InvalidInput::new("counted", expected, counted.len()));
+        }
+        let sequences = self.sequences().into_iter().zip(counted);
+        let sequences = sequences
+            .map(|(sequence, counted)| sequence.with_counted(counted))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self::of_sequences(self, &sequences))
+    }
+
+    /// The prompt with each completion, and which of its tokens count.
+    #[allow(
+        clippy::missing_panics_doc,
+        reason = "marks are checked where they are set"
+    )]
     pub fn sequences(&self) -> Vec<Sequence> {
-        let of = |completion: &Vec<u32>| Sequence::new(&self.prompt, completion);
-        self.completions.iter().map(of).collect()
+        let of = |(place, completion): (usize, &Vec<u32>)| {
+            let sequence = Sequence::new(&self.prompt, completion);
+            match self.counted.get(place) {
+                Some(Some(counted)) => sequence
+                    .with_counted(counted)
+                    .expect("checked where it was set; completions do not change"),
+                _ => sequence,
+            }
+        };
+        self.completions.iter().enumerate().map(of).collect()
     }
 }

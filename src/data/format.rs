@@ -1,14 +1,26 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
+use super::encode::{chat_template_kwargs, tools};
 use super::error::RowError;
-use super::example::{Desirable, Example, Message, Preference, Scores, Text};
+use super::example::{Desirable, Example, Preference, Scores, fits_f32};
+use super::json::{Json, Object};
+use super::message::{Message, Text};
+use super::prompt::{explicit, implicit};
 
 /// Which fields of a JSON object are the prompt, the completions and the labels.
 ///
-/// Fields that a format does not name stay in [`Example::other`].
+/// A text is a string or a list of messages; in the example that comes out, either all of them are
+/// strings or all are conversations. Rows that mix them, as UltraFeedback does, are understood:
+///
+/// ```text
+/// prompt: "2+2?", chosen: [assistant]              the prompt is what a user says
+/// prompt: "2+2?", chosen: [user "2+2?", assistant] the completion repeats it: it stands there once
+/// prompt: [user], chosen: [user, assistant]        the same
+/// prompt: [user], chosen: "4"                      the completion is what the assistant says
+/// ```
+///
+/// Fields that a format does not name stay in [`Example::columns`].
 pub trait Format: Send + Sync {
     /// What its rows are labelled with.
     type Label: Clone + PartialEq + fmt::Debug + Send + Sync + 'static;
@@ -18,7 +30,7 @@ pub trait Format: Send + Sync {
     /// # Errors
     ///
     /// A field is missing or holds something else; the error names it.
-    fn parse(&self, row: Map<String, Value>) -> Result<Example<Text, Self::Label>, RowError>;
+    fn parse(&self, row: Object) -> Result<Example<Text, Self::Label>, RowError>;
 }
 
 /// Pairs: TRL's "preference" rows. A text is a string or a list of messages.
@@ -29,8 +41,9 @@ pub trait Format: Send + Sync {
 /// {"prompt": [{"role": "user", "content": "2+2?"}], "chosen": […], "rejected": […]}
 /// ```
 ///
-/// Without a `prompt`, what both texts begin with is the prompt: their common messages, or their
-/// common characters less a trailing space, which belongs to the completions (as TRL takes it).
+/// Without a `prompt`, what both texts begin with is the prompt, as TRL takes it: their common
+/// messages, or their common characters less a trailing space, which belongs to the completions. Of
+/// a text that the other one only continues, the last message or character is its completion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairFormat {
     /// The field of the prompt: `prompt`.
@@ -54,14 +67,17 @@ impl Default for PairFormat {
 impl Format for PairFormat {
     type Label = Preference;
 
-    fn parse(&self, mut row: Map<String, Value>) -> Result<Example<Text, Preference>, RowError> {
+    fn parse(&self, mut row: Object) -> Result<Example<Text, Preference>, RowError> {
         let chosen = required_text(&mut row, &self.chosen)?;
         let rejected = required_text(&mut row, &self.rejected)?;
-        let pair = match row.remove(&self.prompt) {
-            Some(prompt) => Example::pair(text(&self.prompt, prompt)?, chosen, rejected),
-            None => implicit(&self.rejected, chosen, rejected)?,
+        let (prompt, completions) = match row.remove(&self.prompt) {
+            Some(Json::Null) | None => implicit([&self.chosen, &self.rejected], chosen, rejected)?,
+            Some(prompt) => {
+                let prompt = text(&self.prompt, prompt)?;
+                explicit(&self.prompt, prompt, vec![chosen, rejected])?
+            }
         };
-        Ok(with_other(pair, row))
+        with_columns(Example::of(prompt, completions, Preference), row)
     }
 }
 
@@ -76,7 +92,7 @@ pub struct UnpairedFormat {
     pub prompt: String,
     /// The field of the completion: `completion`.
     pub completion: String,
-    /// The field of the label: `label`, true for desirable.
+    /// The field of the label: `label`, true or 1 for desirable, false or 0 for not.
     pub label: String,
 }
 
@@ -93,17 +109,22 @@ impl Default for UnpairedFormat {
 impl Format for UnpairedFormat {
     type Label = Desirable;
 
-    fn parse(&self, mut row: Map<String, Value>) -> Result<Example<Text, Desirable>, RowError> {
+    fn parse(&self, mut row: Object) -> Result<Example<Text, Desirable>, RowError> {
         let prompt = required_text(&mut row, &self.prompt)?;
         let completion = required_text(&mut row, &self.completion)?;
-        let label = match required(&mut row, &self.label, "true or false")? {
-            Value::Bool(label) => label,
-            other => return Err(RowError::new(&self.label, "true or false", kind(&other))),
+        let expected = "true or false, or 1 or 0";
+        let label = match required(&mut row, &self.label, expected)? {
+            Json::Bool(label) => label,
+            other => match other.as_f64() {
+                Some(1.0) => true,
+                Some(0.0) => false,
+                Some(number) => return Err(RowError::new(&self.label, expected, number)),
+                None => return Err(RowError::new(&self.label, expected, other.kind())),
+            },
         };
-        Ok(with_other(
-            Example::unpaired(prompt, completion, label),
-            row,
-        ))
+        let (prompt, completions) = explicit(&self.prompt, prompt, vec![completion])?;
+        let thumb = Example::of(prompt, completions, Desirable(label));
+        with_columns(thumb, row)
     }
 }
 
@@ -146,12 +167,12 @@ impl Default for RankedFormat {
 impl Format for RankedFormat {
     type Label = Scores;
 
-    fn parse(&self, mut row: Map<String, Value>) -> Result<Example<Text, Scores>, RowError> {
+    fn parse(&self, mut row: Object) -> Result<Example<Text, Scores>, RowError> {
         let prompt = required_text(&mut row, &self.prompt)?;
         let expected = "a list of texts, one at least";
         let responses = match required(&mut row, &self.responses, expected)? {
-            Value::Array(items) if !items.is_empty() => items,
-            other => return Err(RowError::new(&self.responses, expected, kind(&other))),
+            Json::Array(items) if !items.is_empty() => items,
+            other => return Err(RowError::new(&self.responses, expected, other.kind())),
         };
         let responses: Vec<Text> = responses
             .into_iter()
@@ -167,135 +188,63 @@ impl Format for RankedFormat {
             ScoreField::BestFirst => (0..responses.len()).map(|i| -(i as f64)).collect(),
         };
         // One response at least and a score for each: checked above, where errors name the field.
-        let list = Example::of(prompt, responses, Scores(scores));
-        Ok(with_other(list, row))
+        let (prompt, responses) = explicit(&self.prompt, prompt, responses)?;
+        with_columns(Example::of(prompt, responses, Scores(scores)), row)
     }
 }
 
-fn with_other<L>(mut example: Example<Text, L>, row: Map<String, Value>) -> Example<Text, L> {
-    example.other = Arc::new(row);
-    example
+/// The columns that are left, once those that a template is given are in order.
+fn with_columns<L>(
+    mut example: Example<Text, L>,
+    columns: Object,
+) -> Result<Example<Text, L>, RowError> {
+    if example.prompt.as_conversation().is_some() {
+        tools(&columns)?;
+        chat_template_kwargs(&columns)?;
+    }
+    example.columns = Arc::new(columns);
+    Ok(example)
 }
 
-fn required(row: &mut Map<String, Value>, field: &str, expected: &str) -> Result<Value, RowError> {
+fn required(row: &mut Object, field: &str, expected: &str) -> Result<Json, RowError> {
     row.remove(field)
         .ok_or_else(|| RowError::new(field, expected, "nothing"))
 }
 
 const TEXT: &str = "a string or a list of messages";
 
-fn required_text(row: &mut Map<String, Value>, field: &str) -> Result<Text, RowError> {
+fn required_text(row: &mut Object, field: &str) -> Result<Text, RowError> {
     text(field, required(row, field, TEXT)?)
 }
 
-fn text(field: &str, value: Value) -> Result<Text, RowError> {
+fn text(field: &str, value: Json) -> Result<Text, RowError> {
     match value {
-        Value::String(text) => Ok(Text::Plain(text)),
-        Value::Array(messages) => messages
+        Json::String(text) => Ok(Text::Plain(text)),
+        Json::Array(messages) => messages
             .into_iter()
             .enumerate()
-            .map(|(i, value)| message(&format!("{field}[{i}]"), value))
+            .map(|(i, value)| Message::parse(&format!("{field}[{i}]"), value))
             .collect::<Result<_, _>>()
             .map(Text::Conversation),
-        other => Err(RowError::new(field, TEXT, kind(&other))),
+        other => Err(RowError::new(field, TEXT, other.kind())),
     }
 }
 
-fn message(field: &str, value: Value) -> Result<Message, RowError> {
-    let Value::Object(mut object) = value else {
-        let expected = "a message with role and content";
-        return Err(RowError::new(field, expected, kind(&value)));
-    };
-    let mut string = |name: &str| {
-        let field = format!("{field}.{name}");
-        match object.remove(name) {
-            Some(Value::String(text)) => Ok(text),
-            other => Err(RowError::new(
-                field,
-                "a string",
-                other.as_ref().map_or("nothing", kind),
-            )),
-        }
-    };
-    let role = string("role")?;
-    let content = string("content")?;
-    Ok(Message {
-        role,
-        content,
-        other: object,
-    })
-}
-
-fn numbers(row: &mut Map<String, Value>, field: &str, length: usize) -> Result<Vec<f64>, RowError> {
+/// Scores that a tensor can hold: `f32`, as devices have it.
+fn numbers(row: &mut Object, field: &str, length: usize) -> Result<Vec<f64>, RowError> {
     let expected = format!("{length} numbers, one per response");
     let values = match required(row, field, &expected)? {
-        Value::Array(values) if values.len() == length => values,
-        Value::Array(values) => return Err(RowError::new(field, expected, values.len())),
-        other => return Err(RowError::new(field, expected, kind(&other))),
+        Json::Array(values) if values.len() == length => values,
+        Json::Array(values) => return Err(RowError::new(field, expected, values.len())),
+        other => return Err(RowError::new(field, expected, other.kind())),
     };
-    let number = |(i, value): (usize, &Value)| {
-        value
-            .as_f64()
-            .ok_or_else(|| RowError::new(format!("{field}[{i}]"), "a number", kind(value)))
+    let number = |(i, value): (usize, &Json)| {
+        let field = || format!("{field}[{i}]");
+        match value.as_f64() {
+            Some(number) if fits_f32(number) => Ok(number),
+            Some(number) => Err(RowError::new(field(), "a number that f32 holds", number)),
+            None => Err(RowError::new(field(), "a number", value.kind())),
+        }
     };
     values.iter().enumerate().map(number).collect()
-}
-
-/// What both begin with, and the rest of each.
-fn implicit(
-    field: &str,
-    chosen: Text,
-    rejected: Text,
-) -> Result<Example<Text, Preference>, RowError> {
-    match (chosen, rejected) {
-        (Text::Plain(chosen), Text::Plain(rejected)) => {
-            let common = chosen.chars().zip(rejected.chars());
-            let mut end: usize = common
-                .take_while(|(w, l)| w == l)
-                .map(|(w, _)| w.len_utf8())
-                .sum();
-            if chosen[..end].ends_with(' ') {
-                end -= 1;
-            }
-            let of = |text: &str| Text::Plain(text.to_owned());
-            Ok(Example::pair(
-                of(&chosen[..end]),
-                of(&chosen[end..]),
-                of(&rejected[end..]),
-            ))
-        }
-        (Text::Conversation(mut chosen), Text::Conversation(mut rejected)) => {
-            let common = chosen.iter().zip(&rejected);
-            let end = common.take_while(|(w, l)| w == l).count();
-            rejected.drain(..end);
-            let completion = chosen.split_off(end);
-            Ok(Example::pair(
-                Text::Conversation(chosen),
-                Text::Conversation(completion),
-                Text::Conversation(rejected),
-            ))
-        }
-        (Text::Plain(_), _) => Err(RowError::new(
-            field,
-            "a string, as the chosen one",
-            "messages",
-        )),
-        (Text::Conversation(_), _) => Err(RowError::new(
-            field,
-            "messages, as the chosen ones",
-            "a string",
-        )),
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(items) if items.is_empty() => "an empty list",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -6,23 +5,186 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::data::dataset::{Dataset, DatasetError};
 use flate2::read::MultiGzDecoder;
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::{Map, Value};
 
 use super::error::DataError;
-use super::example::{Example, Text};
+use super::example::Example;
 use super::format::Format;
+use super::json::Object;
+use super::message::Text;
+use super::tokenized::OnError;
+use crate::error::InvalidInput;
+
+/// A file of JSON lines, compressed by gzip or not: what its rows are, and how long they may be.
+///
+/// Blank lines are no rows. Numbers of lines count from 1, and errors name them.
+///
+/// | | memory | compressed | |
+/// |---|---|---|---|
+/// | [`open`](Self::open) | an index of its lines | no | a Burn dataset with random access |
+/// | [`read`](Self::read) | one row | yes | an iterator in order |
+/// | [`load`](Self::load) | all rows | yes | for Burn's `InMemDataset` |
+#[derive(Debug, Clone)]
+pub struct JsonLines<F> {
+    path: PathBuf,
+    format: F,
+    max_line_bytes: usize,
+}
+
+/// Rows in memory, and what was passed over.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Loaded<L> {
+    /// The rows, in order.
+    pub rows: Vec<Example<Text, L>>,
+    /// Why others are not among them; of [`OnError::Stop`] there are none.
+    pub skipped: Vec<DataError>,
+}
+
+impl<F: Format> JsonLines<F> {
+    /// Rows of this format in the file at `path`, of 16 MiB each at most.
+    pub fn new(path: impl AsRef<Path>, format: F) -> Self {
+        Self {
+            path: path.as_ref().to_owned(),
+            format,
+            max_line_bytes: 16 << 20,
+        }
+    }
+
+    /// How long a line may be, in bytes once it is unpacked. A longer one is an error before it is
+    /// read: a compressed file of 0.5 MB can hold a line of 500.
+    ///
+    /// # Errors
+    ///
+    /// The limit is 0.
+    pub fn with_max_line_bytes(self, max_line_bytes: usize) -> Result<Self, InvalidInput> {
+        if max_line_bytes == 0 {
+            return Err(InvalidInput::new("max_line_bytes", "1 at least", 0));
+        }
+        Ok(Self {
+            max_line_bytes,
+            ..self
+        })
+    }
+
+    /// Opens the file and finds its lines; what they hold is not looked at yet.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or is compressed.
+    pub fn open(self) -> Result<IndexedLines<F>, DataError> {
+        let failed = |source| DataError::file(&self.path, source);
+        let mut file = File::open(&self.path).map_err(failed)?;
+        if is_gzip(&mut file).map_err(failed)? {
+            let text = "compressed files have no random access: `read` or `load` it, or unpack it";
+            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
+        }
+        let lines = index(&mut file, self.max_line_bytes).map_err(failed)?;
+        Ok(IndexedLines {
+            source: self,
+            file: Mutex::new(file),
+            lines,
+        })
+    }
+
+    /// The rows in order; one of them is in memory at a time. A row that is an error is followed by
+    /// the others.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened; later, as [`IndexedLines::row`].
+    pub fn read(
+        self,
+    ) -> Result<impl Iterator<Item = Result<Example<Text, F::Label>, DataError>>, DataError> {
+        let failed = |source| DataError::file(&self.path, source);
+        let mut file = File::open(&self.path).map_err(failed)?;
+        let packed = is_gzip(&mut file).map_err(failed)?;
+        let mut reader: Box<dyn BufRead> = if packed {
+            Box::new(BufReader::new(MultiGzDecoder::new(BufReader::new(file))))
+        } else {
+            Box::new(BufReader::new(file))
+        };
+        let mut number = 0;
+        let mut broken = false;
+        Ok(std::iter::from_fn(move || {
+            let mut text = Vec::new();
+            while !broken {
+                number += 1;
+                match next_line(&mut reader, self.max_line_bytes, &mut text) {
+                    Ok(0) => return None,
+                    Ok(bytes) if bytes > text.len() as u64 => {
+                        return Some(Err(self.long_line(number)));
+                    }
+                    Ok(_) => match content(number, &text) {
+                        (_, []) => {}
+                        (_, row) => return Some(self.parse(number, row)),
+                    },
+                    Err(source) => {
+                        broken = true;
+                        return Some(Err(DataError::file(&self.path, source)));
+                    }
+                }
+            }
+            None
+        }))
+    }
+
+    /// All rows at once.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read; or a row, unless `on_error` is to skip it.
+    pub fn load(self, on_error: OnError) -> Result<Loaded<F::Label>, DataError> {
+        collect(self.read()?, on_error)
+    }
+
+    fn long_line(&self, line: usize) -> DataError {
+        DataError::LongLine {
+            path: self.path.clone(),
+            line,
+            max: self.max_line_bytes,
+        }
+    }
+
+    fn parse(&self, line: usize, text: &[u8]) -> Result<Example<Text, F::Label>, DataError> {
+        let path = || self.path.clone();
+        let row: Object = serde_json::from_slice(text).map_err(|source| DataError::Json {
+            path: path(),
+            line,
+            source,
+        })?;
+        let mut example = self.format.parse(row).map_err(|source| DataError::Row {
+            path: path(),
+            line,
+            source,
+        })?;
+        example.line = Some(line);
+        Ok(example)
+    }
+}
+
+/// All rows, or those that are no error.
+pub(super) fn collect<L>(
+    all: impl Iterator<Item = Result<Example<Text, L>, DataError>>,
+    on_error: OnError,
+) -> Result<Loaded<L>, DataError> {
+    let (mut rows, mut skipped) = (Vec::new(), Vec::new());
+    for row in all {
+        match row {
+            Ok(row) => rows.push(row),
+            Err(error) if on_error == OnError::Skip && error.is_of_a_row() => skipped.push(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Loaded { rows, skipped })
+}
 
 /// A file of JSON lines with random access, larger than memory if need be.
 ///
 /// Opening it reads it once for an index of its lines (24 bytes each); a row is read and parsed
-/// when it is asked for. Blank lines are no rows. The file must not change while it is open.
-///
-/// Compressed files have no random access: [`read`] goes through them in order.
+/// when it is asked for. The file must not change while it is open.
 #[derive(Debug)]
-pub struct JsonLines<F> {
-    path: PathBuf,
-    format: F,
+pub struct IndexedLines<F> {
+    source: JsonLines<F>,
     file: Mutex<File>,
     lines: Vec<Line>,
 }
@@ -31,32 +193,11 @@ pub struct JsonLines<F> {
 struct Line {
     number: usize,
     start: u64,
+    /// More than the limit for a line that is too long, which is not read.
     bytes: usize,
 }
 
-impl<F: Format> JsonLines<F> {
-    /// Opens a file and finds its lines; what they hold is not looked at yet.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be read, or is compressed.
-    pub fn open(path: impl AsRef<Path>, format: F) -> Result<Self, DataError> {
-        let path = path.as_ref();
-        let failed = |source| DataError::file(path, source);
-        let mut file = File::open(path).map_err(failed)?;
-        if is_gzip(&mut file).map_err(failed)? {
-            let text = "compressed files have no random access: use `data::read`, or unpack it";
-            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
-        }
-        let lines = index(&mut file).map_err(failed)?;
-        Ok(Self {
-            path: path.to_owned(),
-            format,
-            file: Mutex::new(file),
-            lines,
-        })
-    }
-
+impl<F: Format> IndexedLines<F> {
     /// The number of rows.
     pub fn len(&self) -> usize {
         self.lines.len()
@@ -71,7 +212,7 @@ impl<F: Format> JsonLines<F> {
     ///
     /// # Errors
     ///
-    /// It cannot be read, is no JSON object, or does not fit the format.
+    /// It cannot be read, is longer than the limit, is no JSON object, or does not fit the format.
     ///
     /// # Panics
     ///
@@ -82,18 +223,21 @@ impl<F: Format> JsonLines<F> {
             start,
             bytes,
         } = self.lines[index];
+        if bytes > self.source.max_line_bytes {
+            return Err(self.source.long_line(number));
+        }
         let mut text = vec![0; bytes];
         {
             let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
             file.seek(SeekFrom::Start(start))
                 .and_then(|_| file.read_exact(&mut text))
-                .map_err(|source| DataError::file(&self.path, source))?;
+                .map_err(|source| DataError::file(&self.source.path, source))?;
         }
-        parse(&self.path, number, &text, &self.format)
+        self.source.parse(number, &text)
     }
 }
 
-impl<F: Format> Dataset<Example<Text, F::Label>> for JsonLines<F> {
+impl<F: Format> Dataset<Example<Text, F::Label>> for IndexedLines<F> {
     fn get(&self, index: usize) -> Result<Example<Text, F::Label>, DatasetError> {
         self.row(index).map_err(DatasetError::new)
     }
@@ -103,72 +247,56 @@ impl<F: Format> Dataset<Example<Text, F::Label>> for JsonLines<F> {
     }
 }
 
-/// The rows of a file in order, compressed by gzip or not.
-///
-/// One row is in memory at a time. For random access to a compressed file that fits into memory,
-/// collect them into Burn's [`InMemDataset`](burn::data::dataset::InMemDataset).
-///
-/// # Errors
-///
-/// The file cannot be opened; later, as [`JsonLines::row`].
-pub fn read<F: Format>(
-    path: impl AsRef<Path>,
-    format: F,
-) -> Result<impl Iterator<Item = Result<Example<Text, F::Label>, DataError>>, DataError> {
-    let path = path.as_ref().to_owned();
-    let failed = |source| DataError::file(&path, source);
-    let mut file = File::open(&path).map_err(failed)?;
-    let packed = is_gzip(&mut file).map_err(failed)?;
-    let mut reader: Box<dyn BufRead> = if packed {
-        Box::new(BufReader::new(MultiGzDecoder::new(BufReader::new(file))))
-    } else {
-        Box::new(BufReader::new(file))
-    };
-    let mut number = 0;
-    let mut broken = false;
-    Ok(std::iter::from_fn(move || {
-        let mut text = Vec::new();
-        while !broken {
-            number += 1;
-            text.clear();
-            match reader.read_until(b'\n', &mut text) {
-                Ok(0) => return None,
-                Ok(_) => match content(number, &text) {
-                    (_, []) => {}
-                    (_, row) => return Some(parse(&path, number, row, &format)),
-                },
-                Err(source) => {
-                    broken = true;
-                    return Some(Err(DataError::file(&path, source)));
-                }
-            }
-        }
-        None
-    }))
-}
-
-fn index(file: &mut File) -> io::Result<Vec<Line>> {
+fn index(file: &mut File, max_line_bytes: usize) -> io::Result<Vec<Line>> {
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let mut lines = Vec::new();
     let mut start = 0;
     let mut text = Vec::new();
     for number in 1.. {
-        text.clear();
-        let read = reader.read_until(b'\n', &mut text)?;
-        if read == 0 {
+        let bytes = next_line(&mut reader, max_line_bytes, &mut text)?;
+        if bytes == 0 {
             break;
         }
         let (skipped, row) = content(number, &text);
-        if !row.is_empty() {
+        let is_long = bytes > text.len() as u64;
+        if is_long || !row.is_empty() {
             lines.push(Line {
                 number,
                 start: start + skipped as u64,
-                bytes: row.len(),
+                bytes: if is_long { usize::MAX } else { row.len() },
             });
         }
-        start += read as u64;
+        start += bytes;
     }
     Ok(lines)
+}
+
+/// Reads a line with its end into `text`, and says how long it is: longer than `text` if its
+/// content has more than `max` bytes, which are then passed over.
+fn next_line(reader: &mut impl BufRead, max: usize, text: &mut Vec<u8>) -> io::Result<u64> {
+    text.clear();
+    let mut bytes = 0;
+    loop {
+        let available = match reader.fill_buf() {
+            Ok(available) => available,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let end = available.iter().position(|&byte| byte == b'\n');
+        let used = end.map_or(available.len(), |end| end + 1);
+        let content = end.unwrap_or(used);
+        let room = max.saturating_sub(text.len());
+        text.extend_from_slice(&available[..content.min(room)]);
+        if end.is_some() && content <= room {
+            text.push(b'\n');
+        }
+        let is_last = end.is_some() || used == 0;
+        reader.consume(used);
+        bytes += used as u64;
+        if is_last {
+            return Ok(bytes);
+        }
+    }
 }
 
 fn is_gzip(file: &mut File) -> io::Result<bool> {
@@ -186,54 +314,4 @@ fn content(number: usize, text: &[u8]) -> (usize, &[u8]) {
         _ => text,
     };
     (text.len() - rest.len(), rest.trim_ascii_end())
-}
-
-fn parse<F: Format>(
-    path: &Path,
-    line: usize,
-    text: &[u8],
-    format: &F,
-) -> Result<Example<Text, F::Label>, DataError> {
-    let row: Row = serde_json::from_slice(text).map_err(|source| DataError::Json {
-        path: path.to_owned(),
-        line,
-        source,
-    })?;
-    let mut example = format.parse(row.0).map_err(|source| DataError::Row {
-        path: path.to_owned(),
-        line,
-        source,
-    })?;
-    example.line = Some(line);
-    Ok(example)
-}
-
-/// A JSON object that has no field twice: serde_json would keep the last without a word.
-struct Row(Map<String, Value>);
-
-impl<'de> Deserialize<'de> for Row {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields;
-
-        impl<'de> Visitor<'de> for Fields {
-            type Value = Map<String, Value>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
-                let mut fields = Map::new();
-                while let Some((name, value)) = access.next_entry::<String, Value>()? {
-                    if fields.contains_key(&name) {
-                        return Err(A::Error::custom(format!("the field `{name}` stands twice")));
-                    }
-                    fields.insert(name, value);
-                }
-                Ok(fields)
-            }
-        }
-
-        deserializer.deserialize_map(Fields).map(Row)
-    }
 }

@@ -2,7 +2,7 @@ use burn::data::dataset::{Dataset, DatasetError};
 
 use super::error::DataError;
 use super::example::{Desirable, Example};
-use super::tokenized::Truncation;
+use super::truncate::Truncation;
 use crate::tokens::Sequence;
 
 /// The label of a thumb with a completion of another prompt beside it.
@@ -16,7 +16,7 @@ pub struct WithMismatched {
 
 /// Thumbs with mismatched completions, on which KTO's z₀ is estimated.
 ///
-/// Each row gets the completion of the next row (and after the last the first) that has another
+/// Each row gets the completion (and its mask of tokens that count) of the next row (and after the last the first) that has another
 /// prompt and fits. A pairing by batch, as TRL makes it, gives a batch of one its own completion
 /// and neighbours of one prompt each other's; this one does neither, and does not change with the
 /// batch. Shuffle before, if the order of the rows means something.
@@ -46,10 +46,13 @@ impl<D: Dataset<Example<Vec<u32>, Desirable>>> Mismatched<D> {
             if other.prompt == prompt {
                 continue;
             }
-            let mut prompt = prompt.to_vec();
-            let mut completion = [other.completion().clone()];
-            if self.truncation.apply(&mut prompt, &mut completion).is_ok() {
-                return Ok(Sequence::new(&prompt, &completion[0]));
+            let theirs = &other.sequences()[0];
+            let mut sequence = Sequence::new(prompt, theirs.completion());
+            if let Some(counted) = theirs.counted() {
+                sequence = sequence.with_counted(counted)?;
+            }
+            if let Ok((mut row, _)) = self.truncation.apply(&[sequence]) {
+                return Ok(row.remove(0));
             }
         }
         Err(DataError::NoMismatch { index })

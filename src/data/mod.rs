@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! file ─→ JsonLines ─→ Example<Text, L> ─→ Tokenized ─→ Example<Vec<u32>, L> ─→ Collator ─→ tensors
-//!          an index     your closure makes ids      truncated, reported
+//!          rows         your closure makes ids      which count, truncated, reported
 //! ```
 //!
 //! Every stage but the last is a Burn [`Dataset`](burn::data::dataset::Dataset), read when it is
@@ -13,21 +13,20 @@
 //! use burn::data::dataloader::batcher::Batcher;
 //! use burn::data::dataset::Dataset;
 //! use burn::tensor::Device;
-//! use burn_preference::data::{Collator, JsonLines, PairFormat, Encode, Tokenized, Truncation};
+//! use burn_preference::data::{Collator, Encode, JsonLines, PairFormat, Tokenized, Truncation};
 //! use burn_preference::tokens::Padding;
 //!
 //! # let dir = tempfile::tempdir()?;
 //! # let path = dir.path().join("pairs.jsonl");
 //! std::fs::write(&path, r#"{"prompt": "2+2=", "chosen": "4", "rejected": "five"}"#)?;
 //!
-//! let rows = JsonLines::open(&path, PairFormat::default())?;
-//! // A tokenizer of bytes; 0 ends a completion. The example `preference_data` has a real one.
-//! let bytes = |part: Encode<'_>| -> Result<Vec<u32>, std::convert::Infallible> {
-//!     let ids = part.text().as_plain().unwrap().bytes().map(u32::from);
-//!     Ok(match part {
-//!         Encode::Prompt(_) => ids.collect(),
-//!         Encode::Completion { .. } => ids.chain([0]).collect(),
-//!     })
+//! let rows = JsonLines::new(&path, PairFormat::default()).open()?;
+//! // A tokenizer of bytes; 0 ends a text. The example `preference_data` has a real one, and the
+//! // guide's chapter on [data](crate::guide::data) conversations.
+//! let bytes = |text: Encode<'_>| -> Result<Vec<u32>, &str> {
+//!     let plain = text.content.as_plain().ok_or("a conversation")?;
+//!     let end = (!text.add_generation_prompt).then_some(0);
+//!     Ok(plain.bytes().map(u32::from).chain(end).collect())
 //! };
 //! let pairs = Tokenized::new(rows, bytes, Truncation::PromptEnd { max_length: 8 })?;
 //! assert_eq!(pairs.report().shortened_prompts, 1); // four tokens and "five", 0: one too many
@@ -39,23 +38,44 @@
 //! ```
 
 mod collate;
+mod convert;
 mod cursor;
+mod distinct;
+mod encode;
 mod error;
 mod example;
 mod format;
+mod json;
 mod lines;
 mod loader;
+mod message;
 mod mismatched;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod prompt;
+mod report;
 mod split;
 mod tokenized;
+mod truncate;
+mod turns;
 
 pub use collate::{Collator, PairTokens, RankedTokens, UnpairedTokens};
+pub use convert::{Pairing, win_probability};
 pub use cursor::{Cursor, Remaining};
+pub use distinct::{Distinct, distinct};
+pub use encode::{Content, Encode, Encoded};
 pub use error::{DataError, RowError};
-pub use example::{Desirable, Example, Message, Preference, Scores, Text};
+pub use example::{Desirable, Example, Preference, Scores};
 pub use format::{Format, PairFormat, RankedFormat, ScoreField, UnpairedFormat};
-pub use lines::{JsonLines, read};
+pub use json::{Json, Object};
+pub use lines::{IndexedLines, JsonLines, Loaded};
 pub use loader::EpochLoader;
+pub use message::{Message, Text};
 pub use mismatched::{Mismatched, WithMismatched};
+#[cfg(feature = "parquet")]
+pub use parquet::ParquetFile;
+pub use report::{Dropped, End, Labels, Report, Spread};
 pub use split::{Split, split_by};
-pub use tokenized::{Dropped, Encode, Labels, Lengths, Reason, Report, Tokenized, Truncation};
+pub use tokenized::{OnError, TokenizeOptions, Tokenized};
+pub use truncate::{Reason, Truncation};
+pub use turns::{Turns, completion_start};

@@ -23,7 +23,7 @@ pub struct Split {
 ///
 /// A conversation, a prompt or an annotator gives several rows: if some of them train, the others
 /// are no test. `group` names a row's group, such as a field of
-/// [`Example::other`](super::Example::other). The groups with the smallest hashes of `seed` and
+/// [`Example::columns`](super::Example::columns). The groups with the smallest hashes of `seed` and
 /// name are held out, `share` of them, rounded: neither the order of the rows nor their number
 /// decides which. Select the rows with Burn's `SelectionDataset`.
 ///

@@ -8,6 +8,9 @@ use super::{TokenLogProbs, TokenStatistics};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 
+/// Logits that a trainable head keeps by default: all of them where they are few.
+const RETAINED_BYTES: usize = 8 << 20;
+
 /// The last layer of a language model, from hidden states to logits: weight and bias.
 ///
 /// A handle to them, as cheap to make in every step as a clone of the tensors.
@@ -42,7 +45,7 @@ impl LmHead {
             words_first: true,
             bias: None,
             shaping: Shaping::NONE,
-            retained_bytes: 0,
+            retained_bytes: RETAINED_BYTES,
         }
     }
 
@@ -79,9 +82,6 @@ impl LmHead {
     /// logit = c·tanh(x/c)
     /// ```
     ///
-    /// A trainable head with a softcap keeps no logits, whatever
-    /// [`with_retained_bytes`](Self::with_retained_bytes) allows.
-    ///
     /// # Errors
     ///
     /// `cap` is not a finite number > 0, in f32.
@@ -104,16 +104,16 @@ impl LmHead {
     }
 
     /// Lets a trainable head keep so many bytes of logits from forward to backward; the default
-    /// is none.
+    /// is 8 MiB.
     ///
     /// What is not kept is computed again: a fourth product of the size of the three that a
     /// trainable head needs. All of them take 4·rows·vocab bytes of counted tokens (8 in f64),
-    /// rounded up to whole tiles; only whole columns of tiles (or, outside Flex, blocks of rows)
-    /// are kept. A frozen head keeps none and needs none.
+    /// rounded up to whole tiles, and only whole columns of tiles are kept. On Flex the gradient
+    /// takes their place, and the numbers are the same whatever is kept. A frozen head keeps none
+    /// and needs none; kernels for GPUs keep none.
     ///
-    /// Measure before you set it: on a CPU the fourth product costs about as much as the pages of
-    /// a fresh buffer that large, unless the allocator keeps them from step to step.
-    /// `cargo run --release --example head_floor` compares both.
+    /// Measure before you raise it: a buffer that large costs fresh pages in every step, unless
+    /// the allocator keeps them. `cargo run --release --example head_floor` compares all and none.
     pub fn with_retained_bytes(mut self, bytes: usize) -> Self {
         self.retained_bytes = bytes;
         self
@@ -201,7 +201,7 @@ impl TokenLogProbs {
     /// |---|---|---|
     /// | no gradient (reference) | 1 | nothing |
     /// | frozen, hidden states trained | 2 | a number per hidden state |
-    /// | trained | 4; 3 where logits are retained | two numbers per row, and what [`LmHead::with_retained_bytes`] allows |
+    /// | trained | 4; 3 where logits are kept | two numbers per row, and 8 MiB of logits or what [`LmHead::with_retained_bytes`] allows |
     ///
     /// # Shapes
     ///

@@ -14,9 +14,9 @@ use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn::tensor::{Device, Tensor};
 use burn_preference::data::{
-    Collator, Cursor, DataError, Desirable, Encode, EpochLoader, Example, Format, JsonLines,
+    Collator, Cursor, DataError, Desirable, Encode, EpochLoader, Example, Format, Json, JsonLines,
     Mismatched, PairFormat, PairTokens, RankedFormat, Reason, ScoreField, Scores, Text, Tokenized,
-    Truncation, UnpairedFormat, read, split_by,
+    Truncation, UnpairedFormat, split_by,
 };
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use burn_preference::{PolicyPair, SequenceLogProbs, TokenLogProbs};
@@ -44,17 +44,14 @@ fn plain(text: &str) -> Text {
 
 /// A token per byte, and 0 at the end of a completion.
 #[expect(clippy::unnecessary_wraps, reason = "what `Tokenized` asks for")]
-fn bytes(part: Encode<'_>) -> Result<Vec<u32>, Infallible> {
-    let of =
-        |text: &Text| -> Vec<u32> { text.as_plain().unwrap().bytes().map(u32::from).collect() };
-    Ok(match part {
-        Encode::Prompt(prompt) => of(prompt),
-        Encode::Completion { completion, .. } => [of(completion), vec![0]].concat(),
-    })
+fn bytes(text: Encode<'_>) -> Result<Vec<u32>, Infallible> {
+    let plain = text.content.as_plain().unwrap();
+    let end = (!text.add_generation_prompt).then_some(0);
+    Ok(plain.bytes().map(u32::from).chain(end).collect())
 }
 
 fn only<F: Format>(content: &str, format: F) -> Result<Example<Text, F::Label>, DataError> {
-    JsonLines::open(&file(content).path, format)?.row(0)
+    JsonLines::new(&file(content).path, format).open()?.row(0)
 }
 
 fn pair(content: &str) -> Result<Example<Text, burn_preference::data::Preference>, DataError> {
@@ -66,8 +63,8 @@ fn pairs_with_a_prompt() {
     let row = pair(r#"{"prompt": "2+2=", "chosen": "4", "rejected": "5", "tree": "a"}"#).unwrap();
     assert_eq!(row.prompt, plain("2+2="));
     assert_eq!((row.chosen(), row.rejected()), (&plain("4"), &plain("5")));
-    assert_eq!(row.other["tree"], "a");
-    assert_eq!(row.other.len(), 1);
+    assert_eq!(row.columns["tree"], Json::from("a"));
+    assert_eq!(row.columns.len(), 1);
     assert_eq!(row.line, Some(1));
 }
 
@@ -82,8 +79,10 @@ fn pairs_whose_prompt_is_what_both_begin_with() {
     let sky = of("The sky is blue.", "The sky is green.");
     assert_eq!(sky, ["The sky is", " blue.", " green."]);
     assert_eq!(of("Q: é!", "Q: è!"), ["Q:", " é!", " è!"]); // é and è share their first byte
-    assert_eq!(of("ab", "abc"), ["ab", "", "c"]);
-    assert_eq!(of("same", "same"), ["same", "", ""]);
+    // No side is left empty.
+    assert_eq!(of("ab", "abc"), ["a", "b", "bc"]);
+    assert_eq!(of("same", "same"), ["sam", "e", "e"]);
+    assert_eq!(of("", "b"), ["", "", "b"]);
     assert_eq!(of("x", "y"), ["", "x", "y"]);
 }
 
@@ -103,7 +102,7 @@ fn conversations() {
     assert_eq!(explicit, pair(&implicit.to_string()).unwrap());
     let messages = explicit.chosen().as_conversation().unwrap();
     assert_eq!(
-        (&*messages[0].role, &*messages[0].content),
+        (&*messages[0].role, &*messages[0].text().unwrap()),
         ("assistant", "4")
     );
     assert!(explicit.chosen().as_plain().is_none());
@@ -114,7 +113,7 @@ fn conversations() {
     let row = pair(&named.to_string()).unwrap();
     assert_eq!(
         row.prompt.as_conversation().unwrap()[0].other["name"],
-        "Ada"
+        Json::from("Ada")
     );
 }
 
@@ -159,7 +158,7 @@ fn fields_of_other_names() {
     };
     let row = only(r#"{"question": "q", "good": "g", "bad": "b"}"#, format).unwrap();
     assert_eq!(row.prompt, plain("q"));
-    assert!(row.other.is_empty());
+    assert!(row.columns.is_empty());
 }
 
 #[test]
@@ -173,7 +172,9 @@ fn errors_name_file_line_and_field() {
     let second = |row: &str| {
         let content = format!("\n{{\"chosen\": \"a\", \"rejected\": \"b\"}}\n\n{row}\n");
         let file = file(content);
-        let rows = JsonLines::open(&file.path, PairFormat::default()).unwrap();
+        let rows = JsonLines::new(&file.path, PairFormat::default())
+            .open()
+            .unwrap();
         assert_eq!(rows.len(), 2);
         rows.row(0).unwrap();
         rows.row(1).unwrap_err()
@@ -189,7 +190,8 @@ fn errors_name_file_line_and_field() {
     );
     says(
         second(r#"{"chosen": [{"role": "user"}], "rejected": "b"}"#),
-        "4: `chosen[0].content`: expected a string, found nothing",
+        "4: `chosen[0].content`: expected a string or a list of typed parts (an assistant's \
+         `tool_calls` may stand alone), found nothing",
     );
     says(
         second(r#"{"chosen": ["hi"], "rejected": "b"}"#),
@@ -201,7 +203,7 @@ fn errors_name_file_line_and_field() {
     );
     says(
         second(r#"{"chosen": "a", "chosen": "b", "rejected": "c"}"#),
-        "4: the field `chosen` stands twice at line 1 column 29",
+        "4: the field `chosen` stands twice at line 1 column 47",
     );
     says(
         second("[1]"),
@@ -217,8 +219,12 @@ fn errors_name_file_line_and_field() {
         only(&row, UnpairedFormat::default()).unwrap_err()
     };
     says(
-        thumb("1"),
-        "1: `label`: expected true or false, found a number",
+        thumb("2"),
+        "1: `label`: expected true or false, or 1 or 0, found 2",
+    );
+    says(
+        thumb("\"yes\""),
+        "1: `label`: expected true or false, or 1 or 0, found a string",
     );
     let list = |rest: &str| {
         let row = format!(r#"{{"prompt": "p", {rest}}}"#);
@@ -245,7 +251,7 @@ fn errors_name_file_line_and_field() {
         (1, "rejected", "nothing")
     );
     assert_eq!(source.expected(), text);
-    let missing = JsonLines::open("/nowhere/rows.jsonl", PairFormat::default());
+    let missing = JsonLines::new("/nowhere/rows.jsonl", PairFormat::default()).open();
     assert!(
         missing
             .unwrap_err()
@@ -259,17 +265,21 @@ fn files_as_editors_and_systems_write_them() {
     let rows = "\u{feff}{\"chosen\": \"a\", \"rejected\": \"b\"}\r\n   \r\n\
                 {\"chosen\": \"c\", \"rejected\": \"d\"}";
     let file = file(rows);
-    let random = JsonLines::open(&file.path, PairFormat::default()).unwrap();
+    let random = JsonLines::new(&file.path, PairFormat::default())
+        .open()
+        .unwrap();
     assert_eq!(random.len(), 2);
     assert!(!random.is_empty());
-    let in_order: Vec<_> = read(&file.path, PairFormat::default())
+    let in_order: Vec<_> = JsonLines::new(&file.path, PairFormat::default())
+        .read()
         .unwrap()
         .collect::<Result<_, _>>()
         .unwrap();
     assert_eq!(in_order, [random.row(0).unwrap(), random.row(1).unwrap()]);
     assert_eq!(in_order[1].line, Some(3));
     assert!(
-        JsonLines::open(&self::file("").path, PairFormat::default())
+        JsonLines::new(&self::file("").path, PairFormat::default())
+            .open()
             .unwrap()
             .is_empty()
     );
@@ -286,7 +296,9 @@ fn compressed_files_are_read_in_order() {
     let first = packed("{\"chosen\": \"a\", \"rejected\": \"b\"}\n");
     let second = packed("{\"chosen\": \"c\", \"rejected\": \"d\"}\n{\"chosen\": \"e\"}\n");
     let whole = file([first.clone(), second.clone()].concat());
-    let mut rows = read(&whole.path, PairFormat::default()).unwrap();
+    let mut rows = JsonLines::new(&whole.path, PairFormat::default())
+        .read()
+        .unwrap();
     assert_eq!(rows.next().unwrap().unwrap().chosen(), &plain("a"));
     assert_eq!(rows.next().unwrap().unwrap().line, Some(2));
     assert!(
@@ -299,19 +311,24 @@ fn compressed_files_are_read_in_order() {
     assert!(rows.next().is_none());
 
     let torn = file(&second[..second.len() - 9]);
-    let rows = read(&torn.path, PairFormat::default()).unwrap();
+    let rows = JsonLines::new(&torn.path, PairFormat::default())
+        .read()
+        .unwrap();
     let last = rows.last().unwrap();
     assert!(matches!(last, Err(DataError::File { .. })), "{last:?}");
 
-    let error = JsonLines::open(&whole.path, PairFormat::default()).unwrap_err();
+    let error = JsonLines::new(&whole.path, PairFormat::default())
+        .open()
+        .unwrap_err();
     assert!(error.to_string().contains("no random access"), "{error}");
 }
 
+/// Counted from 0 over prompt and completion.
 fn ids(prompt: usize, completions: &[usize]) -> (Vec<u32>, Vec<Vec<u32>>) {
-    let count = |n: usize| (0..).take(n).collect();
+    let count = |from: usize, n: usize| (0..).skip(from).take(n).collect();
     (
-        count(prompt),
-        completions.iter().map(|&n| count(n)).collect(),
+        count(0, prompt),
+        completions.iter().map(|&n| count(prompt, n)).collect(),
     )
 }
 
@@ -328,9 +345,8 @@ fn truncated(
         vec![0.0; completions.len()],
     )
     .unwrap();
-    let count = |part: Encode<'_>| -> Result<Vec<u32>, Infallible> {
-        let text = part.text();
-        Ok((0..).take(text.as_plain().unwrap().len()).collect())
+    let count = |text: Encode<'_>| -> Result<Vec<u32>, Infallible> {
+        Ok((0..).take(text.content.as_plain().unwrap().len()).collect())
     };
     let tokens = Tokenized::new(InMemDataset::new(vec![list]), count, truncation).unwrap();
     match tokens.report().dropped.as_slice() {
@@ -338,7 +354,7 @@ fn truncated(
             let row = tokens.get(0).unwrap();
             Ok((row.prompt.clone(), row.completions().to_vec()))
         }
-        [dropped] => Err(dropped.reason),
+        [dropped] => Err(dropped.reason.clone()),
         _ => unreachable!("one row"),
     }
 }
@@ -352,7 +368,7 @@ fn truncation_does_what_its_name_says() {
 
     let prompt_end = Truncation::PromptEnd { max_length };
     let (prompt, completions) = truncated(prompt_end, 9, &[7, 2]).unwrap();
-    assert_eq!((prompt, completions), (vec![6, 7, 8], ids(0, &[7, 2]).1));
+    assert_eq!((prompt, completions), (vec![6, 7, 8], ids(9, &[7, 2]).1));
     assert_eq!(truncated(prompt_end, 9, &[10, 2]), Err(Reason::LosesPrompt));
 
     let start = Truncation::CompletionStart { max_length };
@@ -364,7 +380,7 @@ fn truncation_does_what_its_name_says() {
         max_length,
     };
     let (prompt, completions) = truncated(both, 9, &[7, 2]).unwrap();
-    assert_eq!((prompt, completions), (vec![5, 6, 7, 8], ids(0, &[6, 2]).1));
+    assert_eq!((prompt, completions), (vec![5, 6, 7, 8], ids(9, &[6, 2]).1));
     let nothing = Truncation::PromptEndThenCompletionStart {
         max_prompt: 0,
         max_length,
@@ -435,8 +451,8 @@ proptest! {
         let file = file(&content);
         macro_rules! both {
             ($format:expr) => {
-                let in_order: Vec<_> = read(&file.path, $format).unwrap().collect();
-                if let Ok(rows) = JsonLines::open(&file.path, $format) {
+                let in_order: Vec<_> = JsonLines::new(&file.path, $format).read().unwrap().collect();
+                if let Ok(rows) = JsonLines::new(&file.path, $format).open() {
                     prop_assert_eq!(in_order.len(), rows.len());
                     for (index, one) in in_order.iter().enumerate() {
                         match (one, rows.row(index)) {
@@ -478,7 +494,7 @@ fn the_report_counts_what_is_kept() {
     );
     assert_eq!(
         (report.prompts.min, report.prompts.max, report.prompts.sum),
-        (1, 6, 10)
+        (1.0, 6.0, 10.0)
     );
     assert_eq!(report.completions.len(), 2);
     assert_eq!(report.completions[0].mean(), f64::from(2 + 4 + 5) / 3.0);
@@ -491,7 +507,7 @@ fn the_report_counts_what_is_kept() {
         "row 3: nothing of the prompt would be left",
         "shortened: 1 prompts, 0 completions",
         "tokens of prompts: 1 to 6, mean 3.3",
-        "identical pairs: 1",
+        "look: 1 pairs of two identical completions",
     ] {
         assert!(text.contains(line), "{text}");
     }
@@ -523,9 +539,11 @@ fn a_tokenizer_that_refuses_names_the_row() {
         "\n{\"prompt\": \"ok\", \"chosen\": \"a\", \"rejected\": \"b\"}\n\n\
                      {\"prompt\": \"no\", \"chosen\": \"a\", \"rejected\": \"b\"}\n",
     );
-    let rows = JsonLines::open(&file.path, PairFormat::default()).unwrap();
-    let picky = |part: Encode<'_>| match part {
-        Encode::Prompt(prompt) if prompt.as_plain() == Some("no") => Err("not in this language"),
+    let rows = JsonLines::new(&file.path, PairFormat::default())
+        .open()
+        .unwrap();
+    let picky = |text: Encode<'_>| match text.content.as_plain() {
+        Some("no") => Err("not in this language"),
         _ => Ok(vec![1]),
     };
     let error = Tokenized::new(rows, picky, Truncation::Drop { max_length: 9 });
@@ -970,7 +988,9 @@ fn the_mask_counts_what_the_sequence_counts() {
 fn burns_loader_takes_it_all() {
     let row = |i| format!(r#"{{"prompt": "p{i}", "chosen": "yes", "rejected": "no"}}"#);
     let file = file((0..7).map(row).collect::<Vec<_>>().join("\n"));
-    let rows = JsonLines::open(&file.path, PairFormat::default()).unwrap();
+    let rows = JsonLines::new(&file.path, PairFormat::default())
+        .open()
+        .unwrap();
     let tokens = Tokenized::new(rows, bytes, Truncation::Drop { max_length: 9 }).unwrap();
     assert_eq!(tokens.texts().len(), 7);
     let loader = DataLoaderBuilder::<_, PairTokens>::new(Collator::new(Padding::new(0)))
@@ -988,24 +1008,23 @@ fn burns_loader_takes_it_all() {
 #[ignore = "wants the Open-Assistant files in ../shared/data"]
 fn open_assistant() {
     let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-    let pairs: Vec<_> = read(
+    let pairs = JsonLines::new(
         data.join("oasst_en100_pairs.jsonl.gz"),
         PairFormat::default(),
-    )
-    .unwrap()
-    .collect::<Result<_, _>>()
-    .unwrap();
+    );
+    let pairs: Vec<_> = pairs.read().unwrap().collect::<Result<_, _>>().unwrap();
     assert_eq!(pairs.len(), 207);
     assert!(pairs[0].prompt.as_conversation().is_some());
-    let group = |row: &Example<Text, _>| row.other["tree"].as_str().unwrap().to_owned();
+    let group = |row: &Example<Text, _>| row.columns["tree"].as_str().unwrap().to_owned();
     let split = split_by(&InMemDataset::new(pairs), 0.2, 0, group).unwrap();
     assert!(split.held_out.len() > 20 && split.train.len() > 120);
 
-    let thumbs = read(
+    let thumbs = JsonLines::new(
         data.join("oasst_en100_unpaired.jsonl.gz"),
         UnpairedFormat::default(),
     );
     let up = thumbs
+        .read()
         .unwrap()
         .filter(|row| row.as_ref().unwrap().label == Desirable(true));
     assert_eq!(up.count(), 334);
@@ -1014,7 +1033,8 @@ fn open_assistant() {
         order: ScoreField::Ranks("ranks".into()),
         ..RankedFormat::default()
     };
-    let lists = read(data.join("oasst_en100_ranked.jsonl.gz"), format).unwrap();
+    let lists = JsonLines::new(data.join("oasst_en100_ranked.jsonl.gz"), format);
+    let lists = lists.read().unwrap();
     let sizes: Vec<usize> = lists.map(|row| row.unwrap().completions().len()).collect();
     assert_eq!(
         (sizes.len(), sizes.iter().min(), sizes.iter().max()),

@@ -17,9 +17,9 @@ use burn_preference::config::{
     UnpairedObjectiveConfig,
 };
 use burn_preference::data::{
-    Collator, Cursor, Desirable, Encode, Example, Format, JsonLines, Labels, PairFormat,
-    PairTokens, Preference, RankedFormat, RankedTokens, Scores, Text, Tokenized, Truncation,
-    UnpairedFormat, UnpairedTokens, read,
+    Collator, Content, Cursor, Desirable, Encode, Encoded, Example, Format, Json, JsonLines,
+    Labels, OnError, PairFormat, PairTokens, Preference, RankedFormat, RankedTokens, Scores,
+    TokenizeOptions, Tokenized, Truncation, Turns, UnpairedFormat, UnpairedTokens,
 };
 use burn_preference::log_probs::sequence_kl;
 use burn_preference::modifier::wpo_weights;
@@ -77,6 +77,12 @@ fn files(bytes: &[u8]) {
         return;
     };
     let dir = tempfile::tempdir().expect("a temporary directory");
+    if let Ok(json) = serde_json::from_slice::<Json>(content) {
+        let written = json.to_string();
+        let again: Json = serde_json::from_str(&written).expect("what was written can be read");
+        assert_eq!(again, json, "{written}");
+        assert_eq!(again.to_string(), written, "fields keep their order");
+    }
     match kind % 5 {
         0 => rows(dir.path(), content, PairFormat::default()),
         1 => rows(dir.path(), content, UnpairedFormat::default()),
@@ -113,40 +119,106 @@ where
 {
     let path = dir.join("rows.jsonl");
     fs::write(&path, content).expect("a file");
-    let in_order = read(&path, format.clone()).expect("it can be opened");
+    let file = JsonLines::new(&path, format)
+        .with_max_line_bytes(400)
+        .expect("a limit");
     let mut whole = Vec::new();
-    for row in in_order {
+    let mut errors = 0;
+    for row in file.clone().read().expect("it can be opened") {
         match row {
             Ok(row) => whole.push(row),
-            Err(error) => assert!(error.to_string().contains("rows.jsonl"), "{error}"),
+            Err(error) => {
+                assert!(error.to_string().contains("rows.jsonl"), "{error}");
+                errors += 1;
+            }
         }
     }
-    if let Ok(random) = JsonLines::open(&path, format) {
+    if let Ok(loaded) = file.clone().load(OnError::Skip) {
+        assert_eq!(loaded.rows, whole);
+        assert_eq!(loaded.skipped.len(), errors);
+    }
+    assert!(errors == 0 || file.clone().load(OnError::Stop).is_err());
+    if let Ok(random) = file.open() {
         let rows = (0..random.len()).filter_map(|i| random.row(i).ok());
         assert!(rows.eq(whole.iter().cloned()));
     }
-    let ids = |part: Encode<'_>| -> std::result::Result<Vec<u32>, std::convert::Infallible> {
-        let text = part.text();
-        Ok(match text {
-            Text::Plain(text) => text.bytes().map(u32::from).collect(),
-            Text::Conversation(messages) => vec![7; messages.len()],
-        })
-    };
+    for row in &whole {
+        for text in std::iter::once(&row.prompt).chain(row.completions()) {
+            let is_plain = text.as_plain().is_some();
+            assert_eq!(
+                is_plain,
+                row.prompt.as_plain().is_some(),
+                "no row mixes them"
+            );
+        }
+    }
+    // What the bytes say of the tokenizer: marks or none, turns that it writes again or not.
+    let style = content.last().copied().unwrap_or_default();
     let truncation = Truncation::PromptEndThenCompletionStart {
         max_prompt: 3,
         max_length: 6,
     };
-    let tokens =
-        Tokenized::new(InMemDataset::new(whole), ids, truncation).expect("no tokenizer error");
+    let turns = [Turns::Assistant, Turns::Last, Turns::All][usize::from(style % 3)];
+    let options = TokenizeOptions::new(truncation)
+        .with_turns(turns)
+        .with_on_error(OnError::Skip);
+    let tokenizer = |text: Encode<'_>| ids_of(text, style);
+    let texts = InMemDataset::new(whole);
+    let tokens = Tokenized::new(texts, tokenizer, options).expect("rows are skipped");
+    let report = tokens.report();
+    assert_eq!(report.kept + report.dropped.len(), tokens.texts().len());
+    assert!(report.to_string().contains("kept"));
     let items: Vec<_> = tokens.iter().map(|item| item.expect("kept")).collect();
-    assert_eq!(items.len(), tokens.report().kept);
-    assert!(
-        items
-            .iter()
-            .flat_map(Example::sequences)
-            .all(|s| s.ids().len() <= 6)
-    );
+    assert_eq!(items.len(), report.kept);
+    for sequence in items.iter().flat_map(Example::sequences) {
+        assert!(sequence.ids().len() <= 6);
+        assert!(sequence.length() > 0, "something counts");
+    }
     Collator::new(Padding::new(0)).rows(items);
+}
+
+/// A tokenizer of a fuzzed style: a token a byte or a turn, with marks that may not fit.
+fn ids_of(text: Encode<'_>, style: u8) -> std::result::Result<Encoded, String> {
+    let mut ids: Vec<u32> = match text.content {
+        Content::Plain(text) => text.bytes().map(u32::from).collect(),
+        Content::Conversation(messages) => {
+            let last = messages.len();
+            let turn = |(place, message): (usize, &burn_preference::data::Message)| {
+                let said = message.text().unwrap_or_default().len();
+                // Some styles leave out what was said before the last turn.
+                let shown = if style & 8 != 0 && place + 1 < last {
+                    0
+                } else {
+                    said
+                };
+                let mut turn = vec![300, u32::try_from(message.role.len()).unwrap_or(0)];
+                turn.extend(vec![7; shown.min(9)]);
+                turn.push(301);
+                turn
+            };
+            messages.iter().enumerate().flat_map(turn).collect()
+        }
+    };
+    if text.tools.is_some() {
+        ids.insert(0, 400);
+    }
+    if !text.chat_template_kwargs.is_empty() {
+        ids.push(401);
+    }
+    match (text.add_generation_prompt, text.content) {
+        (true, Content::Conversation(_)) => ids.extend([300, 9]),
+        (true, Content::Plain(_)) => {}
+        (false, _) => ids.push(302),
+    }
+    match style & 0x30 {
+        0x10 => {
+            let marks = ids.iter().map(|id| id % 2 == 0).collect();
+            Ok((ids, marks).into())
+        }
+        0x20 if style & 0x40 != 0 => Ok((ids, vec![true; 3]).into()),
+        0x30 if ids.len() > 20 => Err("too much for this tokenizer".into()),
+        _ => Ok(ids.into()),
+    }
 }
 
 /// The batcher of a label, whatever its batch is called.

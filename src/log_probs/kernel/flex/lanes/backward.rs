@@ -14,7 +14,7 @@ use super::passes::{PerRow, turn};
 use super::{Aligned, Lanes, split};
 
 /// Bytes of logits that are worked on at a time.
-const WORKSPACE: usize = 8 << 20;
+const WORKSPACE: usize = 6 << 20;
 
 impl Lanes {
     /// `retained` are the logits that the forward left; their place is taken by the deltas.

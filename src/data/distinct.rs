@@ -1,0 +1,133 @@
+use std::collections::{HashMap, HashSet};
+
+use burn::data::dataset::Dataset;
+
+use super::error::DataError;
+use super::example::Example;
+use super::json::Json;
+use super::message::Text;
+
+/// Which rows of a dataset say something that no earlier one does, by index.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Distinct {
+    /// The first row of each content, in order.
+    pub rows: Vec<usize>,
+    /// For each of the others, its index and that of the row which it repeats.
+    pub repeated: Vec<(usize, usize)>,
+    /// Of the rows that are kept, those whose prompt and completions stand in an earlier one with
+    /// another label: a pair the other way round, a thumb up and down.
+    pub contradictory: Vec<usize>,
+}
+
+/// Finds rows that repeat an earlier one: prompt, completions, label and what a template is given
+/// (`tools`, `chat_template_kwargs`) are the same. Other columns and lines do not matter, nor the
+/// order of keys. Select the rows with Burn's `SelectionDataset`.
+///
+/// It reads every row once and keeps a hash of each.
+///
+/// # Errors
+///
+/// A row cannot be read.
+pub fn distinct<L: super::Labels>(
+    dataset: &impl Dataset<Example<Text, L>>,
+) -> Result<Distinct, DataError> {
+    let mut found = Distinct::default();
+    let mut whole: HashMap<[u8; 32], usize> = HashMap::new();
+    let mut texts: HashSet<[u8; 32]> = HashSet::new();
+    for index in 0..dataset.len() {
+        let example = dataset.get(index)?;
+        let row = hashes(&example);
+        if let Some(&first) = whole.get(&row.whole) {
+            found.repeated.push((index, first));
+            continue;
+        }
+        whole.insert(row.whole, index);
+        if !texts.insert(row.texts) {
+            found.contradictory.push(index);
+        }
+        found.rows.push(index);
+    }
+    Ok(found)
+}
+
+struct Hashes {
+    /// Of everything that counts.
+    whole: [u8; 32],
+    /// Of the same without the label, completions in any order.
+    texts: [u8; 32],
+}
+
+fn hashes<L: super::Labels>(example: &Example<Text, L>) -> Hashes {
+    let mut context = blake3::Hasher::new();
+    add_text(&mut context, &example.prompt);
+    for column in ["tools", "chat_template_kwargs"] {
+        add(
+            &mut context,
+            example.columns.get(column).unwrap_or(&Json::Null),
+        );
+    }
+    let completions = example.completions().iter().map(|completion| {
+        let mut hasher = blake3::Hasher::new();
+        add_text(&mut hasher, completion);
+        *hasher.finalize().as_bytes()
+    });
+    let mut completions: Vec<_> = completions.collect();
+    let mut whole = context.clone();
+    whole.update(completions.as_flattened());
+    // The label's own words: pairs have none beside their order.
+    whole.update(format!("{:?}", example.label).as_bytes());
+    completions.sort_unstable();
+    context.update(completions.as_flattened());
+    Hashes {
+        whole: *whole.finalize().as_bytes(),
+        texts: *context.finalize().as_bytes(),
+    }
+}
+
+fn add_text(hasher: &mut blake3::Hasher, text: &Text) {
+    match text {
+        Text::Plain(text) => {
+            hasher.update(b"p");
+            add_bytes(hasher, text.as_bytes());
+        }
+        Text::Conversation(messages) => {
+            hasher.update(b"c");
+            hasher.update(&(messages.len() as u64).to_le_bytes());
+            for message in messages {
+                add_bytes(hasher, message.role.as_bytes());
+                hasher.update(&[u8::from(message.content.is_some())]);
+                add(hasher, message.content.as_ref().unwrap_or(&Json::Null));
+                add(hasher, &Json::Object(message.other.clone()));
+            }
+        }
+    }
+}
+
+/// A value in one form: fields in the order of their names.
+fn add(hasher: &mut blake3::Hasher, value: &Json) {
+    match value {
+        Json::Array(items) => {
+            hasher.update(b"[");
+            hasher.update(&(items.len() as u64).to_le_bytes());
+            for item in items {
+                add(hasher, item);
+            }
+        }
+        Json::Object(object) => {
+            hasher.update(b"{");
+            hasher.update(&(object.len() as u64).to_le_bytes());
+            for (name, value) in object.sorted() {
+                add_bytes(hasher, name.as_bytes());
+                add(hasher, value);
+            }
+        }
+        other => add_bytes(hasher, other.to_string().as_bytes()),
+    }
+}
+
+/// With their number before them, so that neighbours cannot run into each other.
+fn add_bytes(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    hasher.update(bytes);
+}

@@ -1,0 +1,381 @@
+use std::fmt;
+use std::ops::Index;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::{Number, Value};
+
+/// A value of JSON whose objects keep the order of their keys and have no key twice.
+///
+/// A chat template prints the arguments of tools, and a model is trained on their order;
+/// `serde_json`'s own `Value` sorts them. Its feature `preserve_order` would change every map of
+/// your program, so the rows of this crate have a type of their own. `Display` and `Serialize`
+/// write JSON.
+///
+/// ```
+/// use burn_preference::data::Json;
+///
+/// let text = r#"{"unit":"C","city":"Oslo"}"#;
+/// let arguments: Json = serde_json::from_str(text)?;
+/// assert_eq!(arguments.to_string(), text);
+/// assert_eq!(arguments.get("city").and_then(Json::as_str), Some("Oslo"));
+///
+/// let twice = serde_json::from_str::<Json>(r#"[{"a": 1, "a": 2}]"#).unwrap_err();
+/// assert!(twice.to_string().starts_with("the field `a` stands twice"));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Json {
+    /// `null`
+    #[default]
+    Null,
+    /// `true` or `false`
+    Bool(bool),
+    /// A number, as `serde_json` reads it.
+    Number(Number),
+    /// A string.
+    String(String),
+    /// A list.
+    Array(Vec<Json>),
+    /// Fields in their order.
+    Object(Object),
+}
+
+impl Json {
+    /// The field of an object; `None` if there is none, or no object.
+    pub fn get(&self, name: &str) -> Option<&Json> {
+        self.as_object()?.get(name)
+    }
+
+    /// The string, if it is one.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The truth value, if it is one.
+    pub fn as_bool(&self) -> Option<bool> {
+        match self {
+            Self::Bool(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// The number, if it is one.
+    pub fn as_f64(&self) -> Option<f64> {
+        match self {
+            Self::Number(number) => number.as_f64(),
+            _ => None,
+        }
+    }
+
+    /// The list, if it is one.
+    pub fn as_array(&self) -> Option<&[Json]> {
+        match self {
+            Self::Array(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// The object, if it is one.
+    pub fn as_object(&self) -> Option<&Object> {
+        match self {
+            Self::Object(object) => Some(object),
+            _ => None,
+        }
+    }
+
+    /// Whether it is `null`.
+    pub fn is_null(&self) -> bool {
+        *self == Self::Null
+    }
+
+    /// What kind of value it is, for errors.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Bool(_) => "true or false",
+            Self::Number(_) => "a number",
+            Self::String(_) => "a string",
+            Self::Array(items) if items.is_empty() => "an empty list",
+            Self::Array(_) => "a list",
+            Self::Object(_) => "an object",
+        }
+    }
+}
+
+/// As compact JSON.
+impl fmt::Display for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl From<&str> for Json {
+    fn from(text: &str) -> Self {
+        Self::String(text.to_owned())
+    }
+}
+
+/// `null` if it is not finite, which JSON cannot say.
+impl From<f64> for Json {
+    fn from(number: f64) -> Self {
+        Number::from_f64(number).map_or(Self::Null, Self::Number)
+    }
+}
+
+/// In the order in which `serde_json` has the keys.
+impl From<Value> for Json {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(value) => Self::Bool(value),
+            Value::Number(number) => Self::Number(number),
+            Value::String(text) => Self::String(text),
+            Value::Array(items) => Self::Array(items.into_iter().map(Self::from).collect()),
+            Value::Object(fields) => {
+                let fields = fields.into_iter();
+                let fields = fields.map(|(name, value)| (name, Self::from(value)));
+                Self::Object(Object(fields.collect()))
+            }
+        }
+    }
+}
+
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Null => serializer.serialize_unit(),
+            Self::Bool(value) => serializer.serialize_bool(*value),
+            Self::Number(number) => number.serialize(serializer),
+            Self::String(text) => serializer.serialize_str(text),
+            Self::Array(items) => items.serialize(serializer),
+            Self::Object(object) => object.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
+struct AnyValue;
+
+impl<'de> Visitor<'de> for AnyValue {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
+        Ok(Json::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        Ok(Json::Number(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        Ok(Json::Number(value.into()))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Json, E> {
+        let number = Number::from_f64(value);
+        let number =
+            number.ok_or_else(|| E::custom(format!("the number {value} is not finite")))?;
+        Ok(Json::Number(number))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Json, E> {
+        Ok(Json::String(text.to_owned()))
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Json, E> {
+        Ok(Json::String(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Json, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = access.next_element()? {
+            items.push(item);
+        }
+        Ok(Json::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Json, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = access.next_entry()? {
+            fields.push(field);
+        }
+        // How `serde_json` hands numbers over where somebody turned on `arbitrary_precision`.
+        if let [(name, Json::String(digits))] = fields.as_slice()
+            && name == "$serde_json::private::Number"
+        {
+            let number = serde_json::from_str(digits).map_err(A::Error::custom)?;
+            return Ok(Json::Number(number));
+        }
+        Object::of(fields).map(Json::Object)
+    }
+}
+
+/// The fields of a JSON object in their order, none of them twice.
+///
+/// Equal objects have the same fields, in any order.
+#[derive(Debug, Clone, Default)]
+pub struct Object(Vec<(String, Json)>);
+
+impl Object {
+    /// Fails where a field stands twice.
+    fn of<E: serde::de::Error>(fields: Vec<(String, Json)>) -> Result<Self, E> {
+        let object = Self(fields);
+        let twice = object.sorted().windows(2).find_map(|two| {
+            let [first, second] = two else { return None };
+            (first.0 == second.0).then(|| first.0.clone())
+        });
+        match twice {
+            Some(name) => Err(E::custom(format!("the field `{name}` stands twice"))),
+            None => Ok(object),
+        }
+    }
+
+    /// An object without fields that lives for ever.
+    pub(super) fn none() -> &'static Self {
+        static NONE: Object = Object(Vec::new());
+        &NONE
+    }
+
+    /// In the order of their names.
+    pub(super) fn sorted(&self) -> Vec<&(String, Json)> {
+        let mut fields: Vec<_> = self.0.iter().collect();
+        fields.sort_by_key(|field| &field.0);
+        fields
+    }
+
+    /// The value of a field.
+    pub fn get(&self, name: &str) -> Option<&Json> {
+        self.iter()
+            .find(|(field, _)| *field == name)
+            .map(|(_, value)| value)
+    }
+
+    /// Sets a field: in its place if it is there, else after the others.
+    pub fn insert(&mut self, name: impl Into<String>, value: Json) {
+        let name = name.into();
+        match self.0.iter_mut().find(|(field, _)| *field == name) {
+            Some((_, known)) => *known = value,
+            None => self.0.push((name, value)),
+        }
+    }
+
+    /// Takes a field out.
+    pub fn remove(&mut self, name: &str) -> Option<Json> {
+        let place = self.0.iter().position(|(field, _)| field == name)?;
+        Some(self.0.remove(place).1)
+    }
+
+    /// All fields in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Json)> {
+        self.0.iter().map(|(name, value)| (&**name, value))
+    }
+
+    /// The number of fields.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no field.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A row: errors name the field that they are in.
+    pub(super) fn row<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Row;
+
+        impl<'de> Visitor<'de> for Row {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Object, A::Error> {
+                let mut fields: Vec<(String, Json)> = Vec::new();
+                while let Some(name) = access.next_key::<String>()? {
+                    let named = |error| A::Error::custom(format!("`{name}`: {error}"));
+                    let value = access.next_value().map_err(named)?;
+                    fields.push((name, value));
+                }
+                Object::of(fields)
+            }
+        }
+
+        deserializer.deserialize_map(Row)
+    }
+}
+
+impl PartialEq for Object {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0 || (self.len() == other.len() && self.sorted() == other.sorted())
+    }
+}
+
+/// # Panics
+///
+/// Panics if there is no such field.
+impl Index<&str> for Object {
+    type Output = Json;
+
+    fn index(&self, name: &str) -> &Json {
+        self.get(name)
+            .unwrap_or_else(|| panic!("there is no field `{name}`"))
+    }
+}
+
+/// # Panics
+///
+/// Panics if it is no object with such a field.
+impl Index<&str> for Json {
+    type Output = Json;
+
+    fn index(&self, name: &str) -> &Json {
+        self.get(name)
+            .unwrap_or_else(|| panic!("there is no field `{name}`"))
+    }
+}
+
+/// Later values of a name replace earlier ones.
+impl<N: Into<String>> FromIterator<(N, Json)> for Object {
+    fn from_iter<I: IntoIterator<Item = (N, Json)>>(fields: I) -> Self {
+        let mut object = Self::default();
+        for (name, value) in fields {
+            object.insert(name, value);
+        }
+        object
+    }
+}
+
+impl Serialize for Object {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.len()))?;
+        for (name, value) in self.iter() {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::row(deserializer)
+    }
+}

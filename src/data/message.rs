@@ -1,0 +1,168 @@
+use std::borrow::Cow;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use super::error::RowError;
+use super::json::{Json, Object};
+
+/// Whose messages count, unless you say otherwise.
+pub(super) const ASSISTANT: &str = "assistant";
+
+/// One turn of a conversation, as the row has it. It serialises to the object that it was, for a
+/// chat template: role, content, the other fields in their order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, `tool`, …
+    pub role: String,
+    /// What is said: a string, or a list of typed parts. Beside `tool_calls` it may be `null` or
+    /// missing.
+    pub content: Option<Json>,
+    /// Whatever else the message holds (`tool_calls`, `name`), for your template.
+    pub other: Object,
+}
+
+impl Message {
+    /// A turn that is a string.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self {
+            role: role.into(),
+            content: Some(Json::String(content.into())),
+            other: Object::default(),
+        }
+    }
+
+    /// What is said, as one string: the parts of type `text` one after the other, and nothing
+    /// where there is no content. `None` if a part is something else, such as an image.
+    pub fn text(&self) -> Option<Cow<'_, str>> {
+        match &self.content {
+            None | Some(Json::Null) => Some(Cow::Borrowed("")),
+            Some(Json::String(text)) => Some(Cow::Borrowed(text)),
+            Some(Json::Array(parts)) => {
+                let text = |part: &Json| part.get("text")?.as_str().map(str::to_owned);
+                parts
+                    .iter()
+                    .map(text)
+                    .collect::<Option<String>>()
+                    .map(Cow::Owned)
+            }
+            Some(_) => None,
+        }
+    }
+
+    pub(super) fn is_assistant(&self) -> bool {
+        self.role == ASSISTANT
+    }
+
+    /// The message at `field` of a row.
+    pub(super) fn parse(field: &str, value: Json) -> Result<Self, RowError> {
+        let Json::Object(mut object) = value else {
+            let expected = "a message with role and content";
+            return Err(RowError::new(field, expected, value.kind()));
+        };
+        let role = match object.remove("role") {
+            Some(Json::String(role)) => role,
+            other => {
+                let found = other.as_ref().map_or("nothing", Json::kind);
+                return Err(RowError::new(format!("{field}.role"), "a string", found));
+            }
+        };
+        let content = object.remove("content");
+        check_content(
+            &format!("{field}.content"),
+            &role,
+            content.as_ref(),
+            &object,
+        )?;
+        Ok(Self {
+            role,
+            content,
+            other: object,
+        })
+    }
+}
+
+fn check_content(
+    field: &str,
+    role: &str,
+    content: Option<&Json>,
+    other: &Object,
+) -> Result<(), RowError> {
+    let expected = "a string or a list of typed parts";
+    match content {
+        Some(Json::String(_)) => Ok(()),
+        Some(Json::Array(parts)) => parts
+            .iter()
+            .enumerate()
+            .try_for_each(|(i, part)| check_part(&format!("{field}[{i}]"), part)),
+        None | Some(Json::Null) => {
+            let calls = other.get("tool_calls").and_then(Json::as_array);
+            if role == ASSISTANT && calls.is_some_and(|calls| !calls.is_empty()) {
+                return Ok(());
+            }
+            let found = content.map_or("nothing", Json::kind);
+            let expected = format!("{expected} (an assistant's `tool_calls` may stand alone)");
+            Err(RowError::new(field, expected, found))
+        }
+        Some(other) => Err(RowError::new(field, expected, other.kind())),
+    }
+}
+
+/// `{"type": "text", "text": …}`, or another type that your template knows.
+fn check_part(field: &str, part: &Json) -> Result<(), RowError> {
+    let string = |name: &str| match part.get(name) {
+        Some(Json::String(text)) => Ok(text.as_str()),
+        other => {
+            let found = other.map_or("nothing", Json::kind);
+            Err(RowError::new(format!("{field}.{name}"), "a string", found))
+        }
+    };
+    if part.as_object().is_none() {
+        let expected = "a part with its type";
+        return Err(RowError::new(field, expected, part.kind()));
+    }
+    if string("type")? == "text" {
+        string("text")?;
+    }
+    Ok(())
+}
+
+impl Serialize for Message {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("role", &self.role)?;
+        if let Some(content) = &self.content {
+            map.serialize_entry("content", content)?;
+        }
+        for (name, value) in self.other.iter() {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+/// A prompt or a completion, as the file has it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Text {
+    /// A string.
+    Plain(String),
+    /// Messages, for your chat template.
+    Conversation(Vec<Message>),
+}
+
+impl Text {
+    /// The string, unless it is a conversation.
+    pub fn as_plain(&self) -> Option<&str> {
+        match self {
+            Self::Plain(text) => Some(text),
+            Self::Conversation(_) => None,
+        }
+    }
+
+    /// The messages, unless it is a string.
+    pub fn as_conversation(&self) -> Option<&[Message]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Conversation(messages) => Some(messages),
+        }
+    }
+}

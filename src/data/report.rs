@@ -1,0 +1,311 @@
+use std::collections::HashMap;
+use std::fmt;
+
+use super::error::of_line;
+use super::truncate::{Cut, Reason};
+use crate::tokens::Sequence;
+
+/// A row that was left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Dropped {
+    /// Its index in the dataset of texts.
+    pub index: usize,
+    /// Its line in the file, if it comes from one.
+    pub line: Option<usize>,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// The least, the most and the mean of some numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub struct Spread {
+    /// The least; 0 of none.
+    pub min: f64,
+    /// The most; 0 of none.
+    pub max: f64,
+    /// All together.
+    pub sum: f64,
+    /// Of how many.
+    pub count: usize,
+}
+
+impl Spread {
+    fn add(&mut self, number: f64) {
+        if self.count == 0 {
+            (self.min, self.max) = (number, number);
+        }
+        self.min = self.min.min(number);
+        self.max = self.max.max(number);
+        self.sum += number;
+        self.count += 1;
+    }
+
+    /// The mean; 0 of none.
+    pub fn mean(&self) -> f64 {
+        self.sum / self.count.max(1) as f64
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}, mean {:.1}", self.min, self.max, self.mean())
+    }
+}
+
+/// The last token of most completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct End {
+    /// The token.
+    pub id: u32,
+    /// Completions that end with it.
+    pub count: usize,
+    /// Completions that end with another one.
+    pub others: usize,
+}
+
+/// What a dataset holds once it is tokenized and truncated, and what looks wrong in it. `Display`
+/// prints it; nothing that it mentions is an error.
+#[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
+pub struct Report {
+    /// Rows that are kept.
+    pub kept: usize,
+    /// Rows that are not, in order.
+    pub dropped: Vec<Dropped>,
+    /// Kept prompts that lost their beginning.
+    pub shortened_prompts: usize,
+    /// Kept completions that lost their end.
+    pub shortened_completions: usize,
+    /// Tokens of the kept prompts.
+    pub prompts: Spread,
+    /// Tokens of the kept completions, by position in their row: chosen and rejected of pairs. Of
+    /// lists, all share the first.
+    pub completions: Vec<Spread>,
+    /// Those of them that count.
+    pub counted: Vec<Spread>,
+    /// Desirable and undesirable rows, of thumbs.
+    pub classes: Option<(usize, usize)>,
+    /// Pairs whose chosen completion has more tokens that count, and pairs whose rejected one has:
+    /// far from equal numbers are a lesson about length.
+    pub longer: Option<(usize, usize)>,
+    /// Best score less worst, of lists.
+    pub score_gaps: Option<Spread>,
+    /// Kept pairs whose completions are the same tokens: they teach nothing.
+    pub identical_pairs: usize,
+    /// Kept lists whose scores are all the same: they order nothing.
+    pub tied_lists: usize,
+    /// Rows whose prompt ends otherwise once a completion follows: tokens merge, or the template
+    /// opens an answer otherwise than it shows it. The completion begins where they part.
+    pub moved_starts: usize,
+    /// The most tokens that a prompt gave away for this reason.
+    pub moved_tokens: usize,
+    /// Prompts that begin with the same token twice: a beginning of sequence of the template and
+    /// one of the tokenizer.
+    pub doubled_starts: usize,
+    /// Completions that begin with the first token of their prompt: one more beginning of sequence,
+    /// or a prompt that the completion repeats.
+    pub restarted_completions: usize,
+    /// Completions that begin with the last two tokens of their prompt, or more of them: an answer
+    /// that is opened twice.
+    pub reopened_completions: usize,
+    /// How completions end before they are shortened; without a row there is nothing.
+    pub end: Option<End>,
+}
+
+/// A row as ids.
+pub(super) struct Row {
+    /// The prompt alone.
+    pub alone: Vec<u32>,
+    /// The prompt up to where the completions begin, with each of them.
+    pub whole: Vec<Sequence>,
+    /// The same once it was shortened.
+    pub shortened: Vec<Sequence>,
+    /// What was cut.
+    pub cut: Cut,
+}
+
+/// Counts of last tokens.
+#[derive(Default)]
+pub(super) struct Ends(HashMap<u32, usize>);
+
+impl Ends {
+    /// The most frequent one, of equal ones the smallest.
+    pub fn most(&self) -> Option<End> {
+        let total: usize = self.0.values().sum();
+        let most = self
+            .0
+            .iter()
+            .max_by_key(|(id, count)| (**count, std::cmp::Reverse(**id)));
+        most.map(|(&id, &count)| End {
+            id,
+            count,
+            others: total - count,
+        })
+    }
+}
+
+impl Report {
+    /// Looks at a row that is kept, before it was shortened.
+    pub(super) fn look(&mut self, row: &Row, ends: &mut Ends) {
+        let Some(prompt) = row.whole.first().map(Sequence::prompt) else {
+            return;
+        };
+        let moved = row.alone.len() - prompt.len();
+        self.moved_starts += usize::from(moved > 0);
+        self.moved_tokens = self.moved_tokens.max(moved);
+        self.doubled_starts += usize::from(prompt.len() > 1 && prompt[0] == prompt[1]);
+        for sequence in &row.whole {
+            let completion = sequence.completion();
+            let restarts = completion.first() == prompt.first();
+            self.restarted_completions += usize::from(restarts);
+            self.reopened_completions += usize::from(reopens(prompt, completion));
+            if let Some(&last) = completion.last() {
+                *ends.0.entry(last).or_default() += 1;
+            }
+        }
+    }
+
+    fn per_place(&mut self, sequences: &[Sequence]) {
+        self.completions.resize(sequences.len(), Spread::default());
+        self.counted.resize(sequences.len(), Spread::default());
+        for (place, sequence) in sequences.iter().enumerate() {
+            self.tokens(place, sequence);
+        }
+    }
+
+    fn tokens(&mut self, place: usize, sequence: &Sequence) {
+        self.completions[place].add(sequence.completion().len() as f64);
+        self.counted[place].add(sequence.length() as f64);
+    }
+
+    /// Counts a row that is kept, as it was shortened.
+    pub(super) fn keep(&mut self, label: &impl sealed::Labels, row: &Row) {
+        self.kept += 1;
+        self.shortened_prompts += usize::from(row.cut.prompt);
+        self.shortened_completions += row.cut.completions;
+        let prompt = row.shortened.first().map_or(0, |s| s.prompt().len());
+        self.prompts.add(prompt as f64);
+        label.report(&row.shortened, self);
+    }
+}
+
+/// Whether a completion begins with at least two of the tokens that its prompt ends with.
+fn reopens(prompt: &[u32], completion: &[u32]) -> bool {
+    // As long as any template's opening.
+    const LONGEST: usize = 16;
+    (2..=LONGEST.min(prompt.len()).min(completion.len()))
+        .any(|n| prompt.ends_with(&completion[..n]))
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dropped = self.dropped.len();
+        writeln!(f, "rows: {} kept, {dropped} dropped", self.kept)?;
+        for row in &self.dropped {
+            let line = of_line(row.line);
+            writeln!(f, "  row {}{line}: {}", row.index, row.reason)?;
+        }
+        let (prompts, completions) = (self.shortened_prompts, self.shortened_completions);
+        writeln!(f, "shortened: {prompts} prompts, {completions} completions")?;
+        writeln!(f, "tokens of prompts: {}", self.prompts)?;
+        for (place, (all, counted)) in self.completions.iter().zip(&self.counted).enumerate() {
+            writeln!(f, "tokens of completions [{place}]: {all}")?;
+            if all != counted {
+                writeln!(f, "  that count: {counted}")?;
+            }
+        }
+        if let Some((desirable, undesirable)) = self.classes {
+            writeln!(f, "desirable: {desirable}, undesirable: {undesirable}")?;
+        }
+        if let Some((chosen, rejected)) = self.longer {
+            writeln!(f, "longer side: {chosen} chosen, {rejected} rejected")?;
+        }
+        if let Some(gaps) = self.score_gaps {
+            writeln!(f, "best score less worst: {gaps}")?;
+        }
+        let mut look = |count: usize, what: &str| match count {
+            0 => Ok(()),
+            count => writeln!(f, "look: {count} {what}"),
+        };
+        look(self.identical_pairs, "pairs of two identical completions")?;
+        look(self.tied_lists, "lists without an order")?;
+        let moved = format!(
+            "prompts that end otherwise before a completion, by {} tokens at most",
+            self.moved_tokens
+        );
+        look(self.moved_starts, &moved)?;
+        look(
+            self.doubled_starts,
+            "prompts that begin with one token twice",
+        )?;
+        look(
+            self.restarted_completions,
+            "completions that begin as their prompt does",
+        )?;
+        look(
+            self.reopened_completions,
+            "completions that begin as their prompt ends",
+        )?;
+        if let Some(End { id, count, others }) = self.end {
+            let of = count + others;
+            look(
+                others,
+                &format!("of {of} completions end with another token than most, which is {id}"),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A label of this crate: [`Preference`](super::Preference), [`Desirable`](super::Desirable) or
+/// [`Scores`](super::Scores). It is sealed.
+pub trait Labels: sealed::Labels + Clone + fmt::Debug + Send + Sync + 'static {}
+
+impl<L: sealed::Labels + Clone + fmt::Debug + Send + Sync + 'static> Labels for L {}
+
+pub(super) mod sealed {
+    use super::{Report, Sequence};
+
+    pub trait Labels {
+        /// What a row adds to a report.
+        fn report(&self, sequences: &[Sequence], report: &mut Report);
+    }
+}
+
+impl sealed::Labels for super::Preference {
+    fn report(&self, sequences: &[Sequence], report: &mut Report) {
+        let [chosen, rejected] = sequences else {
+            unreachable!("a pair has two completions");
+        };
+        report.identical_pairs += usize::from(chosen.ids() == rejected.ids());
+        let (longer, shorter) = report.longer.get_or_insert((0, 0));
+        *longer += usize::from(chosen.length() > rejected.length());
+        *shorter += usize::from(chosen.length() < rejected.length());
+        report.per_place(sequences);
+    }
+}
+
+impl sealed::Labels for super::Desirable {
+    fn report(&self, sequences: &[Sequence], report: &mut Report) {
+        let (desirable, undesirable) = report.classes.get_or_insert((0, 0));
+        *if self.0 { desirable } else { undesirable } += 1;
+        report.per_place(sequences);
+    }
+}
+
+impl sealed::Labels for super::Scores {
+    fn report(&self, sequences: &[Sequence], report: &mut Report) {
+        let best = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let worst = self.0.iter().copied().fold(f64::INFINITY, f64::min);
+        report.tied_lists += usize::from(best == worst);
+        report.score_gaps.get_or_insert_default().add(best - worst);
+        report.completions.resize(1, Spread::default());
+        report.counted.resize(1, Spread::default());
+        for sequence in sequences {
+            report.tokens(0, sequence);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+use std::fmt;
+
+use crate::tokens::Sequence;
+
+/// What happens to a row whose prompt and completion are together longer than `max_length`.
+///
+/// All completions of a row keep the same prompt. A row that would lose a whole completion (or all
+/// of its tokens that count) or its whole prompt is dropped, and reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Truncation {
+    /// Nothing is cut: the row is dropped.
+    Drop {
+        /// Tokens of prompt and completion, at most.
+        max_length: usize,
+    },
+    /// The prompt loses its beginning, completions nothing.
+    PromptEnd {
+        /// Tokens of prompt and completion, at most.
+        max_length: usize,
+    },
+    /// Completions lose their end (and with it the end of sequence), the prompt nothing.
+    CompletionStart {
+        /// Tokens of prompt and completion, at most.
+        max_length: usize,
+    },
+    /// The prompt keeps its last `max_prompt` tokens, then completions lose their end.
+    PromptEndThenCompletionStart {
+        /// Tokens of the prompt, at most.
+        max_prompt: usize,
+        /// Tokens of prompt and completion, at most.
+        max_length: usize,
+    },
+}
+
+/// Why a row is left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A completion has no tokens at all.
+    EmptyCompletion,
+    /// The prompt has no tokens: nothing predicts the first token of the completion.
+    EmptyPrompt,
+    /// The ids of the prompt alone and those of prompt and completion begin differently: a
+    /// tokenizer that was asked for both and encoded the completion alone, for instance.
+    NoCommonPrompt,
+    /// No token of a completion counts: none of its messages is of the role `assistant`.
+    NothingCounts,
+    /// It is longer than `max_length`, and the policy is to drop it.
+    TooLong,
+    /// Truncation would leave nothing of a completion that counts.
+    LosesCompletion,
+    /// Truncation would leave nothing of the prompt.
+    LosesPrompt,
+    /// It cannot be read or tokenized, and [`OnError::Skip`](super::OnError::Skip) passes over it.
+    Error(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::EmptyCompletion => "an empty completion",
+            Self::EmptyPrompt => "an empty prompt",
+            Self::NoCommonPrompt => {
+                "the ids of the prompt are not the beginning of those of prompt and completion"
+            }
+            Self::NothingCounts => "no token of a completion counts: no message of the assistant",
+            Self::TooLong => "too long",
+            Self::LosesCompletion => "nothing of a completion would be left",
+            Self::LosesPrompt => "nothing of the prompt would be left",
+            Self::Error(error) => error,
+        })
+    }
+}
+
+/// What was cut.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cut {
+    pub prompt: bool,
+    pub completions: usize,
+}
+
+impl Truncation {
+    /// Shortens the sequences of a row, which have the same prompt.
+    pub(super) fn apply(self, row: &[Sequence]) -> Result<(Vec<Sequence>, Cut), Reason> {
+        let prompt = row.first().map_or(0, |s| s.prompt().len());
+        if prompt == 0 {
+            return Err(Reason::EmptyPrompt);
+        }
+        if row.iter().any(|s| s.completion().is_empty()) {
+            return Err(Reason::EmptyCompletion);
+        }
+        if row.iter().any(|s| s.length() == 0) {
+            return Err(Reason::NothingCounts);
+        }
+        let completion = |s: &Sequence| s.completion().len();
+        let longest = row.iter().map(completion).max().unwrap_or(0);
+        let (max_prompt, max_length) = match self {
+            Self::Drop { max_length } if prompt + longest > max_length => {
+                return Err(Reason::TooLong);
+            }
+            Self::PromptEnd { max_length } => (max_length.saturating_sub(longest), max_length),
+            Self::PromptEndThenCompletionStart {
+                max_prompt,
+                max_length,
+            } => (max_prompt, max_length),
+            Self::Drop { max_length } | Self::CompletionStart { max_length } => {
+                (prompt, max_length)
+            }
+        };
+        let kept = prompt.min(max_prompt);
+        if kept == 0 {
+            return Err(Reason::LosesPrompt);
+        }
+        let room = max_length.saturating_sub(kept);
+        let cut = Cut {
+            prompt: kept < prompt,
+            completions: row.iter().filter(|s| completion(s) > room).count(),
+        };
+        let row: Vec<_> = row.iter().map(|s| shorten(s, kept, room)).collect();
+        if row.iter().any(|s| s.length() == 0) {
+            return Err(Reason::LosesCompletion);
+        }
+        Ok((row, cut))
+    }
+}
+
+/// The last `prompt` tokens of the prompt and the first `completion` ones of the completion.
+fn shorten(sequence: &Sequence, prompt: usize, completion: usize) -> Sequence {
+    let whole = sequence.prompt();
+    let end = sequence.completion().len().min(completion);
+    let shorter = Sequence::new(
+        &whole[whole.len().saturating_sub(prompt)..],
+        &sequence.completion()[..end],
+    );
+    let shorter = match sequence.counted() {
+        None => shorter,
+        Some(counted) => shorter
+            .with_counted(&counted[..end])
+            .expect("one mark per token, on both sides of the cut"),
+    };
+    match sequence.context() {
+        None => shorter,
+        Some(context) => shorter.with_context(*context),
+    }
+}

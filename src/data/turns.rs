@@ -1,0 +1,171 @@
+//! Where a completion begins, and which of its tokens the assistant writes.
+
+use std::borrow::Cow;
+
+use super::message::Message;
+
+/// Which messages of a conversation count.
+///
+/// # The default
+///
+/// **Only what the assistant says counts.** What a user says or a tool answers inside a completion
+/// is read by the model and not written by it; an objective that scored it would train the model to
+/// write its user's lines. A turn of the assistant is everything between the template's generation
+/// prompt and the next message: the text, its tool calls, the end of the turn. TRL's DPO and KTO
+/// trainers count the whole completion: that is [`All`](Turns::All).
+///
+/// A completion that is a string counts as a whole, whatever stands here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Turns {
+    /// Every message of the role `assistant`: the default.
+    #[default]
+    Assistant,
+    /// The last message of the role `assistant`: earlier ones are context.
+    Last,
+    /// The whole completion, whoever says it. Marks of the tokenizer still hold.
+    All,
+}
+
+/// Where completions begin, as TRL has it: the number of ids with which the prompt alone and the
+/// prompt with every completion begin.
+///
+/// Tokens merge across the border, and some templates open an answer otherwise than they show it
+/// later. The ids from here on are the completion, so that no text is lost, and the prompt ends
+/// here for all completions alike.
+pub fn completion_start<'a>(
+    prompt: &[u32],
+    with_completions: impl IntoIterator<Item = &'a [u32]>,
+) -> usize {
+    let whole = with_completions.into_iter();
+    whole.fold(prompt.len(), |start, whole| {
+        start.min(common(prompt, whole))
+    })
+}
+
+/// The number of ids that both begin with.
+fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// How many tokens at a border may be others once something follows: a merge, an end of sequence
+/// that only stands at the very end.
+const BORDER: usize = 4;
+
+/// A conversation and how it is rendered.
+pub(super) struct Rendering<'a, F> {
+    /// Prompt and completion.
+    pub messages: &'a [Message],
+    /// How many of them are the prompt.
+    pub prompt: usize,
+    /// The ids of the prompt, with a generation prompt.
+    pub opened: &'a [u32],
+    /// The ids of all of them.
+    pub whole: &'a [u32],
+    /// Where the completion begins in them.
+    pub start: usize,
+    /// The ids of the first messages, with a generation prompt or without.
+    pub encode: F,
+}
+
+/// Why the turns of a conversation cannot be told apart.
+pub(super) enum Failure<E> {
+    Tokenizer(E),
+    Rewritten(String),
+}
+
+impl<F, E> Rendering<'_, F>
+where
+    F: Fn(&[Message], bool) -> Result<Vec<u32>, E>,
+{
+    /// For each token of the completion, whether it counts. `marked` is what the tokenizer says of
+    /// the assistant's tokens of the whole conversation.
+    pub fn counted(&self, turns: Turns, marked: Option<&[bool]>) -> Result<Vec<bool>, Failure<E>> {
+        let assistant = |&j: &usize| self.messages[j].is_assistant();
+        let of_completion = self.prompt..self.messages.len();
+        let mut counted = match marked {
+            Some(marked) => marked[self.start..].to_vec(),
+            None if turns == Turns::All => vec![true; self.whole.len() - self.start],
+            None => vec![false; self.whole.len() - self.start],
+        };
+        let Some(last) = of_completion.clone().rfind(assistant) else {
+            if turns != Turns::All {
+                counted.fill(false);
+            }
+            return Ok(counted);
+        };
+        match (turns, marked) {
+            (Turns::Assistant, None) => {
+                let mut end = self.start;
+                for j in of_completion.filter(assistant) {
+                    let begin = self.begin(j)?;
+                    if begin < end {
+                        return Err(rewritten(j));
+                    }
+                    end = self.end(j, begin)?;
+                    counted[begin - self.start..end - self.start].fill(true);
+                }
+            }
+            (Turns::Last, None) => {
+                let begin = self.begin(last)?;
+                let end = self.end(last, begin)?;
+                counted[begin - self.start..end - self.start].fill(true);
+            }
+            (Turns::Last, Some(_)) => {
+                let begin = self.begin(last)?;
+                counted[..begin - self.start].fill(false);
+            }
+            (Turns::Assistant, Some(_)) | (Turns::All, _) => {}
+        }
+        Ok(counted)
+    }
+
+    /// Where message `j` begins, after its generation prompt.
+    fn begin(&self, j: usize) -> Result<usize, Failure<E>> {
+        let before = &self.messages[..j];
+        let opened = if j == self.prompt {
+            Cow::Borrowed(self.opened)
+        } else {
+            (self.encode)(before, true)
+                .map(Cow::Owned)
+                .map_err(Failure::Tokenizer)?
+        };
+        let mut begin = common(&opened, self.whole);
+        if begin < opened.len() {
+            // Only the generation prompt may be another.
+            let closed = (self.encode)(before, false).map_err(Failure::Tokenizer)?;
+            if common(&closed, self.whole) + BORDER < closed.len() {
+                return Err(rewritten(j.saturating_sub(1)));
+            }
+        }
+        if j == self.prompt {
+            // For all completions of a row alike.
+            begin = self.start;
+        }
+        if begin < self.start {
+            return Err(rewritten(j));
+        }
+        Ok(begin)
+    }
+
+    /// Where message `j`, which begins at `begin`, ends.
+    fn end(&self, j: usize, begin: usize) -> Result<usize, Failure<E>> {
+        if j + 1 == self.messages.len() {
+            return Ok(self.whole.len());
+        }
+        let closed = (self.encode)(&self.messages[..=j], false).map_err(Failure::Tokenizer)?;
+        let end = common(&closed, self.whole);
+        let is_rewritten = end + BORDER < closed.len();
+        if is_rewritten || end < begin || (end == begin && closed.len() > end) {
+            return Err(rewritten(j));
+        }
+        Ok(end)
+    }
+}
+
+fn rewritten<E>(place: usize) -> Failure<E> {
+    Failure::Rewritten(format!(
+        "the template writes message {place} otherwise once others follow it, so that the \
+         assistant's tokens cannot be told: return a mask with the ids, or count all turns"
+    ))
+}
