@@ -85,7 +85,11 @@ pub fn bounded_expm1<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// `ln(1 − eˣ)` for x < 0, with its digits at both ends: −eˣ far from 0, ln(−x) near it. The input
 /// is clamped to at most −1e-30 (there the gradient is 0); NaN for ∞.
 pub fn log1mexp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let x = below_zero(x);
+    complement(below_zero(x))
+}
+
+/// `ln(1 − eˣ)` for x ≤ −1e-30.
+fn complement<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     // Where eˣ = ½: on either side the other form would cancel. Both are clamped, so that the one
     // that is not taken has no gradient of NaN.
     let far = x.clone().lower_elem(-LN_2);
@@ -96,7 +100,7 @@ pub fn log1mexp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// The log-odds `ln(p / (1 − p))` of a log-probability x = ln p; NaN for x = ∞.
 pub fn log_odds<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let x = below_zero(x);
-    x.clone() - log1mexp(x)
+    x.clone() - complement(x)
 }
 
 /// At most −1e-30. Rounding may put a certain completion a little above 0, but never at ∞.
