@@ -73,6 +73,16 @@ fn split<T>(mut all: &mut [T], lens: impl IntoIterator<Item = usize>) -> Vec<&mu
         .collect()
 }
 
+/// Adds what several parts of the vocabulary say of all rows, in their order.
+fn add(all: &mut [Found], parts: &[Found]) {
+    for part in parts.chunks(all.len()) {
+        for (all, part) in all.iter_mut().zip(part) {
+            *all = all.and(*part);
+        }
+    }
+}
+
+/// Log-probabilities of some rows under a head, cut into tiles.
 pub struct Lanes {
     arch: Arch,
     panels: Panels,
@@ -97,7 +107,7 @@ impl Lanes {
     pub fn new(head: &Head<Flex>) -> Option<Self> {
         let [rows, width] = head.hidden.layout().shape().dims();
         let [words, ..] = head.weight.layout().shape().dims::<2>();
-        (rows >= LANES && rows * width * words >= WORTH)
+        (rows >= LANES && rows.saturating_mul(width).saturating_mul(words) >= WORTH)
             .then(|| Self::of(head))
             .flatten()
     }
@@ -287,11 +297,7 @@ impl Lanes {
                 |scratch, (index, found)| task(index, found, scratch.get_mut()),
             );
         }
-        for some in found.chunks(self.rows) {
-            for (all, some) in all.iter_mut().zip(some) {
-                *all = all.and(*some);
-            }
-        }
+        add(all, &found);
     }
 
     /// Adds `Σ_word delta[word][row]·W[word]` of a tile to rows of a gradient; `scratch` has room
@@ -342,11 +348,7 @@ impl Lanes {
             });
 
         let mut all = vec![Found::NOTHING; rows];
-        for some in found.chunks(rows) {
-            for (all, some) in all.iter_mut().zip(some) {
-                *all = all.and(*some);
-            }
-        }
+        add(&mut all, &found);
         let forward = outputs(&all, &self.targets, self.vocab, statistics);
         let normalizer: &[f32] = forward.normalizer.storage();
         let normalizer = normalizer.as_chunks().0;
