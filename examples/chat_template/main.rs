@@ -84,13 +84,12 @@ fn main() -> Result<(), Failure> {
         None => (ChatTemplate::new(TEMPLATE, now)?, bytes()?),
     };
     let directory = tempfile::tempdir()?;
-    let path = match args.data {
-        Some(path) => path,
-        None => {
-            let path = directory.path().join("pairs.jsonl");
-            fs::write(&path, ROW)?;
-            path
-        }
+    let path = if let Some(path) = args.data {
+        path
+    } else {
+        let path = directory.path().join("pairs.jsonl");
+        fs::write(&path, ROW)?;
+        path
     };
     let rows = JsonLines::new(path, PairFormat::default()).open()?;
     let pairs = Tokenized::new(
@@ -142,11 +141,10 @@ fn bracketed(tokenizer: &Tokenizer, sequence: &Sequence) -> Result<String, Failu
     for run in counted.chunk_by(|a, b| a == b) {
         let end = start + run.len();
         let part = tokenizer.decode(&completion[start..end], false)?;
-        text += &if run[0] {
-            format!("⟦{part}⟧")
-        } else {
-            part
-        };
+        let [open, close] = if run[0] { ["⟦", "⟧"] } else { ["", ""] };
+        text += open;
+        text += &part;
+        text += close;
         start = end;
     }
     Ok(text)
