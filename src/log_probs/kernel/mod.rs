@@ -37,6 +37,7 @@ impl Shaping {
     };
 
     /// Whether the logits are x itself.
+    #[cfg(any(feature = "flex", feature = "_cube"))]
     pub fn is_none(self) -> bool {
         self == Self::NONE
     }
