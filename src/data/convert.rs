@@ -56,7 +56,12 @@ impl<T: Clone> Example<T, Scores> {
                 let worst = (0..order.len()).find(|&j| score(j) == score(order.len() - 1));
                 worst.map(|worst| (0, worst)).into_iter().collect()
             }
-            Pairing::Adjacent => (1..order.len()).map(|j| (j - 1, j)).collect(),
+            Pairing::Adjacent => {
+                let worse = |i: usize| (i + 1..order.len()).find(|&j| score(j) < score(i));
+                (0..order.len())
+                    .filter_map(|i| Some((i, worse(i)?)))
+                    .collect()
+            }
             Pairing::Gap(gap) if gap >= 0.0 => {
                 let far = |&(i, j): &(usize, usize)| score(i) - score(j) >= gap;
                 let mut places: Vec<_> = all().filter(far).collect();

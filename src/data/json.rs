@@ -282,6 +282,12 @@ impl Object {
         Some(self.0.remove(place).1)
     }
 
+    /// Leaves out what is null: what a record of Parquet lacks.
+    pub(super) fn without_nulls(mut self) -> Self {
+        self.0.retain(|(_, value)| !value.is_null());
+        self
+    }
+
     /// All fields in their order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Json)> {
         self.0.iter().map(|(name, value)| (&**name, value))

@@ -17,7 +17,7 @@ pub struct Message {
     /// What is said: a string, or a list of typed parts. Beside `tool_calls` it may be `null` or
     /// missing.
     pub content: Option<Json>,
-    /// Whatever else the message holds (`tool_calls`, `name`), for your template.
+    /// Whatever else the message holds (`tool_calls`, `name`) and is not null, for your template.
     pub other: Object,
 }
 
@@ -38,7 +38,10 @@ impl Message {
             None | Some(Json::Null) => Some(Cow::Borrowed("")),
             Some(Json::String(text)) => Some(Cow::Borrowed(text)),
             Some(Json::Array(parts)) => {
-                let text = |part: &Json| part.get("text")?.as_str().map(str::to_owned);
+                let text = |part: &Json| match part.get("type")?.as_str()? {
+                    "text" => part.get("text")?.as_str().map(str::to_owned),
+                    _ => None,
+                };
                 parts
                     .iter()
                     .map(text)
@@ -76,7 +79,7 @@ impl Message {
         Ok(Self {
             role,
             content,
-            other: object,
+            other: object.without_nulls(),
         })
     }
 }

@@ -22,8 +22,8 @@ pub(super) fn explicit(
         Text::Conversation(messages) => {
             let mut completions = answers(completions);
             // No conversation is its own continuation: what repeats the prompt contains it.
-            if completions.iter().all(|c| c.starts_with(&messages)) {
-                for completion in &mut completions {
+            for completion in &mut completions {
+                if completion.starts_with(&messages) {
                     completion.drain(..messages.len());
                 }
             }

@@ -64,9 +64,11 @@ impl fmt::Display for Reason {
             Self::NoCommonPrompt => {
                 "the ids of the prompt are not the beginning of those of prompt and completion"
             }
-            Self::NothingCounts => "no token of a completion counts: no message of the assistant",
+            Self::NothingCounts => {
+                "no token of a completion counts: no message of the assistant, or a mask that marks none"
+            }
             Self::TooLong => "too long",
-            Self::LosesCompletion => "nothing of a completion would be left",
+            Self::LosesCompletion => "nothing that counts would be left of a completion",
             Self::LosesPrompt => "nothing of the prompt would be left",
             Self::Error(error) => error,
         })

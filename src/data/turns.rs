@@ -130,17 +130,14 @@ where
                 .map(Cow::Owned)
                 .map_err(Failure::Tokenizer)?
         };
-        let mut begin = common(&opened, self.whole);
+        // Behind its own opening, also where another completion of the row moves the prompt's end.
+        let begin = common(&opened, self.whole);
         if begin < opened.len() {
             // Only the generation prompt may be another.
             let closed = (self.encode)(before, false).map_err(Failure::Tokenizer)?;
             if common(&closed, self.whole) + BORDER < closed.len() {
                 return Err(rewritten(j.saturating_sub(1)));
             }
-        }
-        if j == self.prompt {
-            // For all completions of a row alike.
-            begin = self.start;
         }
         if begin < self.start {
             return Err(rewritten(j));
@@ -166,6 +163,6 @@ where
 fn rewritten<E>(place: usize) -> Failure<E> {
     Failure::Rewritten(format!(
         "the template writes message {place} otherwise once others follow it, so that the \
-         assistant's tokens cannot be told: return a mask with the ids, or count all turns"
+         assistant's tokens cannot be told: return a mask with the ids"
     ))
 }
