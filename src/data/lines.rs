@@ -171,7 +171,7 @@ pub(super) fn collect<L>(
     for row in all {
         match row {
             Ok(row) => rows.push(row),
-            Err(error) if on_error == OnError::Skip && error.is_of_a_row() => skipped.push(error),
+            Err(error) if on_error.skips(&error) => skipped.push(error),
             Err(error) => return Err(error),
         }
     }

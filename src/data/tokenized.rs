@@ -22,6 +22,13 @@ pub enum OnError {
     Skip,
 }
 
+impl OnError {
+    /// Whether this error is passed over.
+    pub(super) fn skips(self, error: &DataError) -> bool {
+        self == Self::Skip && error.is_of_a_row()
+    }
+}
+
 /// How rows are tokenized. A [`Truncation`] alone is one, with the other defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenizeOptions {
@@ -124,9 +131,7 @@ impl<D, T> Tokenized<D, T> {
             let reason = match outcome {
                 Ok(Ok(_)) => continue,
                 Ok(Err(reason)) => reason,
-                Err(error)
-                    if tokenized.options.on_error == OnError::Skip && error.is_of_a_row() =>
-                {
+                Err(error) if tokenized.options.on_error.skips(&error) => {
                     Reason::Error(error.to_string())
                 }
                 Err(error) => return Err(error),

@@ -718,19 +718,24 @@ fn worse_than_a_guess() {
     assert!(!findings.has_errors());
 }
 
-#[test]
-fn a_model_that_ignores_the_padding_mask() {
-    let policy = Model::with(Faults {
-        attends_to_padding: true,
-        ..Faults::default()
-    });
-    // At the end of a causal model padding reaches nothing.
+/// What padding in front shows of a model to which padding at the end does nothing.
+fn padded_in_front(faults: Faults) -> Findings {
+    let policy = Model::with(faults);
     assert!(alone(&Batch::pairs(), &policy).is_empty());
     let left = Batch {
         left: true,
         ..Batch::pairs()
     };
-    let findings = alone(&left, &policy);
+    alone(&left, &policy)
+}
+
+#[test]
+fn a_model_that_ignores_the_padding_mask() {
+    // At the end of a causal model padding reaches nothing.
+    let findings = padded_in_front(Faults {
+        attends_to_padding: true,
+        ..Faults::default()
+    });
     assert!(
         matches!(only(&findings), Finding::PaddingReaches { .. }),
         "{findings}"
@@ -739,16 +744,10 @@ fn a_model_that_ignores_the_padding_mask() {
 
 #[test]
 fn positions_that_count_padding() {
-    let policy = Model::with(Faults {
+    let findings = padded_in_front(Faults {
         counts_positions_of_padding: true,
         ..Faults::default()
     });
-    assert!(alone(&Batch::pairs(), &policy).is_empty());
-    let left = Batch {
-        left: true,
-        ..Batch::pairs()
-    };
-    let findings = alone(&left, &policy);
     let Finding::AloneDiffers { row, padding, .. } = only(&findings) else {
         panic!("{findings}");
     };

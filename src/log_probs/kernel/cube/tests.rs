@@ -123,22 +123,30 @@ struct Call {
     statistics: bool,
 }
 
-impl Call {
-    fn by_kernels(&self, head: Head<Cube>, grad: FloatTensor<Cube>) -> impl Sized {
-        let forward = Cube::head_forward(head.clone(), self.save, self.statistics);
-        let normalizer = forward.normalizer.clone();
-        let wanted = [true, true, false];
-        let backward = matches!(self.save, Save::Tiles(_))
-            .then(|| Cube::head_backward(head, normalizer, Vec::new(), grad, wanted));
-        (forward, backward)
-    }
+/// Forward and backward of a head.
+type Kernel = (
+    fn(Head<Cube>, Save, bool) -> Forward<Cube>,
+    fn(
+        Head<Cube>,
+        FloatTensor<Cube>,
+        Vec<FloatTensor<Cube>>,
+        FloatTensor<Cube>,
+        [bool; 3],
+    ) -> HeadGradients<Cube>,
+);
 
-    fn by_steps(&self, head: Head<Cube>, grad: FloatTensor<Cube>) -> impl Sized {
-        let forward = generic::head_forward(head.clone(), self.save, self.statistics);
+impl Call {
+    fn run(
+        &self,
+        (forward, backward): Kernel,
+        head: Head<Cube>,
+        grad: FloatTensor<Cube>,
+    ) -> impl Sized + use<> {
+        let forward = forward(head.clone(), self.save, self.statistics);
         let normalizer = forward.normalizer.clone();
         let wanted = [true, true, false];
         let backward = matches!(self.save, Save::Tiles(_))
-            .then(|| generic::head_backward(head, normalizer, Vec::new(), grad, wanted));
+            .then(|| backward(head, normalizer, Vec::new(), grad, wanted));
         (forward, backward)
     }
 
@@ -181,6 +189,8 @@ fn fewer_launches_and_bytes_than_the_generic_steps() {
         save,
         statistics,
     };
+    let kernels: Kernel = (Cube::head_forward, Cube::head_backward);
+    let steps: Kernel = (generic::head_forward, generic::head_backward);
     for call in [
         call("reference", Save::Nothing, false),
         call("with statistics", Save::Nothing, true),
@@ -191,8 +201,8 @@ fn fewer_launches_and_bytes_than_the_generic_steps() {
             let head = head::<Cube>(shape, [true, false], dtype, &device);
             let grad = column::<Cube>(&vec![1.0; rows], DType::F32, &device);
             let (again, and_grad) = (head.clone(), grad.clone());
-            let ours = launches_of(&device, || call.by_kernels(head, grad));
-            let theirs = launches_of(&device, || call.by_steps(again, and_grad));
+            let ours = launches_of(&device, || call.run(kernels, head, grad));
+            let theirs = launches_of(&device, || call.run(steps, again, and_grad));
             let [bytes, their_bytes] = call.bytes(dtype);
             println!(
                 "| {} | {dtype:?} | {ours} | {theirs} | {bytes} | {their_bytes} |",

@@ -4,6 +4,7 @@
 //! threads there are, and what several tiles found is combined in a fixed order, so neither do the
 //! results.
 
+mod bands;
 mod lanes;
 mod logits;
 mod matrix;

@@ -92,6 +92,49 @@ fn tanh(x: f32) -> f32 {
     }
 }
 
+/// What powers are relative to where the largest logit is m: nothing but −∞ has the power 0, not
+/// NaN.
+#[inline(always)]
+pub fn shift(max: f32) -> f32 {
+    if max == f32::NEG_INFINITY { 0.0 } else { max }
+}
+
+/// What a logit adds to the sums of its row: power, power·(x − m), power², x; without by-products
+/// the first alone.
+#[inline(always)]
+pub fn terms<const BY_PRODUCTS: bool>(x: f32, shift: f32) -> [f32; STATISTICS] {
+    let below = x - shift;
+    let power = exp(below);
+    if !BY_PRODUCTS {
+        return [power, 0.0, 0.0, 0.0];
+    }
+    // e^−1e4 is 0 already; −∞ times that 0 would be NaN.
+    let bounded = if below < -1e4 { -1e4 } else { below };
+    [power, power * bounded, power * power, x]
+}
+
+/// `factor · exp((x − max) − log_sum)`; `BENT` times `1 − (bend·x)²`.
+#[inline(always)]
+pub fn turned<const BENT: bool>(x: f32, [max, log_sum]: [f32; 2], factor: f32, bend: f32) -> f32 {
+    let power = factor * exp((x - max) - log_sum);
+    if !BENT {
+        return power;
+    }
+    let bent = bend * x;
+    power - power * (bent * bent)
+}
+
+/// Sums of powers relative to `before` as of those relative to the larger `max`. Sums of nothing
+/// are zeros.
+pub fn rescale(sums: &mut [f32], before: f32, max: f32) {
+    if before < max && before > f32::NEG_INFINITY {
+        let factor = (before - max).exp();
+        for x in sums {
+            *x *= factor;
+        }
+    }
+}
+
 struct Observe<'a, const BY_PRODUCTS: bool> {
     x: &'a [f32],
     at_least: f32,
@@ -104,18 +147,13 @@ impl<const BY_PRODUCTS: bool> WithSimd for Observe<'_, BY_PRODUCTS> {
     fn with_simd<S: Simd>(self, _: S) -> Partial {
         let max = largest(self.x, self.at_least);
         let first = self.x.iter().position(|&x| BY_PRODUCTS && x == max);
-        let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
+        let shift = shift(max);
         let mut sums = [[0.0; LANES]; STATISTICS];
+        let used = if BY_PRODUCTS { STATISTICS } else { 1 };
         let mut step = |lane: usize, x: f32| {
-            let below = x - shift;
-            let power = exp(below);
-            sums[0][lane] += power;
-            if BY_PRODUCTS {
-                // e^−1e4 is 0 already; −∞ times that 0 would be NaN.
-                let bounded = if below < -1e4 { -1e4 } else { below };
-                sums[1][lane] += power * bounded;
-                sums[2][lane] += power * power;
-                sums[3][lane] += x;
+            let terms = terms::<BY_PRODUCTS>(x, shift);
+            for (sums, term) in sums.iter_mut().zip(terms).take(used) {
+                sums[lane] += term;
             }
         };
         let (chunks, rest) = self.x.as_chunks::<LANES>();
@@ -184,15 +222,8 @@ impl<const BENT: bool> WithSimd for Turn<'_, BENT> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let [max, log_sum] = self.normalizer;
         for x in self.x {
-            let power = self.factor * exp((*x - max) - log_sum);
-            let bent = self.bend * *x;
-            *x = if BENT {
-                power - power * (bent * bent)
-            } else {
-                power
-            };
+            *x = turned::<BENT>(*x, self.normalizer, self.factor, self.bend);
         }
     }
 }
@@ -217,16 +248,13 @@ pub fn turn(arch: Arch, x: &mut [f32], normalizer: [f32; 2], factor: f32, bend: 
     }
 }
 
-/// ∂logit/∂x of a head at a logit.
-pub fn slope_at(shaping: Shaping, logit: f32) -> f32 {
-    let factor = narrow(shaping.factor());
-    match shaping.softcap {
-        Some(_) => {
-            let bent = narrow(shaping.bend()) * logit;
-            factor * (1.0 - bent * bent)
-        }
-        None => factor,
+/// [`turned`] where the probability is 1: what the word of a token gains. It is rounded alike, so that
+/// a certain word has a gradient of 0.
+pub fn turned_if_certain(logit: f32, factor: f32, bend: f32) -> f32 {
+    if bend == 0.0 {
+        return factor;
     }
+    turned::<true>(logit, [logit, 0.0], factor, bend)
 }
 
 #[cfg(test)]

@@ -191,6 +191,38 @@ proptest! {
     }
 }
 
+/// A word that is certain, since there is no other: every gradient is 0, a softcap or not.
+#[test]
+fn the_only_word() {
+    for softcap in [None, Some(3.0)] {
+        let case = Case {
+            rows: 257,
+            width: 16,
+            vocab: 1,
+            biased: true,
+            shaping: Shaping {
+                scale: 0.5,
+                softcap,
+                temperature: 0.8,
+            },
+        };
+        let tiles = Tiles::new(case.head());
+        let normalizer = tiles.forward(0, false).normalizer;
+        let mut all = vec![tiles.backward(&normalizer, Vec::new(), &case.grad(), [true; 3])];
+        if let Some(lanes) = Lanes::of(&case.head()) {
+            let normalizer = lanes.forward(0, false).normalizer;
+            all.push(lanes.backward(&normalizer, Vec::new(), &case.grad(), [true; 3]));
+        }
+        for gradient in all.into_iter().flatten().flatten() {
+            assert_eq!(
+                wide(&gradient).into_iter().find(|x| *x != 0.0),
+                None,
+                "{softcap:?}"
+            );
+        }
+    }
+}
+
 /// The same bits on any number of threads.
 #[test]
 fn threads() {

@@ -7,11 +7,12 @@ use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::super::super::HeadGradients;
-use super::super::row::{narrow, slope_at};
+use super::super::bands::{Room, bands, gradient, kept};
+use super::super::row::{narrow, turned_if_certain};
 use super::super::{f32s, tensor};
 use super::panel::{Product, padded};
 use super::passes::{PerRow, turn};
-use super::{Aligned, Lanes, split};
+use super::{Aligned, Lanes, of_blocks, split};
 
 /// Bytes of logits that are worked on at a time.
 const WORKSPACE: usize = 6 << 20;
@@ -31,16 +32,7 @@ impl Lanes {
         let of_chunk = padded(self.rows) * self.chunk;
         let step = (WORKSPACE / (size_of::<f32>() * of_chunk)).clamp(1, chunks);
 
-        let mut kept: &mut [f32] = match retained.first_mut() {
-            Some(retained) => {
-                let (start, len) = (
-                    retained.layout().start_offset(),
-                    retained.layout().num_elements(),
-                );
-                &mut retained.storage_mut()[start..][..len]
-            }
-            None => &mut [],
-        };
+        let kept = kept(&mut retained);
         let kept_chunks = if kept.len() == self.tiles(0..chunks).sum::<usize>() {
             chunks
         } else {
@@ -48,47 +40,43 @@ impl Lanes {
         };
         let left = step.min(chunks - kept_chunks);
         let mut scratch = Aligned::zeros(left * of_chunk);
+        let mut room = Room {
+            kept,
+            scratch: scratch.get_mut(),
+        };
 
         let columns = wants_weight.then(|| self.columns());
-        let gradient = |wanted: bool, len: usize| vec![0.0; if wanted { len } else { 0 }];
+        let of: Vec<PerRow> = self
+            .blocks
+            .iter()
+            .map(|block| self.per_row(block, normalizer, &grad))
+            .collect();
         let mut hidden = gradient(wants_hidden, self.rows * width);
         let mut weight = gradient(wants_weight, vocab * width);
         let mut bias = gradient(wants_bias, vocab);
 
-        let bands = |chunks: Range<usize>| {
-            let end = chunks.end;
-            chunks
-                .step_by(step)
-                .map(move |first| first..(first + step).min(end))
-        };
-        for band in bands(0..kept_chunks).chain(bands(kept_chunks..chunks)) {
+        for band in bands(kept_chunks, chunks, step) {
             let len = self.tiles(band.clone()).sum();
             let is_kept = band.start < kept_chunks;
-            let deltas = if is_kept {
-                let (deltas, rest) = std::mem::take(&mut kept).split_at_mut(len);
-                kept = rest;
-                deltas
-            } else {
-                &mut scratch.get_mut()[..len]
-            };
-            self.deltas(&band, is_kept, normalizer, &grad, deltas);
+            let deltas = room.of(is_kept, len);
+            self.deltas(&band, is_kept, &of, deltas);
 
-            let deltas = &*deltas;
+            let deltas = self.cut(&band, deltas);
             let words = self.words_of(band.start).start..self.words_of(band.end - 1).end;
             let to_hidden = || {
                 if wants_hidden {
-                    self.add_to_hidden(&band, deltas, &mut hidden);
+                    self.add_to_hidden(&band, &deltas, &mut hidden);
                 }
             };
             let to_weight = || {
                 if let Some(columns) = &columns {
                     let weight = &mut weight[words.start * width..words.end * width];
-                    self.write_words(&band, deltas, columns.get(), weight);
+                    self.write_words(&band, &deltas, columns.get(), weight);
                 }
             };
             rayon::join(to_hidden, to_weight);
             if wants_bias {
-                self.write_bias(&band, deltas, &mut bias[words]);
+                self.write_bias(&deltas, &mut bias[words]);
             }
         }
         [
@@ -98,34 +86,30 @@ impl Lanes {
         ]
     }
 
-    /// `(onehot − softmax)·g` of all tiles of some chunks.
-    fn deltas(
-        &self,
-        chunks: &Range<usize>,
-        is_kept: bool,
-        normalizer: &[[f32; 2]],
-        grad: &[f32],
-        out: &mut [f32],
-    ) {
-        let (factor, bend) = (narrow(self.shaping.factor()), narrow(self.shaping.bend()));
-        let of_block = |block: Range<usize>| {
-            let mut of = PerRow {
-                max: normalizer[block.clone()].iter().map(|of| of[0]).collect(),
-                log_sum: normalizer[block.clone()].iter().map(|of| of[1]).collect(),
-                factor: grad[block.clone()]
-                    .iter()
-                    .map(|grad| -factor * grad)
-                    .collect(),
-            };
-            for numbers in [&mut of.max, &mut of.log_sum, &mut of.factor] {
-                numbers.resize(padded(block.len()), 0.0);
-            }
-            (block, of)
+    /// What turns the logits of a block into deltas, without the targets' share.
+    fn per_row(&self, block: &Range<usize>, normalizer: &[[f32; 2]], grad: &[f32]) -> PerRow {
+        let factor = narrow(self.shaping.factor());
+        let normalizer = &normalizer[block.clone()];
+        let mut of = PerRow {
+            max: normalizer.iter().map(|of| of[0]).collect(),
+            log_sum: normalizer.iter().map(|of| of[1]).collect(),
+            factor: grad[block.clone()]
+                .iter()
+                .map(|grad| -factor * grad)
+                .collect(),
         };
-        let blocks: Vec<(Range<usize>, PerRow)> = self.blocks().map(of_block).collect();
+        for numbers in [&mut of.max, &mut of.log_sum, &mut of.factor] {
+            numbers.resize(padded(block.len()), 0.0);
+        }
+        of
+    }
+
+    /// `(onehot − softmax)·g` of all tiles of some chunks.
+    fn deltas(&self, chunks: &Range<usize>, is_kept: bool, of: &[PerRow], out: &mut [f32]) {
+        let (blocks, bend) = (&self.blocks, narrow(self.shaping.bend()));
         let tiles = split(out, self.tiles(chunks.clone()));
         tiles.into_par_iter().enumerate().for_each(|(index, tile)| {
-            let (block, of) = &blocks[index % blocks.len()];
+            let (block, of) = (&blocks[index % blocks.len()], &of[index % blocks.len()]);
             let words = self.words_of(chunks.start + index / blocks.len());
             if !is_kept {
                 self.logits(block, &words, tile);
@@ -136,8 +120,11 @@ impl Lanes {
             let gains: Vec<(usize, f32)> = targets
                 .map(|(lane, target)| {
                     let place = (target - words.start) * of.max.len() + lane;
-                    let grad = grad[block.start + lane];
-                    (place, grad * slope_at(self.shaping, tile[place]))
+                    // The block's factors take from every word what the target gains.
+                    (
+                        place,
+                        turned_if_certain(tile[place], -of.factor[lane], bend),
+                    )
                 })
                 .collect();
             turn(self.arch, tile, of, bend);
@@ -158,9 +145,8 @@ impl Lanes {
         self.tiles(chunks.clone()).map(cut).collect()
     }
 
-    fn add_to_hidden(&self, chunks: &Range<usize>, deltas: &[f32], hidden: &mut [f32]) {
-        let blocks: Vec<Range<usize>> = self.blocks().collect();
-        let deltas = self.cut(chunks, deltas);
+    fn add_to_hidden(&self, chunks: &Range<usize>, deltas: &[&[f32]], hidden: &mut [f32]) {
+        let blocks = &self.blocks;
         split(hidden, blocks.iter().map(|block| block.len() * self.width))
             .into_par_iter()
             .enumerate()
@@ -183,26 +169,21 @@ impl Lanes {
 
     /// Hidden states in panels of `[row][width]` per block.
     fn columns(&self) -> Aligned {
-        let mut columns = Aligned::zeros(padded(self.width) * self.rows);
-        split(
-            columns.get_mut(),
-            self.blocks().map(|block| padded(self.width) * block.len()),
+        of_blocks(
+            &self.blocks,
+            |rows| padded(self.width) * rows,
+            |block, out| self.panels.pack(self.hidden(block), self.width, out),
         )
-        .into_par_iter()
-        .zip(self.blocks().collect::<Vec<_>>())
-        .for_each(|(out, block)| self.panels.pack(self.hidden(&block), self.width, out));
-        columns
     }
 
     fn write_words(
         &self,
         chunks: &Range<usize>,
-        deltas: &[f32],
+        deltas: &[&[f32]],
         columns: &[f32],
         weight: &mut [f32],
     ) {
-        let blocks: Vec<Range<usize>> = self.blocks().collect();
-        let deltas = self.cut(chunks, deltas);
+        let blocks = &self.blocks;
         let lens = chunks
             .clone()
             .map(|chunk| self.words_of(chunk).len() * self.width);
@@ -228,9 +209,8 @@ impl Lanes {
             });
     }
 
-    fn write_bias(&self, chunks: &Range<usize>, deltas: &[f32], bias: &mut [f32]) {
-        let blocks: Vec<Range<usize>> = self.blocks().collect();
-        let deltas = self.cut(chunks, deltas);
+    fn write_bias(&self, deltas: &[&[f32]], bias: &mut [f32]) {
+        let blocks = &self.blocks;
         bias.par_chunks_mut(self.chunk)
             .zip(deltas.par_chunks(blocks.len()))
             .for_each(|(bias, deltas)| {

@@ -19,8 +19,9 @@ use rayon::prelude::*;
 use self::panel::{LANES, Panels, Product, padded};
 use self::passes::{PerRow, observe, turn};
 use super::super::{Forward, Head, Shaping};
+use super::bands::bands;
 use super::partial::{Found, outputs};
-use super::row::{narrow, shape, slope_at};
+use super::row::{narrow, rescale, shape, shift, turned_if_certain};
 use super::{f32s, indices, tensor};
 
 /// Rows of a block.
@@ -73,6 +74,21 @@ fn split<T>(mut all: &mut [T], lens: impl IntoIterator<Item = usize>) -> Vec<&mu
         .collect()
 }
 
+/// As many numbers of each block as `len` says of its rows, filled side by side.
+fn of_blocks(
+    blocks: &[Range<usize>],
+    len: impl Fn(usize) -> usize,
+    fill: impl Fn(&Range<usize>, &mut [f32]) + Sync,
+) -> Aligned {
+    let lens: Vec<usize> = blocks.iter().map(|block| len(block.len())).collect();
+    let mut all = Aligned::zeros(lens.iter().sum());
+    split(all.get_mut(), lens)
+        .into_par_iter()
+        .zip(blocks)
+        .for_each(|(out, block)| fill(block, out));
+    all
+}
+
 /// Adds what several parts of the vocabulary say of all rows, in their order.
 fn add(all: &mut [Found], parts: &[Found]) {
     for part in parts.chunks(all.len()) {
@@ -94,6 +110,7 @@ pub struct Lanes {
     shaping: Shaping,
     targets: Vec<usize>,
     rows: usize,
+    blocks: Vec<Range<usize>>,
     width: usize,
     vocab: usize,
     /// Words of a chunk.
@@ -125,37 +142,34 @@ impl Lanes {
         }
         let arch = Arch::new();
         let panels = Panels::new(arch)?;
+        let hidden = head.hidden.to_contiguous();
+        let states: &[f32] = hidden.as_slice().expect("contiguous f32");
+        let block = |first: usize| first..(first + BLOCK).min(rows);
+        let blocks: Vec<Range<usize>> = (0..rows).step_by(BLOCK).map(block).collect();
+        let packed = of_blocks(
+            &blocks,
+            |rows| padded(rows) * width,
+            |block, out| {
+                let states = &states[block.start * width..block.end * width];
+                panels.pack_transposed(states, width, out);
+            },
+        );
         let chunk = CHUNK_BYTES / (size_of::<f32>() * width);
-        let mut this = Self {
+        Some(Self {
             arch,
             panels,
-            hidden: head.hidden.to_contiguous(),
+            hidden,
             weight: head.weight.clone(),
             bias: head.form.biased.then(|| f32s(&head.bias)),
             shaping: head.form.shaping,
             targets: indices(head.targets.clone()),
             rows,
+            blocks,
             width,
             vocab,
             chunk: (chunk / 48 * 48).clamp(48, 384),
-            packed: Aligned::zeros(padded(rows) * width),
-        };
-        let mut packed = std::mem::replace(&mut this.packed, Aligned::zeros(0));
-        split(
-            packed.get_mut(),
-            this.blocks().map(|block| padded(block.len()) * width),
-        )
-        .into_par_iter()
-        .zip(this.blocks().collect::<Vec<_>>())
-        .for_each(|(out, block)| panels.pack_transposed(this.hidden(&block), width, out));
-        this.packed = packed;
-        Some(this)
-    }
-
-    fn blocks(&self) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
-        let rows = self.rows;
-        let block = move |first: usize| first..(first + BLOCK).min(rows);
-        (0..rows).step_by(BLOCK).map(block)
+            packed,
+        })
     }
 
     fn chunks(&self) -> usize {
@@ -180,7 +194,8 @@ impl Lanes {
     fn tiles(&self, chunks: Range<usize>) -> impl Iterator<Item = usize> {
         chunks.flat_map(|chunk| {
             let words = self.words_of(chunk).len();
-            self.blocks().map(move |block| words * padded(block.len()))
+            let of = move |block: &Range<usize>| words * padded(block.len());
+            self.blocks.iter().map(of)
         })
     }
 
@@ -245,18 +260,17 @@ impl Lanes {
         let mut tiles = Aligned::zeros(self.tiles(0..kept).sum());
         let mut found = vec![Found::NOTHING; self.rows];
 
-        let step = TASKS.div_ceil(self.blocks().len());
+        let step = TASKS.div_ceil(self.blocks.len());
         let mut room = tiles.get_mut();
-        for first in (0..kept).step_by(step) {
-            let some = first..(first + step).min(kept);
-            let (out, rest) = room.split_at_mut(self.tiles(some.clone()).sum());
-            room = rest;
-            let out = split(out, self.tiles(some.clone()));
-            self.forward_of(some, Some(out), &mut found, statistics);
-        }
-        for first in (kept..chunks).step_by(step) {
-            let some = first..(first + step).min(chunks);
-            self.forward_of(some, None, &mut found, statistics);
+        for some in bands(kept, chunks, step) {
+            let mut next = || {
+                let len = self.tiles(some.clone()).sum();
+                let (out, rest) = std::mem::take(&mut room).split_at_mut(len);
+                room = rest;
+                split(out, self.tiles(some.clone()))
+            };
+            let out = (some.start < kept).then(&mut next);
+            self.forward_of(some, out, &mut found, statistics);
         }
         Forward {
             tiles: if kept == 0 {
@@ -276,7 +290,7 @@ impl Lanes {
         all: &mut [Found],
         statistics: bool,
     ) {
-        let blocks: Vec<Range<usize>> = self.blocks().collect();
+        let blocks = &self.blocks;
         let mut found = vec![Found::NOTHING; chunks.len() * self.rows];
         let lens = chunks.clone().flat_map(|_| blocks.iter().map(Range::len));
         let parts = split(&mut found, lens);
@@ -328,7 +342,7 @@ impl Lanes {
     /// Log-probabilities, and the gradient of each with respect to its hidden state:
     /// `W[y] − Σ_v softmax_v W[v]`.
     pub fn forward_with_slope(&self, statistics: bool) -> Forward<Flex> {
-        let blocks: Vec<Range<usize>> = self.blocks().collect();
+        let blocks = &self.blocks;
         let segments = SEGMENTS.div_ceil(blocks.len()).min(self.chunks());
         let segment = self.chunks().div_ceil(segments);
         let segments = self.chunks().div_ceil(segment);
@@ -352,13 +366,14 @@ impl Lanes {
         let forward = outputs(&all, &self.targets, self.vocab, statistics);
         let normalizer: &[f32] = forward.normalizer.storage();
         let normalizer = normalizer.as_chunks().0;
+        let (factor, bend) = (narrow(self.shaping.factor()), narrow(self.shaping.bend()));
         let mut slope = vec![0.0; rows * width];
         slope
             .par_chunks_mut(width)
             .enumerate()
             .for_each(|(row, slope)| {
                 let target = self.targets[row];
-                let left = slope_at(self.shaping, all[row].target);
+                let left = turned_if_certain(all[row].target, factor, bend);
                 for (slope, x) in slope.iter_mut().zip(self.weight(&(target..target + 1))) {
                     *slope = left * x;
                 }
@@ -366,7 +381,7 @@ impl Lanes {
                 for segment in 0..segments {
                     let row = segment * rows + row;
                     let share = (found[row].partial.max - max) - log_sum;
-                    let share = narrow(self.shaping.factor()) * share.exp();
+                    let share = factor * share.exp();
                     for (slope, x) in slope.iter_mut().zip(&expected[row * width..]) {
                         *slope -= share * x;
                     }
@@ -406,14 +421,8 @@ impl Lanes {
             for (row, line) in lines.enumerate() {
                 let max = found[row].partial.max;
                 let before = std::mem::replace(&mut before[row], max);
-                // Without anything before, the line is zeros.
-                if before < max && before > f32::NEG_INFINITY {
-                    let factor = (before - max).exp();
-                    for x in line.iter_mut() {
-                        *x *= factor;
-                    }
-                }
-                of.max[row] = if max == f32::NEG_INFINITY { 0.0 } else { max };
+                rescale(line, before, max);
+                of.max[row] = shift(max);
             }
             turn(self.arch, tile, &of, narrow(self.shaping.bend()));
             self.add_words(tile, block, &words, expected, packed.get_mut());

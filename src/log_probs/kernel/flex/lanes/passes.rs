@@ -11,7 +11,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::super::super::STATISTICS;
 use super::super::partial::Partial;
-use super::super::row::exp;
+use super::super::row::{shift, terms, turned};
 use super::panel::LANES;
 
 /// Words of a sum in f32, before it is added in f64.
@@ -44,19 +44,14 @@ impl<const BY_PRODUCTS: bool> WithSimd for Observe<'_, BY_PRODUCTS> {
                 }
             }
         }
-        let shift = max.map(|max| if max == f32::NEG_INFINITY { 0.0 } else { max });
+        let shifts = max.map(shift);
         let mut sums = [[0.0_f32; LANES]; STATISTICS];
+        let used = if BY_PRODUCTS { STATISTICS } else { 1 };
         for line in lines() {
             for l in 0..LANES {
-                let below = line[l] - shift[l];
-                let power = exp(below);
-                sums[0][l] += power;
-                if BY_PRODUCTS {
-                    // e^−1e4 is 0 already; −∞ times that 0 would be NaN.
-                    let bounded = if below < -1e4 { -1e4 } else { below };
-                    sums[1][l] += power * bounded;
-                    sums[2][l] += power * power;
-                    sums[3][l] += line[l];
+                let terms = terms::<BY_PRODUCTS>(line[l], shifts[l]);
+                for (sums, term) in sums.iter_mut().zip(terms).take(used) {
+                    sums[l] += term;
                 }
             }
         }
@@ -121,13 +116,7 @@ impl<const BENT: bool> WithSimd for Turn<'_, BENT> {
         for line in self.tile.chunks_exact_mut(of.max.len()) {
             let numbers = of.max.iter().zip(&of.log_sum).zip(&of.factor);
             for (x, ((max, log_sum), factor)) in line.iter_mut().zip(numbers) {
-                let power = factor * exp((*x - max) - log_sum);
-                let bent = self.bend * *x;
-                *x = if BENT {
-                    power - power * (bent * bent)
-                } else {
-                    power
-                };
+                *x = turned::<BENT>(*x, [*max, *log_sum], *factor, self.bend);
             }
         }
     }

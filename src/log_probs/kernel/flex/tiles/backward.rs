@@ -8,8 +8,9 @@ use burn::backend::ops::FloatTensorOps;
 use rayon::prelude::*;
 
 use super::super::super::HeadGradients;
+use super::super::bands::{Room, bands, gradient, kept};
 use super::super::matrix::{Matrix, multiply};
-use super::super::row::{narrow, slope_at, turn};
+use super::super::row::{narrow, turn, turned_if_certain};
 use super::super::{f32s, tensor};
 use super::{SUB_WORDS, Tiles, WORKSPACE};
 
@@ -32,33 +33,21 @@ impl Tiles {
         let vocab = self.words.len();
         let column = blocks * self.tile_len();
         let group = (WORKSPACE / (size_of::<f32>() * column.max(1))).clamp(1, tiles);
-        let mut kept: &mut [f32] = match retained.first_mut() {
-            Some(kept) => kept.storage_mut(),
-            None => &mut [],
-        };
+        let kept = kept(&mut retained);
         let kept_tiles = kept.len() / column.max(1);
-        let mut workspace = vec![0.0; group.min(tiles - kept_tiles) * column];
-        let gradient = |wanted: bool, len: usize| vec![0.0; if wanted { len } else { 0 }];
+        let mut scratch = vec![0.0; group.min(tiles - kept_tiles) * column];
+        let mut room = Room {
+            kept,
+            scratch: &mut scratch,
+        };
         let mut hidden = gradient(wants_hidden, self.rows * self.width);
         let mut weight = gradient(wants_weight, vocab * self.width);
         let mut bias = gradient(wants_bias, vocab);
 
-        let groups = |tiles: Range<usize>| {
-            let end = tiles.end;
-            tiles
-                .step_by(group)
-                .map(move |first| first..(first + group).min(end))
-        };
-        for group in groups(0..kept_tiles).chain(groups(kept_tiles..tiles)) {
-            let (first, len) = (group.start, group.len() * column);
+        for group in bands(kept_tiles, tiles, group) {
+            let first = group.start;
             let is_kept = first < kept_tiles;
-            let deltas = if is_kept {
-                let (deltas, rest) = std::mem::take(&mut kept).split_at_mut(len);
-                kept = rest;
-                deltas
-            } else {
-                &mut workspace[..len]
-            };
+            let deltas = room.of(is_kept, group.len() * column);
             deltas
                 .par_chunks_mut(self.tile_len())
                 .enumerate()
@@ -131,12 +120,12 @@ impl Delta<'_> {
         let bend = narrow(problem.shaping.bend());
         for (row, out) in rows.zip(out.chunks_mut(problem.tile[1])) {
             let out = &mut out[..words.len()];
-            let (normalizer, grad) = (self.normalizer[row], self.grad[row]);
+            let (normalizer, grad) = (self.normalizer[row], factor * self.grad[row]);
             let target = words.contains(&problem.targets[row]);
             let target = target.then(|| problem.targets[row] - words.start);
             // What the target gains, a softcap considered, before its logit is gone.
-            let gain = target.map(|target| grad * slope_at(problem.shaping, out[target]));
-            turn(problem.arch, out, normalizer, -factor * grad, bend);
+            let gain = target.map(|target| turned_if_certain(out[target], grad, bend));
+            turn(problem.arch, out, normalizer, -grad, bend);
             if let Some((target, gain)) = target.zip(gain) {
                 out[target] += gain;
             }

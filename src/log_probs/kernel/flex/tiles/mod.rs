@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::super::{Forward, Head, Shaping};
 use super::matrix::{Matrix, multiply};
 use super::partial::{Found, outputs};
-use super::row::{narrow, observe, shape, slope_at, turn};
+use super::row::{narrow, observe, rescale, shape, shift, turn, turned_if_certain};
 use super::words::Words;
 use super::{f32s, indices, tensor};
 
@@ -246,14 +246,14 @@ impl Tiles {
         let rows = self.combined(&found);
         let combined = self.finish(&rows, statistics);
         let maxima: &[f32] = combined.normalizer.storage();
-        let factor = narrow(self.shaping.factor());
+        let (factor, bend) = (narrow(self.shaping.factor()), narrow(self.shaping.bend()));
         let mut slope = vec![0.0; self.rows * self.width];
         slope.par_chunks_mut(self.width).enumerate().for_each_init(
             Vec::new,
             |scratch, (row, slope)| {
                 let target = self.targets[row];
                 let chosen = self.words.rows(target..target + 1, scratch);
-                let left = slope_at(self.shaping, rows[row].target);
+                let left = turned_if_certain(rows[row].target, factor, bend);
                 for (column, slope) in slope.iter_mut().enumerate() {
                     *slope = left * chosen.at(0, column);
                 }
@@ -297,15 +297,14 @@ impl Tiles {
             .zip(logits.chunks_mut(self.tile[1]));
         for (before, (found, (sums, line))) in before.into_iter().zip(found.iter().zip(sums)) {
             let max = found.partial.max;
-            // Without anything before, the sums are zeros.
-            if before < max && before > f32::NEG_INFINITY {
-                let factor = (before - max).exp();
-                for x in sums.iter_mut() {
-                    *x *= factor;
-                }
-            }
-            let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
-            turn(self.arch, &mut line[..words.len()], [shift, 0.0], 1.0, bend);
+            rescale(sums, before, max);
+            turn(
+                self.arch,
+                &mut line[..words.len()],
+                [shift(max), 0.0],
+                1.0,
+                bend,
+            );
         }
         let powers = Matrix::rows_of(logits, [rows.len(), words.len()], self.tile[1]);
         multiply(
