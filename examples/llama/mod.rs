@@ -145,10 +145,19 @@ impl LlamaConfig {
     }
 }
 
+/// Where tokens stand, and what each of them may look at.
+struct Places {
+    /// Of the rotary positions, `[batch or 1, 1, time, head, 2]`.
+    frequencies: Tensor<5>,
+    /// True where a token must not look, `[batch or 1, 1, time, total]`.
+    mask: Tensor<4, Bool>,
+}
+
 impl Llama {
     /// Logits `[batch, time, vocab]` of right-padded tokens `[batch, time]`.
     pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        self.forward_cached(tokens, 0, &mut vec![None; self.blocks.len()])
+        let x = self.hidden(tokens);
+        self.logits(x)
     }
 
     /// Logits of `tokens`, which follow the `start` positions that `cache` holds.
@@ -158,20 +167,79 @@ impl Llama {
         start: usize,
         cache: &mut Cache,
     ) -> Tensor<3> {
-        let x = self.hidden(tokens, start, cache);
+        let places = self.following(&tokens, start);
+        let x = self.states(tokens, &places, cache);
+        self.logits(x)
+    }
+
+    /// What the head turns into logits.
+    pub fn hidden(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let places = self.following(&tokens, 0);
+        self.states(tokens, &places, &mut vec![None; self.blocks.len()])
+    }
+
+    /// The same of packed rows.
+    ///
+    /// - `positions`: `[batch, time]`
+    /// - `mask`: `[batch, 1, time, time]`, true where a token must not look
+    pub fn hidden_packed(
+        &self,
+        tokens: Tensor<2, Int>,
+        positions: Tensor<2, Int>,
+        mask: Tensor<4, Bool>,
+    ) -> Tensor<3> {
+        let places = self.places(positions, mask);
+        self.states(tokens, &places, &mut vec![None; self.blocks.len()])
+    }
+
+    fn logits(&self, x: Tensor<3>) -> Tensor<3> {
         match &self.head {
             Some(head) => head.forward(x),
             None => x.matmul(self.embedding.weight.val().transpose().unsqueeze()),
         }
     }
 
-    /// What the head turns into logits.
-    pub fn hidden(&self, tokens: Tensor<2, Int>, start: usize, cache: &mut Cache) -> Tensor<3> {
+    fn states(&self, tokens: Tensor<2, Int>, places: &Places, cache: &mut Cache) -> Tensor<3> {
         let mut x = self.embedding.forward(tokens);
         for (block, cache) in self.blocks.iter().zip(cache) {
-            x = block.forward(x, start, &self.rope, cache);
+            x = block.forward(x, places, cache);
         }
         self.norm.forward(x)
+    }
+
+    /// Tokens that follow `start` others, each of which sees what is before it.
+    fn following(&self, tokens: &Tensor<2, Int>, start: usize) -> Places {
+        let [_, time] = tokens.dims();
+        let total = start + time;
+        let device = tokens.device();
+        let positions = Tensor::arange(start as i64..total as i64, &device);
+        let future = Tensor::<2, Bool>::tril_mask([time, total], start as i64, &device);
+        self.places(positions.unsqueeze(), future.unsqueeze())
+    }
+
+    fn places(&self, positions: Tensor<2, Int>, mask: Tensor<4, Bool>) -> Places {
+        let [batch, time] = positions.dims();
+        let [_, head, _] = self.rope.freq_complex.dims();
+        let frequencies = self.rope.freq_complex.clone();
+        let frequencies = frequencies.select(0, positions.reshape([batch * time]));
+        Places {
+            frequencies: frequencies.reshape([batch, 1, time, head, 2]),
+            mask,
+        }
+    }
+}
+
+impl Places {
+    /// Rotary positions, as Burn's `RotaryEncoding` applies them.
+    fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
+        let [batch, heads, time, head] = x.dims();
+        // Pairs (x, y) become (x·cos − y·sin, y·cos + x·sin).
+        let signs = [[1.0, 0.0, 0.0, 1.0], [0.0, -1.0, 1.0, 0.0]];
+        let signs = Tensor::<2>::from_floats(signs, &x.device());
+        let pairs = x.reshape([batch, heads, time, head / 2, 2]);
+        let parts = pairs.matmul(signs.unsqueeze());
+        let parts = parts.reshape([batch, heads, time, head, 2]) * self.frequencies.clone();
+        parts.sum_dim(4).squeeze_dim(4)
     }
 }
 
@@ -179,11 +247,10 @@ impl Block {
     fn forward(
         &self,
         x: Tensor<3>,
-        start: usize,
-        rope: &RotaryEncoding,
+        places: &Places,
         cache: &mut Option<(Tensor<4>, Tensor<4>)>,
     ) -> Tensor<3> {
-        let x = x.clone() + self.attention(self.attention_norm.forward(x), start, rope, cache);
+        let x = x.clone() + self.attention(self.attention_norm.forward(x), places, cache);
         let y = self.mlp_norm.forward(x.clone());
         let gated = silu(self.gate.forward(y.clone())) * self.up.forward(y);
         x + self.down.forward(gated)
@@ -192,15 +259,14 @@ impl Block {
     fn attention(
         &self,
         x: Tensor<3>,
-        start: usize,
-        rope: &RotaryEncoding,
+        places: &Places,
         cache: &mut Option<(Tensor<4>, Tensor<4>)>,
     ) -> Tensor<3> {
         let [batch, time, dim] = x.dims();
         let head_dim = dim / self.heads;
         let split = |x: Tensor<3>, heads| x.reshape([batch, time, heads, head_dim]).swap_dims(1, 2);
-        let query = rope.apply(split(self.query.forward(x.clone()), self.heads), start);
-        let key = rope.apply(split(self.key.forward(x.clone()), self.kv_heads), start);
+        let query = places.rotate(split(self.query.forward(x.clone()), self.heads));
+        let key = places.rotate(split(self.key.forward(x.clone()), self.kv_heads));
         let value = split(self.value.forward(x), self.kv_heads);
         let (key, value) = match cache.take() {
             Some((k, v)) => (Tensor::cat(vec![k, key], 2), Tensor::cat(vec![v, value], 2)),
@@ -209,16 +275,15 @@ impl Block {
         *cache = Some((key.clone(), value.clone()));
 
         // Every group of query heads shares one key and value head.
-        let total = start + time;
+        let [_, _, total, _] = key.dims();
         let share = |x: Tensor<4>| {
             let group = self.heads / self.kv_heads;
             x.unsqueeze_dim::<5>(2)
                 .expand([batch, self.kv_heads, group, total, head_dim])
                 .reshape([batch, self.heads, total, head_dim])
         };
-        let future = Tensor::<2, Bool>::tril_mask([time, total], start as i64, &query.device());
         let scores = query.matmul(share(key).swap_dims(2, 3)) / (head_dim as f64).sqrt();
-        let scores = scores.mask_fill(future.unsqueeze(), f32::NEG_INFINITY);
+        let scores = scores.mask_fill(places.mask.clone(), f32::NEG_INFINITY);
         let mixed = softmax(scores).matmul(share(value));
         self.output
             .forward(mixed.swap_dims(1, 2).reshape([batch, time, dim]))

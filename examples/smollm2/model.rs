@@ -58,7 +58,7 @@ fn gguf_name(name: &str) -> String {
 
 /// Hidden states and the tied head: no logits.
 pub fn hidden(model: &Llama, tokens: Tensor<2, Int>) -> (Tensor<3>, LmHead) {
-    let states = model.hidden(tokens, 0, &mut vec![None; model.blocks.len()]);
+    let states = model.hidden(tokens);
     (states, LmHead::from(&model.embedding))
 }
 

@@ -15,7 +15,8 @@ pub enum Pairing {
     BestWorst,
     /// Each completion and the next worse one, in the order of their scores.
     Adjacent,
-    /// All pairs whose scores are at least so far apart; 0 for all that differ.
+    /// All pairs whose scores are at least so far apart, as `f64` subtracts them (0.3 − 0.1 is a
+    /// little less than 0.2); 0 for all that differ.
     Gap(f64),
 }
 

@@ -1,7 +1,9 @@
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use burn::data::dataset::Dataset;
 
+use super::encode::{chat_template_kwargs, tools};
 use super::error::DataError;
 use super::example::Example;
 use super::json::Json;
@@ -22,7 +24,7 @@ pub struct Distinct {
 
 /// Finds rows that repeat an earlier one: prompt, completions, label and what a template is given
 /// (`tools`, `chat_template_kwargs`) are the same. Other columns and lines do not matter, nor the
-/// order of keys. Select the rows with Burn's `SelectionDataset`.
+/// order of keys and of a list's completions. Select the rows with Burn's `SelectionDataset`.
 ///
 /// It reads every row once and keeps a hash of each.
 ///
@@ -61,24 +63,39 @@ struct Hashes {
 fn hashes<L: super::Labels>(example: &Example<Text, L>) -> Hashes {
     let mut context = blake3::Hasher::new();
     add_text(&mut context, &example.prompt);
-    for column in ["tools", "chat_template_kwargs"] {
-        add(
-            &mut context,
-            example.columns.get(column).unwrap_or(&Json::Null),
+    if example.prompt.as_conversation().is_some() {
+        // What cannot be used is compared as it stands there.
+        let raw = |column| example.columns.get(column).cloned().unwrap_or_default();
+        let tools = tools(&example.columns).map_or_else(
+            |_| raw("tools"),
+            |it| it.map_or(Json::Null, Cow::into_owned),
         );
+        let arguments = chat_template_kwargs(&example.columns).map_or_else(
+            |_| raw("chat_template_kwargs"),
+            |it| Json::Object(it.clone()),
+        );
+        add(&mut context, &tools);
+        add(&mut context, &arguments);
     }
     let completions = example.completions().iter().map(|completion| {
         let mut hasher = blake3::Hasher::new();
         add_text(&mut hasher, completion);
         *hasher.finalize().as_bytes()
     });
-    let mut completions: Vec<_> = completions.collect();
+    let mut texts: Vec<_> = completions.collect();
+    let labels = example.label.of_completions();
+    // Zero has two signs.
+    let label = |label: f64| (label + 0.0).to_le_bytes();
+    let labelled = texts.iter().zip(labels).map(|(t, l)| (*t, label(l)));
+    let mut labelled: Vec<_> = labelled.collect();
+    labelled.sort_unstable();
     let mut whole = context.clone();
-    whole.update(completions.as_flattened());
-    // The label's own words: pairs have none beside their order.
-    whole.update(format!("{:?}", example.label).as_bytes());
-    completions.sort_unstable();
-    context.update(completions.as_flattened());
+    for (text, label) in labelled {
+        whole.update(&text);
+        whole.update(&label);
+    }
+    texts.sort_unstable();
+    context.update(texts.as_flattened());
     Hashes {
         whole: *whole.finalize().as_bytes(),
         texts: *context.finalize().as_bytes(),

@@ -22,7 +22,7 @@ pub struct Encode<'a> {
     /// write it.
     pub add_generation_prompt: bool,
     /// The column `tools`, parsed if it is a string of JSON. `None` if it is missing, null or
-    /// empty: some templates introduce tools that are not there.
+    /// empty, as a list or as a string: some templates introduce tools that are not there.
     pub tools: Option<&'a Json>,
     /// The column `chat_template_kwargs`, for the template; empty if it is missing or null.
     pub chat_template_kwargs: &'a Object,
@@ -89,6 +89,7 @@ pub(super) fn tools(columns: &Object) -> Result<Option<Cow<'_, Json>>, RowError>
     let fails = |found: &dyn std::fmt::Display| Err(RowError::new("tools", expected, found));
     let tools = match columns.get("tools") {
         None => return Ok(None),
+        Some(Json::String(text)) if text.trim().is_empty() => return Ok(None),
         Some(Json::String(text)) => match serde_json::from_str(text) {
             Ok(tools) => Cow::Owned(tools),
             Err(error) => return fails(&format_args!("{text:.60}: {error}")),

@@ -54,7 +54,7 @@ pub enum DataError {
         source: io::Error,
     },
     /// A line is not a JSON object.
-    #[error("{}:{line}: {source}", path.display())]
+    #[error("{}:{line}: {}", path.display(), in_its_line(source))]
     Json {
         /// The file.
         path: PathBuf,
@@ -86,14 +86,14 @@ pub enum DataError {
         /// Bytes of a line, at most.
         max: usize,
     },
-    /// The tokenizer refused a text.
-    #[error("row {index}{}: the tokenizer says: {source}", of_line(*line))]
+    /// The tokenizer refused a text, or what it gave cannot be used.
+    #[error("row {index}{}: {source}", of_line(*line))]
     Tokenizer {
         /// The row's index in its dataset.
         index: usize,
         /// Its line in the file, if it comes from one.
         line: Option<usize>,
-        /// What the tokenizer says.
+        /// What the tokenizer says, or what is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A dataset below this one failed.
@@ -126,6 +126,16 @@ fn inner(error: &burn::data::dataset::DatasetError) -> Option<&DataError> {
     std::error::Error::source(error)?.downcast_ref()
 }
 
+/// What a parser says of one line: its column, not that it is the first line of what was parsed.
+fn in_its_line(error: &serde_json::Error) -> String {
+    let (line, column) = (error.line(), error.column());
+    let text = error.to_string();
+    match text.strip_suffix(&format!(" at line {line} column {column}")) {
+        Some(text) => format!("{text} at column {column}"),
+        None => text,
+    }
+}
+
 /// Where a row stands in its file, if it comes from one.
 pub(super) fn of_line(line: Option<usize>) -> String {
     line.map_or(String::new(), |line| format!(" (line {line})"))
@@ -141,6 +151,17 @@ impl DataError {
             Self::Tokenizer { line, .. } => *line,
             Self::Dataset(error) => inner(error).and_then(Self::line),
             _ => None,
+        }
+    }
+
+    /// What is wrong with a row, without where it stands.
+    pub(super) fn of_the_row(&self) -> String {
+        match self {
+            Self::Json { source, .. } => in_its_line(source),
+            Self::Row { source, .. } => source.to_string(),
+            Self::Tokenizer { source, .. } => source.to_string(),
+            Self::Dataset(error) => inner(error).map_or(self.to_string(), Self::of_the_row),
+            _ => self.to_string(),
         }
     }
 

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::json::Object;
-use super::message::{ASSISTANT, Message, Text};
+use super::message::{ASSISTANT, Message, Text, USER};
 use crate::error::InvalidInput;
 use crate::tokens::Sequence;
 
@@ -150,7 +150,8 @@ impl<T, L> Example<T, L> {
 }
 
 impl<L> Example<Text, L> {
-    /// The same row for a chat model: strings become what a user says and an assistant answers.
+    /// The same row for a chat model: strings become what a user says and an assistant answers, to
+    /// the letter. (A space that parts both in one text stays, at the answer's beginning.)
     pub fn into_conversation(self) -> Self {
         let message = |role: &str, text| match text {
             Text::Plain(text) => Text::Conversation(vec![Message::new(role, text)]),
@@ -158,7 +159,7 @@ impl<L> Example<Text, L> {
         };
         let answer = |completion| message(ASSISTANT, completion);
         Self {
-            prompt: message("user", self.prompt),
+            prompt: message(USER, self.prompt),
             completions: self.completions.into_iter().map(answer).collect(),
             ..self
         }

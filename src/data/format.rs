@@ -16,9 +16,12 @@ use super::prompt::{explicit, implicit};
 /// ```text
 /// prompt: "2+2?", chosen: [assistant]              the prompt is what a user says
 /// prompt: "2+2?", chosen: [user "2+2?", assistant] the completion repeats it: it stands there once
-/// prompt: [user], chosen: [user, assistant]        the same
+/// prompt: [user], chosen: [user, assistant]        the same, with other blanks or in parts too
 /// prompt: [user], chosen: "4"                      the completion is what the assistant says
 /// ```
+///
+/// A completion that repeats a part of its prompt, such as the question without the system message,
+/// is an error.
 ///
 /// Fields that a format does not name stay in [`Example::columns`].
 pub trait Format: Send + Sync {
@@ -42,7 +45,7 @@ pub trait Format: Send + Sync {
 /// ```
 ///
 /// Without a `prompt`, what both texts begin with is the prompt, as TRL takes it: their common
-/// messages, or their common characters less a trailing space, which belongs to the completions. Of
+/// messages, or their common characters; a space at their end belongs to the completions. Of
 /// a text that the other one only continues, the last message or character is its completion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairFormat {

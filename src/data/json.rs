@@ -31,7 +31,7 @@ pub enum Json {
     Null,
     /// `true` or `false`
     Bool(bool),
-    /// A number, as `serde_json` reads it.
+    /// A number, as `serde_json` reads it: integers beyond 64 bits are rounded to `f64`.
     Number(Number),
     /// A string.
     String(String),

@@ -2,7 +2,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::data::dataloader::batcher::Batcher;
-use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
+use burn::data::dataloader::{
+    BatchStrategy, DataLoader, DataLoaderIterator, FixBatchStrategy, Progress,
+};
 use burn::data::dataset::{Dataset, DatasetError};
 use burn::tensor::Device;
 
@@ -31,7 +33,8 @@ use crate::error::InvalidInput;
 pub struct EpochLoader<D, I, O> {
     dataset: Arc<D>,
     batcher: Arc<dyn Batcher<I, O>>,
-    batch_size: usize,
+    /// Empty; each epoch fills one of its own.
+    strategy: Box<dyn BatchStrategy<I>>,
     cursor: Mutex<Cursor>,
     /// Rows of the dataset.
     items: usize,
@@ -43,6 +46,7 @@ pub struct EpochLoader<D, I, O> {
 impl<D, I, O> EpochLoader<D, I, O>
 where
     D: Dataset<I>,
+    I: Send + Sync + 'static,
 {
     /// Batches of `batch_size` rows, the last one of an epoch smaller, from `cursor` on.
     ///
@@ -59,12 +63,30 @@ where
         if batch_size == 0 {
             return Err(InvalidInput::new("batch_size", "1 at least", 0).into());
         }
+        let strategy = FixBatchStrategy::new(batch_size);
+        Self::with_strategy(dataset, batcher, strategy, cursor, device)
+    }
+
+    /// Batches as `strategy` makes them of the rows in their order:
+    /// [`TokenBudget`](super::TokenBudget), or one of your own. A row that cannot be read is an
+    /// error in its place, and the others go on.
+    ///
+    /// # Errors
+    ///
+    /// The dataset has another length than the cursor was made for.
+    pub fn with_strategy(
+        dataset: Arc<D>,
+        batcher: impl Batcher<I, O> + 'static,
+        strategy: impl BatchStrategy<I> + 'static,
+        cursor: Cursor,
+        device: &Device,
+    ) -> Result<Self, DataError> {
         let items = dataset.len();
         cursor.check(items)?;
         Ok(Self {
             dataset,
             batcher: Arc::new(batcher),
-            batch_size,
+            strategy: strategy.clone_dyn(),
             cursor: Mutex::new(cursor),
             items,
             part: 0..items,
@@ -81,7 +103,7 @@ where
         Self {
             dataset: Arc::clone(&self.dataset),
             batcher: Arc::clone(&self.batcher),
-            batch_size: self.batch_size,
+            strategy: self.strategy.clone_dyn(),
             cursor: Mutex::new(self.cursor().clone()),
             items: self.items,
             part,
@@ -109,7 +131,9 @@ where
         Box::new(Batches {
             loader: self,
             rows: left.part(place(self.part.start)..place(self.part.end)),
-            next: 0,
+            strategy: self.strategy.clone_dyn(),
+            read: 0,
+            given: 0,
         })
     }
 
@@ -135,7 +159,17 @@ where
 struct Batches<'a, D, I, O> {
     loader: &'a EpochLoader<D, I, O>,
     rows: Remaining<D>,
-    next: usize,
+    strategy: Box<dyn BatchStrategy<I>>,
+    /// Rows that the strategy was given, and those that are in batches.
+    read: usize,
+    given: usize,
+}
+
+impl<D, I, O> Batches<'_, D, I, O> {
+    fn batch(&mut self, items: Vec<I>) -> O {
+        self.given += items.len();
+        self.loader.batcher.batch(items, &self.loader.device)
+    }
 }
 
 impl<D, I, O> Iterator for Batches<'_, D, I, O>
@@ -145,13 +179,19 @@ where
     type Item = Result<O, DatasetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let end = self.rows.count().min(self.next + self.loader.batch_size);
-        if self.next == end {
-            return None;
+        while self.read < self.rows.count() {
+            let row = self.rows.get(self.read);
+            self.read += 1;
+            match row {
+                Ok(row) => self.strategy.add(row),
+                Err(error) => return Some(Err(error)),
+            }
+            if let Some(items) = self.strategy.batch(false) {
+                return Some(Ok(self.batch(items)));
+            }
         }
-        let rows = self.rows.get_many((self.next..end).collect());
-        self.next = end;
-        Some(rows.map(|rows| self.loader.batcher.batch(rows, &self.loader.device)))
+        let items = self.strategy.batch(true)?;
+        Some(Ok(self.batch(items)))
     }
 }
 
@@ -160,6 +200,6 @@ where
     D: Dataset<I>,
 {
     fn progress(&self) -> Progress {
-        Progress::new(self.next, self.rows.count(), Some("items".to_owned()))
+        Progress::new(self.given, self.rows.count(), Some("items".to_owned()))
     }
 }

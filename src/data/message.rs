@@ -8,6 +8,9 @@ use super::json::{Json, Object};
 /// Whose messages count, unless you say otherwise.
 pub(super) const ASSISTANT: &str = "assistant";
 
+/// Whose messages prompts that are strings become.
+pub(super) const USER: &str = "user";
+
 /// One turn of a conversation, as the row has it. It serialises to the object that it was, for a
 /// chat template: role, content, the other fields in their order.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +59,15 @@ impl Message {
         self.role == ASSISTANT
     }
 
+    /// Whether both are one message, as a string or as parts, with blanks around it or without.
+    pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        let same_content = match (self.text(), other.text()) {
+            (Some(a), Some(b)) => a.trim() == b.trim(),
+            _ => self.content == other.content,
+        };
+        self.role == other.role && self.other == other.other && same_content
+    }
+
     /// The message at `field` of a row.
     pub(super) fn parse(field: &str, value: Json) -> Result<Self, RowError> {
         let Json::Object(mut object) = value else {
@@ -70,6 +82,13 @@ impl Message {
             }
         };
         let content = object.remove("content");
+        if let Some(calls) = object.get("tool_calls")
+            && !calls.is_null()
+            && calls.as_array().is_none()
+        {
+            let field = format!("{field}.tool_calls");
+            return Err(RowError::new(field, "a list of calls", calls.kind()));
+        }
         check_content(
             &format!("{field}.content"),
             &role,

@@ -37,6 +37,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod budget;
 mod collate;
 mod convert;
 mod cursor;
@@ -59,6 +60,7 @@ mod tokenized;
 mod truncate;
 mod turns;
 
+pub use budget::TokenBudget;
 pub use collate::{Collator, PairTokens, RankedTokens, UnpairedTokens};
 pub use convert::{Pairing, win_probability};
 pub use cursor::{Cursor, Remaining};

@@ -1,7 +1,7 @@
 //! Where the prompt of a row is: given, given and repeated, or what all completions begin with.
 
 use super::error::RowError;
-use super::message::{ASSISTANT, Message, Text};
+use super::message::{ASSISTANT, Message, Text, USER};
 
 /// A prompt and its completions, all strings or all conversations.
 pub(super) type Parts = (Text, Vec<Text>);
@@ -21,15 +21,29 @@ pub(super) fn explicit(
         }
         Text::Conversation(messages) => {
             let mut completions = answers(completions);
-            // No conversation is its own continuation: what repeats the prompt contains it.
             for completion in &mut completions {
-                if completion.starts_with(&messages) {
+                // No conversation is its own continuation: what repeats the prompt contains it.
+                if common([&messages, completion]) == messages.len() {
                     completion.drain(..messages.len());
+                } else if repeats_a_part(&messages, completion) {
+                    let expected = "what the completions begin with, whole or not at all";
+                    let found = "a prompt of which one repeats a part";
+                    return Err(RowError::new(field, expected, found));
                 }
             }
             Ok(conversations(messages, completions))
         }
     }
+}
+
+/// Whether a completion opens with what the user said in the prompt, which waits for an answer.
+fn repeats_a_part(prompt: &[Message], completion: &[Message]) -> bool {
+    let answered = prompt.last().is_some_and(Message::is_assistant);
+    let said = |message: &Message| {
+        message.role == USER && prompt.iter().any(|before| before.says_the_same(message))
+    };
+    let opening = completion.iter().take_while(|m| !m.is_assistant());
+    !answered && opening.into_iter().any(said)
 }
 
 /// Strings beside conversations are what the assistant says.
@@ -53,48 +67,55 @@ fn beside_conversations(
     mut completions: Vec<Vec<Message>>,
 ) -> Result<Parts, RowError> {
     let said = |message: &Message| {
-        message.role == "user"
+        message.role == USER
             && message
                 .text()
                 .is_some_and(|text| text.trim() == prompt.trim())
     };
     let answers = |completion: &Vec<Message>| completion.first().is_none_or(Message::is_assistant);
-    if completions.iter().all(answers) {
-        return Ok(conversations(
-            vec![Message::new("user", prompt)],
-            completions,
-        ));
-    }
-    let end = if let [only] = completions.as_slice() {
-        only.iter().rposition(said).map(|place| place + 1)
-    } else {
-        let end = common(&completions);
-        completions[0][..end].iter().any(said).then_some(end)
+    let mut repeating: Vec<_> = completions.iter_mut().filter(|c| !answers(c)).collect();
+    let end = match repeating.as_slice() {
+        [] => {
+            let prompt = vec![Message::new(USER, prompt)];
+            return Ok(conversations(prompt, completions));
+        }
+        [only] => only.iter().rposition(said).map(|place| place + 1),
+        [first, others @ ..] => {
+            let shared = others.iter().map(|other| common([first, other])).min();
+            let end = before_the_last(&repeating, shared.unwrap_or(0));
+            first[..end].iter().any(said).then_some(end)
+        }
     };
     let Some(end) = end else {
         let expected = "what a user says before the completions part";
         return Err(RowError::new(field, expected, "another string"));
     };
-    let prompt = split(&mut completions, end);
+    let prompt = split(&mut repeating, end);
     Ok(conversations(prompt, completions))
 }
 
-/// How many messages all begin with; of those that are all one of them has, the last is its own.
-fn common(completions: &[Vec<Message>]) -> usize {
-    let first = &completions[0];
-    let shared = |i: usize| completions.iter().all(|c| c.get(i) == first.get(i));
-    let shortest = completions.iter().map(Vec::len).min().unwrap_or(0);
-    let last = shortest.saturating_sub(1);
-    (0..last).find(|&i| !shared(i)).unwrap_or(last)
+/// How many messages both begin with.
+fn common([a, b]: [&[Message]; 2]) -> usize {
+    a.iter()
+        .zip(b)
+        .take_while(|(a, b)| a.says_the_same(b))
+        .count()
 }
 
-/// Takes the first `end` messages off, which all have in common.
-fn split(completions: &mut [Vec<Message>], end: usize) -> Vec<Message> {
-    let mut prompt = Vec::new();
-    for completion in completions {
+/// At most `end`; of a conversation that has no more messages, the last one is its completion.
+fn before_the_last(completions: &[&mut Vec<Message>], end: usize) -> usize {
+    let shortest = completions.iter().map(|c| c.len()).min().unwrap_or(0);
+    end.min(shortest.saturating_sub(1))
+}
+
+/// Takes the first `end` messages off, which all have in common: those of the first one.
+fn split(completions: &mut [&mut Vec<Message>], end: usize) -> Vec<Message> {
+    let mut prompts = completions.iter_mut().map(|completion| {
         let rest = completion.split_off(end);
-        prompt = std::mem::replace(completion, rest);
-    }
+        std::mem::replace(*completion, rest)
+    });
+    let prompt = prompts.next().unwrap_or_default();
+    prompts.for_each(drop);
     prompt
 }
 
@@ -113,14 +134,18 @@ pub(super) fn implicit(fields: [&str; 2], chosen: Text, rejected: Text) -> Resul
                     return Err(RowError::new(field, "a message at least", "an empty list"));
                 }
             }
-            let mut completions = vec![chosen, rejected];
-            let end = common(&completions);
+            let (mut chosen, mut rejected) = (chosen, rejected);
+            // To the letter, as TRL compares them.
+            let same = chosen.iter().zip(&rejected).take_while(|(w, l)| w == l);
+            let same = same.count();
+            let mut both = [&mut chosen, &mut rejected];
+            let end = before_the_last(&both, same);
             if end == 0 {
                 let expected = "messages that begin as the chosen ones, with a prompt";
                 return Err(RowError::new(fields[1], expected, "nothing in common"));
             }
-            let prompt = split(&mut completions, end);
-            Ok(conversations(prompt, completions))
+            let prompt = split(&mut both, end);
+            Ok(conversations(prompt, vec![chosen, rejected]))
         }
         (Text::Plain(_), _) => {
             let expected = "a string, as the chosen one";

@@ -102,6 +102,9 @@ pub struct Report {
     pub moved_starts: usize,
     /// The most tokens that a prompt gave away for this reason.
     pub moved_tokens: usize,
+    /// Messages of the assistant whose last tokens, four at most, are others once a message follows:
+    /// an end of sequence that only the last one has. Those tokens do not count.
+    pub moved_ends: usize,
     /// Prompts that begin with the same token twice: a beginning of sequence of the template and
     /// one of the tokenizer.
     pub doubled_starts: usize,
@@ -125,6 +128,8 @@ pub(super) struct Row {
     pub shortened: Vec<Sequence>,
     /// What was cut.
     pub cut: Cut,
+    /// Messages that end otherwise once another one follows.
+    pub moved_ends: usize,
 }
 
 /// Counts of last tokens.
@@ -156,6 +161,7 @@ impl Report {
         let moved = row.alone.len() - prompt.len();
         self.moved_starts += usize::from(moved > 0);
         self.moved_tokens = self.moved_tokens.max(moved);
+        self.moved_ends += row.moved_ends;
         self.doubled_starts += usize::from(prompt.len() > 1 && prompt[0] == prompt[1]);
         for sequence in &row.whole {
             let completion = sequence.completion();
@@ -238,6 +244,10 @@ impl fmt::Display for Report {
         );
         look(self.moved_starts, &moved)?;
         look(
+            self.moved_ends,
+            "messages of the assistant that end otherwise before another message",
+        )?;
+        look(
             self.doubled_starts,
             "prompts that begin with one token twice",
         )?;
@@ -272,6 +282,10 @@ pub(super) mod sealed {
     pub trait Labels {
         /// What a row adds to a report.
         fn report(&self, sequences: &[Sequence], report: &mut Report);
+
+        /// What it says of each completion: equal examples have the same completions with the same
+        /// numbers, in any order.
+        fn of_completions(&self) -> Vec<f64>;
     }
 }
 
@@ -286,6 +300,10 @@ impl sealed::Labels for super::Preference {
         *shorter += usize::from(chosen.length() < rejected.length());
         report.per_place(sequences);
     }
+
+    fn of_completions(&self) -> Vec<f64> {
+        vec![1.0, 0.0]
+    }
 }
 
 impl sealed::Labels for super::Desirable {
@@ -293,6 +311,10 @@ impl sealed::Labels for super::Desirable {
         let (desirable, undesirable) = report.classes.get_or_insert((0, 0));
         *if self.0 { desirable } else { undesirable } += 1;
         report.per_place(sequences);
+    }
+
+    fn of_completions(&self) -> Vec<f64> {
+        vec![f64::from(u8::from(self.0))]
     }
 }
 
@@ -307,5 +329,9 @@ impl sealed::Labels for super::Scores {
         for sequence in sequences {
             report.tokens(0, sequence);
         }
+    }
+
+    fn of_completions(&self) -> Vec<f64> {
+        self.0.clone()
     }
 }

@@ -88,10 +88,10 @@ impl<D, T> Tokenized<D, T> {
     ///
     /// # Errors
     ///
-    /// A row cannot be read, the tokenizer refuses it, or its template writes earlier turns
-    /// otherwise once others follow, so that it is unknown which tokens are the assistant's: with
-    /// [`OnError::Skip`] such rows are dropped. Rows that are only too long always are, as the
-    /// [`Report`] says.
+    /// The truncation leaves no token of a prompt or a completion. Or a row cannot be read, the tokenizer refuses it, or its
+    /// template writes earlier turns otherwise once others follow, so that it is unknown which
+    /// tokens are the assistant's: with [`OnError::Skip`] such rows are dropped. Rows that are only
+    /// too long always are, as the [`Report`] says.
     pub fn new<L, R, E>(
         texts: D,
         tokenizer: T,
@@ -104,12 +104,14 @@ impl<D, T> Tokenized<D, T> {
         E: Into<Box<dyn Error + Send + Sync>>,
         L: Labels,
     {
+        let options = options.into();
+        options.truncation.check()?;
         let mut tokenized = Self {
             kept: Vec::new(),
             report: Report::default(),
             texts,
             tokenizer,
-            options: options.into(),
+            options,
         };
         let mut ends = Ends::default();
         for index in 0..tokenized.texts.len() {
@@ -132,7 +134,7 @@ impl<D, T> Tokenized<D, T> {
                 Ok(Ok(_)) => continue,
                 Ok(Err(reason)) => reason,
                 Err(error) if tokenized.options.on_error.skips(&error) => {
-                    Reason::Error(error.to_string())
+                    Reason::Error(error.of_the_row())
                 }
                 Err(error) => return Err(error),
             };
@@ -186,6 +188,7 @@ impl<D, T> Tokenized<D, T> {
             return Ok(Err(Reason::NoCommonPrompt));
         }
         let mut sequences = Vec::with_capacity(whole.len());
+        let mut moved_ends = 0;
         for (encoded, messages) in &whole {
             let (prompt, completion) = encoded.ids.split_at(start);
             let mut sequence = Sequence::new(prompt, completion);
@@ -204,7 +207,9 @@ impl<D, T> Tokenized<D, T> {
                         },
                     };
                     let counted = rendering.counted(self.options.turns, marked);
-                    Some(counted.map_err(|failure| refused(failure.into()))?)
+                    let counted = counted.map_err(|failure| refused(failure.into()))?;
+                    moved_ends += counted.moved_ends;
+                    Some(counted.marks)
                 }
                 _ => marked.map(|marked| marked[start..].to_vec()),
             };
@@ -222,6 +227,7 @@ impl<D, T> Tokenized<D, T> {
                 whole: sequences,
                 shortened,
                 cut,
+                moved_ends,
             }))
     }
 

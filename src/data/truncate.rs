@@ -1,5 +1,6 @@
 use std::fmt;
 
+use crate::error::InvalidInput;
 use crate::tokens::Sequence;
 
 /// What happens to a row whose prompt and completion are together longer than `max_length`.
@@ -24,7 +25,8 @@ pub enum Truncation {
         /// Tokens of prompt and completion, at most.
         max_length: usize,
     },
-    /// The prompt keeps its last `max_prompt` tokens, then completions lose their end.
+    /// The prompt keeps its last `max_prompt` tokens, also where prompt and completion would fit;
+    /// then completions lose their end.
     PromptEndThenCompletionStart {
         /// Tokens of the prompt, at most.
         max_prompt: usize,
@@ -42,7 +44,8 @@ pub enum Reason {
     /// The prompt has no tokens: nothing predicts the first token of the completion.
     EmptyPrompt,
     /// The ids of the prompt alone and those of prompt and completion begin differently: a
-    /// tokenizer that was asked for both and encoded the completion alone, for instance.
+    /// tokenizer that was asked for both and encoded the completion alone, for instance, or whose
+    /// first token reaches into the completion.
     NoCommonPrompt,
     /// No token of a completion counts: none of its messages is of the role `assistant`.
     NothingCounts,
@@ -83,6 +86,27 @@ pub(super) struct Cut {
 }
 
 impl Truncation {
+    /// That something could be left of a row.
+    pub(super) fn check(self) -> Result<(), InvalidInput> {
+        let (max_prompt, max_length) = match self {
+            Self::Drop { max_length }
+            | Self::PromptEnd { max_length }
+            | Self::CompletionStart { max_length } => (None, max_length),
+            Self::PromptEndThenCompletionStart {
+                max_prompt,
+                max_length,
+            } => (Some(max_prompt), max_length),
+        };
+        if max_prompt == Some(0) {
+            return Err(InvalidInput::new("max_prompt", "1 at least", 0));
+        }
+        if max_length < 2 {
+            let expected = "2 at least: a token of the prompt and one of the completion";
+            return Err(InvalidInput::new("max_length", expected, max_length));
+        }
+        Ok(())
+    }
+
     /// Shortens the sequences of a row, which have the same prompt.
     pub(super) fn apply(self, row: &[Sequence]) -> Result<(Vec<Sequence>, Cut), Reason> {
         let prompt = row.first().map_or(0, |s| s.prompt().len());

@@ -49,7 +49,7 @@ fn common(a: &[u32], b: &[u32]) -> usize {
 }
 
 /// How many tokens at a border may be others once something follows: a merge, an end of sequence
-/// that only stands at the very end.
+/// that only stands at the very end. More is a template that rewrites what it has said.
 const BORDER: usize = 4;
 
 /// A conversation and how it is rendered.
@@ -68,6 +68,15 @@ pub(super) struct Rendering<'a, F> {
     pub encode: F,
 }
 
+/// Which tokens of a completion count.
+pub(super) struct Counted {
+    /// For each of its tokens.
+    pub marks: Vec<bool>,
+    /// Messages of the assistant whose last tokens are others once something follows. Those do not
+    /// count.
+    pub moved_ends: usize,
+}
+
 /// Why the turns of a conversation cannot be told apart.
 pub(super) enum Failure<E> {
     Tokenizer(E),
@@ -80,7 +89,8 @@ where
 {
     /// For each token of the completion, whether it counts. `marked` is what the tokenizer says of
     /// the assistant's tokens of the whole conversation.
-    pub fn counted(&self, turns: Turns, marked: Option<&[bool]>) -> Result<Vec<bool>, Failure<E>> {
+    pub fn counted(&self, turns: Turns, marked: Option<&[bool]>) -> Result<Counted, Failure<E>> {
+        let mut moved_ends = 0;
         let assistant = |&j: &usize| self.messages[j].is_assistant();
         let of_completion = self.prompt..self.messages.len();
         let mut counted = match marked {
@@ -92,7 +102,8 @@ where
             if turns != Turns::All {
                 counted.fill(false);
             }
-            return Ok(counted);
+            let marks = counted;
+            return Ok(Counted { marks, moved_ends });
         };
         match (turns, marked) {
             (Turns::Assistant, None) => {
@@ -102,13 +113,16 @@ where
                     if begin < end {
                         return Err(rewritten(j));
                     }
-                    end = self.end(j, begin)?;
+                    let is_moved;
+                    (end, is_moved) = self.end(j, begin)?;
+                    moved_ends += usize::from(is_moved);
                     counted[begin - self.start..end - self.start].fill(true);
                 }
             }
             (Turns::Last, None) => {
                 let begin = self.begin(last)?;
-                let end = self.end(last, begin)?;
+                let (end, is_moved) = self.end(last, begin)?;
+                moved_ends += usize::from(is_moved);
                 counted[begin - self.start..end - self.start].fill(true);
             }
             (Turns::Last, Some(_)) => {
@@ -117,7 +131,8 @@ where
             }
             (Turns::Assistant, Some(_)) | (Turns::All, _) => {}
         }
-        Ok(counted)
+        let marks = counted;
+        Ok(Counted { marks, moved_ends })
     }
 
     /// Where message `j` begins, after its generation prompt.
@@ -145,10 +160,10 @@ where
         Ok(begin)
     }
 
-    /// Where message `j`, which begins at `begin`, ends.
-    fn end(&self, j: usize, begin: usize) -> Result<usize, Failure<E>> {
+    /// Where message `j`, which begins at `begin`, ends, and whether it ends otherwise alone.
+    fn end(&self, j: usize, begin: usize) -> Result<(usize, bool), Failure<E>> {
         if j + 1 == self.messages.len() {
-            return Ok(self.whole.len());
+            return Ok((self.whole.len(), false));
         }
         let closed = (self.encode)(&self.messages[..=j], false).map_err(Failure::Tokenizer)?;
         let end = common(&closed, self.whole);
@@ -156,7 +171,7 @@ where
         if is_rewritten || end < begin || (end == begin && closed.len() > end) {
             return Err(rewritten(j));
         }
-        Ok(end)
+        Ok((end, end < closed.len()))
     }
 }
 

@@ -200,6 +200,22 @@ pub enum Finding {
         /// By how much, nats.
         difference: f64,
     },
+    /// Of packed rows, a log-probability depends on another sequence of its row.
+    SeesNeighbours {
+        /// The sequence that differs most.
+        row: usize,
+        /// By how much, nats.
+        difference: f64,
+    },
+    /// A sequence has another log-probability in packed rows than in a row of its own.
+    PackedDiffers {
+        /// The sequence that differs most.
+        row: usize,
+        /// Its log-probability in a row of its own, nats.
+        unpacked: f64,
+        /// Packed, nats.
+        packed: f64,
+    },
 }
 
 impl Finding {
@@ -382,6 +398,26 @@ impl fmt::Display for Finding {
                 "Another last token moves the log-probability of what stands before it, in row \
                  {row} by {} nats: the model is not causal. Give its attention a causal mask.",
                 number(*difference),
+            ),
+            Self::SeesNeighbours { row, difference } => write!(
+                f,
+                "Other tokens in one completion move the log-probability of sequence {row} by {} \
+                 nats, which is packed into the same row: the model ignores the mask. Give \
+                 `PackedBatch::attention_mask` to every layer; it is true where a token must not \
+                 look.",
+                number(*difference),
+            ),
+            Self::PackedDiffers {
+                row,
+                unpacked,
+                packed,
+            } => write!(
+                f,
+                "Sequence {row} has {} nats packed, and {} nats in a row of its own: positions that \
+                 do not restart, or a mask that hides the prompt, look like this. Give the model \
+                 `PackedBatch::positions`; of half precision, the tolerance has to be larger.",
+                number(*packed),
+                number(*unpacked),
             ),
         }
     }

@@ -62,6 +62,7 @@
 mod finding;
 mod host;
 mod length;
+mod packed;
 
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
@@ -112,6 +113,7 @@ enum Labels {
 /// | [`PaddingReaches`](Finding::PaddingReaches) | a pass with another id in the padding | a row with padding |
 /// | [`AloneDiffers`](Finding::AloneDiffers) | the row with most padding, alone and without it | two rows, or padding |
 /// | [`SeesTheFuture`](Finding::SeesTheFuture) | two passes with another last token | a row with two counted tokens |
+/// | [`SeesNeighbours`](Finding::SeesNeighbours), [`PackedDiffers`](Finding::PackedDiffers) | packed rows | [`check_packed`](Self::check_packed) |
 ///
 /// What follows from one finding is not reported again: a policy with dropout is not also told
 /// that it differs from its reference. What a check had no means to look at stands in
@@ -604,16 +606,7 @@ impl<'a> Check<'a> {
 
     /// The ids with others where `which` says so; none if the batch knows a single id.
     fn with_others(&self, which: impl Fn(usize) -> bool) -> Option<Vec<i64>> {
-        let ids = &self.host.ids;
-        let first = ids[0];
-        let second = *ids.iter().find(|&&id| id != first)?;
-        let other = |id| if id == first { second } else { first };
-        let replaced = ids.iter().enumerate();
-        Some(
-            replaced
-                .map(|(i, &id)| if which(i) { other(id) } else { id })
-                .collect(),
-        )
+        with_others(&self.host.ids, which)
     }
 
     fn with_ids(&self, ids: Vec<i64>) -> TokenRows {
@@ -635,6 +628,16 @@ impl FirstBatch {
     fn mask(&self, mask: Vec<bool>, shape: [usize; 2]) -> Tensor<2, Bool> {
         Tensor::from_data(TensorData::new(mask, shape), &self.rows.ids.device())
     }
+}
+
+/// `ids` with others of them where `which` says so; none if there is a single one.
+fn with_others(ids: &[i64], which: impl Fn(usize) -> bool) -> Option<Vec<i64>> {
+    let first = *ids.first()?;
+    let second = *ids.iter().find(|&&id| id != first)?;
+    let other = |id| if id == first { second } else { first };
+    let replaced = ids.iter().enumerate();
+    let replaced = replaced.map(|(i, &id)| if which(i) { other(id) } else { id });
+    Some(replaced.collect())
 }
 
 fn sums<E: From<InvalidInput>>(log_probs: &SequenceLogProbs, rows: usize) -> Result<Vec<f64>, E> {

@@ -1,5 +1,5 @@
 use burn::nn::{Embedding, Linear};
-use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor};
 
 use super::kernel::{self, HeadTensors, Shaping};
 use super::predictions::Predictions;
@@ -277,18 +277,29 @@ fn walk(
     let [vocab, _] = head.dims();
     let shape = [batch, time, vocab];
     let predictions = Predictions::new(shape, &hidden.device(), tokens, completion_mask)?;
-
+    let rows = (batch > 0).then(|| CountedRows::new(predictions.counted()));
     let hidden = hidden.reshape([batch * time, width]);
-    if batch == 0 {
+    Ok(walk_rows(hidden, head, &predictions, rows, statistics))
+}
+
+/// Log-probabilities of `predictions`, whose counted rows are `rows` of the hidden states; there
+/// are none where there is no batch.
+pub(super) fn walk_rows(
+    hidden: Tensor<2>,
+    head: &LmHead,
+    predictions: &Predictions,
+    rows: Option<CountedRows>,
+    statistics: bool,
+) -> (TokenLogProbs, Option<TokenStatistics>) {
+    let Some(rows) = rows else {
         let none: Tensor<1> = upcast(hidden.sum_dim(1).squeeze_dim(1));
         let statistics = statistics.then(|| {
             predictions.statistics(&Tensor::empty([0, kernel::STATISTICS], &none.device()))
         });
-        return Ok((predictions.log_probs(none), statistics));
-    }
-    let rows = CountedRows::new(predictions.counted());
+        return (predictions.log_probs(none), statistics);
+    };
     let (values, by_products) = kernel::head_log_probs(
-        head.with_hidden(rows.hidden(hidden)),
+        head.with_hidden(rows.take(hidden)),
         rows.targets(predictions.targets()),
         head.retained_bytes,
         statistics,
@@ -296,11 +307,14 @@ fn walk(
     // `Predictions` fills the other rows.
     let log_probs = predictions.log_probs(rows.spread(values));
     let statistics = by_products.map(|values| predictions.statistics(&rows.spread(values)));
-    Ok((log_probs, statistics))
+    (log_probs, statistics)
 }
 
 /// The rows that predict a counted token, which alone reach the head.
 pub(super) struct CountedRows {
+    /// Where they stand in what a model gave.
+    source: Tensor<1, Int>,
+    /// Where they stand among all predictions.
     index: Tensor<1, Int>,
     all: usize,
     none: bool,
@@ -312,19 +326,31 @@ impl CountedRows {
         let [all] = counted.dims();
         let device = counted.device();
         let index: Tensor<1, Int> = counted.argwhere().squeeze_dim(1);
-        let none = index.dims() == [0];
-        // Where nothing counts, one row of zeros keeps the graph: a backward finds its leaves.
-        let index = if none {
-            Tensor::zeros([1], &device)
-        } else {
-            index
-        };
-        Self { index, all, none }
+        let index = (index.dims() != [0]).then_some(index);
+        Self::at(index.map(|index| [index.clone(), index]), all, &device)
     }
 
-    /// The counted rows of `[all, hidden]`.
-    pub(super) fn hidden(&self, hidden: Tensor<2>) -> Tensor<2> {
-        let rows = hidden.select(0, self.index.clone());
+    /// Of `all` predictions those at `index`, whose rows are at `source`; none where none counts.
+    pub(super) fn at(
+        index_and_source: Option<[Tensor<1, Int>; 2]>,
+        all: usize,
+        device: &Device,
+    ) -> Self {
+        let none = index_and_source.is_none();
+        // Where nothing counts, one row of zeros keeps the graph: a backward finds its leaves.
+        let [index, source] =
+            index_and_source.unwrap_or_else(|| [0, 1].map(|_| Tensor::zeros([1], device)));
+        Self {
+            source,
+            index,
+            all,
+            none,
+        }
+    }
+
+    /// The counted ones of the rows of a model.
+    pub(super) fn take(&self, rows: Tensor<2>) -> Tensor<2> {
+        let rows = rows.select(0, self.source.clone());
         if self.none {
             let everywhere = rows.zeros_like().equal_elem(0.0);
             return rows.mask_fill(everywhere, 0.0);
@@ -332,7 +358,7 @@ impl CountedRows {
         rows
     }
 
-    fn targets(&self, targets: Tensor<1, Int>) -> Tensor<1, Int> {
+    pub(super) fn targets(&self, targets: Tensor<1, Int>) -> Tensor<1, Int> {
         targets.select(0, self.index.clone())
     }
 

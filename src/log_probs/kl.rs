@@ -81,9 +81,9 @@ pub fn sequence_kl_from_hidden(
         return Ok(upcast(ours.reshape([0, time * width]).sum_dim(1)).reshape([0]));
     }
     let rows = CountedRows::new(mask.clone().reshape([batch * time]));
-    let ours = rows.hidden(ours.reshape([batch * time, width]));
+    let ours = rows.take(ours.reshape([batch * time, width]));
     let theirs = theirs.without_autodiff();
-    let theirs = rows.hidden(theirs.reshape([batch * time, their_width]));
+    let theirs = rows.take(theirs.reshape([batch * time, their_width]));
     let reference = their_head.clone().without_autodiff().with_hidden(theirs);
     let kl = kernel::head_kl(our_head.with_hidden(ours), reference);
     let kl = finish(rows.spread(kl).reshape(shape), mask);

@@ -11,6 +11,7 @@ mod head;
 )]
 mod kernel;
 mod kl;
+mod packed;
 mod predictions;
 mod relative;
 mod relative_tokens;

@@ -7,6 +7,7 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 
 use crate::error::InvalidInput;
 use crate::log_probs::{LmHead, TokenLogProbs};
+use crate::tokens::PackedBatch;
 
 /// A model that nothing trains: the reference π° of a preference objective.
 ///
@@ -138,6 +139,37 @@ impl<M: Module> Frozen<M> {
             tokens,
             completion_mask.without_autodiff(),
         )
+    }
+
+    /// [`log_probs`](Self::log_probs) of packed rows: `forward` returns logits `[rows, time, vocab]`
+    /// of [`PackedBatch::ids`], with its positions and its mask.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenLogProbs::from_packed_logits`].
+    pub fn packed_log_probs(
+        &self,
+        batch: &PackedBatch,
+        forward: impl FnOnce(&M, &PackedBatch) -> Tensor<3>,
+    ) -> Result<TokenLogProbs, InvalidInput> {
+        let logits = forward(&self.model, batch).without_autodiff();
+        TokenLogProbs::from_packed_logits(logits, batch)
+    }
+
+    /// The same without logits: `forward` returns hidden states `[rows, time, hidden]` and the
+    /// head.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenLogProbs::from_packed_hidden`].
+    pub fn packed_log_probs_from_hidden(
+        &self,
+        batch: &PackedBatch,
+        forward: impl FnOnce(&M, &PackedBatch) -> (Tensor<3>, LmHead),
+    ) -> Result<TokenLogProbs, InvalidInput> {
+        let (hidden, head) = forward(&self.model, batch);
+        let head = head.without_autodiff();
+        TokenLogProbs::from_packed_hidden(hidden.without_autodiff(), &head, batch)
     }
 
     fn copies(&self) -> MutexGuard<'_, Vec<(Device, M)>> {

@@ -203,15 +203,15 @@ fn errors_name_file_line_and_field() {
     );
     says(
         second(r#"{"chosen": "a", "chosen": "b", "rejected": "c"}"#),
-        "4: the field `chosen` stands twice at line 1 column 47",
+        "4: the field `chosen` stands twice at column 47",
     );
     says(
         second("[1]"),
-        "4: invalid type: sequence, expected a JSON object at line 1 column 0",
+        "4: invalid type: sequence, expected a JSON object at column 0",
     );
     says(
         second(r#"{"chosen": "a""#),
-        "4: EOF while parsing an object at line 1 column 14",
+        "4: EOF while parsing an object at column 14",
     );
 
     let thumb = |label: &str| {
@@ -381,11 +381,6 @@ fn truncation_does_what_its_name_says() {
     };
     let (prompt, completions) = truncated(both, 9, &[7, 2]).unwrap();
     assert_eq!((prompt, completions), (vec![5, 6, 7, 8], ids(9, &[6, 2]).1));
-    let nothing = Truncation::PromptEndThenCompletionStart {
-        max_prompt: 0,
-        max_length,
-    };
-    assert_eq!(truncated(nothing, 9, &[7]), Err(Reason::LosesPrompt));
 
     for truncation in [drop, prompt_end, start, both] {
         assert_eq!(truncated(truncation, 0, &[1]), Err(Reason::EmptyPrompt));
@@ -405,8 +400,8 @@ proptest! {
     fn truncation_keeps_its_promises(
         prompt in 0_usize..12,
         completions in prop::collection::vec(0_usize..12, 1..4),
-        max_length in 0_usize..16,
-        max_prompt in 0_usize..12,
+        max_length in 2_usize..16,
+        max_prompt in 1_usize..12,
         policy in 0..4,
     ) {
         let truncation = match policy {
@@ -550,7 +545,7 @@ fn a_tokenizer_that_refuses_names_the_row() {
     let Err(error) = error else {
         panic!("accepted")
     };
-    let expected = "row 1 (line 4): the tokenizer says: not in this language";
+    let expected = "row 1 (line 4): not in this language";
     assert_eq!(error.to_string(), expected);
 }
 
@@ -930,6 +925,28 @@ fn arguments_without_a_meaning() {
     says(
         loader(3, 1, Cursor::new(4, 0)).err().unwrap(),
         "the position was saved in a dataset of 4 rows, this one has 3",
+    );
+    let keep = |truncation| {
+        let rows = InMemDataset::new(vec![Example::pair(plain("p"), plain("a"), plain("b"))]);
+        Tokenized::new(rows, bytes, truncation).err().unwrap()
+    };
+    let both = "2 at least: a token of the prompt and one of the completion";
+    for max_length in [0, 1] {
+        for truncation in [
+            Truncation::Drop { max_length },
+            Truncation::PromptEnd { max_length },
+            Truncation::CompletionStart { max_length },
+        ] {
+            let expected = format!("`max_length`: expected {both}, found {max_length}");
+            says(keep(truncation), &expected);
+        }
+    }
+    says(
+        keep(Truncation::PromptEndThenCompletionStart {
+            max_prompt: 0,
+            max_length: 9,
+        }),
+        "`max_prompt`: expected 1 at least, found 0",
     );
     let none = InMemDataset::new(vec![0_u8]);
     for share in [-0.1, 1.5, f64::NAN] {

@@ -127,7 +127,7 @@ fn marks_of_the_tokenizer_take_the_place_of_renderings() {
     let error = Tokenized::new(pair_of(with_tool()), short, KEEP)
         .err()
         .unwrap();
-    let expected = "row 0: the tokenizer says: a mask of 1 for 4 ids";
+    let expected = "row 0: a mask of 1 for 4 ids";
     assert_eq!(error.to_string(), expected);
 }
 
@@ -307,6 +307,53 @@ fn a_completion_begins_where_the_encodings_part() {
     assert_eq!(tokens.report().dropped[0].reason, Reason::NoCommonPrompt);
 }
 
+/// A template that ends all but the last message without its end, and one that opens an answer with
+/// a thought which only one side has.
+#[test]
+fn ends_and_openings_that_move() {
+    let last_end = |text: Encode<'_>| -> Result<Vec<u32>, Infallible> {
+        let ids = template(text)?;
+        let open = usize::from(text.add_generation_prompt);
+        let last = ids.len() - open - 1;
+        let keep = |&(i, &id): &(usize, &u32)| id != END || (i == last && open == 0);
+        let kept = ids.iter().enumerate().filter(keep);
+        Ok(kept.map(|(_, &id)| id).collect())
+    };
+    // ASSISTANT | a TOOL t t ASSISTANT b END
+    let tokens = Tokenized::new(pair_of(with_tool()), last_end, KEEP).unwrap();
+    assert_eq!(digits(&tokens.get(0).unwrap().sequences()[0]), "1000011");
+    let report = tokens.report();
+    assert_eq!(report.moved_ends, 1);
+    let line = "look: 1 messages of the assistant that end otherwise before another message";
+    assert!(report.to_string().contains(line), "{report}");
+    let tokens = Tokenized::new(pair_of(with_tool()), template, KEEP).unwrap();
+    assert_eq!(tokens.report().moved_ends, 0);
+
+    // The generation prompt opens a thought; an answer without one shows none. The prompt ends
+    // before the opening for both; each side counts from behind its own.
+    const THOUGHT: u32 = 1004;
+    let thinks = |text: Encode<'_>| -> Result<Vec<u32>, Infallible> {
+        let mut ids = template(text)?;
+        if text.add_generation_prompt {
+            ids.push(THOUGHT);
+        }
+        let thought = u32::from(b'#');
+        Ok(ids
+            .into_iter()
+            .map(|id| if id == thought { THOUGHT } else { id })
+            .collect())
+    };
+    let tokens = Tokenized::new(pair_of(talk(&[("assistant", "#a")])), thinks, KEEP).unwrap();
+    let row = tokens.get(0).unwrap();
+    assert_eq!(row.prompt.last(), Some(&ASSISTANT));
+    let counted: Vec<_> = row.sequences().iter().map(digits).collect();
+    assert_eq!(
+        counted,
+        ["011", "111"],
+        "the thought's opening is not written"
+    );
+}
+
 fn one(row: &str) -> Result<Example<Text, Preference>, String> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("rows.jsonl");
@@ -444,6 +491,82 @@ fn messages_as_data_sets_have_them() {
     );
 }
 
+/// What a completion repeats of its prompt stands there once, however it is written; a part of it
+/// is an error.
+#[test]
+fn a_prompt_that_is_repeated() {
+    let message = |role: &str, text: &str| format!(r#"{{"role": "{role}", "content": "{text}"}}"#);
+    let user = |text: &str| message("user", text);
+    let answer = message("assistant", "a");
+    let row = |prompt: &str, chosen: &[&str], rejected: &str| {
+        let chosen = chosen.join(", ");
+        one(&format!(
+            r#"{{"prompt": {prompt}, "chosen": [{chosen}], "rejected": {rejected}}}"#
+        ))
+    };
+    let answers = |row: Result<Example<Text, Preference>, String>| {
+        let row = row.unwrap();
+        let count = |text: &Text| text.as_conversation().unwrap().len();
+        let prompt = row.prompt.as_conversation().unwrap();
+        assert_eq!(prompt.last().unwrap().text().unwrap().trim(), "q");
+        [
+            count(&row.prompt),
+            count(row.chosen()),
+            count(row.rejected()),
+        ]
+    };
+    let list = format!("[{}]", user("q"));
+    let spaced = user("q ");
+    let parts = r#"{"role": "user", "content": [{"type": "text", "text": "q"}]}"#;
+    for question in [&user("q"), &spaced, parts] {
+        assert_eq!(
+            answers(row(&list, &[question, &answer], "\"b\"")),
+            [1, 1, 1]
+        );
+        assert_eq!(
+            answers(row("\"q\"", &[question, &answer], "\"b\"")),
+            [1, 1, 1]
+        );
+        let other = format!("[{spaced}, {answer}]");
+        assert_eq!(
+            answers(row("\"q\"", &[question, &answer], &other)),
+            [1, 1, 1]
+        );
+    }
+    // A string as the prompt may be the last question of a longer conversation.
+    let earlier = [&*user("p"), &answer, &*user("q"), &answer];
+    assert_eq!(answers(row("\"q\"", &earlier, "\"b\"")), [3, 1, 1]);
+    // The user says in the completion what was said before: no repetition of the prompt.
+    let again = [&*answer, &*user("q"), &answer];
+    assert_eq!(answers(row(&list, &again, "\"b\"")), [1, 3, 1]);
+    // Two tools that answer alike.
+    let tools = message("tool", "q");
+    let call = r#"{"role": "assistant", "tool_calls": [1]}"#;
+    let called = format!("[{}, {call}, {tools}]", user("p"));
+    assert_eq!(
+        answers(row(&called, &[&tools, &answer], "\"b\"")),
+        [3, 2, 1]
+    );
+
+    let part = "1: `prompt`: expected what the completions begin with, whole or not at all, found a \
+                prompt of which one repeats a part";
+    let system = message("system", "s");
+    assert_eq!(
+        row(&list, &[&system, &user("q"), &answer], "\"b\"").unwrap_err(),
+        part
+    );
+    let with_system = format!("[{system}, {}]", user("q"));
+    assert_eq!(
+        row(&with_system, &[&user("q"), &answer], "\"b\"").unwrap_err(),
+        part
+    );
+    let calls = r#"{"role": "assistant", "content": null, "tool_calls": "[1]"}"#;
+    assert_eq!(
+        row(&list, &[calls], "\"b\"").unwrap_err(),
+        "1: `chosen[0].tool_calls`: expected a list of calls, found a string"
+    );
+}
+
 #[test]
 fn json_keeps_what_it_read() {
     let text =
@@ -504,7 +627,7 @@ fn scores_fit_a_tensor() {
     );
     let error = of("[1, 1e999]").unwrap_err().to_string();
     assert!(
-        error.contains("1: `scores`: number out of range at line 1"),
+        error.contains("1: `scores`: number out of range at column"),
         "{error}"
     );
     let text = || vec![Text::Plain("a".into())];
@@ -629,7 +752,13 @@ fn a_bad_row_stops_or_is_reported() {
     let Reason::Error(text) = &dropped[0].reason else {
         panic!("{dropped:?}")
     };
-    assert!(text.contains(":2: `chosen`: expected a string"), "{text}");
+    assert_eq!(
+        text,
+        "`chosen`: expected a string or a list of messages, found a number"
+    );
+    let report = tokens.report().to_string();
+    let expected = "row 2 (line 3): expected ident at column 2";
+    assert!(report.contains(expected), "{report}");
     // A file that is gone is no bad row.
     let lines = open();
     fs::OpenOptions::new()
@@ -710,25 +839,57 @@ fn rows_that_say_the_same_are_found() {
             Text::Plain(rejected.into()),
         )
     };
-    let with = |json: &str| {
-        let Json::Object(columns) = serde_json::from_str(json).unwrap() else {
-            unreachable!()
-        };
-        pair("p", "a", "b").with_columns(columns)
+    let columns = |json: &str| match serde_json::from_str(json).unwrap() {
+        Json::Object(columns) => columns,
+        other => unreachable!("{other}"),
     };
+    let tools = columns(r#"{"tools": [{"x": 1}]}"#);
     let rows = vec![
         pair("p", "a", "b"),
-        pair("p", "b", "a"),                      // 1: the other way round
-        with(r#"{"tree": 1}"#),                   // 2: repeats 0
-        with(r#"{"tools": [{"x": 1, "y": 2}]}"#), // 3: other tokens
-        with(r#"{"tools": [{"y": 2, "x": 1}]}"#), // 4: repeats 3
-        pair("pa", "", "b"),                      // 5: neighbours do not run together
-        pair("p", "b", "a"),                      // 6: repeats 1
+        pair("p", "b", "a"),                     // 1: the other way round
+        pair("p", "a", "b").with_columns(tools), // 2: repeats 0, no template reads it
+        pair("pa", "", "b"),                     // 3: neighbours do not run together
+        pair("p", "b", "a"),                     // 4: repeats 1
     ];
     let found = distinct(&InMemDataset::new(rows)).unwrap();
-    assert_eq!(found.rows, [0, 1, 3, 5]);
-    assert_eq!(found.repeated, [(2, 0), (4, 3), (6, 1)]);
+    assert_eq!(found.rows, [0, 1, 3]);
+    assert_eq!(found.repeated, [(2, 0), (4, 1)]);
     assert_eq!(found.contradictory, [1]);
+
+    let with = |json: &str| {
+        let talk = pair_of(with_tool()).get(0).unwrap();
+        talk.with_columns(columns(json))
+    };
+    let rows = vec![
+        with("{}"),
+        with(r#"{"tree": 1, "tools": [], "chat_template_kwargs": {}}"#), // 1: repeats 0
+        with(r#"{"tools": null, "chat_template_kwargs": null}"#),        // 2: repeats 0
+        with(r#"{"tools": "[]"}"#),                                      // 3: repeats 0
+        with(r#"{"tools": ""}"#),                                        // 4: repeats 0
+        with(r#"{"tools": [{"x": 1, "y": 2}]}"#),                        // 5: other tokens
+        with(r#"{"tools": [{"y": 2, "x": 1}]}"#),                        // 6: repeats 5
+        with(r#"{"tools": "[{\"x\": 1, \"y\": 2}]"}"#),                  // 7: repeats 5
+        with(r#"{"chat_template_kwargs": {"x": 1}}"#),                   // 8: other tokens
+        with(r#"{"tools": "no JSON"}"#),                                 // 9: others, unusable
+    ];
+    let found = distinct(&InMemDataset::new(rows)).unwrap();
+    assert_eq!(found.rows, [0, 5, 8, 9]);
+    let repeated = [(1, 0), (2, 0), (3, 0), (4, 0), (6, 5), (7, 5)];
+    assert_eq!(found.repeated, repeated);
+    assert!(found.contradictory.is_empty());
+
+    let list = |texts: [&str; 2], scores: [f64; 2]| {
+        let texts = texts.map(|text| Text::Plain(text.into())).into();
+        Example::ranked(Text::Plain("p".into()), texts, scores.into()).unwrap()
+    };
+    let rows = vec![
+        list(["a", "b"], [1.0, 0.0]),
+        list(["b", "a"], [-0.0, 1.0]), // 1: repeats 0 in another order
+        list(["b", "a"], [1.0, 0.0]),  // 2: other scores
+    ];
+    let found = distinct(&InMemDataset::new(rows)).unwrap();
+    assert_eq!((found.rows, found.repeated), (vec![0, 2], vec![(1, 0)]));
+    assert_eq!(found.contradictory, [2]);
     let thumb = |text: &str, up| {
         Example::unpaired(Text::Plain("p".into()), talk(&[("assistant", text)]), up)
     };

@@ -17,7 +17,7 @@ pub fn folder() -> PathBuf {
 
 /// Hidden states of `tokens`, and the head above them.
 pub fn hidden(model: &Llama, tokens: Tensor<2, Int>) -> (Tensor<3>, LmHead) {
-    let states = model.hidden(tokens, 0, &mut vec![None; model.blocks.len()]);
+    let states = model.hidden(tokens);
     let head = model
         .head
         .as_ref()

@@ -1,0 +1,103 @@
+use burn::tensor::{Tensor, TensorData};
+
+use super::{Check, Finding, Findings, FirstBatch, TokenRows, with_others};
+use crate::error::InvalidInput;
+use crate::log_probs::SequenceLogProbs;
+use crate::tokens::PackedBatch;
+
+impl FirstBatch {
+    /// Checks that a model gives packed rows the log-probabilities that it gives each sequence in a
+    /// row of its own: that it takes positions and mask.
+    ///
+    /// It says [`SeesNeighbours`](Finding::SeesNeighbours) and
+    /// [`PackedDiffers`](Finding::PackedDiffers), and nothing else: check
+    /// [`PackedBatch::unpacked`] as well, by [`check_policy`](Self::check_policy) or
+    /// [`check_against`](Self::check_against) of `FirstBatch::of(&batch.unpacked)`.
+    ///
+    /// - `batch`: the same sequences as the rows of this check, two in a row at least
+    /// - `padded`: the model on [`PackedBatch::unpacked`]; called once
+    /// - `packed`: the model on `batch`, or on other tokens in its place; called twice
+    ///
+    /// # Errors
+    ///
+    /// What a closure returns, it does not give one log-probability per sequence, or `batch` has
+    /// other sequences than this check has rows.
+    ///
+    /// # Panics
+    ///
+    /// The device fails to execute what is queued.
+    pub fn check_packed<E: From<InvalidInput>>(
+        &self,
+        batch: &PackedBatch,
+        padded: impl FnOnce(&TokenRows) -> Result<SequenceLogProbs, E>,
+        mut packed: impl FnMut(&PackedBatch) -> Result<SequenceLogProbs, E>,
+    ) -> Result<Findings, E> {
+        let [ours, theirs] = [&self.rows.ids, &batch.unpacked.ids].map(|ids| ids.dims());
+        if ours != theirs {
+            let expected = format!("the rows of this check, {ours:?}");
+            let found = format!("{theirs:?}");
+            return Err(InvalidInput::new("batch", expected, found).into());
+        }
+        let mut check = Check::of(self);
+        if check.stop {
+            return Ok(check.done());
+        }
+        // What the data says of its rows is the other checks' business.
+        check.findings.clear();
+        check.not_checked.clear();
+        let unpacked = check.sums(&padded(&check.rows)?)?;
+        let sums = check.sums(&packed(batch)?)?;
+        match neighbours(batch) {
+            Some((other, changed)) => {
+                let moved = check.sums(&packed(&other)?)?;
+                let differ = check.differences(&sums, &moved);
+                let mut differ = differ.into_iter().filter(|(row, _)| !changed[*row]);
+                if let Some((row, difference)) = differ.next() {
+                    let difference = difference.abs();
+                    check.found(Finding::SeesNeighbours { row, difference });
+                    // What follows from it is not reported again.
+                    return Ok(check.done());
+                }
+            }
+            None => check
+                .not_checked
+                .push("neighbours: no row has two sequences"),
+        }
+        if let Some(&(row, _)) = check.differences(&unpacked, &sums).first() {
+            let (unpacked, packed) = (unpacked[row], sums[row]);
+            check.found(Finding::PackedDiffers {
+                row,
+                unpacked,
+                packed,
+            });
+        }
+        Ok(check.done())
+    }
+}
+
+/// The batch with other tokens in the first completion of each row that has several, and whose
+/// those are; nothing where no row has.
+fn neighbours(batch: &PackedBatch) -> Option<(PackedBatch, Vec<bool>)> {
+    let [rows, time] = batch.ids.dims();
+    let mut changed = vec![false; batch.len()];
+    let mut is_other = vec![false; rows * time];
+    for row in 0..rows {
+        let of_row = batch.segments.iter().filter(|segment| segment.row == row);
+        let mut completions = of_row.filter_map(|segment| Some((segment.sequence?, segment)));
+        if let (Some((sequence, segment)), Some(_)) = (completions.next(), completions.next()) {
+            changed[sequence] = true;
+            for t in segment.tokens.clone() {
+                is_other[row * time + t] = true;
+            }
+        }
+    }
+    if !changed.contains(&true) {
+        return None;
+    }
+    let ids: Vec<i64> = batch.ids.to_data().iter().collect();
+    let ids = TensorData::new(with_others(&ids, |i| is_other[i])?, [rows, time]);
+    let like = (&batch.ids.device(), batch.ids.dtype());
+    let mut other = batch.clone();
+    other.ids = Tensor::from_data(ids, like);
+    Some((other, changed))
+}

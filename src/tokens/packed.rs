@@ -1,0 +1,315 @@
+use std::ops::Range;
+
+use burn::tensor::{Bool, Device, Int, Shape, Tensor, TensorData};
+
+use super::batch::signed;
+use super::packing::Piece;
+use super::{Packing, Sequence, TokenBatch};
+use crate::error::InvalidInput;
+
+/// Sequences whose prompts stand once: a prompt, then its completions, each of which sees the
+/// prompt and itself.
+///
+/// # When
+///
+/// A model runs a prompt once for each of its completions, and padding as well: twice for a pair,
+/// eight times for a list of eight. Here it runs once. Log-probabilities, losses and gradients
+/// are those of [`TokenBatch`], to rounding. The model has to take positions and a mask.
+///
+/// # What to write
+///
+/// ```text
+/// let batch = collator.batch(items, &device);                           as before
+/// let packed = PackedBatch::new(batch.rows.sequences, packing, &device)?;
+/// let hidden = model.hidden(packed.ids.clone(), packed.positions.clone(), packed.attention_mask());
+/// let ours = TokenLogProbs::from_packed_hidden(hidden, &head, &packed)?;    as many rows as before
+/// ```
+///
+/// ```
+/// use burn::tensor::Device;
+/// use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence};
+///
+/// // A pair: the chosen completion 6 7, the rejected one 8.
+/// let pair = vec![Sequence::new(&[4, 5], &[6, 7]), Sequence::new(&[4, 5], &[8])];
+/// let packed = PackedBatch::new(pair, Packing::new(Padding::new(0)), &Device::default())?;
+/// let ints = |tensor: burn::tensor::Tensor<2, burn::tensor::Int>| -> Vec<i64> {
+///     tensor.into_data().iter().collect()
+/// };
+/// assert_eq!(ints(packed.ids.clone()), [4, 5, 6, 7, 8]);
+/// assert_eq!(ints(packed.positions.clone()), [0, 1, 2, 3, 2]);
+///
+/// // True where a token must not look, as Burn's attention has it.
+/// let mask = packed.attention_mask().into_data();
+/// let last: Vec<bool> = mask.iter().skip(4 * 5).collect();
+/// assert_eq!(last, [false, false, true, true, false]);
+/// # Ok::<(), burn_preference::InvalidInput>(())
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PackedBatch {
+    /// Token ids, `[rows, time]`.
+    pub ids: Tensor<2, Int>,
+    /// The position of each token in its sequence, `[rows, time]`: every completion goes on where
+    /// its prompt ends. 0 for padding.
+    pub positions: Tensor<2, Int>,
+    /// True for padding, `[rows, time]`.
+    pub pad_mask: Tensor<2, Bool>,
+    /// Prompts and completions, and what each may look at: for models that skip what a mask hides.
+    /// Row by row, in the order of the tokens.
+    pub segments: Vec<Segment>,
+    /// The same sequences unpacked: what the log-probabilities are rows of.
+    pub unpacked: TokenBatch,
+    /// For each of `[rows, time]`, the first token of its segment, and where its prompt begins and
+    /// ends: `[3, rows, time]`.
+    sees: Tensor<3, Int>,
+    /// For each place in the unpacked `[sequences, time]`, the place in `[rows, time]`.
+    places: Tensor<1, Int>,
+    /// Places in the unpacked `[sequences, time]` that predict a counted token.
+    predicting: Vec<i32>,
+}
+
+/// Tokens of a row that stand together: a prompt, or a completion.
+///
+/// A token sees those of its segment up to itself, and the prompt of a completion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Segment {
+    /// The row of the packed batch.
+    pub row: usize,
+    /// Its tokens in the row.
+    pub tokens: Range<usize>,
+    /// Of a completion, the tokens of its prompt in the row; nothing of a prompt.
+    pub prompt: Range<usize>,
+    /// Of a completion, the place of its sequence in the batch.
+    pub sequence: Option<usize>,
+}
+
+impl PackedBatch {
+    /// Packs `sequences`, whatever their order.
+    ///
+    /// # Errors
+    ///
+    /// A sequence is longer than a row, or an id is beyond 2³¹ − 1.
+    pub fn new(
+        sequences: Vec<Sequence>,
+        packing: Packing,
+        device: &Device,
+    ) -> Result<Self, InvalidInput> {
+        let rows = packing.rows(&sequences)?;
+        let shape = [rows.len(), packing.width(&rows)];
+        let mut layout = Layout::new(&sequences, shape);
+        for (row, pieces) in rows.iter().enumerate() {
+            layout.row(row, pieces);
+        }
+        let [_, time] = packing.padding().dims(&sequences);
+        let (places, predicting) = layout.places(time);
+        let Layout {
+            ids,
+            positions,
+            sees,
+            segments,
+            ..
+        } = layout;
+        let padded: Vec<bool> = ids.iter().map(Option::is_none).collect();
+        let id = |id: Option<u32>| signed(id.unwrap_or(packing.padding().id()));
+        let ids = ids.into_iter().map(id).collect::<Result<Vec<_>, _>>()?;
+        let int = |values: Vec<i32>| Tensor::from_data(TensorData::new(values, shape), device);
+        let sees = TensorData::new(sees.concat(), [3, shape[0], shape[1]]);
+        Ok(Self {
+            ids: int(ids),
+            positions: int(positions),
+            pad_mask: Tensor::from_data(TensorData::new(padded, shape), device),
+            sees: Tensor::from_data(sees, device),
+            segments,
+            places: Tensor::from_data(TensorData::from(places.as_slice()), device),
+            predicting,
+            unpacked: TokenBatch::new(sequences, packing.padding(), device)?,
+        })
+    }
+
+    /// What each token may not look at, `[rows, 1, time, time]`: true in row `q` and column `k`
+    /// where token `q` must not see token `k`, as Burn's attention has it.
+    ///
+    /// It takes time² bytes a row, and is built on the device. Padding sees padding before it, so
+    /// that no softmax is over nothing.
+    pub fn attention_mask(&self) -> Tensor<4, Bool> {
+        let [rows, time] = self.ids.dims();
+        // Of no row as well, which an array would not expand to.
+        let square = Shape::from([rows, time, time]);
+        let device = self.ids.device();
+        let key = Tensor::<1, Int>::arange(0..time as i64, &device);
+        let query: Tensor<3, Int> = key.clone().reshape([1, time, 1]).expand(square.clone());
+        let key: Tensor<3, Int> = key.reshape([1, 1, time]).expand(square.clone());
+        let of_query = |which: usize| -> Tensor<3, Int> {
+            let bound = self.sees.clone().narrow(0, which, 1);
+            bound.reshape([rows, time, 1]).expand(square.clone())
+        };
+        let own = key.clone().greater_equal(of_query(0));
+        let own = own.bool_and(key.clone().lower_equal(query));
+        let prompt = key.clone().greater_equal(of_query(1));
+        let prompt = prompt.bool_and(key.lower(of_query(2)));
+        own.bool_or(prompt).bool_not().unsqueeze_dim(1)
+    }
+
+    /// From `[rows, time, width]` to `[sequences, time, width]`, the rows of
+    /// [`unpacked`](Self::unpacked): differentiable, and the last token of a prompt stands in the
+    /// row of each of its completions.
+    ///
+    /// For what takes hidden states beside the head: another head, a KL, a value. Log-probabilities
+    /// need no such copy: [`TokenLogProbs::from_packed_hidden`](crate::TokenLogProbs::from_packed_hidden).
+    /// What it holds in place of padding is unspecified.
+    ///
+    /// # Errors
+    ///
+    /// `values` is not `[rows, time, …]` of this batch, or on another device.
+    pub fn unpack(&self, values: Tensor<3>) -> Result<Tensor<3>, InvalidInput> {
+        let [_, _, width] = values.dims();
+        let flat = self.flat("values", values)?;
+        let [sequences, time] = self.unpacked.ids.dims();
+        let rows = flat.select(0, self.places.clone());
+        Ok(rows.reshape([sequences, time, width]))
+    }
+
+    /// `[rows · time, width]`
+    pub(crate) fn flat(
+        &self,
+        name: &'static str,
+        values: Tensor<3>,
+    ) -> Result<Tensor<2>, InvalidInput> {
+        let [rows, time] = self.ids.dims();
+        let [_, _, width] = values.dims();
+        let expected = [rows, time, width].into();
+        InvalidInput::check_shape(name, &expected, &values.shape())?;
+        InvalidInput::check_device(name, &self.ids.device(), &values.device())?;
+        Ok(values.reshape([rows * time, width]))
+    }
+
+    /// Places that predict a counted token: among the unpacked rows, and where the same token
+    /// stands among the packed ones. `None` where nothing counts.
+    pub(crate) fn predicting(&self) -> Option<[Tensor<1, Int>; 2]> {
+        if self.predicting.is_empty() {
+            return None;
+        }
+        let places = TensorData::from(self.predicting.as_slice());
+        let unpacked = Tensor::from_data(places, &self.ids.device());
+        let packed = self.places.clone().select(0, unpacked.clone());
+        Some([unpacked, packed])
+    }
+
+    /// The number of sequences.
+    pub fn len(&self) -> usize {
+        self.unpacked.len()
+    }
+
+    /// Whether there is no sequence.
+    pub fn is_empty(&self) -> bool {
+        self.unpacked.is_empty()
+    }
+}
+
+/// A batch under construction, on the host.
+struct Layout<'a> {
+    sequences: &'a [Sequence],
+    shape: [usize; 2],
+    /// Nothing where padding is.
+    ids: Vec<Option<u32>>,
+    positions: Vec<i32>,
+    sees: [Vec<i32>; 3],
+    segments: Vec<Segment>,
+    /// Of each sequence, where its prompt and its completion begin in `[rows, time]`.
+    begins: Vec<[usize; 2]>,
+}
+
+impl<'a> Layout<'a> {
+    fn new(sequences: &'a [Sequence], shape: [usize; 2]) -> Self {
+        let all = shape[0] * shape[1];
+        Self {
+            sequences,
+            shape,
+            ids: vec![None; all],
+            positions: vec![0; all],
+            sees: [vec![0; all], vec![0; all], vec![0; all]],
+            segments: Vec::new(),
+            begins: vec![[0; 2]; sequences.len()],
+        }
+    }
+
+    fn row(&mut self, row: usize, pieces: &[Piece]) {
+        let [_, time] = self.shape;
+        let mut end = 0;
+        for piece in pieces {
+            let prompt = self.sequences[piece.members[0]].prompt();
+            let of_prompt = end..end + prompt.len();
+            end = of_prompt.end;
+            self.segment(row, of_prompt.clone(), 0..0, None, prompt);
+            for &member in &piece.members {
+                let completion = self.sequences[member].completion();
+                let tokens = end..end + completion.len();
+                self.begins[member] = [row * time + of_prompt.start, row * time + end];
+                end = tokens.end;
+                self.segment(row, tokens, of_prompt.clone(), Some(member), completion);
+            }
+        }
+        // Padding is a segment of its own, which nobody hears of.
+        let first = index(end);
+        self.sees[0][row * time + end..(row + 1) * time].fill(first);
+    }
+
+    fn segment(
+        &mut self,
+        row: usize,
+        tokens: Range<usize>,
+        prompt: Range<usize>,
+        sequence: Option<usize>,
+        ids: &[u32],
+    ) {
+        let [_, time] = self.shape;
+        for (i, (t, &id)) in tokens.clone().zip(ids).enumerate() {
+            let place = row * time + t;
+            self.ids[place] = Some(id);
+            self.positions[place] = index(prompt.len() + i);
+            let sees = [tokens.start, prompt.start, prompt.end];
+            for (bounds, bound) in self.sees.iter_mut().zip(sees) {
+                bounds[place] = index(bound);
+            }
+        }
+        // Without tokens there is nothing to attend to.
+        if !tokens.is_empty() {
+            self.segments.push(Segment {
+                row,
+                tokens,
+                prompt,
+                sequence,
+            });
+        }
+    }
+
+    /// For each place of the sequences, padded to `time`, its place here; and those that predict a
+    /// counted token.
+    fn places(&self, time: usize) -> (Vec<i32>, Vec<i32>) {
+        let mut places = Vec::with_capacity(self.sequences.len() * time);
+        let mut predicting = Vec::new();
+        for (sequence, [prompt, completion]) in self.sequences.iter().zip(&self.begins) {
+            let first = places.len();
+            let before = sequence.prompt().len();
+            for t in 0..time {
+                let place = match t {
+                    // Any will do; that of nothing may be past the last one.
+                    t if t >= sequence.ids().len() => (*prompt).min(self.ids.len() - 1),
+                    t if t < before => prompt + t,
+                    t => completion + t - before,
+                };
+                places.push(index(place));
+                if sequence.counts(t + 1) {
+                    predicting.push(index(first + t));
+                }
+            }
+        }
+        (places, predicting)
+    }
+}
+
+/// A place in a tensor of a batch.
+fn index(place: usize) -> i32 {
+    i32::try_from(place).expect("a batch has fewer than 2³¹ tokens")
+}

@@ -1,0 +1,136 @@
+use std::collections::HashMap;
+
+use super::{Padding, Sequence};
+use crate::error::InvalidInput;
+
+/// How sequences that share prompts become the rows of a [`PackedBatch`](super::PackedBatch).
+///
+/// Sequences of the same prompt (and context) are a group, wherever they stand in the batch: the
+/// two sides of a pair, a list, a completion and its mismatched one. A group is its prompt, once,
+/// and its completions one after the other.
+///
+/// ```text
+/// one group a row     P P P a a b b b · ·        padded to the longest group
+///                     Q Q c c c c d d d d
+/// rows of 18 tokens   Q Q c c c c d d d d P P P a a b b b
+/// ```
+///
+/// Groups go to rows by first-fit decreasing: the longest first, into the first row that has room.
+/// The same sequences always give the same rows, and rows change nothing of the order in which
+/// log-probabilities come out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packing {
+    padding: Padding,
+    row_length: Option<usize>,
+}
+
+/// A part of a group, or all of it: what stands together in a row.
+pub(super) struct Piece {
+    /// Places of its sequences in the batch.
+    pub members: Vec<usize>,
+    /// Prompt and completions.
+    pub tokens: usize,
+}
+
+impl Packing {
+    /// A row per prompt. Rows are padded to the longest one as `padding` says.
+    pub fn new(padding: Padding) -> Self {
+        Self {
+            padding,
+            row_length: None,
+        }
+    }
+
+    /// Several groups to a row, of `tokens` tokens at most. A group that is longer takes several
+    /// rows, each with the prompt again.
+    ///
+    /// Attention over a row costs the square of its length where a model computes it with a dense
+    /// mask: the best length is a little above that of the longest group, unless the model skips
+    /// what the mask hides.
+    ///
+    /// # Errors
+    ///
+    /// `tokens` is less than 2.
+    pub fn to_rows_of(self, tokens: usize) -> Result<Self, InvalidInput> {
+        if tokens < 2 {
+            let expected = "2 at least: fewer tokens predict nothing";
+            return Err(InvalidInput::new("row_length", expected, tokens));
+        }
+        Ok(Self {
+            row_length: Some(tokens),
+            ..self
+        })
+    }
+
+    /// Rows and their length once these sequences are packed: what a batch costs.
+    ///
+    /// # Errors
+    ///
+    /// A sequence is longer than a row.
+    pub fn dims(&self, sequences: &[Sequence]) -> Result<[usize; 2], InvalidInput> {
+        let rows = self.rows(sequences)?;
+        Ok([rows.len(), self.width(&rows)])
+    }
+
+    pub(super) fn padding(&self) -> Padding {
+        self.padding
+    }
+
+    pub(super) fn width(&self, rows: &[Vec<Piece>]) -> usize {
+        let length = |row: &Vec<Piece>| row.iter().map(|piece| piece.tokens).sum();
+        self.padding
+            .width(rows.iter().map(length).max().unwrap_or(0))
+    }
+
+    /// Which sequences stand together in which row.
+    pub(super) fn rows(&self, sequences: &[Sequence]) -> Result<Vec<Vec<Piece>>, InvalidInput> {
+        let mut pieces = self.pieces(sequences)?;
+        let Some(row_length) = self.row_length else {
+            return Ok(pieces.into_iter().map(|piece| vec![piece]).collect());
+        };
+        // Stable: of equal ones, the first.
+        pieces.sort_by_key(|piece| std::cmp::Reverse(piece.tokens));
+        let mut rows: Vec<Vec<Piece>> = Vec::new();
+        let mut room: Vec<usize> = Vec::new();
+        for piece in pieces {
+            let row = room.iter().position(|&room| room >= piece.tokens);
+            let row = row.unwrap_or_else(|| {
+                rows.push(Vec::new());
+                room.push(row_length);
+                rows.len() - 1
+            });
+            room[row] -= piece.tokens;
+            rows[row].push(piece);
+        }
+        Ok(rows)
+    }
+
+    /// The groups in the order of their first sequences, cut where they are longer than a row.
+    fn pieces(&self, sequences: &[Sequence]) -> Result<Vec<Piece>, InvalidInput> {
+        let row_length = self.row_length.unwrap_or(usize::MAX);
+        let mut pieces: Vec<Piece> = Vec::new();
+        // The pieces of each prompt.
+        let mut known: HashMap<(&[u32], Option<&[u8; 32]>), Vec<usize>> = HashMap::new();
+        for (place, sequence) in sequences.iter().enumerate() {
+            let tokens = sequence.ids().len();
+            if tokens > row_length {
+                let expected = format!("at most {row_length} tokens, a row");
+                let found = format!("{tokens} at [{place}]");
+                return Err(InvalidInput::new("sequences", expected, found));
+            }
+            let completion = sequence.completion().len();
+            let key = (sequence.prompt(), sequence.context());
+            let of_prompt = known.entry(key).or_default();
+            let fits = |&&piece: &&usize| pieces[piece].tokens + completion <= row_length;
+            if let Some(&piece) = of_prompt.iter().find(fits) {
+                pieces[piece].tokens += completion;
+                pieces[piece].members.push(place);
+            } else {
+                of_prompt.push(pieces.len());
+                let members = vec![place];
+                pieces.push(Piece { members, tokens });
+            }
+        }
+        Ok(pieces)
+    }
+}
