@@ -565,6 +565,97 @@ fn divergence_of_two_models() {
     }
 }
 
+/// Packed rows against plain f64: two prompts, three completions of one, one of the other.
+#[test]
+fn prompts_that_stand_once() {
+    use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence};
+
+    const WORDS: usize = 5;
+    const WIDTH: usize = 3;
+    let of = |prompt: &[u32], completion: &[u32]| Sequence::new(prompt, completion);
+    let sequences = [
+        of(&[1, 2], &[3, 4, 0]),
+        of(&[4], &[2]),
+        of(&[1, 2], &[0]).with_counted(&[true]).unwrap(),
+        of(&[1, 2], &[2, 1]).with_counted(&[false, true]).unwrap(),
+    ];
+    let packing = Packing::new(Padding::new(0)).to_rows_of(8).unwrap();
+    let packed = PackedBatch::new(sequences.to_vec(), packing, &device()).unwrap();
+    // 1 2 3 4 0 0 2 1 | 4 2
+    assert_eq!(packed.ids.dims(), [2, 8]);
+    let visible = packed.attention_mask().bool_not().int().sum_dim(3);
+    let visible: Vec<i64> = visible.into_data().iter().collect();
+    assert_eq!(visible, [1, 2, 3, 4, 5, 3, 3, 4, 1, 2, 1, 2, 3, 4, 5, 6]);
+
+    // Which row of hidden states predicts which word, and where that stands.
+    let predictions = [
+        (1, 3, 0, 1),
+        (2, 4, 0, 2),
+        (3, 0, 0, 3),
+        (8, 2, 1, 0),
+        (1, 0, 2, 1),
+        (6, 1, 3, 2),
+    ];
+    let number = |i: usize, step: usize| (i * step % 17) as f64 / 8.0 - 1.0;
+    let hidden: Vec<f64> = (0..16 * WIDTH).map(|i| number(i, 7)).collect();
+    let weight: Vec<f64> = (0..WORDS * WIDTH).map(|i| number(i, 5)).collect();
+    let row = |values: &[f64], i: usize| values[i * WIDTH..][..WIDTH].to_vec();
+    let mut values = vec![0.0; 4 * 4];
+    let mut slopes = vec![0.0; 16 * WIDTH];
+    for (source, word, sequence, column) in predictions {
+        let state = row(&hidden, source);
+        let dot =
+            |w: usize| -> f64 { row(&weight, w).iter().zip(&state).map(|(a, b)| a * b).sum() };
+        let logits: Vec<f64> = (0..WORDS).map(dot).collect();
+        let sum: f64 = logits.iter().map(|x| x.exp()).sum();
+        values[sequence * 4 + column] = logits[word] - sum.ln();
+        for h in 0..WIDTH {
+            let mean: f64 = (0..WORDS)
+                .map(|w| logits[w].exp() / sum * weight[w * WIDTH + h])
+                .sum();
+            slopes[source * WIDTH + h] += weight[word * WIDTH + h] - mean;
+        }
+    }
+    for dtype in dtypes() {
+        let weight: Tensor<2> = floats(&weight, dtype).reshape([WORDS, WIDTH]);
+        for by_logits in [false, true] {
+            let name = format!("{dtype:?}, by logits: {by_logits}");
+            let leaf = floats(&hidden, dtype).autodiff().require_grad();
+            let states: Tensor<3> = leaf.clone().reshape([2, 8, WIDTH]);
+            let log_probs = if by_logits {
+                let logits = states.matmul(weight.clone().transpose().unsqueeze());
+                TokenLogProbs::from_packed_logits(logits, &packed).unwrap()
+            } else {
+                let head = LmHead::new(weight.clone());
+                TokenLogProbs::from_packed_hidden(states, &head, &packed).unwrap()
+            };
+            let ours = to_vec(log_probs.log_probs());
+            assert_close(&ours, &values, tolerance(dtype), &name);
+            let grads = log_probs.sequence().sum().sum().backward();
+            let ours = to_vec(leaf.grad(&grads).unwrap());
+            assert_close(&ours, &slopes, tolerance(dtype), &name);
+        }
+        let head = LmHead::new(weight.narrow(0, 0, 4));
+        let states: Tensor<3> = floats(&hidden, dtype).reshape([2, 8, WIDTH]);
+        let log_probs = TokenLogProbs::from_packed_hidden(states, &head, &packed).unwrap();
+        if keeps_nan() {
+            let nan: Vec<bool> = to_vec(log_probs.log_probs())
+                .iter()
+                .map(|x| x.is_nan())
+                .collect();
+            assert_eq!(nan.iter().position(|&nan| nan), Some(2), "the word 4");
+            assert_eq!(nan.iter().filter(|&&nan| nan).count(), 1);
+        }
+    }
+    let none = PackedBatch::new(Vec::new(), packing, &device()).unwrap();
+    let states = Tensor::<3>::zeros([0, 2, WIDTH], &device());
+    let by_logits = TokenLogProbs::from_packed_logits(states.clone(), &none).unwrap();
+    let head = LmHead::new(Tensor::zeros([WORDS, WIDTH], &device()));
+    let by_hidden = TokenLogProbs::from_packed_hidden(states, &head, &none).unwrap();
+    assert_eq!(by_logits.log_probs().dims(), [0, 1]);
+    assert_eq!(by_hidden.log_probs().dims(), [0, 1]);
+}
+
 /// Tokens in, a head with a bias out.
 #[derive(Module, Debug)]
 struct Model {

@@ -141,8 +141,8 @@ impl PackedBatch {
         let query: Tensor<3, Int> = key.clone().reshape([1, time, 1]).expand(square.clone());
         let key: Tensor<3, Int> = key.reshape([1, 1, time]).expand(square.clone());
         let of_query = |which: usize| -> Tensor<3, Int> {
-            let bound = self.sees.clone().narrow(0, which, 1);
-            bound.reshape([rows, time, 1]).expand(square.clone())
+            let bounds: Tensor<2, Int> = self.sees.clone().narrow(0, which, 1).squeeze_dim(0);
+            bounds.unsqueeze_dim::<3>(2).expand(square.clone())
         };
         let own = key.clone().greater_equal(of_query(0));
         let own = own.bool_and(key.clone().lower_equal(query));
