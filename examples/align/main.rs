@@ -32,7 +32,7 @@ use objective::Loss;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use report::Held;
-use rollout::{List, log_probs_of, rollout, sample};
+use rollout::{Layout, List, log_probs_of, rollout, sample};
 use stories::Stories;
 use task::{Sorting, Task};
 use train::Plan;
@@ -46,6 +46,9 @@ struct Arguments {
     /// A short run that only shows that everything works
     #[arg(long)]
     quick: bool,
+    /// Each prompt once, with its completions in one row: the same numbers, to rounding
+    #[arg(long)]
+    shared_prefix: bool,
     /// The same seed gives the same numbers, bit by bit on Flex
     #[arg(long, default_value_t = 7)]
     seed: u64,
@@ -98,7 +101,10 @@ fn plan(quick: bool, stories: bool) -> Plan {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let seed = arguments.seed;
-    let device = Device::default();
+    let layout = Layout {
+        shared_prefix: arguments.shared_prefix,
+        device: Device::default(),
+    };
     let plan = plan(arguments.quick, arguments.model.is_some());
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xa11);
     let count = plan.prompts + plan.held_out;
@@ -107,7 +113,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let base;
     let prompts: Vec<Vec<usize>>;
     if let (Some(model), Some(tokenizer)) = (&arguments.model, &arguments.tokenizer) {
-        base = stories::load(model, &device.clone().autodiff())?;
+        base = stories::load(model, &layout.device.clone().autodiff())?;
         let stories = Stories::load(tokenizer, base.embedding.weight.shape()[0])?;
         // Beginnings of stories, by the model itself; it never ends one so early.
         let starts = vec![vec![stories::START]; count];
@@ -118,13 +124,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             .collect();
         task = Box::new(stories);
     } else {
-        base = train::base_model(&plan, seed, &device)?;
+        base = train::base_model(&plan, seed, &layout)?;
         prompts = (0..count).map(|_| Sorting::prompt(&mut rng)).collect();
         task = Box::new(Sorting);
     }
 
     let with_reference = |mut lists: Vec<List>| {
-        let reference = log_probs_of(&base, &lists, &device)?;
+        let reference = log_probs_of(&base, &lists, &layout)?;
         for (list, log_probs) in lists.iter_mut().zip(reference) {
             list.reference = log_probs;
         }
@@ -139,7 +145,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         lists: with_reference(held_out)?,
         base: base.clone(),
         seed,
-        device: device.clone(),
+        layout: layout.clone(),
     };
 
     let before = held.measure(0, &base, false)?;
@@ -149,7 +155,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for loss in arguments.loss.0 {
         let start = Instant::now();
         let (policy, curve, result) =
-            train::align(loss, &base, &train, &held, &plan, seed, &device)?;
+            train::align(loss, &base, &train, &held, &plan, seed, &layout)?;
         let seconds = start.elapsed().as_secs_f64();
         println!("{:>6}: {}", loss.name(), held.example(&policy));
         after.push((loss.name(), result, seconds));

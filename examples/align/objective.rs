@@ -1,6 +1,6 @@
 //! From rollouts to the loss of each of the five families: what a training loop plugs in.
 
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Bool, Tensor, TensorData};
 use burn_preference::{
     BatchMetrics, DpoLossConfig, Frozen, InvalidInput, IpoLossConfig, KlEstimate, KtoLossConfig,
     Objective, OrpoLossConfig, PolicyPair, Ranked, RrhfLossConfig, SequenceLogProbs, Unpaired,
@@ -9,7 +9,7 @@ use burn_preference::{
 use clap::ValueEnum;
 
 use crate::llama::Llama;
-use crate::rollout::{List, Rows};
+use crate::rollout::{Layout, List, Rows};
 
 /// The five families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -43,22 +43,22 @@ impl Loss {
         policy: &Llama,
         reference: &Frozen<Llama>,
         lists: &[&List],
-        device: &Device,
+        layout: &Layout,
     ) -> Step {
         match self {
-            Self::Dpo | Self::Ipo | Self::Orpo => self.pairs(policy, lists, device),
-            Self::Kto => kto(policy, reference, lists, device),
-            Self::Rrhf => rrhf(policy, lists, device),
+            Self::Dpo | Self::Ipo | Self::Orpo => self.pairs(policy, lists, layout),
+            Self::Kto => kto(policy, reference, lists, layout),
+            Self::Rrhf => rrhf(policy, lists, layout),
         }
     }
 
     /// Best against worst of each list, in one forward: `[chosen; rejected]`.
-    fn pairs(self, policy: &Llama, lists: &[&List], device: &Device) -> Step {
+    fn pairs(self, policy: &Llama, lists: &[&List], layout: &Layout) -> Step {
         let pairs: Vec<_> = lists.iter().filter_map(|l| Some((*l, l.pair()?))).collect();
         let chosen = pairs.iter().map(|&(list, (best, _))| (list, best));
         let rejected = pairs.iter().map(|&(list, (_, worst))| (list, worst));
         let all: Vec<_> = chosen.chain(rejected).collect();
-        let (rows, reference) = rows(&all, device)?;
+        let (rows, reference) = rows(&all, layout)?;
         let pair = PolicyPair::from_concatenated(&rows.log_probs(policy)?.sequence())?;
         if self == Self::Orpo {
             let orpo = OrpoLossConfig::new().with_odds_ratio_weight(0.5).init();
@@ -81,13 +81,13 @@ impl Loss {
 
 /// Best and worst of each list get a thumb up and a thumb down; z₀ comes from the completions of
 /// the next prompt.
-fn kto(policy: &Llama, reference: &Frozen<Llama>, lists: &[&List], device: &Device) -> Step {
+fn kto(policy: &Llama, reference: &Frozen<Llama>, lists: &[&List], layout: &Layout) -> Step {
     let pairs = lists.iter().filter_map(|l| Some((*l, l.pair()?)));
     let labelled: Vec<_> = pairs
         .flat_map(|(list, (best, worst))| [(list, best, true), (list, worst, false)])
         .collect();
     let picked: Vec<_> = labelled.iter().map(|&(list, i, _)| (list, i)).collect();
-    let (own, reference_log_probs) = rows(&picked, device)?;
+    let (own, reference_log_probs) = rows(&picked, layout)?;
     let relative = own
         .log_probs(policy)?
         .sequence()
@@ -96,18 +96,15 @@ fn kto(policy: &Llama, reference: &Frozen<Llama>, lists: &[&List], device: &Devi
     let next = picked.iter().cycle().skip(2);
     let mismatched = picked.iter().zip(next);
     let mismatched = mismatched.map(|(&(x, _), &(y, i))| (&x.prompt[..], &y.candidates[i][..]));
-    let mismatched = Rows::new(mismatched, device);
-    let (tokens, mask) = (
-        mismatched.tokens.clone(),
-        mismatched.completion_mask.clone(),
-    );
-    let theirs = reference.log_probs(tokens, mask, Llama::forward)?;
+    let mismatched = layout.rows(mismatched)?;
+    let theirs = mismatched.log_probs(reference.model())?;
     let frozen = Frozen::new(policy);
     let ours = mismatched.log_probs(frozen.model())?;
     let estimate = KlEstimate::from_mismatched(&ours.sequence().relative_to(theirs.sequence())?);
 
     let desirable: Vec<bool> = labelled.iter().map(|&(.., good)| good).collect();
-    let desirable = Tensor::<1, Bool>::from_data(TensorData::from(desirable.as_slice()), device);
+    let desirable =
+        Tensor::<1, Bool>::from_data(TensorData::from(desirable.as_slice()), &layout.device);
     let batch = WithBaseline::new(Unpaired::new(relative, desirable)?, estimate.baseline())?;
     let output = KtoLossConfig::new()
         .with_beta(0.5)
@@ -117,22 +114,24 @@ fn kto(policy: &Llama, reference: &Frozen<Llama>, lists: &[&List], device: &Devi
 }
 
 /// The whole list, ranked by its scores.
-fn rrhf(policy: &Llama, lists: &[&List], device: &Device) -> Step {
+fn rrhf(policy: &Llama, lists: &[&List], layout: &Layout) -> Step {
     let candidates = lists[0].candidates.len();
     let all: Vec<_> = lists
         .iter()
         .flat_map(|list| (0..candidates).map(move |i| (*list, i)))
         .collect();
-    let (rows, _) = rows(&all, device)?;
+    let (rows, _) = rows(&all, layout)?;
     let log_probs = rows
         .log_probs(policy)?
         .sequence()
         .split_candidates(candidates)?;
     let scores: Vec<f64> = lists.iter().flat_map(|l| l.scores.clone()).collect();
     let shape = [lists.len(), candidates];
-    let scores = Tensor::<2>::from_data(TensorData::new(scores, shape), device);
-    let present =
-        Tensor::<2, Bool>::from_data(TensorData::new(vec![true; all.len()], shape), device);
+    let scores = Tensor::<2>::from_data(TensorData::new(scores, shape), &layout.device);
+    let present = Tensor::<2, Bool>::from_data(
+        TensorData::new(vec![true; all.len()], shape),
+        &layout.device,
+    );
     let batch = Ranked::new(log_probs, scores, present)?;
     let output = RrhfLossConfig::new().init().forward(batch.clone());
     Ok((output.mean(), BatchMetrics::observe(&batch, &output)))
@@ -141,15 +140,15 @@ fn rrhf(policy: &Llama, lists: &[&List], device: &Device) -> Step {
 /// Tokens of the picked candidates, and the reference's log-probs that were computed before.
 fn rows(
     picked: &[(&List, usize)],
-    device: &Device,
+    layout: &Layout,
 ) -> Result<(Rows, SequenceLogProbs), InvalidInput> {
     let texts = picked
         .iter()
         .map(|(list, i)| (&list.prompt[..], &list.candidates[*i][..]));
-    let rows = Rows::new(texts, device);
+    let rows = layout.rows(texts)?;
     let sums: Vec<f32> = picked.iter().map(|(l, i)| l.reference[*i]).collect();
     let length = |(list, i): &(&List, usize)| list.candidates[*i].len();
     let lengths: Vec<usize> = picked.iter().map(length).collect();
-    let reference = SequenceLogProbs::from_values(&sums, &lengths, device)?;
+    let reference = SequenceLogProbs::from_values(&sums, &lengths, &layout.device)?;
     Ok((rows, reference))
 }

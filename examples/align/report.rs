@@ -3,14 +3,13 @@
 use std::io::IsTerminal;
 use std::time::Instant;
 
-use burn::tensor::Device;
 use burn_preference::InvalidInput;
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::llama::Llama;
-use crate::rollout::{List, log_probs_of, rollout};
+use crate::rollout::{Layout, List, log_probs_of, rollout};
 use crate::task::Task;
 
 /// A bar on a terminal, a few plain lines elsewhere.
@@ -69,7 +68,7 @@ pub struct Held<'a> {
     pub lists: Vec<List>,
     pub base: Llama,
     pub seed: u64,
-    pub device: Device,
+    pub layout: Layout,
 }
 
 /// Held-out results after some steps.
@@ -102,8 +101,8 @@ impl Held<'_> {
         let prompts: Vec<_> = lists.iter().map(|list| list.prompt.clone()).collect();
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let fresh = rollout(policy, self.task, &prompts, 1, &mut rng);
-        let ours = log_probs_of(policy, &fresh, &self.device)?;
-        let theirs = log_probs_of(&self.base, &fresh, &self.device)?;
+        let ours = log_probs_of(policy, &fresh, &self.layout)?;
+        let theirs = log_probs_of(&self.base, &fresh, &self.layout)?;
         let kl: f64 = ours
             .iter()
             .zip(&theirs)
@@ -111,7 +110,7 @@ impl Held<'_> {
             .sum();
         let score: f64 = fresh.iter().map(List::mean_score).sum();
 
-        let log_probs = log_probs_of(policy, lists, &self.device)?;
+        let log_probs = log_probs_of(policy, lists, &self.layout)?;
         let ratios: Vec<(f64, f64)> = lists
             .iter()
             .zip(&log_probs)

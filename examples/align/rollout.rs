@@ -1,7 +1,8 @@
 //! Completions of a model: sampled, scored, and turned into tensors.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
 use burn_preference::{InvalidInput, TokenLogProbs};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -114,44 +115,53 @@ pub fn rollout(
         .collect()
 }
 
-/// Prompts and completions as right-padded tokens and the mask of the completions.
-pub struct Rows {
-    pub tokens: Tensor<2, Int>,
-    pub completion_mask: Tensor<2, Bool>,
+/// How prompts and completions become rows.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// Each prompt once, with its completions in one row, instead of a row per completion.
+    pub shared_prefix: bool,
+    pub device: Device,
+}
+
+/// Prompts and completions as tokens.
+pub enum Rows {
+    Padded(TokenBatch),
+    Packed(Box<PackedBatch>),
+}
+
+impl Layout {
+    pub fn rows<'a>(
+        &self,
+        rows: impl Iterator<Item = (&'a [usize], &'a [usize])>,
+    ) -> Result<Rows, InvalidInput> {
+        let ids = |tokens: &[usize]| -> Vec<u32> {
+            let id = |&token: &usize| u32::try_from(token).expect("a small vocabulary");
+            tokens.iter().map(id).collect()
+        };
+        let sequences =
+            rows.map(|(prompt, completion)| Sequence::new(&ids(prompt), &ids(completion)));
+        let (sequences, padding) = (sequences.collect(), Padding::new(0));
+        if !self.shared_prefix {
+            return TokenBatch::new(sequences, padding, &self.device).map(Rows::Padded);
+        }
+        let packed = PackedBatch::new(sequences, Packing::new(padding), &self.device)?;
+        Ok(Rows::Packed(Box::new(packed)))
+    }
 }
 
 impl Rows {
-    pub fn new<'a>(
-        rows: impl Iterator<Item = (&'a [usize], &'a [usize])>,
-        device: &Device,
-    ) -> Self {
-        let rows: Vec<_> = rows.collect();
-        let longest = rows
-            .iter()
-            .map(|(p, c)| p.len() + c.len())
-            .max()
-            .unwrap_or(0);
-        let mut tokens = Vec::new();
-        let mut mask = Vec::new();
-        for (prompt, completion) in &rows {
-            let padding = longest - prompt.len() - completion.len();
-            tokens.push([prompt, completion, &vec![0; padding][..]].concat());
-            mask.extend(std::iter::repeat_n(false, prompt.len()));
-            mask.extend(std::iter::repeat_n(true, completion.len()));
-            mask.extend(std::iter::repeat_n(false, padding));
-        }
-        Self {
-            tokens: token_tensor(&tokens, device),
-            completion_mask: Tensor::from_data(
-                TensorData::new(mask, [rows.len(), longest]),
-                device,
-            ),
-        }
-    }
-
     pub fn log_probs(&self, model: &Llama) -> Result<TokenLogProbs, InvalidInput> {
-        let logits = model.forward(self.tokens.clone());
-        TokenLogProbs::from_logits(logits, self.tokens.clone(), self.completion_mask.clone())
+        match self {
+            Self::Padded(batch) => {
+                let (ids, mask) = (batch.ids.clone(), batch.completion_mask.clone());
+                TokenLogProbs::from_logits(model.forward(ids.clone()), ids, mask)
+            }
+            Self::Packed(batch) => {
+                let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
+                let hidden = model.hidden_packed(ids, positions, batch.attention_mask());
+                TokenLogProbs::from_packed_logits(model.logits(hidden), batch)
+            }
+        }
     }
 }
 
@@ -169,7 +179,7 @@ fn token_tensor(rows: &[Vec<usize>], device: &Device) -> Tensor<2, Int> {
 pub fn log_probs_of(
     model: &Llama,
     lists: &[List],
-    device: &Device,
+    layout: &Layout,
 ) -> Result<Vec<Vec<f32>>, InvalidInput> {
     let model = model.valid();
     let mut sums = Vec::new();
@@ -177,7 +187,7 @@ pub fn log_probs_of(
         let rows = lists
             .iter()
             .flat_map(|l| l.candidates.iter().map(|c| (&l.prompt[..], &c[..])));
-        let log_probs = Rows::new(rows, device).log_probs(&model)?.sequence();
+        let log_probs = layout.rows(rows)?.log_probs(&model)?.sequence();
         let values: Vec<f32> = log_probs.sum().into_data().iter().collect();
         let mut values = values.into_iter();
         sums.extend(

@@ -3,7 +3,6 @@
 use burn::grad_clipping::GradientClippingConfig;
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
-use burn::tensor::Device;
 use burn_preference::{Frozen, InvalidInput};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -12,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::llama::{Llama, LlamaConfig};
 use crate::objective::Loss;
 use crate::report::{Held, Point, Progress};
-use crate::rollout::{List, Rows};
+use crate::rollout::{Layout, List};
 use crate::task::{self, Sorting};
 
 /// How long everything runs.
@@ -38,7 +37,7 @@ fn optimizer() -> ModuleOptimizer {
 }
 
 /// Fits a small model to noisy demonstrations of sorting: it will be right most of the time.
-pub fn base_model(plan: &Plan, seed: u64, device: &Device) -> Result<Llama, InvalidInput> {
+pub fn base_model(plan: &Plan, seed: u64, layout: &Layout) -> Result<Llama, InvalidInput> {
     let config = LlamaConfig {
         dim: 64,
         hidden: 128,
@@ -50,8 +49,8 @@ pub fn base_model(plan: &Plan, seed: u64, device: &Device) -> Result<Llama, Inva
         tied: false,
         rope_base: 1e4,
     };
-    device.seed(seed);
-    let mut model = config.init(&device.clone().autodiff());
+    layout.device.seed(seed);
+    let mut model = config.init(&layout.device.clone().autodiff());
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut optimizer = optimizer();
     let progress = Progress::new("base model", plan.base_steps);
@@ -63,7 +62,7 @@ pub fn base_model(plan: &Plan, seed: u64, device: &Device) -> Result<Llama, Inva
                 (prompt, completion)
             })
             .collect();
-        let rows = Rows::new(examples.iter().map(|(p, c)| (&p[..], &c[..])), device);
+        let rows = layout.rows(examples.iter().map(|(p, c)| (&p[..], &c[..])))?;
         let log_probs = rows.log_probs(&model)?.sequence();
         let nll = -log_probs.mean().mean();
         let grads = GradientsParams::from_grads(nll.backward(), &model);
@@ -86,7 +85,7 @@ pub fn align(
     held: &Held,
     plan: &Plan,
     seed: u64,
-    device: &Device,
+    layout: &Layout,
 ) -> Result<Aligned, InvalidInput> {
     let reference = Frozen::new(base);
     let mut policy = base.clone().train();
@@ -104,7 +103,7 @@ pub fn align(
         let lists = &order[next..(next + plan.batch).min(order.len())];
         next += plan.batch;
 
-        let (loss, metrics) = loss.step(&policy, &reference, lists, device)?;
+        let (loss, metrics) = loss.step(&policy, &reference, lists, layout)?;
         let grads = GradientsParams::from_grads(loss.backward(), &policy);
         let warmup = (step as f64 / 10.0).min(1.0);
         policy = optimizer.step(plan.learning_rate * warmup, policy, grads);

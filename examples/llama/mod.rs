@@ -192,7 +192,8 @@ impl Llama {
         self.states(tokens, &places, &mut vec![None; self.blocks.len()])
     }
 
-    fn logits(&self, x: Tensor<3>) -> Tensor<3> {
+    /// What the head makes of hidden states.
+    pub fn logits(&self, x: Tensor<3>) -> Tensor<3> {
         match &self.head {
             Some(head) => head.forward(x),
             None => x.matmul(self.embedding.weight.val().transpose().unsqueeze()),

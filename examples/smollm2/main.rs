@@ -40,7 +40,7 @@ use burn_preference::data::{
 };
 use burn_preference::gradients::clip_by_global_norm;
 use burn_preference::reference::cache::{CacheError, Fingerprint, ReferenceCache};
-use burn_preference::tokens::{Padding, TokenBatch};
+use burn_preference::tokens::{Packing, Padding, TokenBatch};
 use burn_preference::{BatchMetrics, Frozen};
 use chat::Chat;
 use clap::Parser;
@@ -77,6 +77,9 @@ struct Args {
     /// Tokens of prompt and answer, at most; half of them for the prompt.
     #[arg(long, default_value_t = 256)]
     max_length: usize,
+    /// Each prompt once, with both answers in one row, instead of a row per answer.
+    #[arg(long)]
+    shared_prefix: bool,
     /// Rank of the LoRA adapters.
     #[arg(long, default_value_t = 8)]
     rank: usize,
@@ -122,7 +125,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let base = model::load(&file, args.max_length.max(256), &device)?;
     let reference = Frozen::new(&base);
-    let collator = Collator::new(Padding::new(chat::END));
+    let padding = Padding::new(chat::END);
+    let layout = report::Layout {
+        collator: Collator::new(padding),
+        packing: args.shared_prefix.then(|| Packing::new(padding)),
+        device: device.clone(),
+    };
     let cache = reference_log_probs(&args, &reference, [&train, &held_out], &device)?;
 
     device.seed(args.seed);
@@ -134,8 +142,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     println!("parameters: {}", policy.num_params());
     let before = policy.valid();
-    let (policy, seconds) =
-        train_policy(&args, policy, &objective, &cache, train, collator, &device)?;
+    let (policy, seconds) = train_policy(&args, policy, &objective, &cache, train, &layout)?;
 
     // Dense weights, adapters merged, as any other program reads them.
     let trained = policy.valid().materialize();
@@ -151,9 +158,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("after", &trained),
         ("loaded", &loaded),
     ] {
-        let metrics = report::held_out(
-            model, &reference, &objective, &cache, &held_out, 8, collator, &device,
-        )?;
+        let metrics =
+            report::held_out(model, &reference, &objective, &cache, &held_out, 8, &layout)?;
         report::print(name, &metrics);
     }
     for question in QUESTIONS {
@@ -257,8 +263,7 @@ fn train_policy(
     objective: &burn_preference::config::PairObjective,
     cache: &ReferenceCache,
     train: Vec<Tokens>,
-    collator: Collator,
-    device: &Device,
+    layout: &report::Layout,
 ) -> Result<(llama::Llama, f64), Box<dyn Error>> {
     let rate = args.rate.unwrap_or(if args.full { 5e-6 } else { 1e-4 });
     let train = Arc::new(InMemDataset::new(train));
@@ -271,8 +276,7 @@ fn train_policy(
         let mut metrics = BatchMetrics::default();
         let mut accumulator = GradientsAccumulator::new();
         for some in pairs.chunks(args.micro) {
-            let (pair, output) =
-                report::forward(&policy, objective, cache, some, collator, device)?;
+            let (pair, output) = report::forward(&policy, objective, cache, some, layout)?;
             metrics = metrics.merge(BatchMetrics::observe(&pair, &output));
             let loss = output.normalized_by(pairs.len() as f64)?;
             let grads = GradientsParams::from_grads(loss.backward(), &policy);

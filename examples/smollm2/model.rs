@@ -5,6 +5,7 @@ use std::io;
 use burn::module::{Lora, Module, ParamGroup};
 use burn::tensor::{Device, Int, Tensor};
 use burn_preference::LmHead;
+use burn_preference::tokens::PackedBatch;
 
 use crate::gguf::Gguf;
 use crate::llama::{Llama, LlamaConfig};
@@ -59,6 +60,13 @@ fn gguf_name(name: &str) -> String {
 /// Hidden states and the tied head: no logits.
 pub fn hidden(model: &Llama, tokens: Tensor<2, Int>) -> (Tensor<3>, LmHead) {
     let states = model.hidden(tokens);
+    (states, LmHead::from(&model.embedding))
+}
+
+/// The same of packed rows.
+pub fn hidden_packed(model: &Llama, batch: &PackedBatch) -> (Tensor<3>, LmHead) {
+    let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
+    let states = model.hidden_packed(ids, positions, batch.attention_mask());
     (states, LmHead::from(&model.embedding))
 }
 

@@ -8,6 +8,7 @@ use burn_preference::config::PairObjective;
 use burn_preference::data::{Collator, Example, Preference};
 use burn_preference::log_probs::sequence_kl;
 use burn_preference::reference::cache::ReferenceCache;
+use burn_preference::tokens::{PackedBatch, Packing};
 use burn_preference::{
     BatchMetrics, Frozen, LossOutput, Metrics, Objective, Pair, PolicyPair, ReferencedPair,
     TokenLogProbs,
@@ -17,7 +18,15 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::chat::END;
 use crate::llama::Llama;
-use crate::model::hidden;
+use crate::model::{hidden, hidden_packed};
+
+/// How pairs become rows.
+pub struct Layout {
+    pub collator: Collator,
+    /// Each prompt once; otherwise a row per answer.
+    pub packing: Option<Packing>,
+    pub device: Device,
+}
 
 /// Pairs of a batch.
 pub const PAIRS: usize = 2;
@@ -31,12 +40,18 @@ pub fn forward(
     objective: &PairObjective,
     cache: &ReferenceCache,
     pairs: &[Tokens],
-    collator: Collator,
-    device: &Device,
+    layout: &Layout,
 ) -> Result<(ReferencedPair, Output), Box<dyn Error>> {
-    let batch = collator.batch(pairs.to_vec(), device).rows;
-    let (states, head) = hidden(model, batch.ids.clone());
-    let ours = TokenLogProbs::from_hidden(states, &head, batch.ids, batch.completion_mask)?;
+    let device = &layout.device;
+    let batch = layout.collator.batch(pairs.to_vec(), device).rows;
+    let ours = if let Some(packing) = layout.packing {
+        let packed = PackedBatch::new(batch.sequences.clone(), packing, device)?;
+        let (states, head) = hidden_packed(model, &packed);
+        TokenLogProbs::from_packed_hidden(states, &head, &packed)?
+    } else {
+        let (states, head) = hidden(model, batch.ids.clone());
+        TokenLogProbs::from_hidden(states, &head, batch.ids, batch.completion_mask)?
+    };
     let policy = PolicyPair::from_concatenated(&ours.sequence())?;
     let theirs = cache.log_probs(&batch.sequences, device)?;
     let pair = policy
@@ -51,7 +66,6 @@ pub fn forward(
 
 /// Metrics of `pairs`, and the KL of model and reference per token of the first `of_kl` chosen
 /// completions.
-#[allow(clippy::too_many_arguments, reason = "a report")]
 pub fn held_out(
     model: &Llama,
     reference: &Frozen<Llama>,
@@ -59,16 +73,18 @@ pub fn held_out(
     cache: &ReferenceCache,
     pairs: &[Tokens],
     of_kl: usize,
-    collator: Collator,
-    device: &Device,
+    layout: &Layout,
 ) -> Result<Metrics, Box<dyn Error>> {
     let mut metrics = Metrics::default();
     for some in pairs.chunks(PAIRS) {
-        let (pair, output) = forward(model, objective, cache, some, collator, device)?;
+        let (pair, output) = forward(model, objective, cache, some, layout)?;
         metrics.merge(&BatchMetrics::observe(&pair, &output).read()?);
     }
     for pair in pairs.iter().take(of_kl) {
-        let batch = collator.batch(vec![pair.clone()], device).rows;
+        let batch = layout
+            .collator
+            .batch(vec![pair.clone()], &layout.device)
+            .rows;
         let chosen = |x: Tensor<2, Int>| x.narrow(0, 0, 1);
         let tokens = chosen(batch.ids);
         let logits = |model: &Llama| model.forward(tokens.clone());
