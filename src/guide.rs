@@ -6,9 +6,10 @@
 //! 4. [`reference`](mod@reference): frozen, LoRA, cached, moving
 //! 5. [`first_batch`]: my loss is not ln 2
 //! 6. [`memory`]: where it goes
-//! 7. [`scale`]: one device, one machine, several
-//! 8. [`reproducibility`]: the same numbers again, and on resume
-//! 9. [`coming_from_trl`]: its options, and where conventions differ
+//! 7. [`shared_prefixes`]: each prompt once
+//! 8. [`scale`]: one device, one machine, several
+//! 9. [`reproducibility`]: the same numbers again, and on resume
+//! 10. [`coming_from_trl`]: its options, and where conventions differ
 
 macro_rules! chapters {
     ($($name:ident: $file:literal,)*) => {
@@ -26,6 +27,7 @@ chapters! {
     reference: "reference.md",
     first_batch: "first_batch.md",
     memory: "memory.md",
+    shared_prefixes: "shared_prefixes.md",
     scale: "scale.md",
     reproducibility: "reproducibility.md",
     coming_from_trl: "coming_from_trl.md",

@@ -7,7 +7,7 @@ use burn_preference::{InvalidInput, TokenLogProbs};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use crate::llama::Llama;
+use crate::llama::{Llama, Sees};
 use crate::task::Task;
 
 /// A prompt with several completions and the program's scores of them.
@@ -158,7 +158,8 @@ impl Rows {
             }
             Self::Packed(batch) => {
                 let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
-                let hidden = model.hidden_packed(ids, positions, batch.attention_mask());
+                let sees = Sees::Mask(batch.attention_mask());
+                let hidden = model.hidden_packed(ids, positions, sees);
                 TokenLogProbs::from_packed_logits(model.logits(hidden), batch)
             }
         }

@@ -9,6 +9,7 @@ use burn::nn::{
 };
 use burn::tensor::activation::silu;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn_preference::tokens::Segment;
 
 /// Sizes of a model.
 #[derive(Debug, Clone)]
@@ -145,12 +146,21 @@ impl LlamaConfig {
     }
 }
 
+/// What each token may look at.
+#[derive(Debug, Clone)]
+pub enum Sees<'a> {
+    /// True where a token must not look, `[batch or 1, 1, time, total]`.
+    Mask(Tensor<4, Bool>),
+    /// Prompts and completions of packed rows, one after the other: nothing is computed that a mask
+    /// would hide.
+    Segments(&'a [Segment]),
+}
+
 /// Where tokens stand, and what each of them may look at.
-struct Places {
+struct Places<'a> {
     /// Of the rotary positions, `[batch or 1, 1, time, head, 2]`.
     frequencies: Tensor<5>,
-    /// True where a token must not look, `[batch or 1, 1, time, total]`.
-    mask: Tensor<4, Bool>,
+    sees: Sees<'a>,
 }
 
 impl Llama {
@@ -178,17 +188,14 @@ impl Llama {
         self.states(tokens, &places, &mut vec![None; self.blocks.len()])
     }
 
-    /// The same of packed rows.
-    ///
-    /// - `positions`: `[batch, time]`
-    /// - `mask`: `[batch, 1, time, time]`, true where a token must not look
+    /// The same of packed rows, whose tokens are at `positions`, `[batch, time]`.
     pub fn hidden_packed(
         &self,
         tokens: Tensor<2, Int>,
         positions: Tensor<2, Int>,
-        mask: Tensor<4, Bool>,
+        sees: Sees<'_>,
     ) -> Tensor<3> {
-        let places = self.places(positions, mask);
+        let places = self.places(positions, sees);
         self.states(tokens, &places, &mut vec![None; self.blocks.len()])
     }
 
@@ -200,7 +207,7 @@ impl Llama {
         }
     }
 
-    fn states(&self, tokens: Tensor<2, Int>, places: &Places, cache: &mut Cache) -> Tensor<3> {
+    fn states(&self, tokens: Tensor<2, Int>, places: &Places<'_>, cache: &mut Cache) -> Tensor<3> {
         let mut x = self.embedding.forward(tokens);
         for (block, cache) in self.blocks.iter().zip(cache) {
             x = block.forward(x, places, cache);
@@ -209,28 +216,28 @@ impl Llama {
     }
 
     /// Tokens that follow `start` others, each of which sees what is before it.
-    fn following(&self, tokens: &Tensor<2, Int>, start: usize) -> Places {
+    fn following(&self, tokens: &Tensor<2, Int>, start: usize) -> Places<'static> {
         let [_, time] = tokens.dims();
         let total = start + time;
         let device = tokens.device();
         let positions = Tensor::arange(start as i64..total as i64, &device);
         let future = Tensor::<2, Bool>::tril_mask([time, total], start as i64, &device);
-        self.places(positions.unsqueeze(), future.unsqueeze())
+        self.places(positions.unsqueeze(), Sees::Mask(future.unsqueeze()))
     }
 
-    fn places(&self, positions: Tensor<2, Int>, mask: Tensor<4, Bool>) -> Places {
+    fn places<'a>(&self, positions: Tensor<2, Int>, sees: Sees<'a>) -> Places<'a> {
         let [batch, time] = positions.dims();
         let [_, head, _] = self.rope.freq_complex.dims();
         let frequencies = self.rope.freq_complex.clone();
         let frequencies = frequencies.select(0, positions.reshape([batch * time]));
         Places {
             frequencies: frequencies.reshape([batch, 1, time, head, 2]),
-            mask,
+            sees,
         }
     }
 }
 
-impl Places {
+impl Places<'_> {
     /// Rotary positions, as Burn's `RotaryEncoding` applies them.
     fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         let [batch, heads, time, head] = x.dims();
@@ -248,7 +255,7 @@ impl Block {
     fn forward(
         &self,
         x: Tensor<3>,
-        places: &Places,
+        places: &Places<'_>,
         cache: &mut Option<(Tensor<4>, Tensor<4>)>,
     ) -> Tensor<3> {
         let x = x.clone() + self.attention(self.attention_norm.forward(x), places, cache);
@@ -260,7 +267,7 @@ impl Block {
     fn attention(
         &self,
         x: Tensor<3>,
-        places: &Places,
+        places: &Places<'_>,
         cache: &mut Option<(Tensor<4>, Tensor<4>)>,
     ) -> Tensor<3> {
         let [batch, time, dim] = x.dims();
@@ -275,8 +282,23 @@ impl Block {
         };
         *cache = Some((key.clone(), value.clone()));
 
+        let mixed = match &places.sees {
+            Sees::Mask(mask) => self.attend(query, key, value, mask.clone()),
+            Sees::Segments(segments) => self.attend_within(query, key, value, segments),
+        };
+        self.output
+            .forward(mixed.swap_dims(1, 2).reshape([batch, time, dim]))
+    }
+
+    fn attend(
+        &self,
+        query: Tensor<4>,
+        key: Tensor<4>,
+        value: Tensor<4>,
+        mask: Tensor<4, Bool>,
+    ) -> Tensor<4> {
         // Every group of query heads shares one key and value head.
-        let [_, _, total, _] = key.dims();
+        let [batch, _, total, head_dim] = key.dims();
         let share = |x: Tensor<4>| {
             let group = self.heads / self.kv_heads;
             x.unsqueeze_dim::<5>(2)
@@ -284,10 +306,51 @@ impl Block {
                 .reshape([batch, self.heads, total, head_dim])
         };
         let scores = query.matmul(share(key).swap_dims(2, 3)) / (head_dim as f64).sqrt();
-        let scores = scores.mask_fill(places.mask.clone(), f32::NEG_INFINITY);
-        let mixed = softmax(scores).matmul(share(value));
-        self.output
-            .forward(mixed.swap_dims(1, 2).reshape([batch, time, dim]))
+        let scores = scores.mask_fill(mask, f32::NEG_INFINITY);
+        softmax(scores).matmul(share(value))
+    }
+
+    /// Attention of one segment after the other.
+    fn attend_within(
+        &self,
+        query: Tensor<4>,
+        key: Tensor<4>,
+        value: Tensor<4>,
+        segments: &[Segment],
+    ) -> Tensor<4> {
+        let [batch, heads, time, head_dim] = query.dims();
+        let device = query.device();
+        let mut rows: Vec<Vec<Tensor<4>>> = vec![Vec::new(); batch];
+        let mut prompt = None;
+        for segment in segments {
+            let (row, tokens) = (segment.row, segment.tokens.clone());
+            let part = |x: &Tensor<4>| {
+                x.clone()
+                    .slice([row..row + 1, 0..x.dims()[1], tokens.clone()])
+            };
+            let (mut keys, mut values) = (part(&key), part(&value));
+            if segment.sequence.is_none() {
+                prompt = Some((keys.clone(), values.clone()));
+            } else if let Some((of_prompt, said)) =
+                prompt.clone().filter(|_| !segment.prompt.is_empty())
+            {
+                keys = Tensor::cat(vec![of_prompt, keys], 2);
+                values = Tensor::cat(vec![said, values], 2);
+            }
+            let (before, own) = (segment.prompt.len(), tokens.len());
+            let future = Tensor::<2, Bool>::tril_mask([own, before + own], before as i64, &device);
+            rows[row].push(self.attend(part(&query), keys, values, future.unsqueeze()));
+        }
+        let rows = rows.into_iter().map(|mut parts| {
+            let used: usize = parts.iter().map(|part| part.dims()[2]).sum();
+            if used < time {
+                // Padding hears nothing, and nobody hears of it.
+                let shape = [1, heads, time - used, head_dim];
+                parts.push(Tensor::zeros(shape, (&device, query.dtype())));
+            }
+            Tensor::cat(parts, 2)
+        });
+        Tensor::cat(rows.collect(), 0)
     }
 }
 

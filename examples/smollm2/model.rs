@@ -8,7 +8,7 @@ use burn_preference::LmHead;
 use burn_preference::tokens::PackedBatch;
 
 use crate::gguf::Gguf;
-use crate::llama::{Llama, LlamaConfig};
+use crate::llama::{Llama, LlamaConfig, Sees};
 
 /// Loads a GGUF file of the `llama` family with a tied head, for `max_time` tokens.
 pub fn load(file: &Gguf, max_time: usize, device: &Device) -> io::Result<Llama> {
@@ -63,10 +63,10 @@ pub fn hidden(model: &Llama, tokens: Tensor<2, Int>) -> (Tensor<3>, LmHead) {
     (states, LmHead::from(&model.embedding))
 }
 
-/// The same of packed rows.
+/// The same of packed rows, without what a mask would hide.
 pub fn hidden_packed(model: &Llama, batch: &PackedBatch) -> (Tensor<3>, LmHead) {
     let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
-    let states = model.hidden_packed(ids, positions, batch.attention_mask());
+    let states = model.hidden_packed(ids, positions, Sees::Segments(&batch.segments));
     (states, LmHead::from(&model.embedding))
 }
 

@@ -41,7 +41,7 @@ impl TokenLogProbs {
     /// let hidden = Tensor::<3>::from_floats([[[0.5], [7.0], [9.0]]], &device);
     /// let log_probs = TokenLogProbs::from_packed_hidden(hidden, &head, &packed)?;
     /// let pair = PolicyPair::from_concatenated(&log_probs.sequence())?;
-    /// let margin = pair.chosen().sum() - pair.rejected().sum();
+    /// let margin = pair.chosen.sum() - pair.rejected.sum();
     /// assert!((margin.into_scalar::<f32>() - -1.0).abs() < 1e-6); // −h − h
     /// # Ok::<(), burn_preference::InvalidInput>(())
     /// ```

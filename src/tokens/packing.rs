@@ -15,9 +15,10 @@ use crate::error::InvalidInput;
 /// rows of 18 tokens   Q Q c c c c d d d d P P P a a b b b
 /// ```
 ///
-/// Groups go to rows by first-fit decreasing: the longest first, into the first row that has room.
-/// The same sequences always give the same rows, and rows change nothing of the order in which
-/// log-probabilities come out.
+/// First-fit decreasing says how many rows there are: the longest group first, into the first row
+/// that has room. The groups are then spread over so many rows, the longest first into the emptiest
+/// one, so that little is padded. The same sequences always give the same rows, and rows change
+/// nothing of the order in which log-probabilities come out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packing {
     padding: Padding,
@@ -90,16 +91,17 @@ impl Packing {
         };
         // Stable: of equal ones, the first.
         pieces.sort_by_key(|piece| std::cmp::Reverse(piece.tokens));
-        let mut rows: Vec<Vec<Piece>> = Vec::new();
-        let mut room: Vec<usize> = Vec::new();
-        for piece in pieces {
-            let row = room.iter().position(|&room| room >= piece.tokens);
-            let row = row.unwrap_or_else(|| {
-                rows.push(Vec::new());
-                room.push(row_length);
-                rows.len() - 1
-            });
-            room[row] -= piece.tokens;
+        let tokens: Vec<usize> = pieces.iter().map(|piece| piece.tokens).collect();
+        let (first_fit, filled) = first_fit(&tokens, row_length);
+        let (even, evenly) = emptiest(&tokens, filled.len());
+        let longest = |filled: &[usize]| filled.iter().max().copied();
+        let places = if longest(&evenly) <= longest(&filled) {
+            even
+        } else {
+            first_fit
+        };
+        let mut rows: Vec<Vec<Piece>> = filled.iter().map(|_| Vec::new()).collect();
+        for (piece, row) in pieces.into_iter().zip(places) {
             rows[row].push(piece);
         }
         Ok(rows)
@@ -133,4 +135,32 @@ impl Packing {
         }
         Ok(pieces)
     }
+}
+
+/// The row of each piece, and what the rows hold: the first row with room for it.
+fn first_fit(pieces: &[usize], row_length: usize) -> (Vec<usize>, Vec<usize>) {
+    let mut filled: Vec<usize> = Vec::new();
+    let place = |&tokens: &usize| {
+        let row = filled.iter().position(|row| row + tokens <= row_length);
+        let row = row.unwrap_or(filled.len());
+        if row == filled.len() {
+            filled.push(0);
+        }
+        filled[row] += tokens;
+        row
+    };
+    let places = pieces.iter().map(place).collect();
+    (places, filled)
+}
+
+/// The same of so many rows: the one that holds least, of equal ones the first.
+fn emptiest(pieces: &[usize], rows: usize) -> (Vec<usize>, Vec<usize>) {
+    let mut filled = vec![0; rows];
+    let place = |&tokens: &usize| {
+        let row = (0..rows).min_by_key(|&row| filled[row]).unwrap_or(0);
+        filled[row] += tokens;
+        row
+    };
+    let places = pieces.iter().map(place).collect();
+    (places, filled)
 }

@@ -24,7 +24,7 @@ use proptest::prelude::*;
 use std::sync::Arc;
 
 use crate::support::device::device;
-use crate::support::llama::{Llama, LlamaConfig};
+use crate::support::llama::{Llama, LlamaConfig, Sees};
 use crate::support::{cases, to_vec};
 
 const VOCAB: usize = 23;
@@ -102,6 +102,14 @@ fn a_prompt_stands_once() {
     let wide = [of(&[1 << 31], &[1])];
     let error = PackedBatch::new(wide.to_vec(), rows_of(9), &device()).unwrap_err();
     assert_eq!(error.name(), "tokens");
+
+    // As few rows as the first that has room makes, 6 + 5 and 4 + 3, and none longer than needed.
+    let four = [6_u32, 5, 4, 3].map(|n| of(&[n], &vec![n; n as usize - 1]));
+    assert_eq!(rows_of(12).dims(&four).unwrap(), [2, 9]);
+    // An even spread is 3 2 2 and 3 2, longer than 3 3 and 2 2 2.
+    let five = [3_usize, 3, 2, 2, 2].into_iter().zip(1..);
+    let five: Vec<_> = five.map(|(n, id)| of(&[id], &vec![9; n - 1])).collect();
+    assert_eq!(rows_of(6).dims(&five).unwrap(), [2, 6]);
 
     // Another context is another prompt.
     let seen = [of(&[1], &[2]).with_context([1; 32]), of(&[1], &[3])];
@@ -254,11 +262,38 @@ impl Model for Llama {
         positions: Tensor<2, Int>,
         mask: Tensor<4, Bool>,
     ) -> Tensor<3> {
-        self.hidden_packed(ids, positions, mask)
+        self.hidden_packed(ids, positions, Sees::Mask(mask))
     }
 
     fn head(&self) -> LmHead {
         LmHead::from(self.head.as_ref().unwrap())
+    }
+}
+
+/// The same model, computing nothing that a mask would hide.
+#[derive(Module, Debug)]
+struct BySegments {
+    model: Llama,
+}
+
+impl Model for BySegments {
+    fn states(
+        &self,
+        ids: Tensor<2, Int>,
+        positions: Tensor<2, Int>,
+        mask: Tensor<4, Bool>,
+    ) -> Tensor<3> {
+        self.model.states(ids, positions, mask)
+    }
+
+    fn head(&self) -> LmHead {
+        self.model.head()
+    }
+
+    fn packed(&self, batch: &PackedBatch) -> Tensor<3> {
+        let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
+        let sees = Sees::Segments(&batch.segments);
+        self.model.hidden_packed(ids, positions, sees)
     }
 }
 
@@ -376,6 +411,8 @@ proptest! {
     fn numbers_are_those_of_padded_rows(sequences in groups(1..6, 8), length in prop::option::of(11_usize..40)) {
         let packing = length.map_or(Packing::new(padding()), rows_of);
         assert_same(&three_ways(&rotary(), &sequences, packing, weighted));
+        let by_segments = BySegments { model: rotary() };
+        assert_same(&three_ways(&by_segments, &sequences, packing, weighted));
         assert_same(&three_ways(&learned(), &sequences, packing, weighted));
     }
 }

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Int, Tensor};
 use burn_preference::LmHead;
 use safetensors::SafeTensors;
 
-pub use model::{Llama, LlamaConfig};
+pub use model::{Llama, LlamaConfig, Sees};
 
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llama")

