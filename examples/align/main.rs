@@ -13,6 +13,7 @@
 //! model; README.md says where to get the two files.
 
 #[path = "../llama/mod.rs"]
+#[allow(dead_code, reason = "other examples attend by segments")]
 mod llama;
 mod objective;
 mod plot;

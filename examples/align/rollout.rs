@@ -125,7 +125,7 @@ pub struct Layout {
 
 /// Prompts and completions as tokens.
 pub enum Rows {
-    Padded(TokenBatch),
+    Padded(Box<TokenBatch>),
     Packed(Box<PackedBatch>),
 }
 
@@ -142,7 +142,8 @@ impl Layout {
             rows.map(|(prompt, completion)| Sequence::new(&ids(prompt), &ids(completion)));
         let (sequences, padding) = (sequences.collect(), Padding::new(0));
         if !self.shared_prefix {
-            return TokenBatch::new(sequences, padding, &self.device).map(Rows::Padded);
+            let batch = TokenBatch::new(sequences, padding, &self.device)?;
+            return Ok(Rows::Padded(Box::new(batch)));
         }
         let packed = PackedBatch::new(sequences, Packing::new(padding), &self.device)?;
         Ok(Rows::Packed(Box::new(packed)))

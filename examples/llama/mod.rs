@@ -148,6 +148,7 @@ impl LlamaConfig {
 
 /// What each token may look at.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one a forward")]
 pub enum Sees<'a> {
     /// True where a token must not look, `[batch or 1, 1, time, total]`.
     Mask(Tensor<4, Bool>),

@@ -32,7 +32,7 @@ impl FirstBatch {
         padded: impl FnOnce(&TokenRows) -> Result<SequenceLogProbs, E>,
         mut packed: impl FnMut(&PackedBatch) -> Result<SequenceLogProbs, E>,
     ) -> Result<Findings, E> {
-        let [ours, theirs] = [&self.rows.ids, &batch.unpacked.ids].map(|ids| ids.dims());
+        let [ours, theirs] = [&self.rows.ids, &batch.unpacked.ids].map(Tensor::dims);
         if ours != theirs {
             let expected = format!("the rows of this check, {ours:?}");
             let found = format!("{theirs:?}");

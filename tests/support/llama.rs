@@ -9,6 +9,7 @@ use burn::tensor::{Device, Int, Tensor};
 use burn_preference::LmHead;
 use safetensors::SafeTensors;
 
+#[allow(unused_imports, reason = "each test binary uses its own part")]
 pub use model::{Llama, LlamaConfig, Sees};
 
 pub fn folder() -> PathBuf {
