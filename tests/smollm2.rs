@@ -9,6 +9,7 @@ mod chat;
 #[path = "../examples/smollm2/gguf.rs"]
 mod gguf;
 #[path = "../examples/llama/mod.rs"]
+#[allow(dead_code, reason = "the examples use all of it")]
 mod llama;
 #[path = "../examples/smollm2/model.rs"]
 #[allow(dead_code, reason = "the example uses all of it")]

@@ -32,6 +32,7 @@ const USER: u32 = 1000;
 const ASSISTANT: u32 = 1001;
 const TOOL: u32 = 1002;
 const END: u32 = 1003;
+const THOUGHT: u32 = 1004;
 
 /// A token per turn's opening, byte and end.
 #[expect(clippy::unnecessary_wraps, reason = "what `Tokenized` asks for")]
@@ -331,7 +332,6 @@ fn ends_and_openings_that_move() {
 
     // The generation prompt opens a thought; an answer without one shows none. The prompt ends
     // before the opening for both; each side counts from behind its own.
-    const THOUGHT: u32 = 1004;
     let thinks = |text: Encode<'_>| -> Result<Vec<u32>, Infallible> {
         let mut ids = template(text)?;
         if text.add_generation_prompt {
