@@ -429,6 +429,15 @@ fn messages_as_data_sets_have_them() {
         row.chosen().as_conversation().unwrap()[0].text().unwrap(),
         "ab"
     );
+    // What a table fills in where a message has no such field.
+    let filled =
+        r#"{"role": "assistant", "content": "a", "tool_calls": null, "name": null, "n": 1}"#;
+    let row = chat(filled).unwrap();
+    let message = &row.chosen().as_conversation().unwrap()[0];
+    assert_eq!(
+        serde_json::to_string(message).unwrap(),
+        r#"{"role":"assistant","content":"a","n":1}"#
+    );
     let image = r#"{"role": "assistant", "content": [{"type": "image"}]}"#;
     assert_eq!(
         chat(image).unwrap().chosen().as_conversation().unwrap()[0].text(),
