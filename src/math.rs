@@ -21,6 +21,21 @@ const MAX_EXPONENT: f64 = 80.0;
 /// value whose `1 − eˣ` is still a normal number in f32.
 const MAX_LOG_PROB: f64 = -1e-30;
 
+/// `value`, a function of each element of `x` whose derivative is `slope`: four steps for the
+/// backward, however many the function takes. Where x is ±∞ and the slope is not 0, so is the
+/// value.
+fn with_slope<const D: usize>(x: Tensor<D>, value: Tensor<D>, slope: Tensor<D>) -> Tensor<D> {
+    if !x.is_tracked() {
+        return value;
+    }
+    let here = x.clone().without_autodiff();
+    let infinite = here.clone().is_inf();
+    let level = infinite.clone().bool_and(slope.clone().equal_elem(0.0));
+    // 0, or ±∞ where x is.
+    let step = (x - here.mask_fill(infinite, 0.0)).mask_fill(level, 0.0);
+    value + step * slope
+}
+
 /// `ln(1 + eˣ)`, exact to the last digit on both tails; its gradient at 0 is ½.
 pub fn softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     // Past 40, ln(1 + eˣ) = x in f64 already. Burn's default of 20 would cost f64 eight digits.
@@ -76,22 +91,28 @@ fn small_expm1<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// `eˣ − 1`, without cancellation near 0; constant for x > 80, ∞ for ∞. Its gradient is `eˣ` to the
 /// last digit on both tails.
 pub fn bounded_expm1<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let large = x.clone().abs().greater_elem(LN_2);
-    // Clamped, so that the branch that is not taken has no gradient of NaN.
-    let near_zero = small_expm1(x.clone().clamp(-LN_2, LN_2));
-    near_zero.mask_where(large, bounded_exp(x) - 1)
+    let here = x.clone().without_autodiff();
+    let large = here.clone().abs().greater_elem(LN_2);
+    let constant = here.clone().greater_elem(MAX_EXPONENT);
+    let power = bounded_exp(here.clone());
+    let near_zero = small_expm1(here.clamp(-LN_2, LN_2));
+    let value = near_zero.mask_where(large, power.clone() - 1);
+    with_slope(x, value, power.mask_fill(constant, 0.0))
 }
 
 /// `ln(1 − eˣ)` for x < 0, with its digits at both ends: −eˣ far from 0, ln(−x) near it. The input
 /// is clamped to at most −1e-30 (there the gradient is 0); NaN for ∞.
 pub fn log1mexp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    complement(below_zero(x))
+    let (below, constant) = below_zero(x.clone().without_autodiff());
+    let value = complement(below.clone());
+    // −eˣ/(1 − eˣ)
+    let slope = -(below - value.clone()).exp();
+    with_slope(x, value, slope.mask_fill(constant, 0.0))
 }
 
 /// `ln(1 − eˣ)` for x ≤ −1e-30.
 fn complement<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    // Where eˣ = ½: on either side the other form would cancel. Both are clamped, so that the one
-    // that is not taken has no gradient of NaN.
+    // Where eˣ = ½: on either side the other form would cancel.
     let far = x.clone().lower_elem(-LN_2);
     let near_zero = (-small_expm1(x.clone().clamp_min(-LN_2))).log();
     near_zero.mask_where(far, (-x.clamp_max(-LN_2).exp()).log1p())
@@ -99,14 +120,20 @@ fn complement<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 
 /// The log-odds `ln(p / (1 − p))` of a log-probability x = ln p; NaN for x = ∞.
 pub fn log_odds<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let x = below_zero(x);
-    x.clone() - complement(x)
+    let (below, constant) = below_zero(x.clone().without_autodiff());
+    let complement = complement(below.clone());
+    // 1/(1 − eˣ)
+    let slope = (-complement.clone()).exp();
+    with_slope(x, below - complement, slope.mask_fill(constant, 0.0))
 }
 
-/// At most −1e-30. Rounding may put a certain completion a little above 0, but never at ∞.
-fn below_zero<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+/// At most −1e-30, and where it was more. Rounding may put a certain completion a little above 0,
+/// but never at ∞.
+fn below_zero<const D: usize>(x: Tensor<D>) -> (Tensor<D>, Tensor<D, Bool>) {
     let infinite = x.clone().equal_elem(f64::INFINITY);
-    x.clamp_max(MAX_LOG_PROB).mask_fill(infinite, f64::NAN)
+    let constant = x.clone().greater_elem(MAX_LOG_PROB);
+    let below = x.clamp_max(MAX_LOG_PROB).mask_fill(infinite, f64::NAN);
+    (below, constant)
 }
 
 /// Σ of each row. Long rows in blocks of about √columns: in f32, a million numbers added one by
