@@ -8,6 +8,7 @@
 //! forward, and twice more for both gradients. `examples/head_floor.rs` prints multiples of the
 //! bare products, and memory.
 
+use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor};
 use burn_preference::{LmHead, TokenLogProbs};
 use divan::{Bencher, black_box};
@@ -120,4 +121,60 @@ fn logits_backward(bencher: Bencher, vocab: usize) {
     };
     let bencher = bencher.with_inputs(loss);
     bencher.bench_local_values(|loss| black_box(loss.backward()));
+}
+
+/// Small problems, `[rows, width, vocab]`: a toy, few rows, a small vocabulary.
+const SMALL: [[usize; 3]; 5] = [
+    [32, 16, 12],
+    [32, 64, 512],
+    [128, 64, 512],
+    [32, 256, 4096],
+    [256, 128, 2048],
+];
+
+fn small([rows, width, vocab]: [usize; 3]) -> Inputs {
+    let device = Device::default();
+    let normal = |scale| Distribution::Normal(0.0, scale);
+    let ids = Tensor::<1, Int>::arange(0..rows as i64, &device) % vocab as i64;
+    Inputs {
+        hidden: Tensor::random([rows, width], normal(1.0), &device),
+        weight: Tensor::random([vocab, width], normal(0.1), &device),
+        tokens: ids.reshape([1, rows]),
+        mask: Tensor::<2, Int>::ones([1, rows], &device).bool(),
+    }
+}
+
+/// Forward and backward of a trained head from hidden states.
+#[divan::bench(args = SMALL)]
+fn small_head(bencher: Bencher, shape: [usize; 3]) {
+    let inputs = small(shape);
+    let [rows, width, _] = shape;
+    bencher.bench_local(|| {
+        let head = LmHead::new(inputs.weight.clone().autodiff().require_grad());
+        let hidden = inputs.hidden.clone().autodiff().require_grad();
+        let hidden = hidden.reshape([1, rows, width]);
+        let (tokens, mask) = (inputs.tokens.clone(), inputs.mask.clone());
+        let log_probs = TokenLogProbs::from_hidden(hidden, &head, tokens, mask);
+        let loss = log_probs.expect("the shapes fit").log_probs().sum();
+        black_box(loss.backward())
+    });
+}
+
+/// The same by Burn's own `log_softmax` and `gather`, without a mask.
+#[divan::bench(args = SMALL)]
+fn small_by_hand(bencher: Bencher, shape: [usize; 3]) {
+    let inputs = small(shape);
+    let [rows, ..] = shape;
+    bencher.bench_local(|| {
+        let weight = inputs.weight.clone().autodiff().require_grad();
+        let hidden = inputs.hidden.clone().autodiff().require_grad();
+        let log_probs = log_softmax(hidden.matmul(weight.transpose()), 1);
+        let targets = inputs
+            .tokens
+            .clone()
+            .reshape([rows, 1])
+            .narrow(0, 1, rows - 1);
+        let loss = log_probs.narrow(0, 0, rows - 1).gather(1, targets).sum();
+        black_box(loss.backward())
+    });
 }

@@ -22,8 +22,8 @@ const MAX_EXPONENT: f64 = 80.0;
 const MAX_LOG_PROB: f64 = -1e-30;
 
 /// `value`, a function of each element of `x` whose derivative is `slope`: four steps for the
-/// backward, however many the function takes. Where x is ±∞ and the slope is not 0, so is the
-/// value.
+/// backward, however many the function takes. Where x is ±∞ and the slope is not 0, the value must
+/// be x itself times a positive slope.
 fn with_slope<const D: usize>(x: Tensor<D>, value: Tensor<D>, slope: Tensor<D>) -> Tensor<D> {
     if !x.is_tracked() {
         return value;

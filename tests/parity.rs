@@ -585,7 +585,11 @@ fn prompts_that_stand_once() {
     assert_eq!(packed.ids.dims(), [2, 8]);
     let visible = packed.attention_mask().bool_not().int().sum_dim(3);
     let visible: Vec<i64> = visible.into_data().iter().collect();
-    assert_eq!(visible, [1, 2, 3, 4, 5, 3, 3, 4, 1, 2, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(visible, [1, 2, 3, 4, 5, 3, 3, 4, 1, 2, 2, 3, 4, 5, 6, 7]);
+    // 2 1, the last completion: the prompt and itself.
+    let hidden = packed.attention_mask().slice([0..1, 0..1, 7..8, 0..8]);
+    let hidden: Vec<bool> = hidden.into_data().iter().collect();
+    assert_eq!(hidden, [false, false, true, true, true, true, false, false]);
 
     // Which row of hidden states predicts which word, and where that stands.
     let predictions = [

@@ -1,15 +1,21 @@
 use burn::data::dataloader::BatchStrategy;
 
+use super::collate::sealed::Collated;
 use super::example::Example;
 use crate::tokens::{Packing, Padding, Sequence};
 
-/// Batches of as many tokens as fit, instead of so many rows: each step takes about the same memory,
-/// whether its rows are long or short.
+/// Batches of as many tokens as fit, instead of a fixed number of rows: each step takes about the
+/// same memory, whether its rows are long or short.
+///
+/// What is counted are the tensors that [`Collator`](super::Collator) makes of pairs, thumbs or
+/// lists: padding, absent candidates and mismatched completions included.
 ///
 /// It is Burn's `BatchStrategy`: [`EpochLoader::with_strategy`](super::EpochLoader::with_strategy)
 /// takes it, and so does Burn's `BatchDataLoader`. Rows come in their order; the one that does not
 /// fit begins the next batch. Batches have several sizes, so divide a loss by the examples or
-/// tokens of the batch, not by a constant.
+/// tokens of the batch, not by a constant. Workers with a share of the rows each may have several
+/// numbers of batches, which a [`Reducer`](crate::reducer::Reducer) does not stand: there, split
+/// each batch over the workers instead.
 ///
 /// ```
 /// use burn::data::dataloader::BatchStrategy;
@@ -32,7 +38,6 @@ pub struct TokenBudget<L> {
     tokens: usize,
     layout: Layout,
     items: Vec<Example<Vec<u32>, L>>,
-    sequences: Vec<Sequence>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -41,20 +46,30 @@ enum Layout {
     Packed(Packing),
 }
 
+impl Layout {
+    /// Tokens of the tensors; none where a sequence is longer than a row.
+    fn tokens(self, sequences: &[Sequence]) -> Option<usize> {
+        let [rows, time] = match self {
+            Self::Padded(padding) => padding.dims(sequences),
+            Self::Packed(packing) => packing.dims(sequences).ok()?,
+        };
+        rows.checked_mul(time)
+    }
+}
+
 impl<L> TokenBudget<L> {
-    /// Batches whose [`TokenBatch`](crate::tokens::TokenBatch) has at most `tokens` tokens, padding
-    /// included.
+    /// Batches whose [`TokenBatch`](crate::tokens::TokenBatch)es have at most `tokens` tokens.
     ///
-    /// A row that alone has more is a batch of its own: truncate rows to what a device holds.
+    /// An example that alone has more is a batch of its own: truncate rows to what a device holds.
     pub fn padded(tokens: usize, padding: Padding) -> Self {
         Self::new(tokens, Layout::Padded(padding))
     }
 
-    /// Batches whose [`PackedBatch`](crate::tokens::PackedBatch) has at most `tokens` tokens,
-    /// padding included.
+    /// Batches whose rows, packed, have at most `tokens` tokens; mismatched completions are packed
+    /// by themselves.
     ///
-    /// A row that alone has more is a batch of its own, also where it is longer than a packed row,
-    /// which `PackedBatch::new` then says.
+    /// An example that alone has more is a batch of its own, also where it is longer than a packed
+    /// row, which `PackedBatch::new` then says.
     pub fn packed(tokens: usize, packing: Packing) -> Self {
         Self::new(tokens, Layout::Packed(packing))
     }
@@ -64,37 +79,40 @@ impl<L> TokenBudget<L> {
             tokens,
             layout,
             items: Vec::new(),
-            sequences: Vec::new(),
         }
-    }
-
-    /// Whether what is here makes a batch within the budget.
-    fn fits(&self) -> bool {
-        let dims = match self.layout {
-            Layout::Padded(padding) => Ok(padding.dims(&self.sequences)),
-            Layout::Packed(packing) => packing.dims(&self.sequences),
-        };
-        dims.is_ok_and(|[rows, time]| rows.saturating_mul(time) <= self.tokens)
     }
 }
 
-impl<L: Clone + Send + Sync + 'static> BatchStrategy<Example<Vec<u32>, L>> for TokenBudget<L> {
+impl<L: Collated> TokenBudget<L> {
+    /// Whether what is here makes a batch within the budget.
+    fn fits(&self) -> bool {
+        let mismatched = L::mismatched(&self.items).unwrap_or_default();
+        let tokens = [L::rows(&self.items), mismatched].map(|rows| self.layout.tokens(&rows));
+        matches!(tokens, [Some(a), Some(b)] if a.saturating_add(b) <= self.tokens)
+    }
+}
+
+impl<L> BatchStrategy<Example<Vec<u32>, L>> for TokenBudget<L>
+where
+    L: Collated + Clone + Send + Sync + 'static,
+{
     fn add(&mut self, item: Example<Vec<u32>, L>) {
-        self.sequences.extend(item.sequences());
         self.items.push(item);
     }
 
     /// What fits, once something does not; with `force`, what is left.
     fn batch(&mut self, force: bool) -> Option<Vec<Example<Vec<u32>, L>>> {
+        if self.items.is_empty() {
+            return None;
+        }
         let full = !self.fits();
-        if self.items.is_empty() || !(full || force) {
+        if !(full || force) {
             return None;
         }
         let mut next = Vec::new();
         if full && self.items.len() > 1 {
             next.extend(self.items.pop());
         }
-        self.sequences = next.iter().flat_map(Example::sequences).collect();
         Some(std::mem::replace(&mut self.items, next))
     }
 

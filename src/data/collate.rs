@@ -7,6 +7,7 @@ use crate::batch::Ranked;
 use crate::error::InvalidInput;
 use crate::log_probs::Completions;
 use crate::tokens::{Padding, Sequence, TokenBatch};
+use sealed::Collated;
 
 /// Makes batches of token ids: a Burn `Batcher` for pairs, thumbs, thumbs with mismatched
 /// completions, and lists.
@@ -43,15 +44,8 @@ pub struct PairTokens {
 
 impl Batcher<Example<Vec<u32>, Preference>, PairTokens> for Collator {
     fn batch(&self, items: Vec<Example<Vec<u32>, Preference>>, device: &Device) -> PairTokens {
-        let (mut sequences, mut rejected) = (Vec::new(), Vec::new());
-        for item in &items {
-            let mut pair = item.sequences().into_iter();
-            sequences.extend(pair.next());
-            rejected.extend(pair.next());
-        }
-        sequences.append(&mut rejected);
         PairTokens {
-            rows: self.rows(sequences, device),
+            rows: self.rows(Preference::rows(&items), device),
             examples: items,
         }
     }
@@ -72,16 +66,15 @@ pub struct UnpairedTokens<L = Desirable> {
 }
 
 impl Collator {
-    fn unpaired<L>(
+    fn unpaired<L: Collated>(
         &self,
         items: Vec<Example<Vec<u32>, L>>,
         desirable: impl Fn(&L) -> bool,
         device: &Device,
     ) -> UnpairedTokens<L> {
-        let sequences = items.iter().flat_map(Example::sequences).collect();
         let labels: Vec<bool> = items.iter().map(|x| desirable(&x.label)).collect();
         UnpairedTokens {
-            rows: self.rows(sequences, device),
+            rows: self.rows(L::rows(&items), device),
             desirable: Tensor::from_data(TensorData::from(labels.as_slice()), device),
             mismatched: None,
             examples: items,
@@ -101,9 +94,9 @@ impl Batcher<Example<Vec<u32>, WithMismatched>, UnpairedTokens<WithMismatched>> 
         items: Vec<Example<Vec<u32>, WithMismatched>>,
         device: &Device,
     ) -> UnpairedTokens<WithMismatched> {
-        let mismatched = items.iter().map(|x| x.label.sequence.clone()).collect();
+        let mismatched = WithMismatched::mismatched(&items);
         UnpairedTokens {
-            mismatched: Some(self.rows(mismatched, device)),
+            mismatched: mismatched.map(|rows| self.rows(rows, device)),
             ..self.unpaired(items, |label| label.desirable.0, device)
         }
     }
@@ -140,27 +133,79 @@ impl RankedTokens {
 
 impl Batcher<Example<Vec<u32>, Scores>, RankedTokens> for Collator {
     fn batch(&self, items: Vec<Example<Vec<u32>, Scores>>, device: &Device) -> RankedTokens {
-        let longest = items.iter().map(|x| x.completions().len()).max();
-        let candidates = longest.unwrap_or(1);
+        let candidates = candidates(&items);
         let shape = [items.len(), candidates];
-        let mut sequences = Vec::with_capacity(shape[0] * candidates);
         let mut scores = Vec::with_capacity(shape[0] * candidates);
         let mut present = Vec::with_capacity(shape[0] * candidates);
         for item in &items {
-            let mut of_item = item.sequences().into_iter();
             for i in 0..candidates {
-                let sequence = of_item.next();
                 scores.push(item.label.0.get(i).copied().unwrap_or(0.0));
-                present.push(sequence.is_some());
-                sequences.push(sequence.unwrap_or_else(|| Sequence::new(&item.prompt, &[])));
+                present.push(i < item.completions().len());
             }
         }
         RankedTokens {
-            rows: self.rows(sequences, device),
+            rows: self.rows(Scores::rows(&items), device),
             candidates,
             scores: Tensor::from_data(TensorData::new(scores, shape), device),
             present: Tensor::from_data(TensorData::new(present, shape), device),
             examples: items,
         }
+    }
+}
+
+/// The length of the longest list.
+fn candidates(items: &[Example<Vec<u32>, Scores>]) -> usize {
+    let lengths = items.iter().map(|item| item.completions().len());
+    lengths.max().unwrap_or(1)
+}
+
+pub(super) mod sealed {
+    use super::{Example, Sequence};
+
+    /// A label whose examples become a batch: which rows, in which order.
+    pub trait Collated: Sized {
+        fn rows(items: &[Example<Vec<u32>, Self>]) -> Vec<Sequence> {
+            items.iter().flat_map(Example::sequences).collect()
+        }
+
+        /// The rows of a second batch.
+        fn mismatched(_: &[Example<Vec<u32>, Self>]) -> Option<Vec<Sequence>> {
+            None
+        }
+    }
+}
+
+impl Collated for Preference {
+    fn rows(items: &[Example<Vec<u32>, Self>]) -> Vec<Sequence> {
+        let pairs = items.iter().map(Example::sequences);
+        let (mut sequences, mut rejected) = (Vec::new(), Vec::new());
+        for mut pair in pairs.map(Vec::into_iter) {
+            sequences.extend(pair.next());
+            rejected.extend(pair.next());
+        }
+        sequences.append(&mut rejected);
+        sequences
+    }
+}
+
+impl Collated for Desirable {}
+
+impl Collated for WithMismatched {
+    fn mismatched(items: &[Example<Vec<u32>, Self>]) -> Option<Vec<Sequence>> {
+        let of = |item: &Example<_, Self>| item.label.sequence.clone();
+        Some(items.iter().map(of).collect())
+    }
+}
+
+impl Collated for Scores {
+    fn rows(items: &[Example<Vec<u32>, Self>]) -> Vec<Sequence> {
+        let candidates = candidates(items);
+        let row = |item: &Example<Vec<u32>, Self>| {
+            let absent = Sequence::new(&item.prompt, &[]);
+            let mut row = item.sequences();
+            row.resize(candidates, absent);
+            row
+        };
+        items.iter().flat_map(row).collect()
     }
 }

@@ -113,7 +113,6 @@ fn add_text(hasher: &mut blake3::Hasher, text: &Text) {
             hasher.update(&(messages.len() as u64).to_le_bytes());
             for message in messages {
                 add_bytes(hasher, message.role.as_bytes());
-                hasher.update(&[u8::from(message.content.is_some())]);
                 add(hasher, message.content.as_ref().unwrap_or(&Json::Null));
                 add(hasher, &Json::Object(message.other.clone()));
             }

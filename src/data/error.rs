@@ -74,10 +74,7 @@ pub enum DataError {
         source: RowError,
     },
     /// A line is longer than the limit of its file.
-    #[error(
-        "{}:{line}: longer than {max} bytes; `JsonLines::with_max_line_bytes` raises the limit",
-        path.display()
-    )]
+    #[error("{}:{line}: {}", path.display(), too_long(*max))]
     LongLine {
         /// The file.
         path: PathBuf,
@@ -126,6 +123,10 @@ fn inner(error: &burn::data::dataset::DatasetError) -> Option<&DataError> {
     std::error::Error::source(error)?.downcast_ref()
 }
 
+fn too_long(max: usize) -> String {
+    format!("longer than {max} bytes; `JsonLines::with_max_line_bytes` raises the limit")
+}
+
 /// What a parser says of one line: its column, not that it is the first line of what was parsed.
 fn in_its_line(error: &serde_json::Error) -> String {
     let (line, column) = (error.line(), error.column());
@@ -160,6 +161,7 @@ impl DataError {
             Self::Json { source, .. } => in_its_line(source),
             Self::Row { source, .. } => source.to_string(),
             Self::Tokenizer { source, .. } => source.to_string(),
+            Self::LongLine { max, .. } => too_long(*max),
             Self::Dataset(error) => inner(error).map_or(self.to_string(), Self::of_the_row),
             _ => self.to_string(),
         }

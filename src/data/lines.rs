@@ -50,8 +50,8 @@ impl<F: Format> JsonLines<F> {
         }
     }
 
-    /// How long a line may be, in bytes before its line feed, once it is unpacked. A longer one is an error before it is
-    /// read: a compressed file of 0.5 MB can hold a line of 500.
+    /// How long a line may be, in bytes before its line feed, once it is unpacked. A longer one is an
+    /// error before it is read: a compressed file of 0.5 MB can hold a line of 500.
     ///
     /// # Errors
     ///

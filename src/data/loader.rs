@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -48,7 +49,8 @@ where
     D: Dataset<I>,
     I: Send + Sync + 'static,
 {
-    /// Batches of `batch_size` rows, the last one of an epoch smaller, from `cursor` on.
+    /// Batches of `batch_size` rows, the last one of an epoch smaller, from `cursor` on. A row that
+    /// cannot be read is an error in its place, and the others go on.
     ///
     /// # Errors
     ///
@@ -134,6 +136,7 @@ where
             strategy: self.strategy.clone_dyn(),
             read: 0,
             given: 0,
+            ahead: VecDeque::new(),
         })
     }
 
@@ -160,12 +163,32 @@ struct Batches<'a, D, I, O> {
     loader: &'a EpochLoader<D, I, O>,
     rows: Remaining<D>,
     strategy: Box<dyn BatchStrategy<I>>,
-    /// Rows that the strategy was given, and those that are in batches.
+    /// Rows that were read, and those that are in batches.
     read: usize,
     given: usize,
+    /// Rows that were read and that the strategy has not got yet.
+    ahead: VecDeque<Result<I, DatasetError>>,
 }
 
-impl<D, I, O> Batches<'_, D, I, O> {
+/// Rows that are read at once for batches of no fixed size.
+const AHEAD: usize = 16;
+
+impl<D: Dataset<I>, I, O> Batches<'_, D, I, O> {
+    /// The next row; many are asked for at once, as a database likes it.
+    fn row(&mut self) -> Option<Result<I, DatasetError>> {
+        if self.ahead.is_empty() {
+            let size = self.strategy.batch_size().unwrap_or(AHEAD).max(1);
+            let chunk = self.read..self.rows.count().min(self.read + size);
+            self.read = chunk.end;
+            match self.rows.get_many(chunk.clone().collect()) {
+                Ok(rows) => self.ahead.extend(rows.into_iter().map(Ok)),
+                // One of them: the others are not lost.
+                Err(_) => self.ahead.extend(chunk.map(|place| self.rows.get(place))),
+            }
+        }
+        self.ahead.pop_front()
+    }
+
     fn batch(&mut self, items: Vec<I>) -> O {
         self.given += items.len();
         self.loader.batcher.batch(items, &self.loader.device)
@@ -179,9 +202,7 @@ where
     type Item = Result<O, DatasetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.read < self.rows.count() {
-            let row = self.rows.get(self.read);
-            self.read += 1;
+        while let Some(row) = self.row() {
             match row {
                 Ok(row) => self.strategy.add(row),
                 Err(error) => return Some(Err(error)),

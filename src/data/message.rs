@@ -61,11 +61,16 @@ impl Message {
 
     /// Whether both are one message, as a string or as parts, with blanks around it or without.
     pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        self.other == other.other && self.reads_the_same(other)
+    }
+
+    /// The same of role and content alone.
+    pub(super) fn reads_the_same(&self, other: &Self) -> bool {
         let same_content = match (self.text(), other.text()) {
             (Some(a), Some(b)) => a.trim() == b.trim(),
             _ => self.content == other.content,
         };
-        self.role == other.role && self.other == other.other && same_content
+        self.role == other.role && same_content
     }
 
     /// The message at `field` of a row.

@@ -16,8 +16,8 @@ pub struct WithMismatched {
 
 /// Thumbs with mismatched completions, on which KTO's z₀ is estimated.
 ///
-/// Each row gets the completion (and its mask of tokens that count) of the next row (and after the last the first) that has another
-/// prompt and fits. A pairing by batch, as TRL makes it, gives a batch of one its own completion
+/// Each row gets the completion (and its mask of tokens that count) of the next row, after the last
+/// the first, that has another prompt and fits. A pairing by batch, as TRL makes it, gives a batch of one its own completion
 /// and neighbours of one prompt each other's; this one does neither, and does not change with the
 /// batch. Shuffle before, if the order of the rows means something.
 #[derive(Debug)]
@@ -31,7 +31,8 @@ impl<D: Dataset<Example<Vec<u32>, Desirable>>> Mismatched<D> {
     ///
     /// Reads nothing yet. Whether a row has a partner depends on prompts and lengths of the others,
     /// so that the answer would read and tokenize all of them. A row without a partner is therefore
-    /// an error when it is asked for: [`DataError::NoMismatch`].
+    /// an error when it is asked for: [`DataError::NoMismatch`]. So is a truncation that leaves no
+    /// token of a prompt or a completion.
     pub fn new(dataset: D, truncation: Truncation) -> Self {
         Self {
             dataset,
@@ -40,6 +41,7 @@ impl<D: Dataset<Example<Vec<u32>, Desirable>>> Mismatched<D> {
     }
 
     fn partner(&self, index: usize, prompt: &[u32]) -> Result<Sequence, DataError> {
+        self.truncation.check()?;
         let rows = self.dataset.len();
         for step in 1..rows {
             let other = self.dataset.get((index + step) % rows)?;

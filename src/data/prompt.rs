@@ -40,7 +40,7 @@ pub(super) fn explicit(
 fn repeats_a_part(prompt: &[Message], completion: &[Message]) -> bool {
     let answered = prompt.last().is_some_and(Message::is_assistant);
     let said = |message: &Message| {
-        message.role == USER && prompt.iter().any(|before| before.says_the_same(message))
+        message.role == USER && prompt.iter().any(|before| before.reads_the_same(message))
     };
     let opening = completion.iter().take_while(|m| !m.is_assistant());
     !answered && opening.into_iter().any(said)

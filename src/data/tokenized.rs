@@ -88,10 +88,10 @@ impl<D, T> Tokenized<D, T> {
     ///
     /// # Errors
     ///
-    /// The truncation leaves no token of a prompt or a completion. Or a row cannot be read, the tokenizer refuses it, or its
-    /// template writes earlier turns otherwise once others follow, so that it is unknown which
-    /// tokens are the assistant's: with [`OnError::Skip`] such rows are dropped. Rows that are only
-    /// too long always are, as the [`Report`] says.
+    /// The truncation leaves no token of a prompt or a completion. Or a row cannot be read, the
+    /// tokenizer refuses it, or its template writes earlier turns otherwise once others follow, so
+    /// that it is unknown which tokens are the assistant's: with [`OnError::Skip`] such rows are
+    /// dropped. Rows that are only too long always are, as the [`Report`] says.
     pub fn new<L, R, E>(
         texts: D,
         tokenizer: T,

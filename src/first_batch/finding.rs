@@ -200,7 +200,7 @@ pub enum Finding {
         /// By how much, nats.
         difference: f64,
     },
-    /// Of packed rows, a log-probability depends on another sequence of its row.
+    /// In packed rows, a log-probability depends on another sequence of its row.
     SeesNeighbours {
         /// The sequence that differs most.
         row: usize,
@@ -415,7 +415,7 @@ impl fmt::Display for Finding {
                 f,
                 "Sequence {row} has {} nats packed, and {} nats in a row of its own: positions that \
                  do not restart, or a mask that hides the prompt, look like this. Give the model \
-                 `PackedBatch::positions`; of half precision, the tolerance has to be larger.",
+                 `PackedBatch::positions`; in half precision, the tolerance has to be larger.",
                 number(*packed),
                 number(*unpacked),
             ),

@@ -1,6 +1,6 @@
 use burn::tensor::{Tensor, TensorData};
 
-use super::{Check, Finding, Findings, FirstBatch, TokenRows, with_others};
+use super::{Check, Finding, Findings, FirstBatch, Side, TokenRows, with_others};
 use crate::error::InvalidInput;
 use crate::log_probs::SequenceLogProbs;
 use crate::tokens::PackedBatch;
@@ -10,18 +10,19 @@ impl FirstBatch {
     /// row of its own: that it takes positions and mask.
     ///
     /// It says [`SeesNeighbours`](Finding::SeesNeighbours) and
-    /// [`PackedDiffers`](Finding::PackedDiffers), and nothing else: check
-    /// [`PackedBatch::unpacked`] as well, by [`check_policy`](Self::check_policy) or
+    /// [`PackedDiffers`](Finding::PackedDiffers), or why that cannot be told
+    /// ([`Random`](Finding::Random), [`NotFinite`](Finding::NotFinite)). What else may be wrong with
+    /// the batch say [`check_policy`](Self::check_policy) and
     /// [`check_against`](Self::check_against) of `FirstBatch::of(&batch.unpacked)`.
     ///
-    /// - `batch`: the same sequences as the rows of this check, two in a row at least
+    /// - `batch`: the sequences of this check, packed
     /// - `padded`: the model on [`PackedBatch::unpacked`]; called once
-    /// - `packed`: the model on `batch`, or on other tokens in its place; called twice
+    /// - `packed`: the model on `batch`, or on other tokens in its place; called up to three times
     ///
     /// # Errors
     ///
     /// What a closure returns, it does not give one log-probability per sequence, or `batch` has
-    /// other sequences than this check has rows.
+    /// other tokens than this check.
     ///
     /// # Panics
     ///
@@ -32,21 +33,43 @@ impl FirstBatch {
         padded: impl FnOnce(&TokenRows) -> Result<SequenceLogProbs, E>,
         mut packed: impl FnMut(&PackedBatch) -> Result<SequenceLogProbs, E>,
     ) -> Result<Findings, E> {
-        let [ours, theirs] = [&self.rows.ids, &batch.unpacked.ids].map(Tensor::dims);
+        let [ours, theirs] = [&self.rows.ids, &batch.unpacked.ids].map(|ids| {
+            let values: Vec<i64> = ids.to_data().iter().collect();
+            (ids.dims(), values)
+        });
         if ours != theirs {
-            let expected = format!("the rows of this check, {ours:?}");
-            let found = format!("{theirs:?}");
-            return Err(InvalidInput::new("batch", expected, found).into());
+            let expected = "the tokens of this check, packed";
+            return Err(InvalidInput::new("batch", expected, "others").into());
         }
         let mut check = Check::of(self);
+        // What the data says of its rows is the other checks' business.
+        check.not_checked.clear();
         if check.stop {
+            let outside = |found: &Finding| matches!(found, Finding::OutsideVocabulary { .. });
+            check.findings.retain(outside);
             return Ok(check.done());
         }
-        // What the data says of its rows is the other checks' business.
         check.findings.clear();
-        check.not_checked.clear();
         let unpacked = check.sums(&padded(&check.rows)?)?;
         let sums = check.sums(&packed(batch)?)?;
+        let of = sums.len();
+        let finite = |row: &usize| unpacked[*row].is_finite() && sums[*row].is_finite();
+        let rows: Vec<usize> = (0..of).filter(|row| !finite(row)).collect();
+        if !rows.is_empty() {
+            let side = Side::Policy;
+            check.found(Finding::NotFinite { side, rows, of });
+            return Ok(check.done());
+        }
+        let again = check.sums(&packed(batch)?)?;
+        if let Some(&(row, difference)) = check.differences(&sums, &again).first() {
+            let (side, difference) = (Side::Policy, difference.abs());
+            check.found(Finding::Random {
+                side,
+                row,
+                difference,
+            });
+            return Ok(check.done());
+        }
         match neighbours(batch) {
             Some((other, changed)) => {
                 let moved = check.sums(&packed(&other)?)?;
@@ -59,9 +82,10 @@ impl FirstBatch {
                     return Ok(check.done());
                 }
             }
-            None => check
-                .not_checked
-                .push("neighbours: no row has two sequences"),
+            None => check.not_checked.push(
+                "neighbours: no row has two completions with tokens of their own; prompts that are \
+                 cut to several lengths share no row",
+            ),
         }
         if let Some(&(row, _)) = check.differences(&unpacked, &sums).first() {
             let (unpacked, packed) = (unpacked[row], sums[row]);

@@ -141,8 +141,9 @@ impl<M: Module> Frozen<M> {
         )
     }
 
-    /// [`log_probs`](Self::log_probs) of packed rows: `forward` returns logits `[rows, time, vocab]`
-    /// of [`PackedBatch::ids`], with its positions and its mask.
+    /// [`log_probs`](Self::log_probs) of packed rows: `forward` gets the model and the batch without
+    /// autodiff and returns logits `[rows, time, vocab]` of [`PackedBatch::ids`], with its positions
+    /// and its mask.
     ///
     /// # Errors
     ///
@@ -152,8 +153,9 @@ impl<M: Module> Frozen<M> {
         batch: &PackedBatch,
         forward: impl FnOnce(&M, &PackedBatch) -> Tensor<3>,
     ) -> Result<TokenLogProbs, InvalidInput> {
-        let logits = forward(&self.model, batch).without_autodiff();
-        TokenLogProbs::from_packed_logits(logits, batch)
+        let batch = batch.without_autodiff();
+        let logits = forward(&self.model, &batch).without_autodiff();
+        TokenLogProbs::from_packed_logits(logits, &batch)
     }
 
     /// The same without logits: `forward` returns hidden states `[rows, time, hidden]` and the
@@ -167,9 +169,10 @@ impl<M: Module> Frozen<M> {
         batch: &PackedBatch,
         forward: impl FnOnce(&M, &PackedBatch) -> (Tensor<3>, LmHead),
     ) -> Result<TokenLogProbs, InvalidInput> {
-        let (hidden, head) = forward(&self.model, batch);
+        let batch = batch.without_autodiff();
+        let (hidden, head) = forward(&self.model, &batch);
         let head = head.without_autodiff();
-        TokenLogProbs::from_packed_hidden(hidden.without_autodiff(), &head, batch)
+        TokenLogProbs::from_packed_hidden(hidden.without_autodiff(), &head, &batch)
     }
 
     fn copies(&self) -> MutexGuard<'_, Vec<(Device, M)>> {

@@ -38,6 +38,11 @@ impl Padding {
         self.id
     }
 
+    /// At most `tokens`, a multiple.
+    pub(super) fn round_down(self, tokens: usize) -> usize {
+        tokens - tokens % self.multiple_of
+    }
+
     /// Rows and their length once these sequences are padded.
     pub fn dims(&self, sequences: &[Sequence]) -> [usize; 2] {
         let longest = sequences.iter().map(|s| s.ids().len()).max().unwrap_or(0);

@@ -14,13 +14,15 @@ use crate::error::InvalidInput;
 ///
 /// A model runs a prompt once for each of its completions, and padding as well: twice for a pair,
 /// eight times for a list of eight. Here it runs once. Log-probabilities, losses and gradients
-/// are those of [`TokenBatch`], to rounding. The model has to take positions and a mask.
+/// are those of [`TokenBatch`], to rounding. The model has to take positions and a mask, and must
+/// not look at neighbours in another way: by convolutions, states that run along the row, or
+/// distances and windows counted in places of the row instead of positions.
 ///
 /// # What to write
 ///
 /// ```text
 /// let batch = collator.batch(items, &device);                           as before
-/// let packed = PackedBatch::new(batch.rows.sequences, packing, &device)?;
+/// let packed = PackedBatch::new(batch.rows.sequences.clone(), packing, &device)?;
 /// let hidden = model.hidden(packed.ids.clone(), packed.positions.clone(), packed.attention_mask());
 /// let ours = TokenLogProbs::from_packed_hidden(hidden, &head, &packed)?;    as many rows as before
 /// ```
@@ -38,7 +40,7 @@ use crate::error::InvalidInput;
 /// assert_eq!(ints(packed.ids.clone()), [4, 5, 6, 7, 8]);
 /// assert_eq!(ints(packed.positions.clone()), [0, 1, 2, 3, 2]);
 ///
-/// // True where a token must not look, as Burn's attention has it.
+/// // True where a token must not look.
 /// let mask = packed.attention_mask().into_data();
 /// let last: Vec<bool> = mask.iter().skip(4 * 5).collect();
 /// assert_eq!(last, [false, false, true, true, false]);
@@ -70,7 +72,7 @@ pub struct PackedBatch {
 
 /// Tokens of a row that stand together: a prompt, or a completion.
 ///
-/// A token sees those of its segment up to itself, and the prompt of a completion.
+/// A token sees its segment up to itself; a token of a completion also sees the whole prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Segment {
@@ -78,9 +80,9 @@ pub struct Segment {
     pub row: usize,
     /// Its tokens in the row.
     pub tokens: Range<usize>,
-    /// Of a completion, the tokens of its prompt in the row; nothing of a prompt.
+    /// For a completion, the tokens of its prompt in the row; empty for a prompt.
     pub prompt: Range<usize>,
-    /// Of a completion, the place of its sequence in the batch.
+    /// For a completion, the place of its sequence in the batch.
     pub sequence: Option<usize>,
 }
 
@@ -90,6 +92,10 @@ impl PackedBatch {
     /// # Errors
     ///
     /// A sequence is longer than a row, or an id is beyond 2³¹ − 1.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the batch, packed or not, has 2³¹ tokens or more.
     pub fn new(
         sequences: Vec<Sequence>,
         packing: Packing,
@@ -128,10 +134,11 @@ impl PackedBatch {
     }
 
     /// What each token may not look at, `[rows, 1, time, time]`: true in row `q` and column `k`
-    /// where token `q` must not see token `k`, as Burn's attention has it.
+    /// where token `q` must not see token `k`, as Burn's attention has it. Its `mask_attn` has no
+    /// second dimension: `squeeze_dim(1)`.
     ///
-    /// It takes time² bytes a row, and is built on the device. Padding sees padding before it, so
-    /// that no softmax is over nothing.
+    /// It is built on the device. Padding sees the first token of its row and the padding before
+    /// it, so that no softmax is over nothing, also where a model hides padding besides.
     pub fn attention_mask(&self) -> Tensor<4, Bool> {
         let [rows, time] = self.ids.dims();
         // Of no row as well, which an array would not expand to.
@@ -157,7 +164,7 @@ impl PackedBatch {
     ///
     /// For what takes hidden states beside the head: another head, a KL, a value. Log-probabilities
     /// need no such copy: [`TokenLogProbs::from_packed_hidden`](crate::TokenLogProbs::from_packed_hidden).
-    /// What it holds in place of padding is unspecified.
+    /// What stands in place of padding is unspecified.
     ///
     /// # Errors
     ///
@@ -194,6 +201,24 @@ impl PackedBatch {
         let unpacked = Tensor::from_data(places, &self.ids.device());
         let packed = self.places.clone().select(0, unpacked.clone());
         Some([unpacked, packed])
+    }
+
+    /// The same batch as constants of the device without autodiff.
+    pub(crate) fn without_autodiff(&self) -> Self {
+        let mut unpacked = self.unpacked.clone();
+        unpacked.ids = unpacked.ids.without_autodiff();
+        unpacked.completion_mask = unpacked.completion_mask.without_autodiff();
+        unpacked.pad_mask = unpacked.pad_mask.without_autodiff();
+        Self {
+            ids: self.ids.clone().without_autodiff(),
+            positions: self.positions.clone().without_autodiff(),
+            pad_mask: self.pad_mask.clone().without_autodiff(),
+            segments: self.segments.clone(),
+            unpacked,
+            sees: self.sees.clone().without_autodiff(),
+            places: self.places.clone().without_autodiff(),
+            predicting: self.predicting.clone(),
+        }
     }
 
     /// The number of sequences.
@@ -250,9 +275,11 @@ impl<'a> Layout<'a> {
                 self.segment(row, tokens, of_prompt.clone(), Some(member), completion);
             }
         }
-        // Padding is a segment of its own, which nobody hears of.
-        let first = index(end);
-        self.sees[0][row * time + end..(row + 1) * time].fill(first);
+        // Nobody sees padding. It sees something, so that no softmax is over nothing.
+        let padding = row * time + end..(row + 1) * time;
+        for (bounds, bound) in self.sees.iter_mut().zip([end, 0, end.min(1)]) {
+            bounds[padding.clone()].fill(index(bound));
+        }
     }
 
     fn segment(

@@ -5,9 +5,10 @@ use crate::error::InvalidInput;
 
 /// How sequences that share prompts become the rows of a [`PackedBatch`](super::PackedBatch).
 ///
-/// Sequences of the same prompt (and context) are a group, wherever they stand in the batch: the
-/// two sides of a pair, a list, a completion and its mismatched one. A group is its prompt, once,
-/// and its completions one after the other.
+/// Sequences whose prompts are the same ids from first to last, and whose contexts are the same, are
+/// a group, wherever they stand in the batch: the two sides of a pair, a list. A group is its
+/// prompt, once, and its completions one after the other. Prompts that were cut to several lengths
+/// share nothing: truncate for a whole row, as [`Truncation`](crate::data::Truncation) does.
 ///
 /// ```text
 /// one group a row     P P P a a b b b · ·        padded to the longest group
@@ -17,7 +18,7 @@ use crate::error::InvalidInput;
 ///
 /// First-fit decreasing says how many rows there are: the longest group first, into the first row
 /// that has room. The groups are then spread over so many rows, the longest first into the emptiest
-/// one, so that little is padded. The same sequences always give the same rows, and rows change
+/// one, so that little is padded, unless that makes rows longer. The same sequences always give the same rows, and rows change
 /// nothing of the order in which log-probabilities come out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packing {
@@ -42,8 +43,9 @@ impl Packing {
         }
     }
 
-    /// Several groups to a row, of `tokens` tokens at most. A group that is longer takes several
-    /// rows, each with the prompt again.
+    /// Several groups to a row, of `tokens` tokens at most, rounded down to the multiple that the
+    /// padding asks for. A group that is longer takes several rows, each with the prompt again and
+    /// the longest completions first.
     ///
     /// Attention over a row costs the square of its length where a model computes it with a dense
     /// mask: the best length is a little above that of the longest group, unless the model skips
@@ -51,14 +53,15 @@ impl Packing {
     ///
     /// # Errors
     ///
-    /// `tokens` is less than 2.
+    /// `tokens` is less than 2, which predict nothing, or less than that multiple.
     pub fn to_rows_of(self, tokens: usize) -> Result<Self, InvalidInput> {
-        if tokens < 2 {
-            let expected = "2 at least: fewer tokens predict nothing";
+        let least = self.padding.width(0);
+        if tokens < least {
+            let expected = format!("{least} at least");
             return Err(InvalidInput::new("row_length", expected, tokens));
         }
         Ok(Self {
-            row_length: Some(tokens),
+            row_length: Some(self.padding.round_down(tokens)),
             ..self
         })
     }
@@ -110,27 +113,41 @@ impl Packing {
     /// The groups in the order of their first sequences, cut where they are longer than a row.
     fn pieces(&self, sequences: &[Sequence]) -> Result<Vec<Piece>, InvalidInput> {
         let row_length = self.row_length.unwrap_or(usize::MAX);
-        let mut pieces: Vec<Piece> = Vec::new();
-        // The pieces of each prompt.
-        let mut known: HashMap<(&[u32], Option<&[u8; 32]>), Vec<usize>> = HashMap::new();
+        let length = |&place: &usize| sequences[place].ids().len();
+        if let Some(place) = (0..sequences.len()).find(|place| length(place) > row_length) {
+            let expected = format!("at most {row_length} tokens, a row");
+            let found = format!("{} at [{place}]", length(&place));
+            return Err(InvalidInput::new("sequences", expected, found));
+        }
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut known: HashMap<(&[u32], Option<&[u8; 32]>), usize> = HashMap::new();
         for (place, sequence) in sequences.iter().enumerate() {
-            let tokens = sequence.ids().len();
-            if tokens > row_length {
-                let expected = format!("at most {row_length} tokens, a row");
-                let found = format!("{tokens} at [{place}]");
-                return Err(InvalidInput::new("sequences", expected, found));
-            }
-            let completion = sequence.completion().len();
             let key = (sequence.prompt(), sequence.context());
-            let of_prompt = known.entry(key).or_default();
-            let fits = |&&piece: &&usize| pieces[piece].tokens + completion <= row_length;
-            if let Some(&piece) = of_prompt.iter().find(fits) {
-                pieces[piece].tokens += completion;
-                pieces[piece].members.push(place);
-            } else {
-                of_prompt.push(pieces.len());
-                let members = vec![place];
+            let group = *known.entry(key).or_insert(groups.len());
+            if group == groups.len() {
+                groups.push(Vec::new());
+            }
+            groups[group].push(place);
+        }
+        let mut pieces = Vec::with_capacity(groups.len());
+        for mut members in groups {
+            let prompt = sequences[members[0]].prompt().len();
+            let completion = |place: usize| length(&place) - prompt;
+            let tokens = prompt + members.iter().map(|&i| completion(i)).sum::<usize>();
+            if tokens <= row_length {
                 pieces.push(Piece { members, tokens });
+                continue;
+            }
+            members.sort_by_key(|&place| std::cmp::Reverse(completion(place)));
+            let lengths: Vec<usize> = members.iter().map(|&i| completion(i)).collect();
+            let (places, filled) = first_fit(&lengths, row_length - prompt);
+            let first = pieces.len();
+            pieces.extend(filled.iter().map(|completions| Piece {
+                members: Vec::new(),
+                tokens: prompt + completions,
+            }));
+            for (member, place) in members.into_iter().zip(places) {
+                pieces[first + place].members.push(member);
             }
         }
         Ok(pieces)

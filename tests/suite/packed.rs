@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use burn::data::dataloader::{BatchStrategy, DataLoader, batcher::Batcher};
-use burn::data::dataset::{Dataset, InMemDataset};
+use burn::data::dataset::{Dataset, DatasetError, InMemDataset};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::transformer::{
     TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput,
@@ -11,7 +11,8 @@ use burn::nn::transformer::{
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
 use burn_preference::data::{
-    Collator, Cursor, EpochLoader, Example, PairTokens, Preference, RankedTokens, TokenBudget,
+    Collator, Cursor, EpochLoader, Example, Mismatched, PairTokens, Preference, RankedTokens,
+    TokenBudget, Truncation, UnpairedTokens, WithMismatched,
 };
 use burn_preference::first_batch::{Finding, FirstBatch, TokenRows};
 use burn_preference::log_probs::sequence_kl_from_hidden;
@@ -89,7 +90,7 @@ fn a_prompt_stands_once() {
     // Too short for both groups, and for a whole one: the prompt stands twice.
     assert_eq!(rows_of(8).dims(&pairs).unwrap(), [2, 5]);
     let cut = pack(&pairs, rows_of(4));
-    assert_eq!(ints(&cut.ids), [4, 5, 6, 9, 1, 2, 7, 8, 1, 2, 3, 0]);
+    assert_eq!(ints(&cut.ids), [1, 2, 7, 8, 4, 5, 6, 9, 1, 2, 3, 0]);
     assert_eq!(ints(&cut.unpacked.ids), ints(&one.unpacked.ids));
     let error = PackedBatch::new(pairs.to_vec(), rows_of(3), &device()).unwrap_err();
     assert_eq!(
@@ -98,7 +99,17 @@ fn a_prompt_stands_once() {
     );
     assert_eq!(rows_of(3).dims(&pairs).unwrap_err(), error);
     let error = Packing::new(padding()).to_rows_of(1).unwrap_err();
-    assert_eq!(error.name(), "row_length");
+    assert_eq!(
+        error.to_string(),
+        "`row_length`: expected 2 at least, found 1"
+    );
+    let eight = Packing::new(padding().to_multiple_of(8).unwrap());
+    assert_eq!(eight.to_rows_of(23).unwrap(), eight.to_rows_of(16).unwrap());
+    let error = eight.to_rows_of(7).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`row_length`: expected 8 at least, found 7"
+    );
     let wide = [of(&[1 << 31], &[1])];
     let error = PackedBatch::new(wide.to_vec(), rows_of(9), &device()).unwrap_err();
     assert_eq!(error.name(), "tokens");
@@ -111,11 +122,17 @@ fn a_prompt_stands_once() {
     let five: Vec<_> = five.map(|(n, id)| of(&[id], &vec![9; n - 1])).collect();
     assert_eq!(rows_of(6).dims(&five).unwrap(), [2, 6]);
 
+    // A prompt that fills a row, alone and but for one token; where it is cut, the longest first.
+    let full = [of(&[1; 8], &[]), of(&[1; 7], &[2]), of(&[1; 7], &[])];
+    assert_eq!(pack(&full, rows_of(8)).ids.dims(), [2, 8]);
+    let list = [1_usize, 4, 3, 2].map(|n| of(&[5, 5], &vec![n as u32; n]));
+    let cut = pack(&list, rows_of(7));
+    assert_eq!(ints(&cut.ids), [5, 5, 4, 4, 4, 4, 1, 5, 5, 3, 3, 3, 2, 2]);
+
     // Another context is another prompt.
     let seen = [of(&[1], &[2]).with_context([1; 32]), of(&[1], &[3])];
     assert_eq!(pack(&seen, Packing::new(padding())).ids.dims(), [2, 2]);
     // Multiples, and no sequence at all.
-    let eight = Packing::new(padding().to_multiple_of(8).unwrap());
     assert_eq!(eight.dims(&pairs).unwrap(), [2, 8]);
     let none = pack(&[], rows_of(9));
     assert!(none.is_empty() && none.segments.is_empty());
@@ -192,7 +209,9 @@ proptest! {
         for place in (0..rows * time).filter(|place| !seen.contains(place)) {
             prop_assert!(pads[place]);
             let (row, q) = (place / time, place % time);
-            prop_assert!(!hidden[(row * time + q) * time + q]);
+            let sees = |k: usize| !hidden[(row * time + q) * time + k];
+            // Also where a model hides padding besides.
+            prop_assert!(sees(q) && (sees(0) || seen.iter().all(|place| place / time != row)));
         }
         if length.is_none() {
             prop_assert_eq!(rows, prompts.len());
@@ -575,6 +594,37 @@ fn the_first_batch_check_sees_a_model_that_ignores_the_packing() {
     );
     assert!(found.has_errors() && found.to_string().contains("positions that do not restart"));
 
+    // Dropout, and numbers that are none: said as they are.
+    let mut passes = 0.0;
+    let found = check
+        .check_packed(&packed, padded, |batch| {
+            passes += 1.0;
+            let log_probs = log_probs(model.packed(batch), batch)?;
+            SequenceLogProbs::new(log_probs.sum() + passes * 0.1, log_probs.lengths().int())
+        })
+        .unwrap();
+    let all: Vec<_> = found.iter().collect();
+    assert!(matches!(all[..], [Finding::Random { .. }]), "{found}");
+    let found = check
+        .check_packed(&packed, padded, |batch| {
+            log_probs(model.packed(batch) * f64::NAN, batch)
+        })
+        .unwrap();
+    let all: Vec<_> = found.iter().collect();
+    assert!(
+        matches!(&all[..], [Finding::NotFinite { rows, of: 4, .. }] if *rows == [0, 1, 2, 3]),
+        "{found}"
+    );
+    let few = FirstBatch::of(&packed.unpacked).unwrap().with_vocab(5);
+    let found = few
+        .check_packed(&packed, padded, |_| unreachable!("no embedding has 11"))
+        .unwrap();
+    let all: Vec<_> = found.iter().collect();
+    assert!(
+        matches!(all[..], [Finding::OutsideVocabulary { .. }]),
+        "{found}"
+    );
+
     // Nothing to see beside it, and other sequences.
     let alone = pack(&sequences[..2], Packing::new(padding()));
     let of_alone = FirstBatch::of(&alone.unpacked).unwrap();
@@ -584,17 +634,91 @@ fn the_first_batch_check_sees_a_model_that_ignores_the_packing() {
         })
         .unwrap();
     assert!(found.is_empty());
-    assert_eq!(
-        found.not_checked(),
-        ["neighbours: no row has two sequences"]
-    );
-    let error = check.check_packed(&alone, padded, |batch| {
-        log_probs(model.packed(batch), batch)
+    assert!(found.not_checked()[0].starts_with("neighbours: no row has two completions"));
+    let mut others = sequences.clone();
+    others[3] = Sequence::new(&[6], &[10, 12]);
+    for others in [pack(&others, rows_of(16)), alone] {
+        let error = check.check_packed(&others, padded, |batch| {
+            log_probs(model.packed(batch), batch)
+        });
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "`batch`: expected the tokens of this check, packed, found others"
+        );
+    }
+}
+
+/// What else a walk tells, of every row that is read for several completions, and of nothing.
+#[test]
+fn statistics_are_those_of_padded_rows() {
+    let counted = [
+        Sequence::new(&[1, 2], &[3, 4, 5]),
+        Sequence::new(&[1, 2], &[]),
+        Sequence::new(&[1, 2], &[7]).with_counted(&[true]).unwrap(),
+        Sequence::new(&[6], &[7, 8])
+            .with_counted(&[false, true])
+            .unwrap(),
+    ];
+    let nothing = [Sequence::new(&[1, 2], &[]), Sequence::new(&[3], &[])];
+    let model = rotary();
+    let head = model.head();
+    for sequences in [&counted[..], &nothing] {
+        let packed = pack(sequences, Packing::new(padding()));
+        let (ids, mask) = (
+            packed.unpacked.ids.clone(),
+            packed.unpacked.completion_mask.clone(),
+        );
+        let hidden = model.padded(ids.clone());
+        let (log_probs, padded) =
+            TokenLogProbs::from_hidden_with_statistics(hidden, &head, ids, mask).unwrap();
+        let hidden = model.packed(&packed);
+        let by_hidden =
+            TokenLogProbs::from_packed_hidden_with_statistics(hidden.clone(), &head, &packed);
+        let logits = model.logits(hidden);
+        let by_logits = TokenLogProbs::from_packed_logits_with_statistics(logits, &packed);
+        for packed in [by_hidden, by_logits] {
+            let (values, packed) = packed.unwrap();
+            assert_close(&to_vec(values.log_probs()), &to_vec(log_probs.log_probs()));
+            for (ours, theirs) in [
+                (packed.entropy(), padded.entropy()),
+                (packed.top1(), padded.top1()),
+            ] {
+                assert_close(&to_vec(ours), &to_vec(theirs));
+            }
+        }
+    }
+    let none = pack(&[], Packing::new(padding()));
+    let hidden = Tensor::<3>::zeros([0, 2, 8], &device());
+    let unpacked = none.unpack(hidden.clone()).unwrap();
+    assert_eq!(unpacked.dims(), [0, 2, 8]);
+    let (_, statistics) =
+        TokenLogProbs::from_packed_hidden_with_statistics(hidden, &head, &none).unwrap();
+    assert_eq!(statistics.entropy().dims(), [0, 1]);
+}
+
+/// A batch that was packed where the policy trains.
+#[test]
+fn a_reference_gets_no_autodiff() {
+    let sequences = vec![Sequence::new(&[1], &[2]), Sequence::new(&[1], &[3])];
+    let device = device().autodiff();
+    let packed = PackedBatch::new(sequences, Packing::new(padding()), &device).unwrap();
+    let reference = Frozen::new(&rotary());
+    let plain = |batch: &PackedBatch| {
+        assert!(!batch.ids.device().is_autodiff() && !batch.positions.device().is_autodiff());
+        assert!(!batch.attention_mask().device().is_autodiff());
+    };
+    let by_hidden = reference.packed_log_probs_from_hidden(&packed, |model, batch| {
+        plain(batch);
+        (model.packed(batch), model.head())
     });
-    assert_eq!(
-        error.unwrap_err().to_string(),
-        "`batch`: expected the rows of this check, [4, 5], found [2, 5]"
-    );
+    let by_logits = reference.packed_log_probs(&packed, |model, batch| {
+        plain(batch);
+        model.logits(model.packed(batch))
+    });
+    for log_probs in [by_hidden, by_logits] {
+        let log_probs = log_probs.unwrap().log_probs();
+        assert!(!log_probs.device().is_autodiff() && !log_probs.is_tracked());
+    }
 }
 
 fn example(prompt: usize, completions: [usize; 2]) -> Example<Vec<u32>, Preference> {
@@ -606,52 +730,139 @@ fn example(prompt: usize, completions: [usize; 2]) -> Example<Vec<u32>, Preferen
     )
 }
 
+/// Batches of rows that come one after the other, each with its tokens once it is collated.
+#[track_caller]
+fn check_budget<L, O>(
+    rows: &[Example<Vec<u32>, L>],
+    mut budget: TokenBudget<L>,
+    tokens: usize,
+    cost: impl Fn(O) -> usize,
+) where
+    L: Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static,
+    TokenBudget<L>: BatchStrategy<Example<Vec<u32>, L>>,
+    Collator: Batcher<Example<Vec<u32>, L>, O>,
+{
+    let cost = |rows: &[Example<Vec<u32>, L>]| {
+        cost(Collator::new(padding()).batch(rows.to_vec(), &device()))
+    };
+    let mut batches = Vec::new();
+    let mut other = budget.clone_dyn();
+    for row in rows {
+        budget.add(row.clone());
+        batches.extend(budget.batch(false));
+    }
+    while let Some(batch) = budget.batch(true) {
+        batches.push(batch);
+    }
+    assert!(other.batch(true).is_none(), "a clone begins anew");
+    assert_eq!(batches.concat(), rows);
+    for (i, batch) in batches.iter().enumerate() {
+        assert!(batch.len() == 1 || cost(batch) <= tokens);
+        if let Some(next) = batches.get(i + 1) {
+            let with_next = [&batch[..], &next[..1]].concat();
+            assert!(cost(&with_next) > tokens);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(cases(60))]
 
     /// No batch is over its budget that could be smaller, none could take the next row, none is
-    /// lost and none comes in another order.
+    /// lost and none comes in another order: in the tensors that a collator makes.
     #[test]
     fn budgets_are_kept(
-        lengths in prop::collection::vec((1_usize..9, 1_usize..9, 1_usize..9), 0..20),
-        tokens in 2_usize..60,
+        lengths in prop::collection::vec((1_usize..5, prop::collection::vec(1_usize..9, 1..5)), 0..20),
+        tokens in 2_usize..80,
         packed in any::<bool>(),
     ) {
-        let rows: Vec<_> = lengths.iter().map(|&(p, w, l)| example(p, [w, l])).collect();
-        let packing = rows_of(40);
-        let mut budget = if packed {
-            TokenBudget::packed(tokens, packing)
-        } else {
-            TokenBudget::padded(tokens, padding())
-        };
-        let cost = |rows: &[Example<Vec<u32>, Preference>]| {
-            let sequences: Vec<_> = rows.iter().flat_map(Example::sequences).collect();
+        let packing = rows_of(14);
+        let tensor = |rows: &TokenBatch| {
             let [rows, time] = if packed {
-                packing.dims(&sequences).unwrap()
+                packing.dims(&rows.sequences).unwrap()
             } else {
-                padding().dims(&sequences)
+                rows.ids.dims()
             };
             rows * time
         };
-        let mut batches = Vec::new();
-        let mut other = budget.clone_dyn();
-        for row in &rows {
-            budget.add(row.clone());
-            batches.extend(budget.batch(false));
+        let ids = |prompt: usize| vec![u32::try_from(prompt).unwrap(); prompt];
+        let pair = |(p, lengths): &(usize, Vec<usize>)| {
+            example(*p, [lengths[0], *lengths.last().unwrap()])
+        };
+        let pairs: Vec<_> = lengths.iter().map(pair).collect();
+        let thumb = |(p, lengths): &(usize, Vec<usize>)| {
+            Example::unpaired(ids(*p), vec![3; lengths[0]], true)
+        };
+        let thumbs: Vec<_> = lengths.iter().map(thumb).collect();
+        let list = |(p, lengths): &(usize, Vec<usize>)| {
+            let completions = lengths.iter().map(|&n| vec![4; n]).collect();
+            Example::ranked(ids(*p), completions, vec![0.0; lengths.len()]).unwrap()
+        };
+        let lists: Vec<_> = lengths.iter().map(list).collect();
+        macro_rules! check {
+            ($rows:expr, $cost:expr) => {{
+                let budget = if packed {
+                    TokenBudget::packed(tokens, packing)
+                } else {
+                    TokenBudget::padded(tokens, padding())
+                };
+                check_budget($rows, budget, tokens, $cost);
+            }};
         }
-        while let Some(batch) = budget.batch(true) {
-            batches.push(batch);
-        }
-        prop_assert!(other.batch(true).is_none(), "a clone begins anew");
-        prop_assert_eq!(&batches.concat(), &rows);
-        for (i, batch) in batches.iter().enumerate() {
-            prop_assert!(batch.len() == 1 || cost(batch) <= tokens);
-            if let Some(next) = batches.get(i + 1) {
-                let with_next = [&batch[..], &next[..1]].concat();
-                prop_assert!(cost(&with_next) > tokens);
-            }
+        check!(&pairs, |batch: PairTokens| tensor(&batch.rows));
+        check!(&thumbs, |batch: UnpairedTokens| tensor(&batch.rows));
+        check!(&lists, |batch: RankedTokens| tensor(&batch.rows));
+        if lengths.iter().any(|(p, _)| *p != lengths[0].0) {
+            let drop = Truncation::Drop { max_length: 99 };
+            let thumbs = Mismatched::new(InMemDataset::new(thumbs), drop);
+            let thumbs: Vec<_> = thumbs.iter().map(Result::unwrap).collect();
+            check!(&thumbs, |batch: UnpairedTokens<WithMismatched>| {
+                tensor(&batch.rows) + tensor(&batch.mismatched.unwrap())
+            });
         }
     }
+}
+
+/// Row 5 cannot be read, and many at once not either if it is among them.
+#[derive(Debug)]
+struct Broken;
+
+impl Dataset<u32> for Broken {
+    fn get(&self, index: usize) -> Result<u32, DatasetError> {
+        if index == 5 {
+            let error = std::io::Error::other("row 5");
+            return Err(DatasetError::new(error));
+        }
+        Ok(u32::try_from(index).unwrap())
+    }
+
+    fn len(&self) -> usize {
+        10
+    }
+}
+
+struct Rows;
+
+impl Batcher<u32, Vec<u32>> for Rows {
+    fn batch(&self, rows: Vec<u32>, _: &Device) -> Vec<u32> {
+        rows
+    }
+}
+
+#[test]
+fn a_row_that_cannot_be_read_takes_no_other_with_it() {
+    let loader = EpochLoader::new(Arc::new(Broken), Rows, 4, Cursor::new(10, 1), &device());
+    let loader = loader.unwrap();
+    let mut rows = Vec::new();
+    let mut errors = 0;
+    for batch in loader.iter() {
+        match batch {
+            Ok(batch) => rows.extend(batch),
+            Err(_) => errors += 1,
+        }
+    }
+    rows.sort_unstable();
+    assert_eq!((rows, errors), (vec![0, 1, 2, 3, 4, 6, 7, 8, 9], 1));
 }
 
 #[test]
@@ -689,7 +900,7 @@ fn a_loader_by_tokens_goes_through_the_epoch() {
     assert_eq!(seen, order);
 }
 
-/// The cache knows sequences by their content, so that packing asks it the same.
+/// What a cache is asked for, and where the tensors are.
 #[test]
 fn devices_and_types_are_those_of_the_rows() {
     let sequences = [Sequence::new(&[1], &[2]), Sequence::new(&[1], &[3])];
