@@ -10,7 +10,8 @@
 //! 8. [`scale`]: one device, one machine, several
 //! 9. [`reproducibility`]: the same numbers again, and on resume
 //! 10. [`token_importance`]: which tokens matter, and how much
-//! 11. [`coming_from_trl`]: its options, and where conventions differ
+//! 11. [`your_own_objective`]: six papers, three lines each
+//! 12. [`coming_from_trl`]: its options, and where conventions differ
 
 macro_rules! chapters {
     ($($name:ident: $file:literal,)*) => {
@@ -32,5 +33,6 @@ chapters! {
     scale: "scale.md",
     reproducibility: "reproducibility.md",
     token_importance: "token_importance.md",
+    your_own_objective: "your_own_objective.md",
     coming_from_trl: "coming_from_trl.md",
 }
