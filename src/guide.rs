@@ -11,7 +11,8 @@
 //! 9. [`reproducibility`]: the same numbers again, and on resume
 //! 10. [`token_importance`]: which tokens matter, and how much
 //! 11. [`your_own_objective`]: six papers, three lines each
-//! 12. [`coming_from_trl`]: its options, and where conventions differ
+//! 12. [`beyond_text`]: denoisers, and models that see or hear
+//! 13. [`coming_from_trl`]: its options, and where conventions differ
 
 macro_rules! chapters {
     ($($name:ident: $file:literal,)*) => {
@@ -34,5 +35,6 @@ chapters! {
     reproducibility: "reproducibility.md",
     token_importance: "token_importance.md",
     your_own_objective: "your_own_objective.md",
+    beyond_text: "beyond_text.md",
     coming_from_trl: "coming_from_trl.md",
 }
