@@ -9,7 +9,10 @@
 //! 7. [`shared_prefixes`]: each prompt once
 //! 8. [`scale`]: one device, one machine, several
 //! 9. [`reproducibility`]: the same numbers again, and on resume
-//! 10. [`coming_from_trl`]: its options, and where conventions differ
+//! 10. [`token_importance`]: which tokens matter, and how much
+//! 11. [`your_own_objective`]: six papers, three lines each
+//! 12. [`beyond_text`]: denoisers, and models that see or hear
+//! 13. [`coming_from_trl`]: its options, and where conventions differ
 
 macro_rules! chapters {
     ($($name:ident: $file:literal,)*) => {
@@ -30,5 +33,8 @@ chapters! {
     shared_prefixes: "shared_prefixes.md",
     scale: "scale.md",
     reproducibility: "reproducibility.md",
+    token_importance: "token_importance.md",
+    your_own_objective: "your_own_objective.md",
+    beyond_text: "beyond_text.md",
     coming_from_trl: "coming_from_trl.md",
 }

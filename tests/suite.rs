@@ -16,6 +16,8 @@ mod chat_template;
 mod config;
 #[path = "suite/data.rs"]
 mod data;
+#[path = "suite/denoiser.rs"]
+mod denoiser;
 #[path = "suite/determinism.rs"]
 mod determinism;
 #[path = "suite/extremes.rs"]
@@ -61,6 +63,8 @@ mod turns;
 #[path = "suite/workers.rs"]
 mod workers;
 
+#[path = "../examples/denoiser/likelihood.rs"]
+mod denoiser_likelihood;
 #[path = "../examples/toy/renderer.rs"]
 mod renderer;
 #[path = "../examples/chat_template/template.rs"]

@@ -73,6 +73,36 @@ const ROWS: &[Row] = &[
     ("ProLoss", "pro", "scored lists", "2306.17492", "authors"),
 ];
 
+/// Every objective once: what it is to a reader who has to choose, and one line of advice.
+#[rustfmt::skip]
+const TIERS: &[(&str, &str, &[&str])] = &[
+    (
+        "used in practice",
+        "Begin here: many train with these, so that there are recipes, and numbers to compare yours with.",
+        &["DpoLoss", "IpoLoss", "SimpoLoss", "CpoLoss", "OrpoLoss", "KtoLoss", "BcoLoss", "ApoZeroLoss", "NpoLoss"],
+    ),
+    (
+        "graded data",
+        "Take one where labels say how much better: scores, win probabilities, ties or ranks. Plain pairs made of them forget it; DPO with a margin or a win probability does not.",
+        &["SppoLoss", "RpoLoss", "RebelLoss", "RaoKupperLoss", "DavidsonLoss", "PlackettLuceLoss", "LipoLoss", "InfoNcaLoss", "NcaListLoss", "ExoListLoss", "RrhfLoss", "ProLoss"],
+    ),
+    (
+        "research",
+        "Take one where you see the problem that its paper names, and tune DPO beside it as carefully.",
+        &["HingeLoss", "GpoLoss", "DiscopopLoss", "ExoPairLoss", "NcaLoss", "ApoDownLoss", "DpopLoss", "RdpoLoss", "CalDpoLoss", "AotLoss", "DpoShiftLoss", "HdpoLoss", "ChipoLoss", "BetaDpoLoss", "TdpoLoss", "AlphaPoLoss", "SlicHfLoss", "SimperLoss", "AsftLoss", "SimnpoLoss"],
+    ),
+];
+
+fn tiers() -> String {
+    let mut table = String::from("| tier | objectives | advice |\n|---|---|---|\n");
+    for (tier, advice, names) in TIERS {
+        let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+        writeln!(table, "| {tier} | {} | {advice} |", names.join(", ")).unwrap();
+    }
+    table.push('\n');
+    table
+}
+
 /// The fields of a config as JSON, without its tag.
 fn object(value: Value) -> Map<String, Value> {
     let Value::Object(mut object) = value else {
@@ -142,7 +172,7 @@ const END: &str = "\n<!-- end of objectives -->";
 fn the_tables_are_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (file, readme) = (root.join("docs/objectives.md"), root.join("README.md"));
-    let table = table();
+    let table = tiers() + &table();
     let text = fs::read_to_string(&readme).unwrap();
     let (before, rest) = text
         .split_once(START)
@@ -174,4 +204,13 @@ fn every_objective_has_a_row() {
     let mut rows: Vec<&str> = ROWS.iter().map(|row| row.0).collect();
     rows.sort_unstable();
     assert_eq!(rows, names);
+}
+
+#[test]
+fn every_objective_has_one_tier() {
+    let mut tiered: Vec<&str> = TIERS.iter().flat_map(|tier| tier.2).copied().collect();
+    tiered.sort_unstable();
+    let mut rows: Vec<&str> = ROWS.iter().map(|row| row.0).collect();
+    rows.sort_unstable();
+    assert_eq!(tiered, rows, "a name for one of TIERS");
 }
