@@ -11,4 +11,4 @@ mod weights;
 
 pub use config::{Activation, ConfigError, DecoderConfig, Rope, RopeScaling};
 pub use decoder::{Decoder, Sees};
-pub use weights::{WeightError, load};
+pub use weights::{WeightError, load, save};

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use burn::module::Param;
 use burn::nn::{Linear, RmsNorm};
 use burn::tensor::{Device, Tensor, TensorData, bf16, f16};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 use thiserror::Error;
 
 use crate::config::{ConfigError, DecoderConfig};
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Layer};
 
 /// Why a folder's weights cannot be used.
 #[derive(Debug, Error)]
@@ -29,7 +30,7 @@ pub enum WeightError {
         /// What the system says.
         source: io::Error,
     },
-    /// The index of the shards cannot be read.
+    /// The index of the shards, or the config that is copied, cannot be read.
     #[error("{}: {source}", path.display())]
     Index {
         /// Which.
@@ -51,6 +52,9 @@ pub enum WeightError {
     /// A tensor that this decoder has no place for: the model computes something else.
     #[error("`{0}`: this decoder has no such tensor, so that it would compute another model")]
     Unused(String),
+    /// The index names a file outside the folder.
+    #[error("`{0}` is no file of the folder")]
+    Outside(String),
     /// A tensor stands in two files.
     #[error("`{0}` stands in two files")]
     Twice(String),
@@ -145,7 +149,148 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, WeightError> {
     let index: Index =
         serde_json::from_str(&text).map_err(|source| WeightError::Index { path, source })?;
     let files: BTreeSet<String> = index.weight_map.into_values().collect();
+    // Names of the index are files of the folder, and nowhere else.
+    if let Some(file) = files
+        .iter()
+        .find(|file| Path::new(file).file_name() != Some(file.as_ref()))
+    {
+        return Err(WeightError::Outside(file.clone()));
+    }
     Ok(files.into_iter().map(|file| folder.join(file)).collect())
+}
+
+/// Saves a decoder as a folder of its own, which other programs load as they load `from`: the other
+/// files of that folder (tokenizer, template), its config with `dtype` float32, and the weights in
+/// one `model.safetensors` in f32. Adapters have to be merged before.
+///
+/// The folder appears under its name when all of it is written.
+///
+/// # Errors
+///
+/// `to` is there already, or a file cannot be read or written.
+pub fn save(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), WeightError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| WeightError::File { path, source }
+    };
+    if to.exists() {
+        let source = io::Error::from(io::ErrorKind::AlreadyExists);
+        return Err(failed(to)(source));
+    }
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    let scratch = to.with_file_name(format!(".{name}.{}", std::process::id()));
+    fs::create_dir_all(&scratch).map_err(failed(&scratch))?;
+    let written =
+        write(decoder, from, &scratch).and_then(|()| fs::rename(&scratch, to).map_err(failed(to)));
+    if written.is_err() {
+        // What went wrong is what matters.
+        let _ = fs::remove_dir_all(&scratch);
+    }
+    written
+}
+
+fn write(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), WeightError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| WeightError::File { path, source }
+    };
+    for entry in fs::read_dir(from).map_err(failed(from))? {
+        let path = entry.map_err(failed(from))?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let of_weights = name.ends_with(".safetensors") || name.ends_with(".index.json");
+        if path.is_file() && !of_weights && name != "config.json" {
+            fs::copy(&path, to.join(&name)).map_err(failed(&path))?;
+        }
+    }
+    let path = from.join("config.json");
+    let text = fs::read_to_string(&path).map_err(failed(&path))?;
+    let json = |source| WeightError::Index {
+        path: path.clone(),
+        source,
+    };
+    let mut config: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&text).map_err(json)?;
+    config.remove("torch_dtype");
+    config.insert("dtype".to_owned(), "float32".into());
+    let config = serde_json::to_string_pretty(&config).map_err(json)?;
+    let path = to.join("config.json");
+    fs::write(&path, config).map_err(failed(&path))?;
+
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(decoder);
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+        (
+            name.as_str(),
+            view.expect("as many bytes as the shape says"),
+        )
+    });
+    let path = to.join("model.safetensors");
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    safetensors::serialize_to_file(views, Some(metadata), &path).map_err(|source| {
+        WeightError::Format {
+            path: path.clone(),
+            source,
+        }
+    })?;
+    let file = fs::File::open(&path).map_err(failed(&path))?;
+    file.sync_all().map_err(failed(&path))
+}
+
+/// All weights under the names and in the layout of Hugging Face.
+fn tensors(decoder: &Decoder) -> Vec<(String, Vec<usize>, Vec<u8>)> {
+    let mut all = Vec::new();
+    let mut add = |name: String, shape: Vec<usize>, numbers: Vec<f32>| {
+        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
+        all.push((name, shape, bytes.collect()));
+    };
+    let linear =
+        |linear: &Linear, name: &str, add: &mut dyn FnMut(String, Vec<usize>, Vec<f32>)| {
+            let rows = linear.weight.val().transpose();
+            add(
+                format!("{name}.weight"),
+                rows.dims().to_vec(),
+                numbers(rows),
+            );
+            if let Some(bias) = &linear.bias {
+                let bias = bias.val();
+                add(format!("{name}.bias"), bias.dims().to_vec(), numbers(bias));
+            }
+        };
+    let gemma = decoder.config().gemma;
+    let norm = |norm: &RmsNorm, name: &str, add: &mut dyn FnMut(String, Vec<usize>, Vec<f32>)| {
+        let gamma = norm.gamma.val();
+        let gamma = if gemma { gamma - 1 } else { gamma };
+        add(
+            format!("{name}.weight"),
+            gamma.dims().to_vec(),
+            numbers(gamma),
+        );
+    };
+    let embedding = decoder.embedding.weight.val();
+    let name = "model.embed_tokens.weight".to_owned();
+    add(name, embedding.dims().to_vec(), numbers(embedding));
+    for (i, mut layer) in decoder.layers.iter().cloned().enumerate() {
+        let name = |part: &str| format!("model.layers.{i}.{part}");
+        for (of, part) in linears(&mut layer) {
+            linear(of, &name(part), &mut add);
+        }
+        for (of, part) in norms(&mut layer, gemma) {
+            norm(of, &name(part), &mut add);
+        }
+    }
+    norm(&decoder.norm, "model.norm", &mut add);
+    if let Some(head) = &decoder.head {
+        linear(head, "lm_head", &mut add);
+    }
+    all
+}
+
+fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter().collect()
 }
 
 /// The numbers of a tensor as f32, which holds f16 and bf16 exactly.
@@ -173,6 +318,39 @@ fn floats(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, WeightErro
             value: numbers[place],
         }),
     }
+}
+
+/// The products of a layer, and what Hugging Face calls them.
+fn linears(layer: &mut Layer) -> [(&mut Linear, &'static str); 7] {
+    [
+        (&mut layer.query, "self_attn.q_proj"),
+        (&mut layer.key, "self_attn.k_proj"),
+        (&mut layer.value, "self_attn.v_proj"),
+        (&mut layer.output, "self_attn.o_proj"),
+        (&mut layer.gate, "mlp.gate_proj"),
+        (&mut layer.up, "mlp.up_proj"),
+        (&mut layer.down, "mlp.down_proj"),
+    ]
+}
+
+/// Its norms. The one before the feed-forward layer has another name where attention has a norm
+/// behind it.
+fn norms(layer: &mut Layer, gemma: bool) -> impl Iterator<Item = (&mut RmsNorm, &'static str)> {
+    let before_mlp = if gemma {
+        "pre_feedforward_layernorm"
+    } else {
+        "post_attention_layernorm"
+    };
+    [
+        (Some(&mut layer.input_norm), "input_layernorm"),
+        (Some(&mut layer.mlp_norm), before_mlp),
+        (layer.query_norm.as_mut(), "self_attn.q_norm"),
+        (layer.key_norm.as_mut(), "self_attn.k_norm"),
+        (layer.after_attention.as_mut(), "post_attention_layernorm"),
+        (layer.after_mlp.as_mut(), "post_feedforward_layernorm"),
+    ]
+    .into_iter()
+    .filter_map(|(norm, name)| Some((norm?, name)))
 }
 
 struct Weights {
@@ -228,36 +406,11 @@ impl Weights {
         let gemma = config.gemma;
         for (i, layer) in decoder.layers.iter_mut().enumerate() {
             let name = |part: &str| format!("model.layers.{i}.{part}");
-            for (linear, part) in [
-                (&mut layer.query, "self_attn.q_proj"),
-                (&mut layer.key, "self_attn.k_proj"),
-                (&mut layer.value, "self_attn.v_proj"),
-                (&mut layer.output, "self_attn.o_proj"),
-                (&mut layer.gate, "mlp.gate_proj"),
-                (&mut layer.up, "mlp.up_proj"),
-                (&mut layer.down, "mlp.down_proj"),
-            ] {
+            for (linear, part) in linears(layer) {
                 self.linear(linear, &name(part))?;
             }
-            // What stands before the feed-forward layer has another name where attention has a norm
-            // behind it.
-            let before_mlp = if gemma {
-                "pre_feedforward_layernorm"
-            } else {
-                "post_attention_layernorm"
-            };
-            let norms = [
-                (Some(&mut layer.input_norm), "input_layernorm"),
-                (Some(&mut layer.mlp_norm), before_mlp),
-                (layer.query_norm.as_mut(), "self_attn.q_norm"),
-                (layer.key_norm.as_mut(), "self_attn.k_norm"),
-                (layer.after_attention.as_mut(), "post_attention_layernorm"),
-                (layer.after_mlp.as_mut(), "post_feedforward_layernorm"),
-            ];
-            for (norm, part) in norms {
-                if let Some(norm) = norm {
-                    self.norm(norm, &name(part), gemma)?;
-                }
+            for (norm, part) in norms(layer, gemma) {
+                self.norm(norm, &name(part), gemma)?;
             }
         }
         self.norm(&mut decoder.norm, "model.norm", gemma)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use burn_preference::TokenLogProbs;
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence};
-use finetune::{ConfigError, Decoder, DecoderConfig, WeightError, load};
+use finetune::{ConfigError, Decoder, DecoderConfig, WeightError, load, save};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -172,6 +172,49 @@ fn a_row_longer_than_the_window() {
     decoder.hidden(Tensor::zeros([1, 33], &Device::default()));
 }
 
+/// What is saved is what was loaded, for this program; `scripts/check_saved.py` has transformers load
+/// it.
+#[test]
+fn what_is_saved_is_what_was_loaded() {
+    for family in FAMILIES {
+        let (decoder, expected) = read(family);
+        let there = tempfile::tempdir().unwrap();
+        let to = there.path().join("out");
+        save(&decoder, &folder(family), &to).unwrap();
+        let mut names: Vec<String> = fs::read_dir(&to)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["config.json", "expected.json", "model.safetensors"]);
+        assert_eq!(
+            fs::read_dir(there.path()).unwrap().count(),
+            1,
+            "no scratch folder"
+        );
+        let again = load(&to, &Device::default()).unwrap();
+        let [before, after] = [&decoder, &again].map(|model| log_probs(model, &expected.ids));
+        if family == "gemma2" {
+            // 1 + w − 1 rounds.
+            let difference = before.iter().zip(&after).map(|(a, b)| (a - b).abs());
+            assert!(difference.fold(0.0, f64::max) < 2e-5);
+        } else {
+            assert_eq!(before, after, "{family}");
+        }
+        let error = save(&decoder, &folder(family), &to).unwrap_err();
+        assert!(matches!(error, WeightError::File { path, .. } if path == to));
+    }
+    let (decoder, _) = read("llama");
+    let there = tempfile::tempdir().unwrap();
+    let error = save(&decoder, Path::new("/nowhere"), &there.path().join("out")).unwrap_err();
+    assert!(matches!(error, WeightError::File { .. }));
+    assert_eq!(
+        fs::read_dir(there.path()).unwrap().count(),
+        0,
+        "nothing half-written"
+    );
+}
+
 #[test]
 fn damaged_weights() {
     let copy = |family: &str| {
@@ -204,6 +247,12 @@ fn damaged_weights() {
     let error = fails(shards.path());
     assert!(matches!(error, WeightError::NotFinite { .. }), "{error}");
     assert!(error.to_string().ends_with("is NaN"), "{error}");
+
+    // An index that leads out of the folder.
+    let index = shards.path().join("model.safetensors.index.json");
+    let text = fs::read_to_string(&index).unwrap();
+    fs::write(&index, text.replace("model-00001", "../model-00001")).unwrap();
+    assert!(matches!(fails(shards.path()), WeightError::Outside(file) if file.starts_with("..")));
 
     // A config of another size, and of another family.
     let other = copy("qwen2");
