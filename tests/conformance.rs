@@ -338,6 +338,27 @@ fn peers() {
     );
 }
 
+/// docs/checked.md names whose code each objective agrees with: exactly what the files that ship show.
+#[test]
+fn the_documentation_names_whose_code_was_compared() {
+    let mut report = Report::default();
+    for path in shipped() {
+        report.check_path(&path);
+    }
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/checked.md");
+    let table = std::fs::read_to_string(table).unwrap();
+    let mut rows = 0;
+    for row in table.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let (objective, named) = (cells[1].trim_matches('`'), cells[2].split(", "));
+        let named: BTreeSet<&str> = named.filter(|name| *name != "—").collect();
+        let agreed = report.agreed.get(objective).cloned().unwrap_or_default();
+        assert_eq!(named, agreed, "{objective}");
+        rows += 1;
+    }
+    assert!(rows >= report.agreed.len(), "{rows} rows");
+}
+
 /// The formulas that give the limits are the peers' where these are finite.
 #[test]
 fn limits_are_the_peers_formulas() {

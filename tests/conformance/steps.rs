@@ -14,7 +14,6 @@
 //! definition, so that the reason is a number that was compared.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
@@ -118,8 +117,8 @@ impl Step {
             loss: number(&case["loss"]).expect("a loss"),
             metrics: case["metrics"]
                 .as_object()
-                .expect("metrics")
-                .iter()
+                .into_iter()
+                .flatten()
                 .filter_map(|(key, value)| Some((key.clone(), number(value)?)))
                 .collect(),
             rows: shape[0],
@@ -134,13 +133,12 @@ impl Step {
             sequence_kl: f64s("sequence_kl").map(|(_, kl)| kl),
         };
         let tokens = tensor(file, &name("tokens"), integers).map(|(_, tokens)| tokens);
-        match tensor(file, &name("lengths"), <[u8]>::to_vec) {
-            Some((_, lengths)) => step.expand(&lengths, tokens),
-            None => {
-                step.tokens = tokens.expect("tokens");
-                let mask = tensor(file, &name("mask"), <[u8]>::to_vec).expect("mask").1;
-                step.mask = mask.iter().map(|&counted| counted != 0).collect();
-            }
+        if let Some((_, lengths)) = tensor(file, &name("lengths"), <[u8]>::to_vec) {
+            step.expand(&lengths, tokens);
+        } else {
+            step.tokens = tokens.expect("tokens");
+            let mask = tensor(file, &name("mask"), <[u8]>::to_vec).expect("mask").1;
+            step.mask = mask.iter().map(|&counted| counted != 0).collect();
         }
         step
     }
@@ -277,24 +275,16 @@ impl Pass {
     }
 
     fn referenced(&self) -> ReferencedPair {
-        ReferencedPair::from_concatenated(&self.relative()).unwrap()
+        halves(&self.relative())
     }
 
     fn pair(&self) -> PolicyPair {
-        PolicyPair::from_concatenated(&self.policy.sequence()).unwrap()
+        halves(&self.policy.sequence())
     }
+}
 
-    /// Both sides' tokens.
-    fn sides<T: Rows>(&self, of: impl Fn(Range<usize>) -> T) -> Pair<T> {
-        let [rows, _] = self.policy.log_probs().dims();
-        Pair::new(of(0..rows / 2), of(rows / 2..rows)).unwrap()
-    }
-
-    fn token_pairs(tokens: &TokenLogProbs, rows: Range<usize>) -> TokenLogProbs {
-        let take = |x: Tensor<2>| x.narrow(0, rows.start, rows.len());
-        let mask = tokens.mask().narrow(0, rows.start, rows.len());
-        TokenLogProbs::new(take(tokens.log_probs()), mask).unwrap()
-    }
+fn halves<T: Rows + Clone>(rows: &T) -> Pair<T> {
+    Pair::from_concatenated(rows).unwrap()
 }
 
 /// A loss as the peer reduces it, and what is logged beside it.
@@ -489,7 +479,7 @@ fn authors(step: &Step) -> Option<Mapped> {
             let (reference, mask) = (step.of_logits(&reference), step.mask());
             Mapped::new("TdpoLoss", move |pass| {
                 let kl = kl(pass.logits.clone(), reference.clone(), mask.clone());
-                let sides = pass.sides(|rows| kl.clone().narrow(0, rows.start, rows.len()));
+                let sides = halves(&kl);
                 let batch = WithSequenceKl::new(pass.referenced(), sides).unwrap();
                 let mut found = Found::new(objective.forward(batch).mean());
                 found.logged.insert("sequence_kl".to_owned(), to_vec(kl));
@@ -528,10 +518,9 @@ fn authors(step: &Step) -> Option<Mapped> {
         "rebel.authors" => {
             let config = RebelLossConfig::new().with_score_scale(step.given("eta"));
             let objective = config.init();
-            let scores = f64s(step.scores());
+            let scores = halves(&f64s(step.scores()));
             Mapped::new("RebelLoss", move |pass| {
-                let scores = pass.sides(|rows| scores.clone().narrow(0, rows.start, rows.len()));
-                let batch = WithScores::new(pass.referenced(), scores).unwrap();
+                let batch = WithScores::new(pass.referenced(), scores.clone()).unwrap();
                 Found::new(objective.forward(batch).mean())
             })
         }
@@ -778,11 +767,9 @@ fn less_one(
 /// them in f32.
 fn sampo(beta: f64) -> Mapped {
     let mapped = Mapped::new("DpoLoss", move |pass| {
-        let tokens = |of: &TokenLogProbs| pass.sides(|rows| Pass::token_pairs(of, rows));
-        let reference = tokens(pass.reference.as_ref().expect("a reference"));
-        let pair = tokens(&pass.policy).relative_to(reference).unwrap();
-        let noise = pass.policy.log_probs().without_autodiff();
-        let noise = pass.sides(|rows| noise.clone().narrow(0, rows.start, rows.len()));
+        let reference = halves(pass.reference.as_ref().expect("a reference"));
+        let pair = halves(&pass.policy).relative_to(reference).unwrap();
+        let noise = halves(&pass.policy.log_probs().without_autodiff());
         let batch = pair.subsampled(&noise).unwrap().sequences();
         let output = DpoLossConfig::new()
             .with_beta(beta)
@@ -923,6 +910,8 @@ fn simpo(step: &Step, algorithm: &str) -> Mapped {
     })
 }
 
+type Boxed = Box<dyn Objective<PolicyPair>>;
+
 /// CPO and its kin, all with the NLL of the chosen completions.
 fn cpo(step: &Step, algorithm: &str) -> Option<Mapped> {
     let beta = step.beta();
@@ -932,11 +921,10 @@ fn cpo(step: &Step, algorithm: &str) -> Option<Mapped> {
         .unwrap_or(1.0);
     let noise = LabelNoise::Conservative(step.param("label_smoothing").unwrap_or(0.0));
     let cpo = CpoLossConfig::trl().with_beta(beta).with_label_noise(noise);
-    let term = |objective: Box<dyn Objective<PolicyPair>>| {
+    let term = |objective: Boxed| {
         let term = SftTerm::new(objective, weight).unwrap();
-        Box::new(term.with_normalization(NllNormalization::Token)) as Box<dyn Objective<PolicyPair>>
+        Box::new(term.with_normalization(NllNormalization::Token)) as Boxed
     };
-    type Boxed = Box<dyn Objective<PolicyPair>>;
     let mean = algorithm == "cposimpo";
     let (name, preference, whole): (_, Boxed, Boxed) = if mean {
         let gamma = step.given("gamma");
@@ -975,8 +963,8 @@ fn wpo(step: &Step) -> Mapped {
     let dpo = DpoLossConfig::new().with_beta(beta).init();
     let ours = dpo.clone();
     Mapped::new("DpoLoss", move |pass| {
-        let sides = |of: &TokenLogProbs| pass.sides(|rows| Pass::token_pairs(of, rows));
-        let (policy, collisions) = (sides(&pass.policy), sides(&pass.statistics.collisions()));
+        let policy = halves(&pass.policy);
+        let collisions = halves(&pass.statistics.collisions());
         let weights = wpo_weights(&policy, &collisions, Some(1.0)).unwrap();
         let batch = pass.referenced();
         let loss = ours.forward(batch.clone()).losses() * weights.clone();
@@ -1017,4 +1005,47 @@ fn kto(step: &Step) -> Mapped {
         let loss = bco.forward(batch).mean() * 0.5;
         Found::new(loss).with_mean("kl_ema", z0)
     })
+}
+
+/// A digit more or less, in a loss, a gradient or a metric, is a mismatch; what nobody mapped says so.
+#[test]
+fn another_number_does_not_pass() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/steps.json");
+    let cases = crate::read(&path);
+    let steps = || read(&path, cases.as_array().unwrap());
+    let wrong = |change: fn(&mut Step)| {
+        for mut step in steps() {
+            // What the peer has in f32 tells no such digit.
+            if matches!(step.peer.as_str(), "oxrl.rdpo" | "oxrl.sampo") {
+                continue;
+            }
+            change(&mut step);
+            assert!(
+                matches!(check(&step), Verdict::Mismatch(_)),
+                "{}",
+                step.name()
+            );
+        }
+    };
+    wrong(|step| step.loss *= 1.0 + 1e-10);
+    wrong(|step| step.loss = f64::NAN);
+    wrong(|step| {
+        let gradients = step.grad_logits.iter_mut();
+        *gradients.max_by(|a, b| a.total_cmp(b)).unwrap() *= 1.0 + 1e-10;
+    });
+    wrong(|step| step.metrics.push(("loss".to_owned(), 17.0)));
+    for mut step in steps() {
+        step.metrics.push(("tokens per second".to_owned(), 1.0));
+        assert!(
+            matches!(check(&step), Verdict::Mismatch(_)),
+            "{}",
+            step.name()
+        );
+        step.peer = "nobody.dpo".to_owned();
+        assert!(
+            matches!(check(&step), Verdict::Unmapped(_)),
+            "{}",
+            step.name()
+        );
+    }
 }

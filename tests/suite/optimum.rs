@@ -236,8 +236,9 @@ fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Option<Vec<f64>> {
                 continue;
             }
             let factor = a[i][k] / a[k][k];
-            for j in k..n {
-                a[i][j] -= factor * a[k][j];
+            let pivot = a[k].clone();
+            for (x, p) in a[i].iter_mut().zip(pivot) {
+                *x -= factor * p;
             }
             b[i] -= factor * b[k];
         }
@@ -436,7 +437,7 @@ fn f_divergence(pi: &[f64], f: impl Fn(f64) -> f64) -> f64 {
 }
 
 /// Wang et al., 2309.16240: the minimum is the policy that maximises E[r] − β·D_f(π ‖ π°), for each f
-/// that it names.
+/// that it names, and for χPO's.
 fn f_dpo() {
     let alpha = 0.4_f64;
     let alphas =
@@ -583,7 +584,12 @@ fn bco_bound() {
 /// η·(P(y ≻ π_t) − ½) that takes ln Z for η/2. The normaliser is left out, so ρ is free; η = 1/β.
 fn sppo() {
     let mu = reference();
-    let pairs = (0..9).map(|k| (k / 3, k % 3, (mu[k / 3] + mu[k % 3]).exp()));
+    // Each pair once, a completion against itself included: half as often as two different ones.
+    let pairs = (0..9).map(|k| (k / 3, k % 3)).filter(|(i, j)| i <= j);
+    let pairs = pairs.map(|(i, j)| {
+        let orders = if i == j { 1.0 } else { 2.0 };
+        (i, j, orders * (mu[i] + mu[j]).exp())
+    });
     let pairs = Comparisons::new(mu.clone(), pairs);
     let sppo = SppoLossConfig::new().with_beta(BETA).init();
     let ours = pairs.minimum(Policy::Free, |batch| {
