@@ -12,14 +12,16 @@
 use std::f64::consts::LN_2;
 
 use burn::tensor::{Bool, Int, Tensor};
+use burn_preference::log_probs::sequence_kl;
 use burn_preference::{
     BcoLossConfig, ChipoLossConfig, CpoLossConfig, DavidsonLossConfig, Divergence, DpoLossConfig,
     ExoListLossConfig, ExoPairLossConfig, GapDistance, GpoLossConfig, HdpoLossConfig,
-    InfoNcaLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, Link, LossOutput,
+    HingeLossConfig, InfoNcaLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, Link, LossOutput,
     NcaListLossConfig, NcaLossConfig, NpoLossConfig, Objective, Pair, PlackettLuceLossConfig,
     Ranked, RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig, ReferencedPair, RegressionUnit,
-    RelativeLogProbs, RpoLossConfig, SequenceLogProbs, SppoLossConfig, TokenLogProbs, Unpaired,
-    WithBaseline, WithPreference, WithScores, WithTies, batch::Rewards,
+    RelativeLogProbs, RpoLossConfig, SequenceLogProbs, SppoLossConfig, TdpoLossConfig,
+    TokenLogProbs, Unpaired, WithBaseline, WithPreference, WithScores, WithSequenceKl, WithShift,
+    WithTies, batch::Rewards,
 };
 
 use crate::scalar::{log_softmax, logsumexp, sigmoid, softmax};
@@ -40,8 +42,8 @@ pub const STATEMENTS: &[(&str, &[Statement])] = &[
         ("the maximum of E[r] − β·D_f(π ‖ π°) for every f (f-DPO)", f_dpo),
     ]),
     ("IpoLoss", &[("π ∝ π°·e^(P(y ≻ μ)/τ), the maximum of E[P] − τ·KL(π ‖ π°), for any P, cycles included", ipo)]),
-    ("HingeLoss", &[]),
-    ("GpoLoss", &[("h has the sign of P − ½, and is ½·logit P, 2P − 1 or logit P", gpo)]),
+    ("HingeLoss", &[("h is 1 or −1, as the majority has it", hinge)]),
+    ("GpoLoss", &[("h has the sign of P − ½, and is ½·logit P (exponential), 2P − 1 (squared hinge), logit P (Savage)", gpo)]),
     ("DiscopopLoss", &[]),
     ("ExoPairLoss", &[("Δ = logit(1 − ε)/β of a pair", exo_pair)]),
     ("NcaLoss", &[("βρ = r − ln Z, the absolute reward, for two completions", nca_pair)]),
@@ -57,7 +59,7 @@ pub const STATEMENTS: &[(&str, &[Statement])] = &[
     ("HdpoLoss", &[("the maximum of E[r] + αβ·H(π) + β·E[ln π°]", hdpo)]),
     ("ChipoLoss", &[("the maximum of E[r] − β·(χ² + KL), with the margin bounded or not", chipo)]),
     ("BetaDpoLoss", &[]),
-    ("TdpoLoss", &[]),
+    ("TdpoLoss", &[("α = 1: the loss is the entropy of Bradley–Terry's labels where π ∝ π°·e^(Q/β) after every prefix", tdpo)]),
     ("RpoLoss", &[("π ∝ π°·e^(ηs/β), for every distance", rpo)]),
     ("RebelLoss", &[("π ∝ π°·e^(ηs), a step of mirror descent", rebel)]),
     ("RaoKupperLoss", &[("π ∝ π°·e^(r/β) from wins and ties", rao_kupper)]),
@@ -530,6 +532,100 @@ fn gpo() {
     }
 }
 
+/// The hinge is calibrated as well (Zhang 2004): its minimum takes the side of the majority, at the
+/// kink, where no gradient finds it.
+fn hinge() {
+    let reference = vec![0.3_f64.ln(), 0.7_f64.ln()];
+    let hinge = HingeLossConfig::new().with_beta(BETA).init();
+    for (p, claimed) in [(0.15, -1.0), (0.45, -1.0), (0.7, 1.0)] {
+        let pairs = Comparisons::new(reference.clone(), [(0, 1, p), (1, 0, 1.0 - p)]);
+        let loss = |h: f64| {
+            let log_probs = f64s(&[reference[0] + h / BETA, reference[1]]);
+            to_vec(pairs.expected(&hinge.forward(pairs.batch(&log_probs))))[0]
+        };
+        for step in 1..40 {
+            let away = 0.1 * f64::from(step);
+            assert!(loss(claimed) < loss(claimed - away), "{p}: below");
+            assert!(loss(claimed) < loss(claimed + away), "{p}: above");
+        }
+    }
+}
+
+/// Zeng et al., 2404.11999: what is maximised after every prefix s is E_π[A(s, ·)] − β·KL(π ‖ π°), A the
+/// advantage of π°, so that π(z | s) ∝ π°(z | s)·e^(Q(s, z)/β), and then Bradley and Terry's probability
+/// is σ(βΔ − β(K_l − K_w)): with α = 1 every pair's loss is −ln of it, and below their mean, the
+/// entropy, comes no policy. Values only: of the gradient, TDPO₂ stops the one through K_w, and
+/// β·P·(1 − P)·∂(K_w + K_l) of each pair is left there.
+///
+/// Completions of two tokens, nine of them; π has four prefixes with three words each.
+fn tdpo() {
+    let numbers = |seed: f64, n: usize| -> Vec<f64> {
+        (0..n).map(|k| (seed * (k as f64 + 1.0)).sin()).collect()
+    };
+    let reference: Vec<Vec<f64>> = numbers(1.3, 12).chunks(3).map(log_softmax).collect();
+    // The reward of first word a and second word b, in the row 3a + b; and Q of π° by the tree.
+    let rewards = numbers(2.1, 9);
+    let value = |node: usize, q: &[f64]| -> f64 {
+        reference[node]
+            .iter()
+            .zip(q)
+            .map(|(p, q)| p.exp() * q)
+            .sum()
+    };
+    let second: Vec<&[f64]> = rewards.chunks(3).collect();
+    let first: Vec<f64> = (0..3).map(|a| value(1 + a, second[a])).collect();
+    let policy: Vec<f64> = (0..4)
+        .flat_map(|node| {
+            let q = if node == 0 {
+                &first[..]
+            } else {
+                second[node - 1]
+            };
+            tilted(&reference[node], |z| q[z] / BETA)
+        })
+        .collect();
+
+    // Rows of a prompt and two words; the last position predicts nothing.
+    let (mut words, mut nodes) = (Vec::new(), Vec::new());
+    for row in 0..9 {
+        words.extend([0, row / 3, row % 3]);
+        nodes.extend([0, 1 + row / 3, 0]);
+    }
+    let tokens: Tensor<2, Int> = ints(&words).reshape([9, 3]);
+    let mask: Tensor<2, Bool> = bools(&[false, true, true].repeat(9)).reshape([9, 3]);
+    let logits = |tree: Tensor<2>| tree.select(0, ints(&nodes)).reshape([9, 3, 3]);
+    let theirs = logits(f64s(&reference.concat()).reshape([4, 3]));
+    let ours = logits(f64s(&policy).reshape([4, 3]));
+    let log_probs = |logits: Tensor<3>| {
+        TokenLogProbs::from_logits(logits, tokens.clone(), mask.clone())
+            .unwrap()
+            .sequence()
+    };
+    let kl = sequence_kl(ours.clone(), theirs.clone(), mask.clone()).unwrap();
+    let relative = [log_probs(ours), log_probs(theirs)];
+
+    let (chosen, rejected): (Vec<usize>, Vec<usize>) = ordered(9).unzip();
+    let side = |which: &[usize]| {
+        let [policy, reference] = relative
+            .each_ref()
+            .map(|y| sequence(y.sum().select(0, ints(which)), &vec![2; which.len()]));
+        policy.relative_to(reference).unwrap()
+    };
+    let batch = Pair::new(side(&chosen), side(&rejected)).unwrap();
+    let of = |which: &[usize]| kl.clone().select(0, ints(which));
+    let kl = Pair::new(of(&chosen), of(&rejected)).unwrap();
+    let tdpo = TdpoLossConfig::new()
+        .with_beta(BETA)
+        .with_kl_weight(1.0)
+        .init();
+    let output = tdpo.forward(WithSequenceKl::new(batch, kl).unwrap());
+
+    // −ln of the probability itself.
+    let surprise = ordered(9).map(|(i, j)| -sigmoid(rewards[i] - rewards[j]).ln());
+    let surprise: Vec<f64> = surprise.collect();
+    assert_close(&to_vec(output.losses()), &surprise, TOLERANCE, "losses");
+}
+
 /// Ji et al., 2402.00856, Eq. 16: a KL is 0 where both sides are equal, σ(βΔ) = 1 − ε.
 fn exo_pair() {
     let exo = ExoPairLossConfig::new().with_beta(BETA);
@@ -574,7 +670,7 @@ fn bco_bound() {
     );
     let bco = BcoLossConfig::new().with_beta(1.0).init();
     for delta in [-2.0, 0.0, 0.7] {
-        let shifted = burn_preference::WithShift::new(batch.clone(), f64s(&[delta])).unwrap();
+        let shifted = WithShift::new(batch.clone(), f64s(&[delta])).unwrap();
         let above = to_vec(bco.forward(shifted).losses());
         assert!(dpo.iter().zip(above).all(|(dpo, bco)| bco > *dpo));
     }
