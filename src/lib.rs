@@ -12,8 +12,8 @@
 //!   reduce it with [`mean`](LossOutput::mean), [`normalized_by`](LossOutput::normalized_by) and
 //!   so on, and micro-batches add up to one large batch.
 //! - **Every convention on which implementations disagree is a field**, with a documented default.
-//! - **Every value is checked** against independent f64 code and finite differences, and against the
-//!   code of the peers that the last column of the table names without brackets.
+//! - **Every value is checked** against independent f64 code and finite differences, and against
+//!   what [second opinions](#second-opinions) there are.
 //!
 //! # One step
 //!
@@ -62,7 +62,18 @@
 #![doc = include_str!("../docs/objectives.md")]
 //!
 //! [`modifier`] holds what goes on top of them, [`state`] what some of them need from earlier
-//! batches, and [`config`] chooses one by a file.
+//! batches, and [`config`] chooses one by a file. Peers in brackets have the objective, but their
+//! values were not compared, or are another formula's.
+//!
+//! # Second opinions
+//!
+//! All objectives agree, with their gradients, with scalar f64 code of our tests that was written
+//! from the papers. That code may misread a paper as the objective does, so there are two more
+//! witnesses: code that others wrote, and what a paper says of the minimum of its loss, tested by
+//! optimising a policy over three completions on every pair of them. A dash: no values to compare,
+//! or no such statement that we know of.
+//!
+#![doc = include_str!("../docs/checked.md")]
 //!
 //! # Rewards
 //!

@@ -1,9 +1,10 @@
-//! The values of the peers' own code: TRL, Liger, HALOs, torchtune, the authors' repositories.
+//! The values of the peers' own code: TRL, Liger, HALOs, torchtune, oxRL, the authors' repositories.
 //!
-//! Reads `tests/data/peers.json`, or the files and folders of files that the environment variable
-//! `BURN_PREFERENCE_CONFORMANCE` names (separated as in `PATH`), maps every case to our objects,
-//! and fails with the list of mismatches and of cases without a mapping. Where we differ on
-//! purpose, a row of `Difference` says why; the rows that applied are printed.
+//! Reads `tests/data/peers.json` and whole training steps, `tests/data/steps.json`, or the files and
+//! folders of files that the environment variable `BURN_PREFERENCE_CONFORMANCE` names (separated as
+//! in `PATH`), of either schema; maps every case to our objects, and fails with the list of
+//! mismatches and of cases without a mapping. Where we differ on purpose, a row of `Difference` says
+//! why; the rows that applied are printed.
 
 mod support;
 
@@ -18,6 +19,8 @@ mod map;
 mod scalar;
 #[path = "conformance/small.rs"]
 mod small;
+#[path = "conformance/steps.rs"]
+mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -123,10 +126,16 @@ fn read(path: &Path) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The files to check: those that the variable names, or the copy that ships.
+/// The copies that ship.
+fn shipped() -> [PathBuf; 2] {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    ["peers.json", "steps.json"].map(|name| data.join(name))
+}
+
+/// The files to check: those that the variable names, or the copies that ship.
 fn files() -> Vec<PathBuf> {
     let Some(paths) = std::env::var_os("BURN_PREFERENCE_CONFORMANCE") else {
-        return vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/peers.json")];
+        return shipped().into();
     };
     let mut files = Vec::new();
     for path in std::env::split_paths(&paths) {
@@ -152,10 +161,46 @@ struct Report {
     mismatches: Vec<String>,
     unmapped: Vec<String>,
     deliberate: BTreeMap<Difference, BTreeSet<String>>,
+    /// Whose code each objective agreed with.
+    agreed: BTreeMap<&'static str, BTreeSet<&'static str>>,
 }
 
 impl Report {
-    /// Every case of a file; their number.
+    /// Every case of the file at `path`; their number.
+    fn check_path(&mut self, path: &Path) -> usize {
+        let file = read(path);
+        let Some(cases) = file.as_array() else {
+            return self.check_file(&file, &path.display().to_string());
+        };
+        let steps = steps::read(path, cases);
+        for step in &steps {
+            self.check_step(step);
+        }
+        steps.len()
+    }
+
+    fn check_step(&mut self, step: &steps::Step) {
+        match steps::check(step) {
+            steps::Verdict::Same { objective, lists } => {
+                self.compared += lists;
+                self.agree(objective, &step.peer);
+            }
+            steps::Verdict::Different { difference, lists } => {
+                self.compared += lists;
+                let cases = self.deliberate.entry(difference).or_default();
+                cases.insert(step.peer.clone());
+            }
+            steps::Verdict::Unmapped(text) => self.unmapped.push(text),
+            steps::Verdict::Mismatch(texts) => self.mismatches.extend(texts),
+        }
+    }
+
+    fn agree(&mut self, objective: &'static str, producer: &str) {
+        let peer = map::peer(producer);
+        self.agreed.entry(objective).or_default().insert(peer);
+    }
+
+    /// Every case of a file of one object; their number.
     fn check_file(&mut self, file: &Value, name: &str) -> usize {
         let (Some(inputs), Some(list)) = (file.get("inputs"), file["cases"].as_array()) else {
             panic!("{name} is not of the schema of peers.json");
@@ -173,6 +218,7 @@ impl Report {
             Err(Unmapped::Unknown) => return self.unmapped.push(case.name()),
         };
         let out = case.out.as_object().expect("out is an object");
+        let wrong = self.mismatches.len();
         for (key, expected) in out {
             if expected.is_null() {
                 continue; // The peer reports none.
@@ -185,6 +231,13 @@ impl Report {
                 Some(values) => self.compare(case, key, values, &listed(key, expected), &ours),
                 None => self.unmapped.push(format!("{}: out.{key}", case.name())),
             }
+        }
+        let of_loss = out.contains_key("loss") || out.contains_key("losses");
+        if let Some(objective) = map::objective(case)
+            && of_loss
+            && self.mismatches.len() == wrong
+        {
+            self.agree(objective, case.producer);
         }
     }
 
@@ -257,7 +310,7 @@ fn peers() {
     let mut report = Report::default();
     let mut cases = 0;
     for path in files() {
-        cases += report.check_file(&read(&path), &path.display().to_string());
+        cases += report.check_path(&path);
     }
     println!(
         "{cases} cases, {} lists of numbers compared",
@@ -283,6 +336,27 @@ fn peers() {
         report.compared > 0,
         "no case of these files speaks of an objective of this crate"
     );
+}
+
+/// docs/checked.md names whose code each objective agrees with: exactly what the files that ship show.
+#[test]
+fn the_documentation_names_whose_code_was_compared() {
+    let mut report = Report::default();
+    for path in shipped() {
+        report.check_path(&path);
+    }
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/checked.md");
+    let table = std::fs::read_to_string(table).unwrap();
+    let mut rows = 0;
+    for row in table.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let (objective, named) = (cells[1].trim_matches('`'), cells[2].split(", "));
+        let named: BTreeSet<&str> = named.filter(|name| *name != "—").collect();
+        let agreed = report.agreed.get(objective).cloned().unwrap_or_default();
+        assert_eq!(named, agreed, "{objective}");
+        rows += 1;
+    }
+    assert!(rows >= report.agreed.len(), "{rows} rows");
 }
 
 /// The formulas that give the limits are the peers' where these are finite.

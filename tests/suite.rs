@@ -42,6 +42,8 @@ mod modifiers;
 mod numerics;
 #[path = "suite/objectives.rs"]
 mod objectives;
+#[path = "suite/optimum.rs"]
+mod optimum;
 #[path = "suite/packed.rs"]
 mod packed;
 #[path = "suite/problem.rs"]

@@ -32,6 +32,13 @@ pub enum Difference {
     Limit,
     HeldExponent,
     HeldOdds,
+    Constant,
+    RobustSign,
+    LengthSign,
+    BetaPerPair,
+    OtherDivergence,
+    WpoWeights,
+    LogisticKto,
 }
 
 impl Difference {
@@ -50,6 +57,32 @@ impl Difference {
             Self::HeldExponent => "exponents are held at 80, where the peer's grow or overflow",
             Self::HeldOdds => {
                 "a completion of probability 1, or an empty one, has log-odds of 69 instead of ∞"
+            }
+            Self::Constant => {
+                "oxRL's APO is σ(βρ_l) − σ(βρ_w), and σ(βρ_w) − σ(βΔ): 1 less than the paper's"
+            }
+            Self::RobustSign => {
+                "oxRL's robust DPO is [−(1−ε)·ln σ(h) − ε·ln σ(−h)]/(1−2ε): cDPO times a constant; \
+                 2403.00409 subtracts the flipped term"
+            }
+            Self::LengthSign => {
+                "oxRL's R-DPO is −ln σ(h − α(len_w − len_l)), in f32; a reward r − α·len gives h + α(…)"
+            }
+            Self::BetaPerPair => {
+                "oxRL's β-DPO has β(1 + a(Δ − 0.3)) for every pair, and gradients through it; the \
+                 authors' code has one per batch, a constant"
+            }
+            Self::OtherDivergence => {
+                "oxRL's f-DPO compares β(ρ + e^−ρ) for forward KL, βρ − ln(1 + e^ρ) for \
+                 Jensen–Shannon and g without β for α-divergences; 2309.16240 compares β·f′(e^ρ)"
+            }
+            Self::WpoWeights => {
+                "oxRL's WPO weighs by e^(ℓ̄_w + ℓ̄_l) without Σp², over the weights' sum, and lets \
+                 gradients through"
+            }
+            Self::LogisticKto => {
+                "oxRL's KTO is the mean of −ln σ(±β(ρ − z₀)), z₀ a tenth of the mean chosen ρ at the \
+                 first step; the paper has 1 − σ, and mismatched completions for z₀"
             }
         }
     }
@@ -162,6 +195,53 @@ pub fn map(case: &Case) -> Mapped {
         "logps" => logps(case),
         "arpo" => Err(Unmapped::Deliberate(Difference::Relaxed)),
         _ => Err(Unmapped::Unknown),
+    }
+}
+
+/// The objective that a case is of, if it is of one alone.
+pub fn objective(case: &Case) -> Option<&'static str> {
+    let shaped = case.param("alpha").is_some_and(|alpha| alpha != 0.0);
+    Some(match case.loss {
+        "sigmoid" | "cdpo" | "robust" | "sigmoid_norm" | "sigmoid_humanline" => "DpoLoss",
+        "ipo" | "cpo_ipo" => "IpoLoss",
+        "hinge" | "cpo_hinge" => "HingeLoss",
+        "discopop" => "DiscopopLoss",
+        "exo_pair" => "ExoPairLoss",
+        "nca_pair" => "NcaLoss",
+        "bco_pair" | "bco" => "BcoLoss",
+        "sppo_hard" => "SppoLoss",
+        "apo_zero" | "apo_zero_unpaired" => "ApoZeroLoss",
+        "apo_down" => "ApoDownLoss",
+        "aot" | "aot_pair" | "aot_unpaired" => "AotLoss",
+        "cpo_sigmoid" if !shaped => "CpoLoss",
+        "alphapo" => "AlphaPoLoss",
+        "cpo_simpo" if shaped => "AlphaPoLoss",
+        "simpo" | "cpo_simpo" => "SimpoLoss",
+        "kto" => "KtoLoss",
+        "orpo" | "orpo_or" | "orpo_full_avgnll" => "OrpoLoss",
+        "rrhf" => "RrhfLoss",
+        "pro" => "ProLoss",
+        _ => return None,
+    })
+}
+
+/// The name of the peer whose code a producer is.
+pub fn peer(producer: &str) -> &'static str {
+    match producer.split('.').next().unwrap() {
+        "liger" => "Liger",
+        "halos" => "HALOs",
+        "torchtune" => "torchtune",
+        "openrlhf" => "OpenRLHF",
+        "open_instruct" => "open-instruct",
+        "mitchell" => "Mitchell",
+        "llamafactory" => "LLaMA-Factory",
+        "oxrl" => "oxRL",
+        "allrank" => "allRank",
+        "unlearning" => "open-unlearning",
+        "simpo_repo" | "orpo_repo" | "rrhf" | "pro" | "tdpo" | "exo" | "betadpo" | "simper"
+        | "rebel" => "authors",
+        trl if trl.starts_with("trl") => "TRL",
+        other => panic!("{other} has no name"),
     }
 }
 
@@ -479,8 +559,8 @@ fn cpo(case: &Case) -> Mapped {
 }
 
 /// An objective against a reference, reference-free.
-#[derive(Debug)]
-struct Uniform<O>(O);
+#[derive(Debug, Clone)]
+pub struct Uniform<O>(pub O);
 
 impl<O: Objective<ReferencedPair>> Objective<PolicyPair> for Uniform<O> {
     fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {

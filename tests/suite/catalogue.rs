@@ -1,4 +1,5 @@
-//! The table of objectives in README.md and in the crate documentation comes from here.
+//! The table of objectives in README.md and in the crate documentation comes from here, and the one
+//! of what each was checked against.
 //!
 //! ```console
 //! UPDATE_DOCS=1 cargo test --test suite catalogue
@@ -15,8 +16,10 @@ use burn_preference::config::{
 use burn_preference::{BetaDpoLossConfig, TdpoLossConfig};
 use serde_json::{Map, Value};
 
+use crate::optimum::{STATEMENTS, Statement};
+
 /// The objective's struct, its tag in a file, what it takes, its paper, and the peers that have it:
-/// in brackets those whose values the conformance suite does not compare.
+/// in brackets those whose values the conformance suite does not compare, or whose formula is another.
 type Row = (
     &'static str,
     &'static str,
@@ -30,45 +33,45 @@ const POLICY: &str = "pairs";
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
-    ("DpoLoss", "dpo", "pairs, reference; + margins or win probabilities", "2305.18290", "TRL, Liger, HALOs, torchtune, OpenRLHF, open-instruct, Mitchell"),
-    ("IpoLoss", "ipo", PAIR, "2310.12036", "TRL, HALOs, OpenRLHF, Mitchell"),
-    ("HingeLoss", "hinge", PAIR, "2309.06657", "TRL, Liger, torchtune"),
-    ("GpoLoss", "gpo", PAIR, "2402.05749", ""),
-    ("DiscopopLoss", "discopop", PAIR, "2406.08414", "TRL, Liger"),
-    ("ExoPairLoss", "exo_pair", PAIR, "2402.00856", "TRL, Liger"),
-    ("NcaLoss", "nca", PAIR, "2402.05369", "TRL, Liger"),
-    ("BcoLoss", "bco", "pairs or labels, reference; + δ", "2404.04656", "TRL, Liger"),
-    ("SppoLoss", "sppo", "pairs, reference; + win probabilities", "2405.00675", "TRL, Liger"),
+    ("DpoLoss", "dpo", "pairs, reference; + margins or win probabilities", "2305.18290", "TRL, Liger, HALOs, torchtune, OpenRLHF, open-instruct, oxRL, Mitchell"),
+    ("IpoLoss", "ipo", PAIR, "2310.12036", "TRL, HALOs, OpenRLHF, oxRL, Mitchell"),
+    ("HingeLoss", "hinge", PAIR, "2309.06657", "TRL, Liger, torchtune, oxRL"),
+    ("GpoLoss", "gpo", PAIR, "2402.05749", "oxRL"),
+    ("DiscopopLoss", "discopop", PAIR, "2406.08414", "TRL, Liger, oxRL"),
+    ("ExoPairLoss", "exo_pair", PAIR, "2402.00856", "TRL, Liger, oxRL"),
+    ("NcaLoss", "nca", PAIR, "2402.05369", "TRL, Liger, oxRL"),
+    ("BcoLoss", "bco", "pairs or labels, reference; + δ", "2404.04656", "TRL, Liger, oxRL"),
+    ("SppoLoss", "sppo", "pairs, reference; + win probabilities", "2405.00675", "TRL, Liger, oxRL"),
     ("ApoZeroLoss", "apo_zero", "pairs or labels, reference", "2408.06266", "TRL, Liger"),
     ("ApoDownLoss", "apo_down", PAIR, "2408.06266", "TRL, Liger"),
-    ("DpopLoss", "dpop", PAIR, "2402.13228", ""),
-    ("RdpoLoss", "rdpo", PAIR, "2403.19159", ""),
-    ("CalDpoLoss", "cal_dpo", PAIR, "2412.14516", "(authors)"),
-    ("AotLoss", "aot", PAIR, "2406.05882", "TRL"),
-    ("DpoShiftLoss", "dpo_shift", PAIR, "2502.07599", ""),
-    ("HdpoLoss", "hdpo", PAIR, "2411.07595", ""),
-    ("ChipoLoss", "chipo", PAIR, "2407.13399", ""),
+    ("DpopLoss", "dpop", PAIR, "2402.13228", "oxRL"),
+    ("RdpoLoss", "rdpo", PAIR, "2403.19159", "(oxRL)"),
+    ("CalDpoLoss", "cal_dpo", PAIR, "2412.14516", "oxRL, (authors)"),
+    ("AotLoss", "aot", PAIR, "2406.05882", "TRL, oxRL"),
+    ("DpoShiftLoss", "dpo_shift", PAIR, "2502.07599", "oxRL"),
+    ("HdpoLoss", "hdpo", PAIR, "2411.07595", "oxRL"),
+    ("ChipoLoss", "chipo", PAIR, "2407.13399", "oxRL"),
     ("BetaDpoLoss", "", "pairs, reference, M₀", "2407.08639", "authors"),
-    ("TdpoLoss", "", "pairs, reference, KL per sequence", "2404.11999", ""),
+    ("TdpoLoss", "", "pairs, reference, KL per sequence", "2404.11999", "authors"),
     ("RpoLoss", "rpo", "pairs, reference, scores", "2406.11704", "(NeMo-Aligner)"),
-    ("RebelLoss", "rebel", "pairs, reference, scores", "2404.16767", ""),
+    ("RebelLoss", "rebel", "pairs, reference, scores", "2404.16767", "authors"),
     ("RaoKupperLoss", "rao_kupper", "pairs, reference, ties", "2409.17431", ""),
     ("DavidsonLoss", "davidson", "pairs, reference, ties", "2409.17431", ""),
-    ("SimpoLoss", "simpo", POLICY, "2405.14734", "TRL, Liger, HALOs, LLaMA-Factory, open-instruct, authors"),
-    ("CpoLoss", "cpo", POLICY, "2401.08417", "TRL, Liger"),
-    ("AlphaPoLoss", "alpha_po", POLICY, "2501.03884", "TRL"),
-    ("OrpoLoss", "orpo", "pairs; + tokens of the NLL", "2403.07691", "TRL, Liger, LLaMA-Factory, authors"),
+    ("SimpoLoss", "simpo", POLICY, "2405.14734", "TRL, Liger, HALOs, LLaMA-Factory, open-instruct, oxRL, authors"),
+    ("CpoLoss", "cpo", POLICY, "2401.08417", "TRL, Liger, oxRL"),
+    ("AlphaPoLoss", "alpha_po", POLICY, "2501.03884", "TRL, oxRL"),
+    ("OrpoLoss", "orpo", "pairs; + tokens of the NLL", "2403.07691", "TRL, Liger, LLaMA-Factory, oxRL, authors"),
     ("SlicHfLoss", "slic_hf", POLICY, "2305.10425", "(HALOs)"),
-    ("SimperLoss", "simper", POLICY, "2502.00883", ""),
+    ("SimperLoss", "simper", POLICY, "2502.00883", "authors"),
     ("AsftLoss", "asft", POLICY, "2409.10571", ""),
     ("KtoLoss", "kto", "labels, reference, z₀", "2402.01306", "TRL, Liger, HALOs"),
-    ("NpoLoss", "npo", "completions to unlearn, reference", "2404.05868", ""),
-    ("SimnpoLoss", "simnpo", "completions to unlearn", "2410.07163", ""),
-    ("PlackettLuceLoss", "plackett_luce", "ranked lists, reference", "2305.18290", ""),
-    ("LipoLoss", "lipo", "scored lists, reference", "2402.01878", ""),
-    ("InfoNcaLoss", "info_nca", "scored lists, reference", "2402.05369", ""),
+    ("NpoLoss", "npo", "completions to unlearn, reference", "2404.05868", "open-unlearning"),
+    ("SimnpoLoss", "simnpo", "completions to unlearn", "2410.07163", "open-unlearning"),
+    ("PlackettLuceLoss", "plackett_luce", "ranked lists, reference", "2305.18290", "allRank"),
+    ("LipoLoss", "lipo", "scored lists, reference", "2402.01878", "allRank"),
+    ("InfoNcaLoss", "info_nca", "scored lists, reference", "2402.05369", "authors"),
     ("NcaListLoss", "nca_list", "scored lists, reference", "2402.05369", ""),
-    ("ExoListLoss", "exo_list", "scored lists, reference", "2402.00856", ""),
+    ("ExoListLoss", "exo_list", "scored lists, reference", "2402.00856", "authors"),
     ("RrhfLoss", "rrhf", "ranked lists", "2304.05302", "authors"),
     ("ProLoss", "pro", "scored lists", "2306.17492", "authors"),
 ];
@@ -165,6 +168,57 @@ fn table() -> String {
     table
 }
 
+/// Those of a row's peers whose values the conformance suite compares.
+fn compared(peers: &str) -> Vec<&str> {
+    let peers = peers.split(", ").filter(|peer| !peer.is_empty());
+    peers.filter(|peer| !peer.starts_with('(')).collect()
+}
+
+fn statements(objective: &str) -> &'static [Statement] {
+    let mut rows = STATEMENTS.iter().filter(|row| row.0 == objective);
+    let row = rows.next();
+    row.unwrap_or_else(|| {
+        panic!("no row of tests/suite/optimum.rs says what is claimed of {objective}")
+    })
+    .1
+}
+
+/// What each objective was checked against, beside the scalar code that all are.
+fn checked() -> String {
+    let or_dash = |text: String| if text.is_empty() { "—".into() } else { text };
+    let mut table = String::from(
+        "| objective | agrees with the code of | what its paper says of the minimum, tested |\n\
+         |---|---|---|\n",
+    );
+    let (mut nobody, mut alone) = (Vec::new(), Vec::new());
+    for (name, .., peers) in ROWS {
+        let peers = or_dash(compared(peers).join(", "));
+        let claims: Vec<&str> = statements(name).iter().map(|claim| claim.0).collect();
+        let claims = or_dash(claims.join("; "));
+        writeln!(table, "| `{name}` | {peers} | {claims} |").unwrap();
+        let name = format!("`{name}`");
+        match (peers.as_str(), claims.as_str()) {
+            ("—", "—") => alone.push(name),
+            ("—", _) => nobody.push(name),
+            _ => {}
+        }
+    }
+    let sentence = |what: &str, names: &[String]| {
+        let names = if names.is_empty() {
+            "none".into()
+        } else {
+            names.join(", ")
+        };
+        format!("\n{what}: {names}.\n")
+    };
+    table += &sentence(
+        "Compared with nobody else's code, but with what the paper says",
+        &nobody,
+    );
+    table += &sentence("Compared with our own scalar code alone", &alone);
+    table
+}
+
 const START: &str = "<!-- objectives: from tests/suite/catalogue.rs -->\n\n";
 const END: &str = "\n<!-- end of objectives -->";
 
@@ -178,8 +232,10 @@ fn the_tables_are_up_to_date() {
         .split_once(START)
         .expect("README.md has the start mark");
     let (old, after) = rest.split_once(END).expect("README.md has the end mark");
+    let (checked_file, checked) = (root.join("docs/checked.md"), checked());
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(&file, &table).unwrap();
+        fs::write(&checked_file, &checked).unwrap();
         fs::write(&readme, format!("{before}{START}{table}{END}{after}")).unwrap();
         return;
     }
@@ -190,6 +246,11 @@ fn the_tables_are_up_to_date() {
         "docs/objectives.md: {hint}"
     );
     assert_eq!(old, table, "README.md: {hint}");
+    assert_eq!(
+        fs::read_to_string(&checked_file).unwrap(),
+        checked,
+        "docs/checked.md: {hint}"
+    );
 }
 
 #[test]
@@ -204,6 +265,9 @@ fn every_objective_has_a_row() {
     let mut rows: Vec<&str> = ROWS.iter().map(|row| row.0).collect();
     rows.sort_unstable();
     assert_eq!(rows, names);
+    let mut claimed: Vec<&str> = STATEMENTS.iter().map(|row| row.0).collect();
+    claimed.sort_unstable();
+    assert_eq!(claimed, names, "tests/suite/optimum.rs");
 }
 
 #[test]
