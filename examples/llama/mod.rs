@@ -159,8 +159,9 @@ pub enum Sees<'a> {
 
 /// Where tokens stand, and what each of them may look at.
 struct Places<'a> {
-    /// Of the rotary positions, `[batch or 1, 1, time, head, 2]`.
-    frequencies: Tensor<5>,
+    /// Of the rotary positions, `[batch or 1, 1, time, head / 2, 1]`.
+    cos: Tensor<5>,
+    sin: Tensor<5>,
     sees: Sees<'a>,
 }
 
@@ -229,26 +230,28 @@ impl Llama {
     fn places<'a>(&self, positions: Tensor<2, Int>, sees: Sees<'a>) -> Places<'a> {
         let [batch, time] = positions.dims();
         let [_, head, _] = self.rope.freq_complex.dims();
-        let frequencies = self.rope.freq_complex.clone();
-        let frequencies = frequencies.select(0, positions.reshape([batch * time]));
+        // Of a pair, the first row is (cos, sin).
+        let table = self.rope.freq_complex.clone();
+        let table = table.select(0, positions.reshape([batch * time]));
+        let table = table.reshape([batch, 1, time, head / 2, 4]);
         Places {
-            frequencies: frequencies.reshape([batch, 1, time, head, 2]),
+            cos: table.clone().narrow(4, 0, 1),
+            sin: table.narrow(4, 1, 1),
             sees,
         }
     }
 }
 
 impl Places<'_> {
-    /// Rotary positions, as Burn's `RotaryEncoding` applies them.
+    /// Rotary positions: neighbours (x, y) become (x·cos − y·sin, y·cos + x·sin).
     fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         let [batch, heads, time, head] = x.dims();
-        // Pairs (x, y) become (x·cos − y·sin, y·cos + x·sin).
-        let signs = [[1.0, 0.0, 0.0, 1.0], [0.0, -1.0, 1.0, 0.0]];
-        let signs = Tensor::<2>::from_floats(signs, &x.device());
         let pairs = x.reshape([batch, heads, time, head / 2, 2]);
-        let parts = pairs.matmul(signs.unsqueeze());
-        let parts = parts.reshape([batch, heads, time, head, 2]) * self.frequencies.clone();
-        parts.sum_dim(4).squeeze_dim(4)
+        let [x, y]: [Tensor<5>; 2] = pairs.chunk(2, 4).try_into().expect("pairs");
+        let (cos, sin) = (&self.cos, &self.sin);
+        let turned = x.clone() * cos.clone() - y.clone() * sin.clone();
+        let other = y * cos.clone() + x * sin.clone();
+        Tensor::cat(vec![turned, other], 4).reshape([batch, heads, time, head])
     }
 }
 
