@@ -39,7 +39,7 @@
 //! {"modifier": "clamped", "low": -1.5, "high": 1.5}
 //! ```
 //!
-//! Objectives that need a column have an enum of their own ([`ScoredPairObjectiveConfig`],
+//! Reward models have a [`RewardObjectiveConfig`]. Objectives that need a column have an enum of their own ([`ScoredPairObjectiveConfig`],
 //! [`TiedPairObjectiveConfig`]), or, where there is one alone, their config is the file:
 //! [`BetaDpoLossConfig`](crate::loss::BetaDpoLossConfig),
 //! [`TdpoLossConfig`](crate::loss::TdpoLossConfig).
@@ -55,14 +55,15 @@ use crate::hyperparameter::{bounds, fraction};
 use crate::log_probs::{RelativeLogProbs, RelativeTokenLogProbs, SequenceLogProbs};
 use crate::loss::{
     AlphaPoLossConfig, AotLossConfig, ApoDownLossConfig, ApoZeroLoss, ApoZeroLossConfig,
-    AsftLossConfig, BcoLoss, BcoLossConfig, CalDpoLossConfig, ChipoLossConfig, CpoLossConfig,
-    DavidsonLossConfig, DiscopopLossConfig, DpoLossConfig, DpoShiftLossConfig, DpopLossConfig,
-    ExoListLossConfig, ExoPairLossConfig, GpoLossConfig, HdpoLossConfig, HingeLossConfig,
-    InfoNcaLossConfig, IpoLossConfig, KtoLoss, KtoLossConfig, LipoLossConfig, NcaListLossConfig,
-    NcaLossConfig, NpoLoss, NpoLossConfig, OrpoLossConfig, PlackettLuceLossConfig, ProLossConfig,
-    RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig, RpoLossConfig, RrhfLossConfig,
-    SimnpoLoss, SimnpoLossConfig, SimperLossConfig, SimpoLossConfig, SlicHfLossConfig,
-    SppoLossConfig,
+    AsftLossConfig, BcoLoss, BcoLossConfig, BradleyTerryLoss, BradleyTerryLossConfig,
+    BradleyTerryTiesLoss, BradleyTerryTiesLossConfig, CalDpoLossConfig, ChipoLossConfig,
+    CpoLossConfig, DavidsonLossConfig, DiscopopLossConfig, DpoLossConfig, DpoShiftLossConfig,
+    DpopLossConfig, ExoListLossConfig, ExoPairLossConfig, GpoLossConfig, HdpoLossConfig,
+    HingeLossConfig, InfoNcaLossConfig, IpoLossConfig, KtoLoss, KtoLossConfig, LipoLossConfig,
+    NcaListLossConfig, NcaLossConfig, NpoLoss, NpoLossConfig, OrpoLossConfig,
+    PlackettLuceLossConfig, ProLossConfig, RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig,
+    RewardRankingLoss, RewardRankingLossConfig, RpoLossConfig, RrhfLossConfig, SimnpoLoss,
+    SimnpoLossConfig, SimperLossConfig, SimpoLossConfig, SlicHfLossConfig, SppoLossConfig,
 };
 use crate::modifier::{Mixture, PolicySide, SftTerm};
 use crate::objective::{LossOutput, Objective};
@@ -375,6 +376,27 @@ pub enum UnpairedObjective {
     Npo(NpoLoss),
     /// Completions to unlearn.
     Simnpo(SimnpoLoss),
+}
+
+choice! {
+    /// An objective of a reward model.
+    RewardObjectiveConfig => RewardObjective {
+        BradleyTerry(BradleyTerryLossConfig) => |loss, _| RewardObjective::BradleyTerry(loss),
+        BradleyTerryTies(BradleyTerryTiesLossConfig) => |loss, _| RewardObjective::BradleyTerryTies(loss),
+        RewardRanking(RewardRankingLossConfig) => |loss, _| RewardObjective::RewardRanking(loss),
+    }
+}
+
+/// An objective of a reward model. Each takes another batch, so each is itself.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum RewardObjective {
+    /// Pairs of rewards.
+    BradleyTerry(BradleyTerryLoss),
+    /// Pairs of rewards that may be ties.
+    BradleyTerryTies(BradleyTerryTiesLoss),
+    /// Ranked lists of rewards.
+    RewardRanking(RewardRankingLoss),
 }
 
 choice! {

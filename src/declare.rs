@@ -52,6 +52,34 @@ macro_rules! example_batch {
             "# let batch = WithSequenceKl::new(batch, kl)?;\n",
         )
     };
+    (rewards) => {
+        concat!(
+            "// One pair: a reward model says 2 and 0.5.\n",
+            "# let device = burn::tensor::Device::default();\n",
+            "# let says = |r| burn::tensor::Tensor::<1>::from_floats([r], &device);\n",
+            "# let batch = RewardPair::new(says(2.0), says(0.5))?;\n",
+        )
+    };
+    (untied_rewards) => {
+        concat!(
+            $crate::declare::example_batch!(rewards),
+            "// Not a tie.\n",
+            "# use burn::tensor::{Bool, Tensor};\n",
+            "# let tied = Tensor::<1, Bool>::from_bool([false], &device);\n",
+            "# let batch = WithTies::new(batch, tied)?;\n",
+        )
+    };
+    (ranked_rewards) => {
+        concat!(
+            "// Two candidates: a reward model says 2 and 0.5, scores 1 and 0.\n",
+            "# use burn::tensor::{Bool, Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let rewards = Tensor::<2>::from_floats([[2.0, 0.5]], &device);\n",
+            "# let scores = Tensor::<2>::from_floats([[1.0, 0.0]], &device);\n",
+            "# let present = Tensor::<2, Bool>::from_bool([[true, true]], &device);\n",
+            "# let batch = Ranked::new(rewards, scores, present)?;\n",
+        )
+    };
     (undesirable_policy) => {
         concat!(
             "// One completion to unlearn: ℓ = −10, four tokens.\n",

@@ -182,9 +182,9 @@ pub mod train;
 
 pub use any_error::Error;
 pub use batch::{
-    Batch, Column, Pair, PolicyPair, Ranked, ReferencedPair, Unpaired, WithBaseline, WithMargin,
-    WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl, WithShift, WithTies,
-    WithWeights,
+    Batch, Column, Pair, PolicyPair, Ranked, ReferencedPair, RewardPair, Unpaired, WithBaseline,
+    WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl, WithShift,
+    WithTies, WithWeights,
 };
 pub use error::{InvalidHyperparameter, InvalidInput};
 pub use log_probs::{
@@ -194,23 +194,25 @@ pub use log_probs::{
 pub use loss::{
     AlphaPoLoss, AlphaPoLossConfig, AotLoss, AotLossConfig, ApoDownLoss, ApoDownLossConfig,
     ApoZeroLoss, ApoZeroLossConfig, AsftLoss, AsftLossConfig, BcoLoss, BcoLossConfig, BetaDpoLoss,
-    BetaDpoLossConfig, CalDpoLoss, CalDpoLossConfig, ChipoLoss, ChipoLossConfig, ClassRatio,
-    CpoLoss, CpoLossConfig, DavidsonLoss, DavidsonLossConfig, DiscopopLoss, DiscopopLossConfig,
-    DpoLoss, DpoLossConfig, DpoShiftLoss, DpoShiftLossConfig, DpopLoss, DpopLossConfig,
-    ExoListLoss, ExoListLossConfig, ExoPairLoss, ExoPairLossConfig, GpoLoss, GpoLossConfig,
-    HdpoLoss, HdpoLossConfig, HingeLoss, HingeLossConfig, InfoNcaLoss, InfoNcaLossConfig, IpoLoss,
-    IpoLossConfig, KlEstimate, KtoLoss, KtoLossConfig, LipoLoss, LipoLossConfig, NcaListLoss,
-    NcaListLossConfig, NcaLoss, NcaLossConfig, NpoLoss, NpoLossConfig, OrpoLoss, OrpoLossConfig,
-    PlackettLuceLoss, PlackettLuceLossConfig, ProLoss, ProLossConfig, RaoKupperLoss,
-    RaoKupperLossConfig, RdpoLoss, RdpoLossConfig, RebelLoss, RebelLossConfig, RpoLoss,
-    RpoLossConfig, RrhfLoss, RrhfLossConfig, SimnpoLoss, SimnpoLossConfig, SimperLoss,
-    SimperLossConfig, SimpoLoss, SimpoLossConfig, SlicHfLoss, SlicHfLossConfig, SppoLoss,
-    SppoLossConfig, TdpoLoss, TdpoLossConfig,
+    BetaDpoLossConfig, BradleyTerryLoss, BradleyTerryLossConfig, BradleyTerryTiesLoss,
+    BradleyTerryTiesLossConfig, CalDpoLoss, CalDpoLossConfig, ChipoLoss, ChipoLossConfig,
+    ClassRatio, CpoLoss, CpoLossConfig, DavidsonLoss, DavidsonLossConfig, DiscopopLoss,
+    DiscopopLossConfig, DpoLoss, DpoLossConfig, DpoShiftLoss, DpoShiftLossConfig, DpopLoss,
+    DpopLossConfig, ExoListLoss, ExoListLossConfig, ExoPairLoss, ExoPairLossConfig, GpoLoss,
+    GpoLossConfig, HdpoLoss, HdpoLossConfig, HingeLoss, HingeLossConfig, InfoNcaLoss,
+    InfoNcaLossConfig, IpoLoss, IpoLossConfig, KlEstimate, KtoLoss, KtoLossConfig, LipoLoss,
+    LipoLossConfig, NcaListLoss, NcaListLossConfig, NcaLoss, NcaLossConfig, NpoLoss, NpoLossConfig,
+    OrpoLoss, OrpoLossConfig, PlackettLuceLoss, PlackettLuceLossConfig, ProLoss, ProLossConfig,
+    RaoKupperLoss, RaoKupperLossConfig, RdpoLoss, RdpoLossConfig, RebelLoss, RebelLossConfig,
+    RewardRankingLoss, RewardRankingLossConfig, RpoLoss, RpoLossConfig, RrhfLoss, RrhfLossConfig,
+    SimnpoLoss, SimnpoLossConfig, SimperLoss, SimperLossConfig, SimpoLoss, SimpoLossConfig,
+    SlicHfLoss, SlicHfLossConfig, SppoLoss, SppoLossConfig, TdpoLoss, TdpoLossConfig,
 };
 pub use metrics::{BatchMetrics, Metrics};
 pub use modifier::{Mixture, PolicySide, SftTerm, Weighted, WithoutColumn};
 pub use objective::{LossOutput, Objective};
 pub use part::{
     Divergence, GapDistance, LabelNoise, Link, NllNormalization, Normalization, RegressionUnit,
+    TieModel,
 };
 pub use reference::{Frozen, ReferenceSchedule};

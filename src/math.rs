@@ -11,7 +11,7 @@
 
 use std::f64::consts::LN_2;
 
-use burn::tensor::{Bool, DType, Tensor, activation};
+use burn::tensor::{Bool, DType, FloatDType, Tensor, activation};
 
 /// Past this the exponential of a divergence would overflow f32 once it is multiplied by β and
 /// squared in a gradient norm; it is also TRL's clamp.
@@ -107,6 +107,14 @@ pub fn log_odds<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 fn below_zero<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let infinite = x.clone().equal_elem(f64::INFINITY);
     x.clamp_max(MAX_LOG_PROB).mask_fill(infinite, f64::NAN)
+}
+
+/// Half-precision values to f32; f32 and f64 as they are.
+pub(crate) fn upcast<const D: usize>(values: Tensor<D>) -> Tensor<D> {
+    match values.dtype() {
+        DType::F64 | DType::F32 => values,
+        _ => values.cast(FloatDType::F32),
+    }
 }
 
 /// Σ of each row. Long rows in blocks of about √columns: in f32, a million numbers added one by

@@ -6,6 +6,7 @@
 //! | [`ReferencedPair`] | the same against a reference | DPO, IPO |
 //! | [`Unpaired`] | completions with a thumb up or down | KTO (with a [`WithBaseline`] column) |
 //! | [`Ranked`] | K scored completions per prompt, with a reference or without | Plackett–Luce, RRHF |
+//! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | what a reward model says of them | reward models: Bradley–Terry |
 //! | [`SequenceLogProbs`], [`RelativeLogProbs`] | completions alone | unlearning: NPO, SimNPO |
 //!
 //! Data that belongs to an example is a [`Column`] around a batch, never a field of a loss:
@@ -34,8 +35,8 @@ pub use column::{
     Column, WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores,
     WithSequenceKl, WithShift, WithTies, WithWeights,
 };
-pub use pair::{Pair, PolicyPair, ReferencedPair};
-pub use ranked::Ranked;
+pub use pair::{Pair, PolicyPair, ReferencedPair, RewardPair};
+pub use ranked::{Candidates, Ranked};
 pub use rows::Rows;
 pub use unpaired::Unpaired;
 

@@ -34,6 +34,7 @@ mod plackett_luce;
 mod pro;
 mod rdpo;
 mod rebel;
+mod reward;
 mod rpo;
 mod rrhf;
 mod simper;
@@ -72,6 +73,10 @@ pub use plackett_luce::{PlackettLuceLoss, PlackettLuceLossConfig};
 pub use pro::{ProLoss, ProLossConfig};
 pub use rdpo::{RdpoLoss, RdpoLossConfig};
 pub use rebel::{RebelLoss, RebelLossConfig};
+pub use reward::{
+    BradleyTerryLoss, BradleyTerryLossConfig, BradleyTerryTiesLoss, BradleyTerryTiesLossConfig,
+    RewardRankingLoss, RewardRankingLossConfig,
+};
 pub use rpo::{RpoLoss, RpoLossConfig};
 pub use rrhf::{RrhfLoss, RrhfLossConfig};
 pub use simper::{SimperLoss, SimperLossConfig};

@@ -35,6 +35,19 @@ impl LabelNoise {
     }
 }
 
+impl LabelNoise {
+    /// The loss of each margin whose label is right with probability p:
+    /// p·loss(h) + (1 − p)·loss(−h).
+    pub fn graded_losses<const D: usize>(
+        &self,
+        margin: Tensor<D>,
+        win_probability: Tensor<D>,
+    ) -> Tensor<D> {
+        let (win, loss) = (self.losses(margin.clone()), self.losses(-margin));
+        win * win_probability.clone() + loss * (-win_probability + 1)
+    }
+}
+
 impl Choice for LabelNoise {
     fn check(&self) -> Result<(), InvalidHyperparameter> {
         match *self {

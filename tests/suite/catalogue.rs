@@ -9,8 +9,8 @@ use std::fs;
 use std::path::Path;
 
 use burn_preference::config::{
-    PairObjectiveConfig, RankedObjectiveConfig, ScoredPairObjectiveConfig, TiedPairObjectiveConfig,
-    UnpairedObjectiveConfig,
+    PairObjectiveConfig, RankedObjectiveConfig, RewardObjectiveConfig, ScoredPairObjectiveConfig,
+    TiedPairObjectiveConfig, UnpairedObjectiveConfig,
 };
 use burn_preference::{BetaDpoLossConfig, TdpoLossConfig};
 use serde_json::{Map, Value};
@@ -71,6 +71,9 @@ const ROWS: &[Row] = &[
     ("ExoListLoss", "exo_list", "scored lists, reference", "2402.00856", ""),
     ("RrhfLoss", "rrhf", "ranked lists", "2304.05302", "authors"),
     ("ProLoss", "pro", "scored lists", "2306.17492", "authors"),
+    ("BradleyTerryLoss", "bradley_terry", "rewards of pairs; + margins or win probabilities", "2203.02155", "(TRL)"),
+    ("BradleyTerryTiesLoss", "bradley_terry_ties", "rewards of pairs, ties", "2409.17431", ""),
+    ("RewardRankingLoss", "reward_ranking", "rewards of ranked lists", "2203.02155", ""),
 ];
 
 /// The fields of a config as JSON, without its tag.
@@ -101,7 +104,8 @@ fn defaults(name: &str, tag: &str) -> Map<String, Value> {
         UnpairedObjectiveConfig,
         RankedObjectiveConfig,
         ScoredPairObjectiveConfig,
-        TiedPairObjectiveConfig
+        TiedPairObjectiveConfig,
+        RewardObjectiveConfig
     );
     panic!("no config file can name `{tag}`");
 }
@@ -115,6 +119,13 @@ fn table() -> String {
         let fields = defaults(name, tag);
         let fields = fields.iter().map(|(key, value)| match value {
             Value::String(text) => format!("`{key}` {text}"),
+            // An alternative with a number of its own.
+            Value::Object(choice) => {
+                let choice = choice
+                    .iter()
+                    .map(|(name, number)| format!("{name} {number}"));
+                format!("`{key}` {}", choice.collect::<String>())
+            }
             Value::Null if key == "entropy_weight" => format!("`{key}` required"),
             Value::Null => format!("`{key}` none"),
             value => format!("`{key}` {value}"),

@@ -13,7 +13,7 @@ use burn::nn::LinearConfig;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_preference::config::{
     PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig,
-    ScoredPairObjectiveConfig, TiedPairObjectiveConfig, TokenModifierConfig,
+    RewardObjectiveConfig, ScoredPairObjectiveConfig, TiedPairObjectiveConfig, TokenModifierConfig,
     UnpairedObjectiveConfig,
 };
 use burn_preference::data::{
@@ -252,6 +252,7 @@ fn config(data: &[u8]) {
     parsed::<PairObjectiveConfig>(text, |c| c.try_init().err());
     parsed::<ScoredPairObjectiveConfig>(text, |c| c.try_init().err());
     parsed::<TiedPairObjectiveConfig>(text, |c| c.try_init().err());
+    parsed::<RewardObjectiveConfig>(text, |c| c.try_init().err());
     parsed::<UnpairedObjectiveConfig>(text, |c| c.try_init().err());
     parsed::<RankedObjectiveConfig>(text, |c| c.try_init().err());
     parsed::<TokenModifierConfig>(text, |c| c.try_init().err());
