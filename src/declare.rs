@@ -19,6 +19,13 @@ macro_rules! example_batch {
             "# let batch = PolicyPair::new(y(-4.0 * 2_f32.ln()), y(-4.0 * 4_f32.ln()))?;\n",
         )
     };
+    (with_gold) => {
+        concat!(
+            $crate::declare::example_batch!(policy),
+            "// A gold completion of ℓ = −2, four tokens.\n",
+            "# let batch = WithNll::new(batch, y(-2.0))?;\n",
+        )
+    };
     (scored) => {
         concat!(
             $crate::declare::example_batch!(referenced),
@@ -93,6 +100,27 @@ macro_rules! example_batch {
             "# let device = burn::tensor::Device::default();\n",
             "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
             "# let batch = y(-10.0).relative_to(y(-12.0))?;\n",
+        )
+    };
+    (scored_with_value) => {
+        concat!(
+            "// One completion: ρ = 2, r = 3, V = 2.5.\n",
+            "# use burn::tensor::{Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
+            "# let relative = y(-10.0).relative_to(y(-12.0))?;\n",
+            "# let batch = Scored::new(relative, Tensor::from_floats([3.0], &device))?;\n",
+            "# let batch = WithValue::new(batch, Tensor::from_floats([2.5], &device))?;\n",
+        )
+    };
+    (quantiles) => {
+        concat!(
+            "// One completion, better than three quarters of the reference's: ρ = 2.\n",
+            "# use burn::tensor::{Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
+            "# let relative = y(-10.0).relative_to(y(-12.0))?;\n",
+            "# let batch = Scored::new(relative, Tensor::from_floats([0.75], &device))?;\n",
         )
     };
     (unpaired) => {

@@ -10,6 +10,8 @@
 //! 8. [`scale`]: one device, one machine, several
 //! 9. [`reproducibility`]: the same numbers again, and on resume
 //! 10. [`coming_from_trl`]: its options, and where conventions differ
+//! 11. [`reward_models`]: pairs, lists and ties of rewards, and what their scores are good for
+//! 12. [`dpo_variants`]: MallowsPO, ε-DPO, MODPO, SafeDPO, SPIN, Step-DPO, iterative and online DPO
 
 macro_rules! chapters {
     ($($name:ident: $file:literal,)*) => {
@@ -31,4 +33,6 @@ chapters! {
     scale: "scale.md",
     reproducibility: "reproducibility.md",
     coming_from_trl: "coming_from_trl.md",
+    reward_models: "reward_models.md",
+    dpo_variants: "dpo_variants.md",
 }

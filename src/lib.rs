@@ -182,9 +182,9 @@ pub mod train;
 
 pub use any_error::Error;
 pub use batch::{
-    Batch, Column, Pair, PolicyPair, Ranked, ReferencedPair, RewardPair, Unpaired, WithBaseline,
-    WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl, WithShift,
-    WithTies, WithWeights,
+    Batch, Column, Pair, PolicyPair, Ranked, ReferencedPair, RewardPair, Scored, Unpaired,
+    WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl,
+    WithShift, WithTies, WithValue, WithWeights,
 };
 pub use error::{InvalidHyperparameter, InvalidInput};
 pub use log_probs::{
@@ -193,20 +193,22 @@ pub use log_probs::{
 };
 pub use loss::{
     AlphaPoLoss, AlphaPoLossConfig, AotLoss, AotLossConfig, ApoDownLoss, ApoDownLossConfig,
-    ApoZeroLoss, ApoZeroLossConfig, AsftLoss, AsftLossConfig, BcoLoss, BcoLossConfig, BetaDpoLoss,
-    BetaDpoLossConfig, BradleyTerryLoss, BradleyTerryLossConfig, BradleyTerryTiesLoss,
-    BradleyTerryTiesLossConfig, CalDpoLoss, CalDpoLossConfig, ChipoLoss, ChipoLossConfig,
-    ClassRatio, CpoLoss, CpoLossConfig, DavidsonLoss, DavidsonLossConfig, DiscopopLoss,
-    DiscopopLossConfig, DpoLoss, DpoLossConfig, DpoShiftLoss, DpoShiftLossConfig, DpopLoss,
-    DpopLossConfig, ExoListLoss, ExoListLossConfig, ExoPairLoss, ExoPairLossConfig, GpoLoss,
-    GpoLossConfig, HdpoLoss, HdpoLossConfig, HingeLoss, HingeLossConfig, InfoNcaLoss,
-    InfoNcaLossConfig, IpoLoss, IpoLossConfig, KlEstimate, KtoLoss, KtoLossConfig, LipoLoss,
-    LipoLossConfig, NcaListLoss, NcaListLossConfig, NcaLoss, NcaLossConfig, NpoLoss, NpoLossConfig,
-    OrpoLoss, OrpoLossConfig, PlackettLuceLoss, PlackettLuceLossConfig, ProLoss, ProLossConfig,
+    ApoZeroLoss, ApoZeroLossConfig, AsftLoss, AsftLossConfig, AstarPoLoss, AstarPoLossConfig,
+    BcoLoss, BcoLossConfig, BetaDpoLoss, BetaDpoLossConfig, BradleyTerryLoss,
+    BradleyTerryLossConfig, BradleyTerryTiesLoss, BradleyTerryTiesLossConfig, CalDpoLoss,
+    CalDpoLossConfig, ChipoLoss, ChipoLossConfig, ClassRatio, CpoLoss, CpoLossConfig, DavidsonLoss,
+    DavidsonLossConfig, DiscopopLoss, DiscopopLossConfig, DpoLoss, DpoLossConfig, DpoShiftLoss,
+    DpoShiftLossConfig, DpopLoss, DpopLossConfig, DroLoss, DroLossConfig, ExoListLoss,
+    ExoListLossConfig, ExoPairLoss, ExoPairLossConfig, GpoLoss, GpoLossConfig, HdpoLoss,
+    HdpoLossConfig, HingeLoss, HingeLossConfig, InfoNcaLoss, InfoNcaLossConfig, IpoLoss,
+    IpoLossConfig, KlEstimate, KtoLoss, KtoLossConfig, LipoLoss, LipoLossConfig, NcaListLoss,
+    NcaListLossConfig, NcaLoss, NcaLossConfig, NpoLoss, NpoLossConfig, OrpoLoss, OrpoLossConfig,
+    PlackettLuceLoss, PlackettLuceLossConfig, ProLoss, ProLossConfig, QrpoLoss, QrpoLossConfig,
     RaoKupperLoss, RaoKupperLossConfig, RdpoLoss, RdpoLossConfig, RebelLoss, RebelLossConfig,
     RewardRankingLoss, RewardRankingLossConfig, RpoLoss, RpoLossConfig, RrhfLoss, RrhfLossConfig,
-    SimnpoLoss, SimnpoLossConfig, SimperLoss, SimperLossConfig, SimpoLoss, SimpoLossConfig,
-    SlicHfLoss, SlicHfLossConfig, SppoLoss, SppoLossConfig, TdpoLoss, TdpoLossConfig,
+    SdpoLoss, SdpoLossConfig, SimnpoLoss, SimnpoLossConfig, SimperLoss, SimperLossConfig,
+    SimpoLoss, SimpoLossConfig, SlicHfLoss, SlicHfLossConfig, SppoLoss, SppoLossConfig, TdpoLoss,
+    TdpoLossConfig, TpoLoss, TpoLossConfig,
 };
 pub use metrics::{BatchMetrics, Metrics};
 pub use modifier::{Mixture, PolicySide, SftTerm, Weighted, WithoutColumn};

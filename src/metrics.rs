@@ -12,6 +12,7 @@
 //! |---|---|---|
 //! | `loss` | examples | mean loss |
 //! | `rewards/chosen`, `rewards/rejected` | pairs; labelled completions; of lists, as `…/chosen`, the best-scored candidate | implicit rewards; those of a reward model |
+//! | `rewards`, `scores`, `logps`, `mean_logps` | scored completions | implicit rewards, what the batch holds as scores, ℓ and ℓ̄ |
 //! | `rewards/margins` | pairs | chosen − rejected; unpaired: difference of the two means |
 //! | `rewards/accuracies` | pairs; ordered pairs of a list | share with the better one ahead |
 //! | `rewards/ties` | the same | share with equal rewards, not counted as accurate |
@@ -39,7 +40,7 @@ use burn::tensor::{Bool, DType, FloatDType, Shape, Tensor, TensorReadError};
 use serde::{Serialize, Serializer};
 
 use crate::batch::{
-    Batch, Pair, Ranked, RewardPair, Unpaired, WithBaseline, WithNll, for_each_column,
+    Batch, Pair, Ranked, RewardPair, Scored, Unpaired, WithBaseline, WithNll, for_each_column,
 };
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs, TokenStatistics};
@@ -357,6 +358,18 @@ impl Best {
 impl Observe for Ranked<Tensor<2>> {
     fn observe(&self, rewards: &Tensor<2>, metrics: BatchMetrics) -> BatchMetrics {
         with_rewards_of_lists(metrics, self, rewards)
+    }
+}
+
+impl<L: Against<1>> Observe for Scored<L> {
+    fn observe(&self, rewards: &Tensor<1>, metrics: BatchMetrics) -> BatchMetrics {
+        let policy = self.log_probs().policy().unmodified();
+        let metrics = metrics
+            .with("rewards", rewards.clone())
+            .with("scores", self.scores())
+            .with("logps", policy.sum())
+            .with("mean_logps", policy.mean());
+        with_mismatches(metrics, self.log_probs())
     }
 }
 

@@ -17,8 +17,10 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use burn_preference::{
-    ApoZeroLossConfig, BatchMetrics, DpoLossConfig, Frozen, KlEstimate, KtoLossConfig, LmHead,
-    NpoLossConfig, Objective, OrpoLossConfig, PolicyPair, SftTerm, TokenLogProbs, Unpaired,
+    ApoZeroLossConfig, AstarPoLossConfig, BatchMetrics, DpoLossConfig, DroLossConfig, Frozen,
+    KlEstimate, KtoLossConfig, LmHead, NpoLossConfig, Objective, OrpoLossConfig, PolicyPair,
+    QrpoLossConfig, Scored, SftTerm, TokenLogProbs, Unpaired, WithValue,
+    batch::{optimal_values, quantile_scores},
     log_probs::{sequence_kl, sequence_kl_from_hidden},
     math::{bounded_expm1, log_odds, log1mexp, softplus},
 };
@@ -303,6 +305,34 @@ fn labelled_completions_match_the_scalar_code() {
             ];
             assert_close(&[apo[i], npo[i]], &expected, allowed, "apo zero, npo");
         }
+        let scored = || Scored::new(relative(), floats(&[0.75; 5], dtype)).unwrap();
+        let with_value = || WithValue::new(scored(), floats(&[0.5; 5], dtype)).unwrap();
+        let dro = DroLossConfig::new().with_tau(BETA).init();
+        let astar_po = AstarPoLossConfig::new().with_beta(BETA).init();
+        let qrpo = QrpoLossConfig::new().with_beta(BETA).init();
+        let dro = to_vec(dro.forward(with_value()).losses());
+        let astar_po = to_vec(astar_po.forward(with_value()).losses());
+        let qrpo = to_vec(qrpo.forward(scored()).losses());
+        for i in 0..rho.len() {
+            let residual = 0.25 - BETA * rho[i];
+            let value = BETA * (BETA * (BETA.recip().exp() - 1.0)).ln();
+            let expected = [
+                0.5 * residual.powi(2),
+                residual.powi(2),
+                (0.75 - value - BETA * rho[i]).powi(2),
+            ];
+            let what = "dro, a*-po, qrpo";
+            assert_close(&[dro[i], astar_po[i], qrpo[i]], &expected, allowed, what);
+        }
+        let reference = floats(&[0.0, 1.0, 1.0, 2.0], dtype).reshape([1, 4]);
+        let quantile = quantile_scores(floats(&[1.0], dtype), reference.clone()).unwrap();
+        let value = optimal_values(reference, 0.5).unwrap();
+        let expected = [
+            0.75,
+            0.5 * ((1.0 + 2.0 * 2_f64.exp() + 4_f64.exp()) / 4.0).ln(),
+        ];
+        let ours = [to_vec(quantile)[0], to_vec(value)[0]];
+        assert_close(&ours, &expected, allowed, "of reference samples");
         let kl = to_vec(KlEstimate::from_mismatched(&relative()).baseline());
         let mean = rho.iter().sum::<f64>() / rho.len() as f64;
         assert_close(&kl, &[mean.max(0.0)], allowed, "z₀");

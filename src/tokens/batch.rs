@@ -139,18 +139,20 @@ impl TokenBatch {
         InvalidInput::check_shape("values", &self.ids.shape(), &values.shape())?;
         InvalidInput::check_device("values", &self.ids.device(), &values.device())?;
         let [rows, time] = values.dims();
-        let mut ends = Vec::with_capacity(rows);
+        let mut ends: Vec<i64> = Vec::with_capacity(rows);
         for (row, sequence) in self.sequences.iter().enumerate() {
-            let Some(end) = sequence.ids().len().checked_sub(1) else {
-                let found = format!("none in row {row}");
-                return Err(InvalidInput::new("sequences", "one token at least", found));
+            let tokens = sequence.ids().len();
+            let end = tokens.checked_sub(1).filter(|&end| end < time);
+            let Some(end) = end.and_then(|end| end.try_into().ok()) else {
+                let found = format!("{tokens} in row {row}");
+                let expected = format!("1 to {time} tokens");
+                return Err(InvalidInput::new("sequences", expected, found));
             };
-            ends.push(end as i64);
+            ends.push(end);
         }
         if rows == 0 {
             return Ok(values.reshape([0]));
         }
-        debug_assert!(ends.iter().all(|&end| (end as usize) < time));
         let ends = Tensor::<1, Int>::from_data(TensorData::from(ends.as_slice()), &values.device());
         Ok(values.gather(1, ends.unsqueeze_dim(1)).squeeze_dim(1))
     }

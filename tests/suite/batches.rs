@@ -115,7 +115,7 @@ fn a_reward_stands_at_the_end() {
     let error = empty.at_end(Tensor::zeros([1, 2], &device())).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "`sequences`: expected one token at least, found none in row 0"
+        "`sequences`: expected 1 to 2 tokens, found 0 in row 0"
     );
     let none = TokenBatch::new(vec![], Padding::new(0), &device()).unwrap();
     let ends = none.at_end(Tensor::zeros([0, 2], &device())).unwrap();

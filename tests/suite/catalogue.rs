@@ -9,10 +9,10 @@ use std::fs;
 use std::path::Path;
 
 use burn_preference::config::{
-    PairObjectiveConfig, RankedObjectiveConfig, RewardObjectiveConfig, ScoredPairObjectiveConfig,
-    TiedPairObjectiveConfig, UnpairedObjectiveConfig,
+    PairObjectiveConfig, RankedObjectiveConfig, RewardObjectiveConfig, ScoredObjectiveConfig,
+    ScoredPairObjectiveConfig, TiedPairObjectiveConfig, UnpairedObjectiveConfig,
 };
-use burn_preference::{BetaDpoLossConfig, TdpoLossConfig};
+use burn_preference::{BetaDpoLossConfig, TdpoLossConfig, TpoLossConfig};
 use serde_json::{Map, Value};
 
 /// The objective's struct, its tag in a file, what it takes, its paper, and the peers that have it:
@@ -61,10 +61,15 @@ const ROWS: &[Row] = &[
     ("SlicHfLoss", "slic_hf", POLICY, "2305.10425", "(HALOs)"),
     ("SimperLoss", "simper", POLICY, "2502.00883", ""),
     ("AsftLoss", "asft", POLICY, "2409.10571", ""),
+    ("TpoLoss", "", "pairs, gold completions", "2405.16681", "(TRL, authors)"),
     ("KtoLoss", "kto", "labels, reference, z₀", "2402.01306", "TRL, Liger, HALOs"),
     ("NpoLoss", "npo", "completions to unlearn, reference", "2404.05868", ""),
     ("SimnpoLoss", "simnpo", "completions to unlearn", "2410.07163", ""),
+    ("DroLoss", "dro", "scored completions, reference, V", "2405.19107", ""),
+    ("AstarPoLoss", "astar_po", "scored completions, reference, V*", "2505.20686", "(authors)"),
+    ("QrpoLoss", "qrpo", "quantiles of completions, reference", "2507.08068", "(authors)"),
     ("PlackettLuceLoss", "plackett_luce", "ranked lists, reference", "2305.18290", ""),
+    ("SdpoLoss", "sdpo", "ranked lists, reference", "2406.09215", "(authors)"),
     ("LipoLoss", "lipo", "scored lists, reference", "2402.01878", ""),
     ("InfoNcaLoss", "info_nca", "scored lists, reference", "2402.05369", ""),
     ("NcaListLoss", "nca_list", "scored lists, reference", "2402.05369", ""),
@@ -96,6 +101,7 @@ fn defaults(name: &str, tag: &str) -> Map<String, Value> {
     }
     match name {
         "BetaDpoLoss" => return object(serde_json::to_value(BetaDpoLossConfig::new()).unwrap()),
+        "TpoLoss" => return object(serde_json::to_value(TpoLossConfig::new()).unwrap()),
         "TdpoLoss" => return object(serde_json::to_value(TdpoLossConfig::new()).unwrap()),
         _ => {}
     }
@@ -105,7 +111,8 @@ fn defaults(name: &str, tag: &str) -> Map<String, Value> {
         RankedObjectiveConfig,
         ScoredPairObjectiveConfig,
         TiedPairObjectiveConfig,
-        RewardObjectiveConfig
+        RewardObjectiveConfig,
+        ScoredObjectiveConfig
     );
     panic!("no config file can name `{tag}`");
 }

@@ -4,13 +4,14 @@ use burn::config::Config;
 use burn::tensor::DType;
 use burn_preference::config::{
     PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig, RewardObjective,
-    RewardObjectiveConfig, ScoredPairObjectiveConfig, TiedPairObjectiveConfig, UnpairedObjective,
-    UnpairedObjectiveConfig,
+    RewardObjectiveConfig, ScoredObjective, ScoredObjectiveConfig, ScoredPairObjectiveConfig,
+    TiedPairObjectiveConfig, UnpairedObjective, UnpairedObjectiveConfig,
 };
 use burn_preference::{
-    BradleyTerryTiesLossConfig, CpoLossConfig, Divergence, DpoLossConfig, HdpoLossConfig,
-    IpoLossConfig, KtoLossConfig, LabelNoise, NllNormalization, Normalization, OrpoLossConfig,
-    RrhfLossConfig, SimnpoLossConfig, SimpoLossConfig, SppoLossConfig, TieModel,
+    BradleyTerryTiesLossConfig, CpoLossConfig, Divergence, DpoLossConfig, DroLossConfig,
+    HdpoLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, NllNormalization, Normalization,
+    OrpoLossConfig, RrhfLossConfig, SimnpoLossConfig, SimpoLossConfig, SppoLossConfig, TieModel,
+    TpoLossConfig,
 };
 use serde::de::DeserializeOwned;
 
@@ -164,6 +165,7 @@ fn every_objective_of_a_file_round_trips() {
     round_trip::<ScoredPairObjectiveConfig>(&[]);
     round_trip::<TiedPairObjectiveConfig>(&[]);
     round_trip::<RewardObjectiveConfig>(&[]);
+    round_trip::<ScoredObjectiveConfig>(&[]);
     let error = parse::<PairObjectiveConfig>(r#"{"beta": 0.1}"#).unwrap_err();
     assert!(error.contains("missing field `loss`"), "{error}");
     let error = parse::<PairObjectiveConfig>(r#"{"loss": "dop"}"#).unwrap_err();
@@ -223,6 +225,9 @@ fn a_file_builds_what_it_says() {
     let reward = parse::<RewardObjectiveConfig>(reward).unwrap().try_init();
     let ties = BradleyTerryTiesLossConfig::new().with_tie_model(TieModel::Davidson(2.0));
     assert_eq!(reward, Ok(RewardObjective::BradleyTerryTies(ties.init())));
+    let scored = parse::<ScoredObjectiveConfig>(r#"{"loss": "dro", "tau": 2}"#);
+    let dro = DroLossConfig::new().with_tau(2.0).init();
+    assert_eq!(scored.unwrap().try_init(), Ok(ScoredObjective::Dro(dro)));
     let ranked = parse::<RankedObjectiveConfig>(r#"{"loss": "rrhf"}"#)
         .unwrap()
         .try_init();
@@ -302,6 +307,10 @@ fn presets_are_what_they_say() {
     assert_eq!(IpoLossConfig::new(), per_token);
     let cpo = CpoLossConfig::new().with_nll_normalization(token);
     assert_eq!(CpoLossConfig::trl(), cpo);
+    let tpo = TpoLossConfig::new().with_nll_normalization(token);
+    assert_eq!(TpoLossConfig::trl(), tpo);
+    let tpo_l = TpoLossConfig::new().with_normalization(mean);
+    assert_eq!(TpoLossConfig::tpo_l(0.5), tpo_l.with_target_margin(0.5));
     let orpo = OrpoLossConfig::new().with_nll_normalization(token);
     assert_eq!(OrpoLossConfig::trl(), orpo);
     assert_eq!(SppoLossConfig::trl(), SppoLossConfig::new().with_beta(0.1));

@@ -3,14 +3,14 @@
 use approx::assert_relative_eq;
 use burn::tensor::{DType, Tensor};
 use burn_preference::{
-    AlphaPoLossConfig, ApoZeroLossConfig, BcoLossConfig, BetaDpoLossConfig, BradleyTerryLossConfig,
-    BradleyTerryTiesLossConfig, DavidsonLossConfig, Divergence, DpoLossConfig, DpoShiftLossConfig,
-    DpopLossConfig, HdpoLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, LossOutput,
-    NpoLossConfig, Objective, OrpoLossConfig, Pair, PlackettLuceLossConfig, Ranked,
-    RaoKupperLossConfig, RdpoLossConfig, ReferencedPair, RelativeLogProbs, RewardPair,
-    RewardRankingLossConfig, RrhfLossConfig, SimnpoLossConfig, SimpoLossConfig, TdpoLossConfig,
-    TieModel, Unpaired, WithMargin, WithMeanMargin, WithPreference, WithSequenceKl, WithShift,
-    WithTies,
+    AlphaPoLossConfig, ApoZeroLossConfig, AstarPoLossConfig, BcoLossConfig, BetaDpoLossConfig,
+    BradleyTerryLossConfig, BradleyTerryTiesLossConfig, DavidsonLossConfig, Divergence,
+    DpoLossConfig, DpoShiftLossConfig, DpopLossConfig, DroLossConfig, HdpoLossConfig,
+    IpoLossConfig, KtoLossConfig, LabelNoise, LossOutput, NpoLossConfig, Objective, OrpoLossConfig,
+    Pair, PlackettLuceLossConfig, QrpoLossConfig, Ranked, RaoKupperLossConfig, RdpoLossConfig,
+    ReferencedPair, RelativeLogProbs, RewardPair, RewardRankingLossConfig, RrhfLossConfig, Scored,
+    SdpoLossConfig, SimnpoLossConfig, SimpoLossConfig, TdpoLossConfig, TieModel, Unpaired,
+    WithMargin, WithMeanMargin, WithPreference, WithSequenceKl, WithShift, WithTies, WithValue,
 };
 use proptest::prelude::*;
 
@@ -219,6 +219,9 @@ proptest! {
         let plackett_luce = PlackettLuceLossConfig::new().with_beta(beta).init();
         let (ours, ..) = lists.run_on(DType::F64, |batch| plackett_luce.forward(batch));
         same("plackett–luce, K = 2", &ours, 1e-12);
+        let sdpo = SdpoLossConfig::new().with_beta(beta).init();
+        let (ours, ..) = lists.run_on(DType::F64, |batch| sdpo.forward(batch));
+        same("s-dpo, K = 1", &ours, 1e-12);
 
         // Log-ratios are rewards: Bradley–Terry of β·ρ is DPO, as a pair, with ties that never come,
         // and as a list of two.
@@ -406,6 +409,23 @@ fn extremes_stay_finite() {
         });
         let npo = NpoLossConfig::new().init();
         single("npo", &|relative| npo.forward(relative));
+        let scored = |relative, score: f64| {
+            let scores = floats(&vec![score; lengths.len()], dtype);
+            Scored::new(relative, scores).unwrap()
+        };
+        let values = || floats(&vec![-1e4; lengths.len()], dtype);
+        let dro = DroLossConfig::new().init();
+        single("dro", &|relative| {
+            dro.forward(WithValue::new(scored(relative, 1e4), values()).unwrap())
+        });
+        let astar_po = AstarPoLossConfig::new().init();
+        single("a*-po", &|relative| {
+            astar_po.forward(WithValue::new(scored(relative, 1e4), values()).unwrap())
+        });
+        for beta in [1e-6, 1e-3, 0.1, 1e3] {
+            let qrpo = QrpoLossConfig::new().with_beta(beta).init();
+            single("qrpo", &|relative| qrpo.forward(scored(relative, 0.75)));
+        }
         let simnpo = SimnpoLossConfig::new().init();
         single("simnpo", &|relative| {
             simnpo.forward(relative.policy().clone())

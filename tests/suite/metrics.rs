@@ -2,9 +2,10 @@
 
 use burn::tensor::DType;
 use burn_preference::{
-    BatchMetrics, BradleyTerryLossConfig, DpoLossConfig, KtoLossConfig, Metrics, NpoLossConfig,
-    Objective, OrpoLossConfig, Pair, PlackettLuceLossConfig, Ranked, RewardPair,
-    RewardRankingLossConfig, RrhfLossConfig, TokenLogProbs, Unpaired, WithBaseline, WithMargin,
+    BatchMetrics, BradleyTerryLossConfig, DpoLossConfig, DroLossConfig, KtoLossConfig, Metrics,
+    NpoLossConfig, Objective, OrpoLossConfig, Pair, PlackettLuceLossConfig, Ranked, RewardPair,
+    RewardRankingLossConfig, RrhfLossConfig, Scored, TokenLogProbs, Unpaired, WithBaseline,
+    WithMargin, WithValue,
 };
 use proptest::prelude::*;
 
@@ -377,4 +378,24 @@ fn rewards_of_a_model() {
     assert_metric(&metrics, "rewards/top1", 0.0);
     assert_metric(&metrics, "rewards/chosen", 0.0);
     assert_eq!(metrics.get("logps/chosen"), None);
+}
+
+/// Neither chosen nor rejected: keys without a side.
+#[test]
+fn scored_completions() {
+    let relative = sequence(f64s(&[-4.0, -9.0]), &[2, 3]);
+    let relative = relative.relative_to(sequence(f64s(&[-5.0, -5.0]), &[2, 3]));
+    let batch = Scored::new(relative.unwrap(), f64s(&[1.0, 0.0])).unwrap();
+    let batch = WithValue::new(batch, f64s(&[0.5, 0.5])).unwrap();
+    let output = DroLossConfig::new()
+        .with_tau(0.5)
+        .init()
+        .forward(batch.clone());
+    let metrics = BatchMetrics::observe(&batch, &output).read().unwrap();
+    assert_metric(&metrics, "rewards", 0.5 * (1.0 - 4.0) / 2.0);
+    assert_metric(&metrics, "scores", 0.5);
+    assert_metric(&metrics, "logps", -6.5);
+    assert_metric(&metrics, "mean_logps", -2.5);
+    assert_metric(&metrics, "loss", 0.5 * (0.0 + 1.5 * 1.5) / 2.0);
+    assert_eq!(metrics.get("rewards/rejected"), None);
 }

@@ -16,17 +16,17 @@ use burn_preference::{
     NcaListLossConfig, NcaLossConfig, Normalization, Objective, OrpoLossConfig, Pair,
     PlackettLuceLossConfig, PolicyPair, ProLossConfig, Ranked, RaoKupperLossConfig, RdpoLossConfig,
     RebelLossConfig, ReferencedPair, RegressionUnit, RelativeLogProbs, RewardPair,
-    RewardRankingLossConfig, RpoLossConfig, RrhfLossConfig, SequenceLogProbs, SftTerm,
-    SimperLossConfig, SimpoLossConfig, SlicHfLossConfig, SppoLossConfig, TdpoLossConfig, TieModel,
-    Weighted, WithMargin, WithMeanMargin, WithPreference, WithScores, WithSequenceKl, WithShift,
-    WithTies, WithWeights, batch::Batch,
+    RewardRankingLossConfig, RpoLossConfig, RrhfLossConfig, SdpoLossConfig, SequenceLogProbs,
+    SftTerm, SimperLossConfig, SimpoLossConfig, SlicHfLossConfig, SppoLossConfig, TdpoLossConfig,
+    TieModel, TpoLossConfig, Weighted, WithMargin, WithMeanMargin, WithNll, WithPreference,
+    WithScores, WithSequenceKl, WithShift, WithTies, WithWeights, batch::Batch,
 };
 
 use crate::scalar::{
     List, Row, bernoulli_kl, exponent, g, ln_sigmoid, log_softmax, logsumexp, noise, odds, relu,
     sigmoid, softmax, sorted,
 };
-use crate::support::{Pairs, bools, floats};
+use crate::support::{Pairs, bools, floats, sequence};
 
 pub type PairOutput = LossOutput<Pair<Tensor<1>>>;
 
@@ -200,6 +200,7 @@ pub fn pairs(beta: f64) -> Vec<PairSubject> {
     all.extend(with_columns(beta));
     all.extend(of_batches(beta));
     all.extend(reference_free(beta));
+    all.extend(of_gold(beta));
     all.extend(of_rewards(beta));
     all
 }
@@ -842,6 +843,51 @@ fn reference_free(beta: f64) -> Vec<PairSubject> {
     all
 }
 
+/// The gold completion of each example: ℓ and tokens.
+fn gold(i: usize) -> (f64, usize) {
+    (-1.5 - 0.75 * i as f64, 1 + i % 4)
+}
+
+fn of_gold(beta: f64) -> Vec<PairSubject> {
+    let mut all = Vec::new();
+    for (n, normalization) in [
+        (LabelNoise::Clean, Normalization::Sum),
+        (LabelNoise::Conservative(0.3), Normalization::Mean),
+    ] {
+        let tpo = TpoLossConfig::new()
+            .with_beta(beta)
+            .with_target_margin(0.4)
+            .with_sft_weight(0.6)
+            .with_normalization(normalization)
+            .with_label_noise(n)
+            .init();
+        let r = move |row: Row| match normalization {
+            Normalization::Mean => (row.mean_w(), row.mean_l()),
+            _ => (row.w, row.l),
+        };
+        all.push(subject(
+            "tpo",
+            Laws {
+                prompt_shift: normalization == Normalization::Sum,
+                monotone: n == LabelNoise::Clean,
+                ..OF_POLICY
+            },
+            move |b: ReferencedPair| {
+                let (sums, lengths): (Vec<f64>, Vec<usize>) = (0..b.len()).map(gold).unzip();
+                let gold = sequence(constants(&b, &sums), &lengths);
+                tpo.forward(WithNll::new(b.policy(), gold).unwrap())
+            },
+            move |i, row| {
+                let (w, l) = r(row);
+                let (sum, length) = gold(i);
+                noise(n, beta * (w - l) - 0.4) - 0.6 * sum / length as f64
+            },
+            move |row| (beta * r(row).0, beta * r(row).1),
+        ));
+    }
+    all
+}
+
 /// Objectives of reward models: ℓ of the policy stands for what the model says.
 fn of_rewards(weight: f64) -> Vec<PairSubject> {
     let rewards = |row: Row| (row.w, row.l);
@@ -1017,6 +1063,21 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
                     logsumexp(&later) - q[order[k]]
                 };
                 (0..order.len()).map(rank).sum()
+            },
+            rewards,
+        ),
+        list_subject(
+            "s-dpo",
+            of_ranked(SdpoLossConfig::new().with_beta(beta).init()),
+            move |list, _| {
+                let q = list.rewards(beta);
+                let chosen = List::order(&list.scores)[0];
+                let rejected = (0..q.len()).filter(|&i| i != chosen);
+                let ratios: Vec<f64> = rejected.map(|l| q[l] - q[chosen]).collect();
+                if ratios.is_empty() {
+                    return 0.0;
+                }
+                -ln_sigmoid(-logsumexp(&ratios))
             },
             rewards,
         ),
