@@ -69,7 +69,7 @@
 //! The rewards of [`LossOutput`] are for logs: β (IPO's τ) times the log-ratio, or log-probability,
 //! that the loss compares, after a divergence or a normalisation. What acts on the margin besides is
 //! not in them: a target margin, DPOP's penalty, R-DPO's length, DPO-Shift's λ, BCO's δ, β-DPO's β
-//! of the batch, TDPO's KL. The objectives say so, and what their authors log. TRL's rewards
+//! of the batch, TDPO's KL. Of a reward model they are what it says. The objectives say so, and what their authors log. TRL's rewards
 //! are β·ρ under any divergence or normalisation.
 //!
 //! # Errors

@@ -17,9 +17,10 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use burn_preference::{
-    ApoZeroLossConfig, AstarPoLossConfig, BatchMetrics, DpoLossConfig, DroLossConfig, Frozen,
-    KlEstimate, KtoLossConfig, LmHead, NpoLossConfig, Objective, OrpoLossConfig, PolicyPair,
-    QrpoLossConfig, Scored, SftTerm, TokenLogProbs, Unpaired, WithValue,
+    ApoZeroLossConfig, AstarPoLossConfig, BatchMetrics, BradleyTerryLossConfig, DpoLossConfig,
+    DroLossConfig, Frozen, KlEstimate, KtoLossConfig, LmHead, NpoLossConfig, Objective,
+    OrpoLossConfig, PolicyPair, QrpoLossConfig, RewardPair, Scored, SftTerm, TokenLogProbs,
+    Unpaired, WithValue,
     batch::{optimal_values, quantile_scores},
     log_probs::{sequence_kl, sequence_kl_from_hidden},
     math::{bounded_expm1, log_odds, log1mexp, softplus},
@@ -336,6 +337,49 @@ fn labelled_completions_match_the_scalar_code() {
         let kl = to_vec(KlEstimate::from_mismatched(&relative()).baseline());
         let mean = rho.iter().sum::<f64>() / rho.len() as f64;
         assert_close(&kl, &[mean.max(0.0)], allowed, "z₀");
+    }
+}
+
+/// What a reward model says at the last token of each row, and the gradient of it.
+#[test]
+fn rewards_at_the_end_of_rows() {
+    use burn_preference::tokens::{Padding, Sequence, TokenBatch};
+
+    let of = |prompt: &[u32], completion: &[u32]| Sequence::new(prompt, completion);
+    let rows = vec![
+        of(&[1], &[2, 3, 4]),
+        of(&[4], &[]),
+        of(&[5], &[6]),
+        of(&[7, 8], &[9]),
+    ];
+    let batch = TokenBatch::new(rows, Padding::new(0), &device()).unwrap();
+    let values: Vec<f64> = (0..16).map(|i| f64::from(i * 5 % 7) / 4.0 - 0.5).collect();
+    let ends = [3, 4, 9, 14];
+    let (w, l) = ([values[3], values[4]], [values[9], values[14]]);
+    for dtype in wide_dtypes() {
+        let leaf = floats(&values, dtype).autodiff().require_grad();
+        let says = batch.at_end(leaf.clone().reshape([4, 4])).unwrap();
+        let expected = ends.map(|end| values[end]);
+        assert_close(
+            &to_vec(says.clone()),
+            &expected,
+            tolerance(dtype),
+            "rewards",
+        );
+        let says = RewardPair::from_concatenated(&says).unwrap();
+        let objective = BradleyTerryLossConfig::new().with_centering_weight(0.25);
+        let output = objective.init().forward(says);
+        let loss = |i: usize| -scalar::ln_sigmoid(w[i] - l[i]) + 0.25 * (w[i] + l[i]).powi(2);
+        let losses = to_vec(output.losses());
+        assert_close(&losses, &[loss(0), loss(1)], tolerance(dtype), "losses");
+        let grads = to_vec(leaf.grad(&output.sum().backward()).unwrap());
+        let mut slopes = vec![0.0; 16];
+        for i in 0..2 {
+            let (pull, level) = (scalar::sigmoid(l[i] - w[i]), 0.5 * (w[i] + l[i]));
+            slopes[ends[i]] = level - pull;
+            slopes[ends[i + 2]] = level + pull;
+        }
+        assert_close(&grads, &slopes, tolerance(dtype), "gradients");
     }
 }
 

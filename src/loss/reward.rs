@@ -1,6 +1,6 @@
 use burn::tensor::Tensor;
 
-use crate::batch::{Pair, Ranked, RewardPair, WithMargin, WithPreference, WithTies};
+use crate::batch::{Ranked, RewardPair, WithMargin, WithPreference, WithTies};
 use crate::declare::objective;
 use crate::math::upcast;
 use crate::objective::{LossOutput, Objective};
@@ -99,7 +99,7 @@ objective! {
 }
 
 impl Objective<WithTies<RewardPair>> for BradleyTerryTiesLoss {
-    fn forward(&self, batch: WithTies<RewardPair>) -> LossOutput<Pair<Tensor<1>>> {
+    fn forward(&self, batch: WithTies<RewardPair>) -> LossOutput<RewardPair> {
         let rewards = batch.batch.map(upcast);
         let losses = self.tie_model.losses(rewards.margin(), batch.tied);
         let losses = centered(losses, sum(&rewards), self.centering_weight);

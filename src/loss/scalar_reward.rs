@@ -6,7 +6,7 @@ use crate::log_probs::RelativeLogProbs;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
-    /// Direct reward optimisation with a value, DRO-V (Richemond et al., 2405.19107, Eq. 4): a
+    /// Direct reward optimisation with a value, DRO-V (Richemond et al., 2405.19107): a
     /// regression of one completion's reward, whoever wrote it.
     ///
     /// ```text
@@ -86,11 +86,11 @@ objective! {
     /// [`quantile_scores`](crate::batch::quantile_scores). It is uniform under the reference, so
     /// that Z needs no samples. This is the paper's identity transformation; its others change
     /// score and Z. Z is exact here, where the authors' code drops the −1, by which ln Z differs
-    /// 5e-5 at β = 0.1 and 0.15 at β = 0.5.
-    example quantiles "" = 0.048284, "R_q = 0.75, ρ = 2, β·ln Z = 1 + 0.1·ln 0.1 + 0.1·ln(1 − e^−10)";
+    /// 5e-5 at β = 0.1 and 0.15 at β = 0.5. β is that of their configuration.
+    example quantiles ".with_beta(0.1)" = 0.048284, "R_q = 0.75, ρ = 2, β·ln Z = 1 + 0.1·ln 0.1 + 0.1·ln(1 − e^−10)";
     pub struct QrpoLoss from QrpoLossConfig {
         /// β > 0: reward per nat of log-ratio.
-        beta / with_beta: f64 = 0.1, positive;
+        beta / with_beta: f64 = 3e-3, positive;
     }
 }
 

@@ -7,7 +7,7 @@ use crate::math::logsumexp_where;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
-    /// Softmax DPO (Chen et al., 2406.09215, Eq. 9): one chosen completion against several rejected
+    /// Softmax DPO (Chen et al., 2406.09215): one chosen completion against several rejected
     /// ones at once.
     ///
     /// ```text

@@ -33,9 +33,7 @@ impl LabelNoise {
             Self::Robust(rate) => clean - margin * (rate / (1.0 - 2.0 * rate)),
         }
     }
-}
 
-impl LabelNoise {
     /// The loss of each margin whose label is right with probability p:
     /// p·loss(h) + (1 − p)·loss(−h).
     pub fn graded_losses<const D: usize>(

@@ -825,12 +825,13 @@ const PAIR_OBJECTIVES: [(&str, &str, bool, bool); 24] = [
     ("asft", "alignment_weight", false, true),
 ];
 
-const LIST_OBJECTIVES: [(&str, &str); 7] = [
+const LIST_OBJECTIVES: [(&str, &str); 8] = [
     ("plackett_luce", "beta"),
     ("lipo", "beta"),
     ("info_nca", "beta"),
     ("nca_list", "beta"),
     ("exo_list", "beta"),
+    ("sdpo", "beta"),
     ("rrhf", "sft_weight"),
     ("pro", "sft_weight"),
 ];
