@@ -8,6 +8,8 @@
 //! Every objective stands at β = 1, so a margin of 1 is a nat. The two completions move apart
 //! symmetrically: against a reference ρ_w = h/2 and ρ_l = −h/2, without one the same around −2.5
 //! nats per token. For one pair of equal lengths AOT, R-DPO and β-DPO are DPO, and have no panel.
+//! Nor have TPO, which is DPO or SimPO and a constant there, and reward models, whose curves are
+//! DPO's and those of ties, with r for ρ.
 
 use std::error::Error;
 

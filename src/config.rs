@@ -39,10 +39,11 @@
 //! {"modifier": "clamped", "low": -1.5, "high": 1.5}
 //! ```
 //!
-//! Objectives that need a column have an enum of their own ([`ScoredPairObjectiveConfig`],
+//! Completions with a scalar score have a [`ScoredObjectiveConfig`], reward models a
+//! [`RewardObjectiveConfig`]. Objectives that need a column have an enum of their own ([`ScoredPairObjectiveConfig`],
 //! [`TiedPairObjectiveConfig`]), or, where there is one alone, their config is the file:
 //! [`BetaDpoLossConfig`](crate::loss::BetaDpoLossConfig),
-//! [`TdpoLossConfig`](crate::loss::TdpoLossConfig).
+//! [`TdpoLossConfig`](crate::loss::TdpoLossConfig), [`TpoLossConfig`](crate::loss::TpoLossConfig).
 
 use std::fmt;
 use std::sync::Arc;
@@ -55,14 +56,16 @@ use crate::hyperparameter::{bounds, fraction};
 use crate::log_probs::{RelativeLogProbs, RelativeTokenLogProbs, SequenceLogProbs};
 use crate::loss::{
     AlphaPoLossConfig, AotLossConfig, ApoDownLossConfig, ApoZeroLoss, ApoZeroLossConfig,
-    AsftLossConfig, BcoLoss, BcoLossConfig, CalDpoLossConfig, ChipoLossConfig, CpoLossConfig,
-    DavidsonLossConfig, DiscopopLossConfig, DpoLossConfig, DpoShiftLossConfig, DpopLossConfig,
-    ExoListLossConfig, ExoPairLossConfig, GpoLossConfig, HdpoLossConfig, HingeLossConfig,
-    InfoNcaLossConfig, IpoLossConfig, KtoLoss, KtoLossConfig, LipoLossConfig, NcaListLossConfig,
-    NcaLossConfig, NpoLoss, NpoLossConfig, OrpoLossConfig, PlackettLuceLossConfig, ProLossConfig,
-    RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig, RpoLossConfig, RrhfLossConfig,
-    SimnpoLoss, SimnpoLossConfig, SimperLossConfig, SimpoLossConfig, SlicHfLossConfig,
-    SppoLossConfig,
+    AsftLossConfig, AstarPoLoss, AstarPoLossConfig, BcoLoss, BcoLossConfig, BradleyTerryLoss,
+    BradleyTerryLossConfig, BradleyTerryTiesLoss, BradleyTerryTiesLossConfig, CalDpoLossConfig,
+    ChipoLossConfig, CpoLossConfig, DavidsonLossConfig, DiscopopLossConfig, DpoLossConfig,
+    DpoShiftLossConfig, DpopLossConfig, DroLoss, DroLossConfig, ExoListLossConfig,
+    ExoPairLossConfig, GpoLossConfig, HdpoLossConfig, HingeLossConfig, InfoNcaLossConfig,
+    IpoLossConfig, KtoLoss, KtoLossConfig, LipoLossConfig, NcaListLossConfig, NcaLossConfig,
+    NpoLoss, NpoLossConfig, OrpoLossConfig, PlackettLuceLossConfig, ProLossConfig, QrpoLoss,
+    QrpoLossConfig, RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig, RewardRankingLoss,
+    RewardRankingLossConfig, RpoLossConfig, RrhfLossConfig, SdpoLossConfig, SimnpoLoss,
+    SimnpoLossConfig, SimperLossConfig, SimpoLossConfig, SlicHfLossConfig, SppoLossConfig,
 };
 use crate::modifier::{Mixture, PolicySide, SftTerm};
 use crate::objective::{LossOutput, Objective};
@@ -378,9 +381,52 @@ pub enum UnpairedObjective {
 }
 
 choice! {
+    /// An objective over completions with a scalar score each.
+    ScoredObjectiveConfig => ScoredObjective {
+        Dro(DroLossConfig) => |loss, _| ScoredObjective::Dro(loss),
+        AstarPo(AstarPoLossConfig) => |loss, _| ScoredObjective::AstarPo(loss),
+        Qrpo(QrpoLossConfig) => |loss, _| ScoredObjective::Qrpo(loss),
+    }
+}
+
+/// An objective over completions with a scalar score each, and what it takes besides.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum ScoredObjective {
+    /// Rewards and V.
+    Dro(DroLoss),
+    /// Rewards and V*.
+    AstarPo(AstarPoLoss),
+    /// Quantiles.
+    Qrpo(QrpoLoss),
+}
+
+choice! {
+    /// An objective of a reward model.
+    RewardObjectiveConfig => RewardObjective {
+        BradleyTerry(BradleyTerryLossConfig) => |loss, _| RewardObjective::BradleyTerry(loss),
+        BradleyTerryTies(BradleyTerryTiesLossConfig) => |loss, _| RewardObjective::BradleyTerryTies(loss),
+        RewardRanking(RewardRankingLossConfig) => |loss, _| RewardObjective::RewardRanking(loss),
+    }
+}
+
+/// An objective of a reward model. Each takes another batch, so each is itself.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum RewardObjective {
+    /// Pairs of rewards.
+    BradleyTerry(BradleyTerryLoss),
+    /// Pairs of rewards that may be ties.
+    BradleyTerryTies(BradleyTerryTiesLoss),
+    /// Ranked lists of rewards.
+    RewardRanking(RewardRankingLoss),
+}
+
+choice! {
     /// An objective over ranked lists.
     RankedObjectiveConfig => RankedObjective {
         PlackettLuce(PlackettLuceLossConfig) => RankedObjective::referenced,
+        Sdpo(SdpoLossConfig) => RankedObjective::referenced,
         Lipo(LipoLossConfig) => RankedObjective::referenced,
         InfoNca(InfoNcaLossConfig) => RankedObjective::referenced,
         NcaList(NcaListLossConfig) => RankedObjective::referenced,

@@ -19,6 +19,13 @@ macro_rules! example_batch {
             "# let batch = PolicyPair::new(y(-4.0 * 2_f32.ln()), y(-4.0 * 4_f32.ln()))?;\n",
         )
     };
+    (with_gold) => {
+        concat!(
+            $crate::declare::example_batch!(policy),
+            "// A gold completion of ℓ = −2, four tokens.\n",
+            "# let batch = WithNll::new(batch, y(-2.0))?;\n",
+        )
+    };
     (scored) => {
         concat!(
             $crate::declare::example_batch!(referenced),
@@ -52,6 +59,34 @@ macro_rules! example_batch {
             "# let batch = WithSequenceKl::new(batch, kl)?;\n",
         )
     };
+    (rewards) => {
+        concat!(
+            "// One pair: a reward model says 2 and 0.5.\n",
+            "# let device = burn::tensor::Device::default();\n",
+            "# let says = |r| burn::tensor::Tensor::<1>::from_floats([r], &device);\n",
+            "# let batch = RewardPair::new(says(2.0), says(0.5))?;\n",
+        )
+    };
+    (untied_rewards) => {
+        concat!(
+            $crate::declare::example_batch!(rewards),
+            "// Not a tie.\n",
+            "# use burn::tensor::{Bool, Tensor};\n",
+            "# let tied = Tensor::<1, Bool>::from_bool([false], &device);\n",
+            "# let batch = WithTies::new(batch, tied)?;\n",
+        )
+    };
+    (ranked_rewards) => {
+        concat!(
+            "// Two candidates: a reward model says 2 and 0.5, scores 1 and 0.\n",
+            "# use burn::tensor::{Bool, Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let rewards = Tensor::<2>::from_floats([[2.0, 0.5]], &device);\n",
+            "# let scores = Tensor::<2>::from_floats([[1.0, 0.0]], &device);\n",
+            "# let present = Tensor::<2, Bool>::from_bool([[true, true]], &device);\n",
+            "# let batch = Ranked::new(rewards, scores, present)?;\n",
+        )
+    };
     (undesirable_policy) => {
         concat!(
             "// One completion to unlearn: ℓ = −10, four tokens.\n",
@@ -65,6 +100,27 @@ macro_rules! example_batch {
             "# let device = burn::tensor::Device::default();\n",
             "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
             "# let batch = y(-10.0).relative_to(y(-12.0))?;\n",
+        )
+    };
+    (scored_with_value) => {
+        concat!(
+            "// One completion: ρ = 2, r = 3, V = 2.5.\n",
+            "# use burn::tensor::{Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
+            "# let relative = y(-10.0).relative_to(y(-12.0))?;\n",
+            "# let batch = Scored::new(relative, Tensor::from_floats([3.0], &device))?;\n",
+            "# let batch = WithValue::new(batch, Tensor::from_floats([2.5], &device))?;\n",
+        )
+    };
+    (quantiles) => {
+        concat!(
+            "// One completion, better than three quarters of the reference's: ρ = 2.\n",
+            "# use burn::tensor::{Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
+            "# let relative = y(-10.0).relative_to(y(-12.0))?;\n",
+            "# let batch = Scored::new(relative, Tensor::from_floats([0.75], &device))?;\n",
         )
     };
     (unpaired) => {

@@ -9,10 +9,12 @@
 //! 7. [`shared_prefixes`]: each prompt once
 //! 8. [`scale`]: one device, one machine, several
 //! 9. [`reproducibility`]: the same numbers again, and on resume
-//! 10. [`token_importance`]: which tokens matter, and how much
-//! 11. [`your_own_objective`]: six papers, three lines each
-//! 12. [`beyond_text`]: denoisers, and models that see or hear
-//! 13. [`coming_from_trl`]: its options, and where conventions differ
+//! 10. [`reward_models`]: pairs, lists and ties of rewards, and what their scores are good for
+//! 11. [`dpo_variants`]: MallowsPO, ε-DPO, MODPO, SafeDPO, SPIN, Step-DPO, iterative and online DPO
+//! 12. [`token_importance`]: which tokens matter, and how much
+//! 13. [`your_own_objective`]: six papers, three lines each
+//! 14. [`beyond_text`]: denoisers, and models that see or hear
+//! 15. [`coming_from_trl`]: its options, and where conventions differ
 
 macro_rules! chapters {
     ($($name:ident: $file:literal,)*) => {
@@ -37,4 +39,6 @@ chapters! {
     your_own_objective: "your_own_objective.md",
     beyond_text: "beyond_text.md",
     coming_from_trl: "coming_from_trl.md",
+    reward_models: "reward_models.md",
+    dpo_variants: "dpo_variants.md",
 }

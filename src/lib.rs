@@ -80,7 +80,7 @@
 //! The rewards of [`LossOutput`] are for logs: β (IPO's τ) times the log-ratio, or log-probability,
 //! that the loss compares, after a divergence or a normalisation. What acts on the margin besides is
 //! not in them: a target margin, DPOP's penalty, R-DPO's length, DPO-Shift's λ, BCO's δ, β-DPO's β
-//! of the batch, TDPO's KL. The objectives say so, and what their authors log. TRL's rewards
+//! of the batch, TDPO's KL. Of a reward model they are what it says. The objectives say so, and what their authors log. TRL's rewards
 //! are β·ρ under any divergence or normalisation.
 //!
 //! # Errors
@@ -193,9 +193,9 @@ pub mod train;
 
 pub use any_error::Error;
 pub use batch::{
-    Batch, Column, Pair, PolicyPair, Ranked, ReferencedPair, Unpaired, WithBaseline, WithMargin,
-    WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl, WithShift, WithTies,
-    WithWeights,
+    Batch, Column, Pair, PolicyPair, Ranked, ReferencedPair, RewardPair, Scored, Unpaired,
+    WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl,
+    WithShift, WithTies, WithValue, WithWeights,
 };
 pub use error::{InvalidHyperparameter, InvalidInput};
 pub use log_probs::{
@@ -204,24 +204,28 @@ pub use log_probs::{
 };
 pub use loss::{
     AlphaPoLoss, AlphaPoLossConfig, AotLoss, AotLossConfig, ApoDownLoss, ApoDownLossConfig,
-    ApoZeroLoss, ApoZeroLossConfig, AsftLoss, AsftLossConfig, BcoLoss, BcoLossConfig, BetaDpoLoss,
-    BetaDpoLossConfig, CalDpoLoss, CalDpoLossConfig, ChipoLoss, ChipoLossConfig, ClassRatio,
-    CpoLoss, CpoLossConfig, DavidsonLoss, DavidsonLossConfig, DiscopopLoss, DiscopopLossConfig,
-    DpoLoss, DpoLossConfig, DpoShiftLoss, DpoShiftLossConfig, DpopLoss, DpopLossConfig,
-    ExoListLoss, ExoListLossConfig, ExoPairLoss, ExoPairLossConfig, GpoLoss, GpoLossConfig,
-    HdpoLoss, HdpoLossConfig, HingeLoss, HingeLossConfig, InfoNcaLoss, InfoNcaLossConfig, IpoLoss,
+    ApoZeroLoss, ApoZeroLossConfig, AsftLoss, AsftLossConfig, AstarPoLoss, AstarPoLossConfig,
+    BcoLoss, BcoLossConfig, BetaDpoLoss, BetaDpoLossConfig, BradleyTerryLoss,
+    BradleyTerryLossConfig, BradleyTerryTiesLoss, BradleyTerryTiesLossConfig, CalDpoLoss,
+    CalDpoLossConfig, ChipoLoss, ChipoLossConfig, ClassRatio, CpoLoss, CpoLossConfig, DavidsonLoss,
+    DavidsonLossConfig, DiscopopLoss, DiscopopLossConfig, DpoLoss, DpoLossConfig, DpoShiftLoss,
+    DpoShiftLossConfig, DpopLoss, DpopLossConfig, DroLoss, DroLossConfig, ExoListLoss,
+    ExoListLossConfig, ExoPairLoss, ExoPairLossConfig, GpoLoss, GpoLossConfig, HdpoLoss,
+    HdpoLossConfig, HingeLoss, HingeLossConfig, InfoNcaLoss, InfoNcaLossConfig, IpoLoss,
     IpoLossConfig, KlEstimate, KtoLoss, KtoLossConfig, LipoLoss, LipoLossConfig, NcaListLoss,
     NcaListLossConfig, NcaLoss, NcaLossConfig, NpoLoss, NpoLossConfig, OrpoLoss, OrpoLossConfig,
-    PlackettLuceLoss, PlackettLuceLossConfig, ProLoss, ProLossConfig, RaoKupperLoss,
-    RaoKupperLossConfig, RdpoLoss, RdpoLossConfig, RebelLoss, RebelLossConfig, RpoLoss,
-    RpoLossConfig, RrhfLoss, RrhfLossConfig, SimnpoLoss, SimnpoLossConfig, SimperLoss,
-    SimperLossConfig, SimpoLoss, SimpoLossConfig, SlicHfLoss, SlicHfLossConfig, SppoLoss,
-    SppoLossConfig, TdpoLoss, TdpoLossConfig,
+    PlackettLuceLoss, PlackettLuceLossConfig, ProLoss, ProLossConfig, QrpoLoss, QrpoLossConfig,
+    RaoKupperLoss, RaoKupperLossConfig, RdpoLoss, RdpoLossConfig, RebelLoss, RebelLossConfig,
+    RewardRankingLoss, RewardRankingLossConfig, RpoLoss, RpoLossConfig, RrhfLoss, RrhfLossConfig,
+    SdpoLoss, SdpoLossConfig, SimnpoLoss, SimnpoLossConfig, SimperLoss, SimperLossConfig,
+    SimpoLoss, SimpoLossConfig, SlicHfLoss, SlicHfLossConfig, SppoLoss, SppoLossConfig, TdpoLoss,
+    TdpoLossConfig, TpoLoss, TpoLossConfig,
 };
 pub use metrics::{BatchMetrics, Metrics};
 pub use modifier::{Mixture, PolicySide, SftTerm, Weighted, WithoutColumn};
 pub use objective::{LossOutput, Objective};
 pub use part::{
     Divergence, GapDistance, LabelNoise, Link, NllNormalization, Normalization, RegressionUnit,
+    TieModel,
 };
 pub use reference::{Frozen, ReferenceSchedule};

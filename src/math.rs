@@ -11,7 +11,7 @@
 
 use std::f64::consts::LN_2;
 
-use burn::tensor::{Bool, DType, Tensor, activation};
+use burn::tensor::{Bool, DType, FloatDType, Tensor, activation};
 
 /// Past this the exponential of a divergence would overflow f32 once it is multiplied by β and
 /// squared in a gradient norm; it is also TRL's clamp.
@@ -134,6 +134,14 @@ fn below_zero<const D: usize>(x: Tensor<D>) -> (Tensor<D>, Tensor<D, Bool>) {
     let constant = x.clone().greater_elem(MAX_LOG_PROB);
     let below = x.clamp_max(MAX_LOG_PROB).mask_fill(infinite, f64::NAN);
     (below, constant)
+}
+
+/// Half-precision values to f32; f32 and f64 as they are.
+pub(crate) fn upcast<const D: usize>(values: Tensor<D>) -> Tensor<D> {
+    match values.dtype() {
+        DType::F64 | DType::F32 => values,
+        _ => values.cast(FloatDType::F32),
+    }
 }
 
 /// Σ of each row. Long rows in blocks of about √columns: in f32, a million numbers added one by

@@ -11,7 +11,8 @@
 //! | key | over | meaning |
 //! |---|---|---|
 //! | `loss` | examples | mean loss |
-//! | `rewards/chosen`, `rewards/rejected` | pairs; labelled completions; of lists, as `…/chosen`, the best-scored candidate | implicit rewards |
+//! | `rewards/chosen`, `rewards/rejected` | pairs; labelled completions; of lists, as `…/chosen`, the best-scored candidate | implicit rewards; those of a reward model |
+//! | `rewards`, `scores`, `logps`, `mean_logps` | scored completions | implicit rewards, what the batch holds as scores, ℓ and ℓ̄ |
 //! | `rewards/margins` | pairs | chosen − rejected; unpaired: difference of the two means |
 //! | `rewards/accuracies` | pairs; ordered pairs of a list | share with the better one ahead |
 //! | `rewards/ties` | the same | share with equal rewards, not counted as accurate |
@@ -38,7 +39,9 @@ use std::fmt;
 use burn::tensor::{Bool, DType, FloatDType, Shape, Tensor, TensorReadError};
 use serde::{Serialize, Serializer};
 
-use crate::batch::{Batch, Pair, Ranked, Unpaired, WithBaseline, WithNll, for_each_column};
+use crate::batch::{
+    Batch, Pair, Ranked, RewardPair, Scored, Unpaired, WithBaseline, WithNll, for_each_column,
+};
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs, TokenStatistics};
 use crate::math::{any_of_row, log_odds, log_sigmoid};
@@ -236,18 +239,29 @@ fn with_mismatches<L: Against<1>>(metrics: BatchMetrics, y: &L) -> BatchMetrics 
     }
 }
 
+/// What implicit rewards, or those of a reward model, say of pairs.
+fn with_rewards_of_pairs(metrics: BatchMetrics, rewards: &Pair<Tensor<1>>) -> BatchMetrics {
+    let Pair { chosen, rejected } = rewards.clone();
+    let ahead = indicator(chosen.clone().greater(rejected.clone()), &chosen);
+    let tied = indicator(chosen.clone().equal(rejected.clone()), &chosen);
+    metrics
+        .with("rewards/chosen", chosen)
+        .with("rewards/rejected", rejected)
+        .with("rewards/margins", rewards.margin())
+        .with("rewards/accuracies", ahead)
+        .with("rewards/ties", tied)
+}
+
+impl Observe for RewardPair {
+    fn observe(&self, rewards: &Self, metrics: BatchMetrics) -> BatchMetrics {
+        with_rewards_of_pairs(metrics, rewards)
+    }
+}
+
 impl<L: Against<1>> Observe for Pair<L> {
     fn observe(&self, rewards: &Pair<Tensor<1>>, metrics: BatchMetrics) -> BatchMetrics {
-        let Pair { chosen, rejected } = rewards.clone();
-        let ahead = indicator(chosen.clone().greater(rejected.clone()), &chosen);
-        let tied = indicator(chosen.clone().equal(rejected.clone()), &chosen);
         let policy = self.map_ref(|y| y.policy().unmodified());
-        let metrics = metrics
-            .with("rewards/chosen", chosen)
-            .with("rewards/rejected", rejected)
-            .with("rewards/margins", rewards.margin())
-            .with("rewards/accuracies", ahead)
-            .with("rewards/ties", tied)
+        let metrics = with_rewards_of_pairs(metrics, rewards)
             .with("logps/chosen", policy.chosen.sum())
             .with("logps/rejected", policy.rejected.sum())
             .with("mean_logps/chosen", policy.chosen.mean())
@@ -282,47 +296,96 @@ impl<L: Against<1>> Observe for Unpaired<L> {
     }
 }
 
+/// What rewards say of lists.
+fn with_rewards_of_lists<L>(
+    metrics: BatchMetrics,
+    lists: &Ranked<L>,
+    rewards: &Tensor<2>,
+) -> BatchMetrics {
+    let [batch, candidates] = rewards.dims();
+    let pairs = |x: Tensor<3, Bool>| x.reshape([batch * candidates * candidates]);
+    let (worse, better) = lists.compare(rewards);
+    let ordered = pairs(lists.worse_than());
+    let ahead = pairs(worse.clone().lower(better.clone()));
+    let tied = pairs(worse.equal(better));
+
+    // The highest reward of the others; a list of one orders nothing.
+    let best = Best::of(lists);
+    let others = lists.present().bool_and(best.mask.clone().bool_not());
+    let rivals = any_of_row(others.clone()).squeeze_dim::<1>(1);
+    let rival = rewards
+        .clone()
+        .mask_fill(others.bool_not(), f64::NEG_INFINITY)
+        .max_dim(1)
+        .squeeze_dim::<1>(1);
+    let like = rewards.clone().reshape([batch * candidates]);
+    let best_reward = best.value(rewards.clone());
+    let first = best_reward.clone().greater(rival.clone());
+    let shared = best_reward.clone().equal(rival);
+    metrics
+        .counted(
+            "rewards/accuracies",
+            indicator(ahead, &like),
+            ordered.clone(),
+        )
+        .counted("rewards/ties", indicator(tied, &like), ordered)
+        .counted("rewards/top1", indicator(first, &like), rivals.clone())
+        .counted("rewards/top1_ties", indicator(shared, &like), rivals)
+        .counted("rewards/chosen", best_reward, best.exists)
+}
+
+/// The best-scored candidate of each list.
+struct Best {
+    mask: Tensor<2, Bool>,
+    /// False for a list without candidates.
+    exists: Tensor<1, Bool>,
+}
+
+impl Best {
+    fn of<L>(lists: &Ranked<L>) -> Self {
+        let mask = lists.best();
+        let exists = any_of_row(mask.clone()).squeeze_dim::<1>(1);
+        Self { mask, exists }
+    }
+
+    fn value(&self, x: Tensor<2>) -> Tensor<1> {
+        x.mask_fill(self.mask.clone().bool_not(), 0.0)
+            .sum_dim(1)
+            .squeeze_dim::<1>(1)
+    }
+}
+
+impl Observe for Ranked<Tensor<2>> {
+    fn observe(&self, rewards: &Tensor<2>, metrics: BatchMetrics) -> BatchMetrics {
+        with_rewards_of_lists(metrics, self, rewards)
+    }
+}
+
+impl<L: Against<1>> Observe for Scored<L> {
+    fn observe(&self, rewards: &Tensor<1>, metrics: BatchMetrics) -> BatchMetrics {
+        let policy = self.log_probs().policy().unmodified();
+        let metrics = metrics
+            .with("rewards", rewards.clone())
+            .with("scores", self.scores())
+            .with("logps", policy.sum())
+            .with("mean_logps", policy.mean());
+        with_mismatches(metrics, self.log_probs())
+    }
+}
+
 impl<L: Against<2>> Observe for Ranked<L> {
     fn observe(&self, rewards: &Tensor<2>, metrics: BatchMetrics) -> BatchMetrics {
         let [batch, candidates] = rewards.dims();
-        let pairs = |x: Tensor<3, Bool>| x.reshape([batch * candidates * candidates]);
-        let (worse, better) = self.compare(rewards);
-        let ordered = pairs(self.worse_than());
-        let ahead = pairs(worse.clone().lower(better.clone()));
-        let tied = pairs(worse.equal(better));
-
-        let best = self.best();
-        let some = any_of_row(best.clone()).squeeze_dim::<1>(1);
-        let of_best = |x: Tensor<2>| {
-            x.mask_fill(best.clone().bool_not(), 0.0)
-                .sum_dim(1)
-                .squeeze_dim::<1>(1)
-        };
-        // The highest reward of the others; a list of one orders nothing.
-        let others = self.present().bool_and(best.clone().bool_not());
-        let rivals = any_of_row(others.clone()).squeeze_dim::<1>(1);
-        let rival = rewards
-            .clone()
-            .mask_fill(others.bool_not(), f64::NEG_INFINITY)
-            .max_dim(1)
-            .squeeze_dim::<1>(1);
         let like = rewards.clone().reshape([batch * candidates]);
-        let best_reward = of_best(rewards.clone());
-        let first = best_reward.clone().greater(rival.clone());
-        let shared = best_reward.clone().equal(rival);
+        let best = Best::of(self);
         let policy = self.candidates().policy().unmodified().without_autodiff();
-        let metrics = metrics
+        let metrics = with_rewards_of_lists(metrics, self, rewards)
             .counted(
-                "rewards/accuracies",
-                indicator(ahead, &like),
-                ordered.clone(),
+                "logps/chosen",
+                best.value(policy.sum()),
+                best.exists.clone(),
             )
-            .counted("rewards/ties", indicator(tied, &like), ordered)
-            .counted("rewards/top1", indicator(first, &like), rivals.clone())
-            .counted("rewards/top1_ties", indicator(shared, &like), rivals)
-            .counted("rewards/chosen", best_reward, some.clone())
-            .counted("logps/chosen", of_best(policy.sum()), some.clone())
-            .counted("mean_logps/chosen", of_best(policy.mean()), some);
+            .counted("mean_logps/chosen", best.value(policy.mean()), best.exists);
         match self.candidates().reference() {
             Some(y) => {
                 let flat = |x: Tensor<2, Bool>| x.reshape([batch * candidates]);

@@ -17,8 +17,11 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use burn_preference::{
-    ApoZeroLossConfig, BatchMetrics, DpoLossConfig, Frozen, KlEstimate, KtoLossConfig, LmHead,
-    NpoLossConfig, Objective, OrpoLossConfig, PolicyPair, SftTerm, TokenLogProbs, Unpaired,
+    ApoZeroLossConfig, AstarPoLossConfig, BatchMetrics, BradleyTerryLossConfig, DpoLossConfig,
+    DroLossConfig, Frozen, KlEstimate, KtoLossConfig, LmHead, NpoLossConfig, Objective,
+    OrpoLossConfig, PolicyPair, QrpoLossConfig, RewardPair, Scored, SftTerm, TokenLogProbs,
+    Unpaired, WithValue,
+    batch::{optimal_values, quantile_scores},
     log_probs::{sequence_kl, sequence_kl_from_hidden},
     math::{bounded_expm1, log_odds, log1mexp, softplus},
 };
@@ -303,9 +306,80 @@ fn labelled_completions_match_the_scalar_code() {
             ];
             assert_close(&[apo[i], npo[i]], &expected, allowed, "apo zero, npo");
         }
+        let scored = || Scored::new(relative(), floats(&[0.75; 5], dtype)).unwrap();
+        let with_value = || WithValue::new(scored(), floats(&[0.5; 5], dtype)).unwrap();
+        let dro = DroLossConfig::new().with_tau(BETA).init();
+        let astar_po = AstarPoLossConfig::new().with_beta(BETA).init();
+        let qrpo = QrpoLossConfig::new().with_beta(BETA).init();
+        let dro = to_vec(dro.forward(with_value()).losses());
+        let astar_po = to_vec(astar_po.forward(with_value()).losses());
+        let qrpo = to_vec(qrpo.forward(scored()).losses());
+        for i in 0..rho.len() {
+            let residual = 0.25 - BETA * rho[i];
+            let value = BETA * (BETA * (BETA.recip().exp() - 1.0)).ln();
+            let expected = [
+                0.5 * residual.powi(2),
+                residual.powi(2),
+                (0.75 - value - BETA * rho[i]).powi(2),
+            ];
+            let what = "dro, a*-po, qrpo";
+            assert_close(&[dro[i], astar_po[i], qrpo[i]], &expected, allowed, what);
+        }
+        let reference = floats(&[0.0, 1.0, 1.0, 2.0], dtype).reshape([1, 4]);
+        let quantile = quantile_scores(floats(&[1.0], dtype), reference.clone()).unwrap();
+        let value = optimal_values(reference, 0.5).unwrap();
+        let expected = [
+            0.75,
+            0.5 * ((1.0 + 2.0 * 2_f64.exp() + 4_f64.exp()) / 4.0).ln(),
+        ];
+        let ours = [to_vec(quantile)[0], to_vec(value)[0]];
+        assert_close(&ours, &expected, allowed, "of reference samples");
         let kl = to_vec(KlEstimate::from_mismatched(&relative()).baseline());
         let mean = rho.iter().sum::<f64>() / rho.len() as f64;
         assert_close(&kl, &[mean.max(0.0)], allowed, "z₀");
+    }
+}
+
+/// What a reward model says at the last token of each row, and the gradient of it.
+#[test]
+fn rewards_at_the_end_of_rows() {
+    use burn_preference::tokens::{Padding, Sequence, TokenBatch};
+
+    let of = |prompt: &[u32], completion: &[u32]| Sequence::new(prompt, completion);
+    let rows = vec![
+        of(&[1], &[2, 3, 4]),
+        of(&[4], &[]),
+        of(&[5], &[6]),
+        of(&[7, 8], &[9]),
+    ];
+    let batch = TokenBatch::new(rows, Padding::new(0), &device()).unwrap();
+    let values: Vec<f64> = (0..16).map(|i| f64::from(i * 5 % 7) / 4.0 - 0.5).collect();
+    let ends = [3, 4, 9, 14];
+    let (w, l) = ([values[3], values[4]], [values[9], values[14]]);
+    for dtype in wide_dtypes() {
+        let leaf = floats(&values, dtype).autodiff().require_grad();
+        let says = batch.at_end(leaf.clone().reshape([4, 4])).unwrap();
+        let expected = ends.map(|end| values[end]);
+        assert_close(
+            &to_vec(says.clone()),
+            &expected,
+            tolerance(dtype),
+            "rewards",
+        );
+        let says = RewardPair::from_concatenated(&says).unwrap();
+        let objective = BradleyTerryLossConfig::new().with_centering_weight(0.25);
+        let output = objective.init().forward(says);
+        let loss = |i: usize| -scalar::ln_sigmoid(w[i] - l[i]) + 0.25 * (w[i] + l[i]).powi(2);
+        let losses = to_vec(output.losses());
+        assert_close(&losses, &[loss(0), loss(1)], tolerance(dtype), "losses");
+        let grads = to_vec(leaf.grad(&output.sum().backward()).unwrap());
+        let mut slopes = vec![0.0; 16];
+        for i in 0..2 {
+            let (pull, level) = (scalar::sigmoid(l[i] - w[i]), 0.5 * (w[i] + l[i]));
+            slopes[ends[i]] = level - pull;
+            slopes[ends[i + 2]] = level + pull;
+        }
+        assert_close(&grads, &slopes, tolerance(dtype), "gradients");
     }
 }
 

@@ -9,6 +9,10 @@
 //! 3. Each objective aligns a copy of it on these scores: as pairs, thumbs or ranked lists.
 //! 4. Fresh samples on held-out prompts show what that did.
 //!
+//! With `--judge reward-model` the scores of 3 come from a reward model that learned from the
+//! program's pairs of other prompts, as people's preferences are used. The program still says how
+//! good the result is.
+//!
 //! With `--model stories260K.bin --tokenizer tok512.bin` the same code aligns that pretrained
 //! model; README.md says where to get the two files.
 
@@ -18,6 +22,7 @@ mod llama;
 mod objective;
 mod plot;
 mod report;
+mod reward;
 mod rollout;
 mod stories;
 mod task;
@@ -28,11 +33,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::tensor::Device;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use objective::Loss;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use report::Held;
+use reward::RewardModel;
 use rollout::{Layout, List, log_probs_of, rollout, sample};
 use stories::Stories;
 use task::{Sorting, Task};
@@ -50,6 +56,10 @@ struct Arguments {
     /// Each prompt once, with its completions in one row: the same numbers, to rounding
     #[arg(long)]
     shared_prefix: bool,
+    /// Who says which completion is better: the program, or a reward model that learned from pairs
+    /// of other prompts. Results are the program's scores either way
+    #[arg(long, value_enum, default_value_t = Judge::Program)]
+    judge: Judge,
     /// The same seed gives the same numbers, bit by bit on Flex
     #[arg(long, default_value_t = 7)]
     seed: u64,
@@ -64,6 +74,12 @@ struct Arguments {
     svg: PathBuf,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Judge {
+    Program,
+    RewardModel,
+}
+
 #[derive(Clone)]
 struct Losses(Vec<Loss>);
 
@@ -71,12 +87,13 @@ fn losses(name: &str) -> Result<Losses, String> {
     if name == "all" {
         return Ok(Losses(Loss::ALL.to_vec()));
     }
-    clap::ValueEnum::from_str(name, true).map(|loss| Losses(vec![loss]))
+    ValueEnum::from_str(name, true).map(|loss| Losses(vec![loss]))
 }
 
 fn plan(quick: bool, stories: bool) -> Plan {
     let full = Plan {
         base_steps: 600,
+        judge_steps: 400,
         prompts: if stories { 192 } else { 768 },
         held_out: if stories { 96 } else { 512 },
         candidates: 4,
@@ -90,6 +107,7 @@ fn plan(quick: bool, stories: bool) -> Plan {
     }
     Plan {
         base_steps: 60,
+        judge_steps: 24,
         prompts: full.prompts / 8,
         held_out: full.held_out / 8,
         batch: 8,
@@ -108,7 +126,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let plan = plan(arguments.quick, arguments.model.is_some());
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xa11);
-    let count = plan.prompts + plan.held_out;
+    let labelled = match arguments.judge {
+        Judge::Program => 0,
+        Judge::RewardModel => plan.prompts,
+    };
+    let count = plan.prompts + plan.held_out + labelled;
 
     let task: Box<dyn Task>;
     let base;
@@ -138,9 +160,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         Ok::<_, burn_preference::InvalidInput>(lists)
     };
     let (train, held_out) = prompts.split_at(plan.prompts);
-    let train = rollout(&base, &*task, train, plan.candidates, &mut rng);
-    let train = with_reference(train)?;
+    let (held_out, labelled) = held_out.split_at(plan.held_out);
+    let mut train = rollout(&base, &*task, train, plan.candidates, &mut rng);
     let held_out = rollout(&base, &*task, held_out, plan.candidates, &mut rng);
+    if arguments.judge == Judge::RewardModel {
+        let labelled = rollout(&base, &*task, labelled, plan.candidates, &mut rng);
+        let judge = RewardModel::fit(&base, &labelled, &plan, seed, &layout)?;
+        let accuracy = 100.0 * judge.accuracy(&held_out, &layout)?;
+        println!("judge: the program's better one is ahead in {accuracy:.1}% of held-out pairs");
+        train = judge.judge(train, &layout)?;
+    }
+    let train = with_reference(train)?;
     let held = Held {
         task: &*task,
         lists: with_reference(held_out)?,

@@ -129,18 +129,29 @@ pub enum Rows {
     Packed(Box<PackedBatch>),
 }
 
+fn sequences<'a>(rows: impl Iterator<Item = (&'a [usize], &'a [usize])>) -> Vec<Sequence> {
+    let ids = |tokens: &[usize]| -> Vec<u32> {
+        let id = |&token: &usize| u32::try_from(token).expect("a small vocabulary");
+        tokens.iter().map(id).collect()
+    };
+    rows.map(|(prompt, completion)| Sequence::new(&ids(prompt), &ids(completion)))
+        .collect()
+}
+
 impl Layout {
+    /// A row per completion, whatever the layout is.
+    pub fn padded<'a>(
+        &self,
+        rows: impl Iterator<Item = (&'a [usize], &'a [usize])>,
+    ) -> Result<TokenBatch, InvalidInput> {
+        TokenBatch::new(sequences(rows), Padding::new(0), &self.device)
+    }
+
     pub fn rows<'a>(
         &self,
         rows: impl Iterator<Item = (&'a [usize], &'a [usize])>,
     ) -> Result<Rows, InvalidInput> {
-        let ids = |tokens: &[usize]| -> Vec<u32> {
-            let id = |&token: &usize| u32::try_from(token).expect("a small vocabulary");
-            tokens.iter().map(id).collect()
-        };
-        let sequences =
-            rows.map(|(prompt, completion)| Sequence::new(&ids(prompt), &ids(completion)));
-        let (sequences, padding) = (sequences.collect(), Padding::new(0));
+        let (sequences, padding) = (sequences(rows), Padding::new(0));
         if !self.shared_prefix {
             let batch = TokenBatch::new(sequences, padding, &self.device)?;
             return Ok(Rows::Padded(Box::new(batch)));

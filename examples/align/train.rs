@@ -18,6 +18,8 @@ use crate::task::{self, Sorting};
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub base_steps: usize,
+    /// Of the reward model, where one judges.
+    pub judge_steps: usize,
     pub prompts: usize,
     pub held_out: usize,
     pub candidates: usize,
@@ -28,7 +30,7 @@ pub struct Plan {
     pub every: usize,
 }
 
-fn optimizer() -> ModuleOptimizer {
+pub fn optimizer() -> ModuleOptimizer {
     let clipping = GradientClippingConfig::Norm(1.0);
     AdamWConfig::new()
         .with_weight_decay(0.0)

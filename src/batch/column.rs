@@ -178,11 +178,13 @@ column! {
 /// A batch with the sequences whose negative log-likelihood is added: an NLL term then takes these
 /// instead of the chosen completions.
 ///
-/// Two things need it. The authors of ORPO, and TRL, count the prompt's tokens too: give the
+/// Three things need it. [`TpoLoss`](crate::TpoLoss) imitates a gold completion beside the pair. The
+/// authors of ORPO, and TRL, count the prompt's tokens too: give the
 /// log-probabilities of prompt and chosen completion. And a mean over the *tokens* of a step with
 /// several micro-batches needs the tokens of all of them: see [`over_step`](Self::over_step).
 ///
-/// [`OrpoLoss`](crate::OrpoLoss), [`CpoLoss`](crate::CpoLoss) and [`SftTerm`](crate::SftTerm) take
+/// [`TpoLoss`](crate::TpoLoss) needs the column; [`OrpoLoss`](crate::OrpoLoss),
+/// [`CpoLoss`](crate::CpoLoss) and [`SftTerm`](crate::SftTerm) take
 /// the column; the latter hands the batch without it on. One sequence per example; gradients flow
 /// through them.
 #[derive(Debug, Clone)]
@@ -260,6 +262,19 @@ column! {
     }
 }
 
+column! {
+    /// A batch with V of each example's prompt, `[batch]`, in units of the reward: what the
+    /// regularised return is expected to be.
+    ///
+    /// [`DroLoss`](crate::DroLoss) learns it, so gradients flow through it;
+    /// [`AstarPoLoss`](crate::AstarPoLoss) takes the constant of
+    /// [`optimal_values`](super::optimal_values).
+    WithValue, value: Tensor<1>, |room, value| {
+        room.check("value", &value.shape(), &value.device())?;
+        Ok(value)
+    }
+}
+
 /// Expands `$delegate!($column)` for every column that only adds data: all but [`WithBaseline`],
 /// which metrics report, and [`WithNll`], which says whose NLL a term takes.
 macro_rules! for_each_column {
@@ -272,6 +287,7 @@ macro_rules! for_each_column {
         $delegate!(WithShift);
         $delegate!(WithMeanMargin);
         $delegate!(WithSequenceKl);
+        $delegate!(WithValue);
     };
 }
 pub(crate) use for_each_column;

@@ -5,12 +5,14 @@
 //! | [`PolicyPair`] | chosen and rejected of the policy | reference-free objectives: ORPO |
 //! | [`ReferencedPair`] | the same against a reference | DPO, IPO |
 //! | [`Unpaired`] | completions with a thumb up or down | KTO (with a [`WithBaseline`] column) |
+//! | [`Scored`] | completions with a scalar score | QRPO; DRO and A*-PO (with a [`WithValue`] column) |
 //! | [`Ranked`] | K scored completions per prompt, with a reference or without | Plackett–Luce, RRHF |
+//! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | what a reward model says of them | reward models: Bradley–Terry |
 //! | [`SequenceLogProbs`], [`RelativeLogProbs`] | completions alone | unlearning: NPO, SimNPO |
 //!
 //! Data that belongs to an example is a [`Column`] around a batch, never a field of a loss:
 //! [`WithMargin`], [`WithPreference`], [`WithScores`], [`WithTies`], [`WithWeights`],
-//! [`WithNll`], [`WithSequenceKl`]; so is a statistic of many batches that the caller holds:
+//! [`WithNll`], [`WithSequenceKl`], [`WithValue`]; so is a statistic of many batches that the caller holds:
 //! [`WithBaseline`], [`WithShift`], [`WithMeanMargin`]. A scale per example is
 //! [`Pair::scaled_by`].
 //!
@@ -22,6 +24,7 @@ mod column;
 mod pair;
 mod ranked;
 mod rows;
+mod scored;
 mod token_pair;
 mod unpaired;
 
@@ -32,11 +35,12 @@ use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 pub(crate) use column::for_each_column;
 pub use column::{
     Column, WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores,
-    WithSequenceKl, WithShift, WithTies, WithWeights,
+    WithSequenceKl, WithShift, WithTies, WithValue, WithWeights,
 };
-pub use pair::{Pair, PolicyPair, ReferencedPair};
-pub use ranked::Ranked;
+pub use pair::{Pair, PolicyPair, ReferencedPair, RewardPair};
+pub use ranked::{Candidates, Ranked};
 pub use rows::Rows;
+pub use scored::{Scored, optimal_values, quantile_scores};
 pub use unpaired::Unpaired;
 
 /// One batch of examples, as an objective takes it.

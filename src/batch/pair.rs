@@ -23,6 +23,15 @@ pub type PolicyPair = Pair<SequenceLogProbs>;
 /// Chosen and rejected log-probabilities of the policy against a reference.
 pub type ReferencedPair = Pair<RelativeLogProbs>;
 
+/// What a reward model says of the two completions, `[batch]` each: reward models are trained on
+/// it, by [`BradleyTerryLoss`](crate::BradleyTerryLoss). Gradients flow through it.
+///
+/// A model that reads `[chosen; rejected]` in one forward gives both sides to
+/// [`from_concatenated`](Pair::from_concatenated);
+/// [`TokenBatch::at_end`](crate::tokens::TokenBatch::at_end) takes its value at the last token of
+/// each row.
+pub type RewardPair = Pair<Tensor<1>>;
+
 impl<T: Rows> Pair<T> {
     /// From both sides, a row per pair.
     ///
@@ -197,6 +206,18 @@ impl<L: LogProbs<1>> Batch for Pair<L> {
 
     fn device(&self) -> Device {
         self.chosen.policy().sum().device()
+    }
+}
+
+impl Batch for RewardPair {
+    type Rewards = Self;
+
+    fn len(&self) -> usize {
+        self.chosen.dims()[0]
+    }
+
+    fn device(&self) -> Device {
+        self.chosen.device()
     }
 }
 

@@ -3,9 +3,49 @@ use burn::tensor::{Bool, Device, Shape, Tensor};
 use super::Batch;
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
-use crate::math::any_of_row;
+use crate::math::{any_of_row, logsumexp_where, upcast};
+
+/// What stands in a list for each candidate: log-probabilities, or the rewards that a reward model
+/// gives them.
+///
+/// It is sealed.
+pub trait Candidates: sealed::Candidates {}
+
+impl<L: sealed::Candidates> Candidates for L {}
+
+mod sealed {
+    use super::{Device, LogProbs, Shape, Tensor};
+
+    pub trait Candidates {
+        fn shape(&self) -> Shape;
+        fn device(&self) -> Device;
+    }
+
+    impl<L: LogProbs<2>> Candidates for L {
+        fn shape(&self) -> Shape {
+            self.policy().sum().shape()
+        }
+
+        fn device(&self) -> Device {
+            self.policy().sum().device()
+        }
+    }
+
+    impl Candidates for Tensor<2> {
+        fn shape(&self) -> Shape {
+            Self::shape(self)
+        }
+
+        fn device(&self) -> Device {
+            Self::device(self)
+        }
+    }
+}
 
 /// K candidate completions per prompt with a score each; shorter lists are padded.
+///
+/// `L` is [`SequenceLogProbs`], [`RelativeLogProbs`], or for reward models the rewards, a tensor
+/// `[batch, candidates]`.
 #[derive(Debug, Clone)]
 pub struct Ranked<L> {
     candidates: L,
@@ -14,7 +54,7 @@ pub struct Ranked<L> {
 }
 
 impl<L> Ranked<L> {
-    /// The candidates' log-probabilities, `[batch, candidates]`.
+    /// The candidates' log-probabilities or rewards, `[batch, candidates]`.
     pub fn candidates(&self) -> &L {
         &self.candidates
     }
@@ -134,6 +174,20 @@ impl<L> Ranked<L> {
         count.clamp_min(1.0).recip()
     }
 
+    /// −ln P(order of the scores) of each list under Plackett and Luce, of strengths `q`, which is 0
+    /// where a candidate is absent:
+    ///
+    /// ```text
+    /// −Σ_k [q_(k) − ln Σ_{j ≥ k} e^q_(j)]
+    /// ```
+    pub(crate) fn order_nll(&self, q: &Tensor<2>) -> Tensor<1> {
+        // Row k: q of every candidate, of which those from rank k on compete.
+        let competitors = q.clone().unsqueeze_dim::<3>(1).expand(self.square());
+        let normalizer = logsumexp_where(competitors, self.not_before()).squeeze_dim::<2>(2);
+        let losses = self.sum_present(normalizer - q.clone());
+        self.nan_where_unknown(losses, q)
+    }
+
     /// One true per row: the best-scored present candidate, the first of them where they tie.
     /// A row without candidates has none.
     pub(crate) fn best(&self) -> Tensor<2, Bool> {
@@ -164,6 +218,13 @@ impl Ranked<RelativeLogProbs<2>> {
     }
 }
 
+impl Ranked<Tensor<2>> {
+    /// The rewards of the present candidates, 0 for absent ones.
+    pub(crate) fn rewards(&self) -> Tensor<2> {
+        self.fill_absent(upcast(self.candidates.clone()))
+    }
+}
+
 impl Ranked<SequenceLogProbs<2>> {
     /// Puts the reference's log-probabilities of the same candidates beside the policy's.
     ///
@@ -190,8 +251,8 @@ impl Ranked<SequenceLogProbs<2>> {
     }
 }
 
-impl<L: LogProbs<2>> Ranked<L> {
-    /// From log-probabilities, scores and the mask of present candidates.
+impl<L: Candidates> Ranked<L> {
+    /// From log-probabilities or rewards, scores and the mask of present candidates.
     ///
     /// Absent candidates may hold anything: they are never read.
     ///
@@ -207,22 +268,23 @@ impl<L: LogProbs<2>> Ranked<L> {
         scores: Tensor<2>,
         present: Tensor<2, Bool>,
     ) -> Result<Self, InvalidInput> {
-        let sum = candidates.policy().sum();
-        let [_, room] = sum.dims();
-        if room == 0 {
+        let (shape, device) = (candidates.shape(), candidates.device());
+        if shape[1] == 0 {
             return Err(InvalidInput::new("candidates", "one per list at least", 0));
         }
-        InvalidInput::check_shape("scores", &sum.shape(), &scores.shape())?;
-        InvalidInput::check_device("scores", &sum.device(), &scores.device())?;
-        InvalidInput::check_shape("present", &sum.shape(), &present.shape())?;
-        InvalidInput::check_device("present", &sum.device(), &present.device())?;
+        InvalidInput::check_shape("scores", &shape, &scores.shape())?;
+        InvalidInput::check_device("scores", &device, &scores.device())?;
+        InvalidInput::check_shape("present", &shape, &present.shape())?;
+        InvalidInput::check_device("present", &device, &present.device())?;
         Ok(Self {
             candidates,
             scores: scores.without_autodiff(),
             present,
         })
     }
+}
 
+impl<L: LogProbs<2>> Ranked<L> {
     /// A reward scale of its own for every list: as [`Pair::scaled_by`](super::Pair::scaled_by).
     ///
     /// # Errors
@@ -242,7 +304,7 @@ impl<L: LogProbs<2>> Ranked<L> {
     }
 }
 
-impl<L: LogProbs<2>> Batch for Ranked<L> {
+impl<L: Candidates> Batch for Ranked<L> {
     type Rewards = Tensor<2>;
 
     fn len(&self) -> usize {

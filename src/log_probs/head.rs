@@ -3,10 +3,10 @@ use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor};
 
 use super::kernel::{self, HeadTensors, Shaping};
 use super::predictions::Predictions;
-use super::token::upcast;
 use super::{TokenLogProbs, TokenStatistics};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
+use crate::math::upcast;
 
 /// Logits that a trainable head keeps by default: all of them where they are few.
 const RETAINED_BYTES: usize = 8 << 20;

@@ -2,10 +2,10 @@ use burn::tensor::{Bool, Shape, Tensor};
 
 use super::head::CountedRows;
 use super::predictions::{finish, prediction_mask};
-use super::token::{check_logits, upcast};
+use super::token::check_logits;
 use super::{LmHead, kernel};
 use crate::error::InvalidInput;
-use crate::math::logsumexp;
+use crate::math::{logsumexp, upcast};
 
 /// K = Σ_t KL(π° ‖ π) over the counted positions of each sequence, `[batch]`, nats: TDPO's column.
 ///

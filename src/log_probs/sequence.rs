@@ -1,8 +1,8 @@
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use super::RelativeLogProbs;
-use super::token::upcast;
 use crate::error::InvalidInput;
+use crate::math::upcast;
 
 /// Sum of a completion's token log-probabilities together with its length.
 ///

@@ -1,9 +1,9 @@
-use burn::tensor::{Bool, DType, FloatDType, Int, Tensor};
+use burn::tensor::{Bool, FloatDType, Int, Tensor};
 
 use super::predictions::{Predictions, shift_left};
 use super::{SequenceLogProbs, TokenStatistics, kernel};
 use crate::error::InvalidInput;
-use crate::math::sum_columns;
+use crate::math::{sum_columns, upcast};
 
 /// Log-probabilities of the counted tokens, one column per *predicted* position.
 ///
@@ -209,12 +209,4 @@ pub(super) fn check_logits(logits: &Tensor<3>) -> Result<(), InvalidInput> {
         return Err(InvalidInput::new("logits", "time ≥ 2 and vocab ≥ 1", found));
     }
     Ok(())
-}
-
-/// Half-precision values to f32; f32 and f64 as they are.
-pub(super) fn upcast<const D: usize>(values: Tensor<D>) -> Tensor<D> {
-    match values.dtype() {
-        DType::F64 | DType::F32 => values,
-        _ => values.cast(FloatDType::F32),
-    }
 }

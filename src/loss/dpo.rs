@@ -65,10 +65,6 @@ impl Objective<WithPreference<ReferencedPair>> for DpoLoss {
         let rewards = self.rewards(&batch.batch);
         let h = rewards.margin();
         let p = batch.win_probability.cast(h.dtype());
-        let (win, loss) = (
-            self.label_noise.losses(h.clone()),
-            self.label_noise.losses(-h),
-        );
-        LossOutput::new(win * p.clone() + loss * (-p + 1), rewards)
+        LossOutput::new(self.label_noise.graded_losses(h, p), rewards)
     }
 }

@@ -34,14 +34,18 @@ mod plackett_luce;
 mod pro;
 mod rdpo;
 mod rebel;
+mod reward;
 mod rpo;
 mod rrhf;
+mod scalar_reward;
+mod sdpo;
 mod simper;
 mod simpo;
 mod slic_hf;
 mod sppo;
 mod tdpo;
 mod ties;
+mod tpo;
 
 pub use alpha_po::{AlphaPoLoss, AlphaPoLossConfig};
 pub use aot::{AotLoss, AotLossConfig};
@@ -72,11 +76,20 @@ pub use plackett_luce::{PlackettLuceLoss, PlackettLuceLossConfig};
 pub use pro::{ProLoss, ProLossConfig};
 pub use rdpo::{RdpoLoss, RdpoLossConfig};
 pub use rebel::{RebelLoss, RebelLossConfig};
+pub use reward::{
+    BradleyTerryLoss, BradleyTerryLossConfig, BradleyTerryTiesLoss, BradleyTerryTiesLossConfig,
+    RewardRankingLoss, RewardRankingLossConfig,
+};
 pub use rpo::{RpoLoss, RpoLossConfig};
 pub use rrhf::{RrhfLoss, RrhfLossConfig};
+pub use scalar_reward::{
+    AstarPoLoss, AstarPoLossConfig, DroLoss, DroLossConfig, QrpoLoss, QrpoLossConfig,
+};
+pub use sdpo::{SdpoLoss, SdpoLossConfig};
 pub use simper::{SimperLoss, SimperLossConfig};
 pub use simpo::{SimpoLoss, SimpoLossConfig};
 pub use slic_hf::{SlicHfLoss, SlicHfLossConfig};
 pub use sppo::{SppoLoss, SppoLossConfig};
 pub use tdpo::{TdpoLoss, TdpoLossConfig};
 pub use ties::{DavidsonLoss, DavidsonLossConfig, RaoKupperLoss, RaoKupperLossConfig};
+pub use tpo::{TpoLoss, TpoLossConfig};

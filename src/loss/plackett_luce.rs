@@ -3,7 +3,6 @@ use burn::tensor::Tensor;
 use crate::batch::Ranked;
 use crate::declare::objective;
 use crate::log_probs::RelativeLogProbs;
-use crate::math::logsumexp_where;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
@@ -25,10 +24,6 @@ objective! {
 impl Objective<Ranked<RelativeLogProbs<2>>> for PlackettLuceLoss {
     fn forward(&self, batch: Ranked<RelativeLogProbs<2>>) -> LossOutput<Tensor<2>> {
         let q = batch.rewards(self.beta);
-        // Row k: q of every candidate, of which those from rank k on compete.
-        let competitors = q.clone().unsqueeze_dim::<3>(1).expand(batch.square());
-        let normalizer = logsumexp_where(competitors, batch.not_before()).squeeze_dim::<2>(2);
-        let losses = batch.sum_present(normalizer - q.clone());
-        LossOutput::new(batch.nan_where_unknown(losses, &q), q)
+        LossOutput::new(batch.order_nll(&q), q)
     }
 }

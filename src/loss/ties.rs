@@ -2,8 +2,8 @@ use burn::tensor::Tensor;
 
 use crate::batch::{Pair, ReferencedPair, WithTies};
 use crate::declare::objective;
-use crate::math::{logsumexp, softplus};
 use crate::objective::{LossOutput, Objective};
+use crate::part::TieModel;
 
 objective! {
     /// DPO with ties after Rao and Kupper (Chen et al., 2409.17431).
@@ -28,11 +28,8 @@ objective! {
 impl Objective<WithTies<ReferencedPair>> for RaoKupperLoss {
     fn forward(&self, batch: WithTies<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
         let rewards = batch.batch.log_ratios() * self.beta;
-        let h = rewards.margin();
-        let threshold = self.tie_factor.ln();
-        let win = softplus(-h.clone() + threshold);
-        let tie = win.clone() + softplus(h + threshold) - (self.tie_factor.powi(2) - 1.0).ln();
-        LossOutput::new(win.mask_where(batch.tied, tie), rewards)
+        let ties = TieModel::RaoKupper(self.tie_factor);
+        LossOutput::new(ties.losses(rewards.margin(), batch.tied), rewards)
     }
 }
 
@@ -59,13 +56,7 @@ objective! {
 impl Objective<WithTies<ReferencedPair>> for DavidsonLoss {
     fn forward(&self, batch: WithTies<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
         let rewards = batch.batch.log_ratios() * self.beta;
-        // With e^(h/2) taken out of the denominator it is symmetric: e^(h/2) + e^(−h/2) + 2ν.
-        let half = rewards.margin() * 0.5;
-        let tie_weight = (2.0 * self.tie_factor).ln();
-        let constant = half.full_like(tie_weight);
-        let terms = Tensor::stack::<2>(vec![half.clone(), -half.clone(), constant], 1);
-        let normalizer = logsumexp(terms).squeeze_dim::<1>(1);
-        let win = normalizer.clone() - half;
-        LossOutput::new(win.mask_where(batch.tied, normalizer - tie_weight), rewards)
+        let ties = TieModel::Davidson(self.tie_factor);
+        LossOutput::new(ties.losses(rewards.margin(), batch.tied), rewards)
     }
 }

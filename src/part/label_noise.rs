@@ -33,6 +33,17 @@ impl LabelNoise {
             Self::Robust(rate) => clean - margin * (rate / (1.0 - 2.0 * rate)),
         }
     }
+
+    /// The loss of each margin whose label is right with probability p:
+    /// p·loss(h) + (1 − p)·loss(−h).
+    pub fn graded_losses<const D: usize>(
+        &self,
+        margin: Tensor<D>,
+        win_probability: Tensor<D>,
+    ) -> Tensor<D> {
+        let (win, loss) = (self.losses(margin.clone()), self.losses(-margin));
+        win * win_probability.clone() + loss * (-win_probability + 1)
+    }
 }
 
 impl Choice for LabelNoise {

@@ -7,6 +7,7 @@ mod link;
 mod nll;
 mod normalization;
 mod regression_unit;
+mod tie_model;
 
 pub use divergence::Divergence;
 pub use gap_distance::GapDistance;
@@ -15,3 +16,4 @@ pub use link::Link;
 pub use nll::NllNormalization;
 pub use normalization::Normalization;
 pub use regression_unit::RegressionUnit;
+pub use tie_model::TieModel;

@@ -120,6 +120,48 @@ impl TokenBatch {
         })
     }
 
+    /// Of the values that a model gives every token, `[sequences, time]`, that of each sequence's
+    /// last token, `[sequences]`: the reward of a reward model. Padding is not read.
+    ///
+    /// Its last token is the last of its completion, whether that counts or not.
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Tensor};
+    /// use burn_preference::tokens::{Padding, Sequence, TokenBatch};
+    ///
+    /// let device = Device::default();
+    /// let sequences = vec![Sequence::new(&[5], &[6, 7]), Sequence::new(&[8], &[9])];
+    /// let batch = TokenBatch::new(sequences, Padding::new(0), &device)?;
+    /// let values = Tensor::<2>::from_floats([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], &device);
+    /// assert_eq!(batch.at_end(values)?.into_data().to_vec::<f32>().unwrap(), [3.0, 5.0]);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `values` is not `[sequences, time]`, or on another device, or a sequence has no token.
+    pub fn at_end(&self, values: Tensor<2>) -> Result<Tensor<1>, InvalidInput> {
+        InvalidInput::check_shape("values", &self.ids.shape(), &values.shape())?;
+        InvalidInput::check_device("values", &self.ids.device(), &values.device())?;
+        let [rows, time] = values.dims();
+        let mut ends: Vec<i64> = Vec::with_capacity(rows);
+        for (row, sequence) in self.sequences.iter().enumerate() {
+            let tokens = sequence.ids().len();
+            let end = tokens.checked_sub(1).filter(|&end| end < time);
+            let Some(end) = end.and_then(|end| end.try_into().ok()) else {
+                let found = format!("{tokens} in row {row}");
+                let expected = format!("1 to {time} tokens");
+                return Err(InvalidInput::new("sequences", expected, found));
+            };
+            ends.push(end);
+        }
+        if rows == 0 {
+            return Ok(values.reshape([0]));
+        }
+        let ends = Tensor::<1, Int>::from_data(TensorData::from(ends.as_slice()), &values.device());
+        Ok(values.gather(1, ends.unsqueeze_dim(1)).squeeze_dim(1))
+    }
+
     /// The number of sequences.
     pub fn len(&self) -> usize {
         self.sequences.len()

@@ -4,14 +4,15 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use burn_preference::batch::quantile_scores;
 use burn_preference::log_probs::sequence_kl;
 use burn_preference::modifier::wpo_weights;
 use burn_preference::state::{MovingAverage, RunningMean};
 use burn_preference::{
     AlphaPoLossConfig, Divergence, DpoLossConfig, DpoShiftLossConfig, Frozen, InvalidInput, LmHead,
-    Objective, Pair, PolicyPair, Ranked, ReferenceSchedule, SequenceLogProbs, SimpoLossConfig,
-    TokenLogProbs, Unpaired, WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference,
-    WithScores, WithSequenceKl, WithShift, WithTies, WithWeights,
+    Objective, Pair, PolicyPair, Ranked, ReferenceSchedule, RewardPair, Scored, SequenceLogProbs,
+    SimpoLossConfig, TokenLogProbs, Unpaired, WithBaseline, WithMargin, WithMeanMargin, WithNll,
+    WithPreference, WithScores, WithSequenceKl, WithShift, WithTies, WithValue, WithWeights,
 };
 use proptest::prelude::*;
 
@@ -67,6 +68,32 @@ fn is_about_devices(error: &InvalidInput, name: &str) {
     assert_eq!(error.name(), name);
     assert_eq!(error.expected(), format!("{:?}", device()));
     assert_eq!(error.found(), format!("{:?}", elsewhere()));
+}
+
+#[test]
+fn rewards_and_scores_of_another_device_are_named() {
+    let near = || sequence(floats(&[-1.0, -2.0], DType::F32), &[1, 1]);
+    let two = || far(&[0.0, 0.0]);
+    let ours = || floats(&[0.0, 0.0], DType::F32);
+    let pair = || RewardPair::new(ours(), ours()).unwrap();
+    let scored = Scored::new(near(), ours()).unwrap();
+    let row = |x: Tensor<1>| x.reshape([1, 2]);
+    let present = row(ours()).lower_elem(1.0);
+    let samples = |x: Tensor<1>| x.reshape([2, 1]);
+    let errors = [
+        (RewardPair::new(ours(), two()).err(), "rejected"),
+        (WithMargin::new(pair(), two()).err(), "margin"),
+        (Scored::new(near(), two()).err(), "scores"),
+        (WithValue::new(scored, two()).err(), "value"),
+        (
+            Ranked::new(row(ours()), row(two()), present).err(),
+            "scores",
+        ),
+        (quantile_scores(ours(), samples(two())).err(), "reference"),
+    ];
+    for (error, name) in errors {
+        is_about_devices(&error.unwrap(), name);
+    }
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Batches check what they are made of, and split as they say.
 
+use burn::tensor::{DType, Tensor};
+use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use burn_preference::{
-    PolicyPair, Ranked, Unpaired, WithBaseline, WithMargin, WithNll, batch::Batch,
+    BradleyTerryLossConfig, Objective, PolicyPair, Ranked, RewardPair, Unpaired, WithBaseline,
+    WithMargin, WithNll, batch::Batch,
 };
 
-use crate::support::{bools, f64s, leaf, sequence, to_vec};
+use crate::support::{bools, device, dtypes, f64s, floats, leaf, sequence, to_vec};
 
 #[test]
 fn a_concatenated_forward_splits_into_chosen_and_rejected() {
@@ -86,4 +89,54 @@ fn a_reference_loses_its_graph() {
     assert!(!relative.reference().sum().is_autodiff());
     assert!(relative.policy().sum().is_tracked());
     assert_eq!(to_vec(relative.log_ratio()), [-1.0]);
+}
+
+/// The value at each row's last token, and its gradient there and nowhere else: what a model says
+/// of padding is not read, NaN included.
+#[test]
+fn a_reward_stands_at_the_end() {
+    let of = |prompt: &[u32], completion: &[u32]| Sequence::new(prompt, completion);
+    let rows = vec![of(&[1], &[2, 3]), of(&[4], &[]), of(&[5], &[6])];
+    let batch = TokenBatch::new(rows, Padding::new(0), &device()).unwrap();
+    let values = [1.0, 2.0, 3.0, 4.0, f64::NAN, f64::NAN, 7.0, 8.0, f64::NAN];
+    let leaf = leaf(&values);
+    let ends = batch.at_end(leaf.clone().reshape([3, 3])).unwrap();
+    assert_eq!(to_vec(ends.clone()), [3.0, 4.0, 8.0]);
+    let grads = (ends * f64s(&[1.0, 2.0, 3.0])).sum().backward();
+    let grads = to_vec(leaf.grad(&grads).unwrap());
+    assert_eq!(grads, [0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 0.0, 3.0, 0.0]);
+
+    let error = batch.at_end(f64s(&values[..6]).reshape([3, 2]));
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "`values`: expected shape [3, 3], found shape [3, 2]"
+    );
+    let empty = TokenBatch::new(vec![of(&[], &[])], Padding::new(0), &device()).unwrap();
+    let error = empty.at_end(Tensor::zeros([1, 2], &device())).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`sequences`: expected 1 to 2 tokens, found 0 in row 0"
+    );
+    let none = TokenBatch::new(vec![], Padding::new(0), &device()).unwrap();
+    let ends = none.at_end(Tensor::zeros([0, 2], &device())).unwrap();
+    assert_eq!(ends.dims(), [0]);
+}
+
+/// Rewards in half precision become f32 before anything is done to them.
+#[test]
+fn rewards_are_upcast() {
+    for dtype in dtypes() {
+        let says = RewardPair::new(floats(&[0.25], dtype), floats(&[-9.0], dtype)).unwrap();
+        let output = BradleyTerryLossConfig::new().init().forward(says);
+        let expected = match dtype {
+            DType::F64 => DType::F64,
+            _ => DType::F32,
+        };
+        assert_eq!(output.losses().dtype(), expected);
+        let loss = to_vec(output.losses())[0];
+        assert!(
+            (loss / (-9.25_f64).exp().ln_1p() - 1.0).abs() < 1e-5,
+            "{loss}"
+        );
+    }
 }

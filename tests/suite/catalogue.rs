@@ -10,10 +10,10 @@ use std::fs;
 use std::path::Path;
 
 use burn_preference::config::{
-    PairObjectiveConfig, RankedObjectiveConfig, ScoredPairObjectiveConfig, TiedPairObjectiveConfig,
-    UnpairedObjectiveConfig,
+    PairObjectiveConfig, RankedObjectiveConfig, RewardObjectiveConfig, ScoredObjectiveConfig,
+    ScoredPairObjectiveConfig, TiedPairObjectiveConfig, UnpairedObjectiveConfig,
 };
-use burn_preference::{BetaDpoLossConfig, TdpoLossConfig};
+use burn_preference::{BetaDpoLossConfig, TdpoLossConfig, TpoLossConfig};
 use serde_json::{Map, Value};
 
 use crate::optimum::{STATEMENTS, Statement};
@@ -64,16 +64,24 @@ const ROWS: &[Row] = &[
     ("SlicHfLoss", "slic_hf", POLICY, "2305.10425", "(HALOs)"),
     ("SimperLoss", "simper", POLICY, "2502.00883", "authors"),
     ("AsftLoss", "asft", POLICY, "2409.10571", ""),
+    ("TpoLoss", "", "pairs, gold completions", "2405.16681", "(TRL, authors)"),
     ("KtoLoss", "kto", "labels, reference, z₀", "2402.01306", "TRL, Liger, HALOs"),
     ("NpoLoss", "npo", "completions to unlearn, reference", "2404.05868", "open-unlearning"),
     ("SimnpoLoss", "simnpo", "completions to unlearn", "2410.07163", "open-unlearning"),
+    ("DroLoss", "dro", "scored completions, reference, V", "2405.19107", ""),
+    ("AstarPoLoss", "astar_po", "scored completions, reference, V*", "2505.20686", "(authors)"),
+    ("QrpoLoss", "qrpo", "quantiles of completions, reference", "2507.08068", "(authors)"),
     ("PlackettLuceLoss", "plackett_luce", "ranked lists, reference", "2305.18290", "allRank"),
+    ("SdpoLoss", "sdpo", "ranked lists, reference", "2406.09215", "(authors)"),
     ("LipoLoss", "lipo", "scored lists, reference", "2402.01878", "allRank"),
     ("InfoNcaLoss", "info_nca", "scored lists, reference", "2402.05369", "authors"),
     ("NcaListLoss", "nca_list", "scored lists, reference", "2402.05369", ""),
     ("ExoListLoss", "exo_list", "scored lists, reference", "2402.00856", "authors"),
     ("RrhfLoss", "rrhf", "ranked lists", "2304.05302", "authors"),
     ("ProLoss", "pro", "scored lists", "2306.17492", "authors"),
+    ("BradleyTerryLoss", "bradley_terry", "rewards of pairs; + margins or win probabilities", "2203.02155", "(TRL)"),
+    ("BradleyTerryTiesLoss", "bradley_terry_ties", "rewards of pairs, ties", "2409.17431", ""),
+    ("RewardRankingLoss", "reward_ranking", "rewards of ranked lists", "2203.02155", ""),
 ];
 
 /// Every objective once: what it is to a reader who has to choose, and one line of advice.
@@ -82,17 +90,17 @@ const TIERS: &[(&str, &str, &[&str])] = &[
     (
         "used in practice",
         "Begin here: many train with these, so that there are recipes, and numbers to compare yours with.",
-        &["DpoLoss", "IpoLoss", "SimpoLoss", "CpoLoss", "OrpoLoss", "KtoLoss", "BcoLoss", "ApoZeroLoss", "NpoLoss"],
+        &["DpoLoss", "IpoLoss", "SimpoLoss", "CpoLoss", "OrpoLoss", "KtoLoss", "BcoLoss", "ApoZeroLoss", "NpoLoss", "BradleyTerryLoss"],
     ),
     (
         "graded data",
         "Take one where labels say how much better: scores, win probabilities, ties or ranks. Plain pairs made of them forget it; DPO with a margin or a win probability does not.",
-        &["SppoLoss", "RpoLoss", "RebelLoss", "RaoKupperLoss", "DavidsonLoss", "PlackettLuceLoss", "LipoLoss", "InfoNcaLoss", "NcaListLoss", "ExoListLoss", "RrhfLoss", "ProLoss"],
+        &["SppoLoss", "RpoLoss", "RebelLoss", "RaoKupperLoss", "DavidsonLoss", "PlackettLuceLoss", "LipoLoss", "InfoNcaLoss", "NcaListLoss", "ExoListLoss", "RrhfLoss", "ProLoss", "DroLoss", "AstarPoLoss", "QrpoLoss", "BradleyTerryTiesLoss", "RewardRankingLoss"],
     ),
     (
         "research",
         "Take one where you see the problem that its paper names, and tune DPO beside it as carefully.",
-        &["HingeLoss", "GpoLoss", "DiscopopLoss", "ExoPairLoss", "NcaLoss", "ApoDownLoss", "DpopLoss", "RdpoLoss", "CalDpoLoss", "AotLoss", "DpoShiftLoss", "HdpoLoss", "ChipoLoss", "BetaDpoLoss", "TdpoLoss", "AlphaPoLoss", "SlicHfLoss", "SimperLoss", "AsftLoss", "SimnpoLoss"],
+        &["HingeLoss", "GpoLoss", "DiscopopLoss", "ExoPairLoss", "NcaLoss", "ApoDownLoss", "DpopLoss", "RdpoLoss", "CalDpoLoss", "AotLoss", "DpoShiftLoss", "HdpoLoss", "ChipoLoss", "BetaDpoLoss", "TdpoLoss", "AlphaPoLoss", "SlicHfLoss", "SimperLoss", "AsftLoss", "SimnpoLoss", "TpoLoss", "SdpoLoss"],
     ),
 ];
 
@@ -126,6 +134,7 @@ fn defaults(name: &str, tag: &str) -> Map<String, Value> {
     }
     match name {
         "BetaDpoLoss" => return object(serde_json::to_value(BetaDpoLossConfig::new()).unwrap()),
+        "TpoLoss" => return object(serde_json::to_value(TpoLossConfig::new()).unwrap()),
         "TdpoLoss" => return object(serde_json::to_value(TdpoLossConfig::new()).unwrap()),
         _ => {}
     }
@@ -134,7 +143,9 @@ fn defaults(name: &str, tag: &str) -> Map<String, Value> {
         UnpairedObjectiveConfig,
         RankedObjectiveConfig,
         ScoredPairObjectiveConfig,
-        TiedPairObjectiveConfig
+        TiedPairObjectiveConfig,
+        RewardObjectiveConfig,
+        ScoredObjectiveConfig
     );
     panic!("no config file can name `{tag}`");
 }
@@ -148,6 +159,13 @@ fn table() -> String {
         let fields = defaults(name, tag);
         let fields = fields.iter().map(|(key, value)| match value {
             Value::String(text) => format!("`{key}` {text}"),
+            // An alternative with a number of its own.
+            Value::Object(choice) => {
+                let choice = choice
+                    .iter()
+                    .map(|(name, number)| format!("{name} {number}"));
+                format!("`{key}` {}", choice.collect::<String>())
+            }
             Value::Null if key == "entropy_weight" => format!("`{key}` required"),
             Value::Null => format!("`{key}` none"),
             value => format!("`{key}` {value}"),

@@ -3,13 +3,15 @@
 use burn::config::Config;
 use burn::tensor::DType;
 use burn_preference::config::{
-    PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig,
-    ScoredPairObjectiveConfig, TiedPairObjectiveConfig, UnpairedObjective, UnpairedObjectiveConfig,
+    PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig, RewardObjective,
+    RewardObjectiveConfig, ScoredObjective, ScoredObjectiveConfig, ScoredPairObjectiveConfig,
+    TiedPairObjectiveConfig, UnpairedObjective, UnpairedObjectiveConfig,
 };
 use burn_preference::{
-    CpoLossConfig, Divergence, DpoLossConfig, HdpoLossConfig, IpoLossConfig, KtoLossConfig,
-    LabelNoise, NllNormalization, Normalization, OrpoLossConfig, RrhfLossConfig, SimnpoLossConfig,
-    SimpoLossConfig, SppoLossConfig,
+    BradleyTerryTiesLossConfig, CpoLossConfig, Divergence, DpoLossConfig, DroLossConfig,
+    HdpoLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, NllNormalization, Normalization,
+    OrpoLossConfig, RrhfLossConfig, SimnpoLossConfig, SimpoLossConfig, SppoLossConfig, TieModel,
+    TpoLossConfig,
 };
 use serde::de::DeserializeOwned;
 
@@ -162,6 +164,8 @@ fn every_objective_of_a_file_round_trips() {
     round_trip::<RankedObjectiveConfig>(&[]);
     round_trip::<ScoredPairObjectiveConfig>(&[]);
     round_trip::<TiedPairObjectiveConfig>(&[]);
+    round_trip::<RewardObjectiveConfig>(&[]);
+    round_trip::<ScoredObjectiveConfig>(&[]);
     let error = parse::<PairObjectiveConfig>(r#"{"beta": 0.1}"#).unwrap_err();
     assert!(error.contains("missing field `loss`"), "{error}");
     let error = parse::<PairObjectiveConfig>(r#"{"loss": "dop"}"#).unwrap_err();
@@ -217,6 +221,13 @@ fn a_file_builds_what_it_says() {
         unpaired,
         Ok(UnpairedObjective::Kto(KtoLossConfig::new().init()))
     );
+    let reward = r#"{"loss": "bradley_terry_ties", "tie_model": {"davidson": 2}}"#;
+    let reward = parse::<RewardObjectiveConfig>(reward).unwrap().try_init();
+    let ties = BradleyTerryTiesLossConfig::new().with_tie_model(TieModel::Davidson(2.0));
+    assert_eq!(reward, Ok(RewardObjective::BradleyTerryTies(ties.init())));
+    let scored = parse::<ScoredObjectiveConfig>(r#"{"loss": "dro", "tau": 2}"#);
+    let dro = DroLossConfig::new().with_tau(2.0).init();
+    assert_eq!(scored.unwrap().try_init(), Ok(ScoredObjective::Dro(dro)));
     let ranked = parse::<RankedObjectiveConfig>(r#"{"loss": "rrhf"}"#)
         .unwrap()
         .try_init();
@@ -262,6 +273,23 @@ fn a_file_out_of_range_says_so() {
     ] {
         assert!(error(json).starts_with(&format!("`{name}` is ")), "{json}");
     }
+    for (json, expected) in [
+        (
+            r#"{"loss": "bradley_terry", "centering_weight": -1}"#,
+            "`centering_weight` is -1, but must be a finite number ≥ 0, in f32",
+        ),
+        (
+            r#"{"loss": "bradley_terry_ties", "tie_model": {"rao_kupper": 1}}"#,
+            "`tie_model.rao_kupper` is 1, but must be a finite number > 1, in f32",
+        ),
+        (
+            r#"{"loss": "bradley_terry_ties", "tie_model": {"davidson": 0}}"#,
+            "`tie_model.davidson` is 0, but must be a finite number > 0, in f32",
+        ),
+    ] {
+        let config = parse::<RewardObjectiveConfig>(json).unwrap();
+        assert_eq!(config.try_init().unwrap_err().to_string(), expected);
+    }
     let tied = parse::<TiedPairObjectiveConfig>(r#"{"loss": "rao_kupper", "tie_factor": 1}"#);
     let error = tied.unwrap().try_init().expect_err("ν > 1");
     assert_eq!(
@@ -279,6 +307,10 @@ fn presets_are_what_they_say() {
     assert_eq!(IpoLossConfig::new(), per_token);
     let cpo = CpoLossConfig::new().with_nll_normalization(token);
     assert_eq!(CpoLossConfig::trl(), cpo);
+    let tpo = TpoLossConfig::new().with_nll_normalization(token);
+    assert_eq!(TpoLossConfig::trl(), tpo);
+    let tpo_l = TpoLossConfig::new().with_normalization(mean);
+    assert_eq!(TpoLossConfig::tpo_l(0.5), tpo_l.with_target_margin(0.5));
     let orpo = OrpoLossConfig::new().with_nll_normalization(token);
     assert_eq!(OrpoLossConfig::trl(), orpo);
     assert_eq!(SppoLossConfig::trl(), SppoLossConfig::new().with_beta(0.1));

@@ -6,9 +6,10 @@
 
 use burn::tensor::{DType, Tensor};
 use burn_preference::{
-    ApoZeroLossConfig, AsftLossConfig, BcoLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig,
-    LipoLossConfig, LossOutput, NpoLossConfig, Objective, OrpoLossConfig, PolicyPair,
-    RelativeLogProbs, SimnpoLossConfig, TokenLogProbs, Unpaired, WithBaseline, WithShift,
+    ApoZeroLossConfig, AsftLossConfig, AstarPoLossConfig, BcoLossConfig, DroLossConfig,
+    IpoLossConfig, KlEstimate, KtoLossConfig, LipoLossConfig, LossOutput, NpoLossConfig, Objective,
+    OrpoLossConfig, PolicyPair, QrpoLossConfig, RelativeLogProbs, Scored, SimnpoLossConfig,
+    TokenLogProbs, Unpaired, WithBaseline, WithShift, WithValue,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -506,6 +507,28 @@ proptest! {
             let npo = NpoLossConfig::new().with_beta(beta).init();
             check("npo", npo.forward(batch()), &|_, [policy, reference, _]| {
                 -2.0 / beta * scalar::ln_sigmoid(-beta * (policy - reference))
+            });
+            let scored = || {
+                let scores = floats(&vec![0.5; rows.len()], dtype);
+                Scored::new(batch(), scores).unwrap()
+            };
+            let with_value = || {
+                let value = floats(&vec![baseline; rows.len()], dtype);
+                WithValue::new(scored(), value).unwrap()
+            };
+            let dro = DroLossConfig::new().with_tau(beta).init();
+            check("dro", dro.forward(with_value()), &|_, [policy, reference, value]| {
+                0.5 * ((0.5 - value) - beta * (policy - reference)).powi(2)
+            });
+            let astar_po = AstarPoLossConfig::new().with_beta(beta).init();
+            check("a*-po", astar_po.forward(with_value()), &|_, [policy, reference, value]| {
+                ((0.5 - value) - beta * (policy - reference)).powi(2)
+            });
+            let qrpo = QrpoLossConfig::new().with_beta(beta).init();
+            // β·ln Z of 1 + β·ln β + β·ln(1 − e^(−1/β)).
+            let value = 1.0 + beta * beta.ln() + beta * (-(-1.0 / beta).exp_m1()).ln();
+            check("qrpo", qrpo.forward(scored()), &|_, [policy, reference, _]| {
+                ((0.5 - value) - beta * (policy - reference)).powi(2)
             });
             let simnpo = SimnpoLossConfig::new().with_beta(beta).init();
             check("simnpo", simnpo.forward(batch().policy().clone()), &|i, [policy, ..]| {

@@ -3,12 +3,14 @@
 use approx::assert_relative_eq;
 use burn::tensor::{DType, Tensor};
 use burn_preference::{
-    AlphaPoLossConfig, ApoZeroLossConfig, BcoLossConfig, BetaDpoLossConfig, DavidsonLossConfig,
-    Divergence, DpoLossConfig, DpoShiftLossConfig, DpopLossConfig, HdpoLossConfig, IpoLossConfig,
-    KtoLossConfig, LabelNoise, LossOutput, NpoLossConfig, Objective, OrpoLossConfig, Pair,
-    PlackettLuceLossConfig, RaoKupperLossConfig, RdpoLossConfig, ReferencedPair, RelativeLogProbs,
-    RrhfLossConfig, SimnpoLossConfig, SimpoLossConfig, TdpoLossConfig, Unpaired, WithMargin,
-    WithMeanMargin, WithPreference, WithSequenceKl, WithShift, WithTies,
+    AlphaPoLossConfig, ApoZeroLossConfig, AstarPoLossConfig, BcoLossConfig, BetaDpoLossConfig,
+    BradleyTerryLossConfig, BradleyTerryTiesLossConfig, DavidsonLossConfig, Divergence,
+    DpoLossConfig, DpoShiftLossConfig, DpopLossConfig, DroLossConfig, HdpoLossConfig,
+    IpoLossConfig, KtoLossConfig, LabelNoise, LossOutput, NpoLossConfig, Objective, OrpoLossConfig,
+    Pair, PlackettLuceLossConfig, QrpoLossConfig, Ranked, RaoKupperLossConfig, RdpoLossConfig,
+    ReferencedPair, RelativeLogProbs, RewardPair, RewardRankingLossConfig, RrhfLossConfig, Scored,
+    SdpoLossConfig, SimnpoLossConfig, SimpoLossConfig, TdpoLossConfig, TieModel, Unpaired,
+    WithMargin, WithMeanMargin, WithPreference, WithSequenceKl, WithShift, WithTies, WithValue,
 };
 use proptest::prelude::*;
 
@@ -217,6 +219,38 @@ proptest! {
         let plackett_luce = PlackettLuceLossConfig::new().with_beta(beta).init();
         let (ours, ..) = lists.run_on(DType::F64, |batch| plackett_luce.forward(batch));
         same("plackett–luce, K = 2", &ours, 1e-12);
+        let sdpo = SdpoLossConfig::new().with_beta(beta).init();
+        let (ours, ..) = lists.run_on(DType::F64, |batch| sdpo.forward(batch));
+        same("s-dpo, K = 1", &ours, 1e-12);
+
+        // Log-ratios are rewards: Bradley–Terry of β·ρ is DPO, as a pair, with ties that never come,
+        // and as a list of two.
+        let says = |w: &[f64], ref_w: &[f64]| -> Vec<f64> {
+            w.iter().zip(ref_w).map(|(a, b)| beta * (a - b)).collect()
+        };
+        let says = RewardPair::new(
+            f64s(&says(&pairs.chosen, &pairs.ref_chosen)),
+            f64s(&says(&pairs.rejected, &pairs.ref_rejected)),
+        )
+        .unwrap();
+        let of_rewards = BradleyTerryLossConfig::new().init().forward(says.clone());
+        same("bradley–terry", &to_vec(of_rewards.losses()), 1e-12);
+        let never = WithTies::new(says.clone(), bools(&vec![false; pairs.len()])).unwrap();
+        let ties = BradleyTerryTiesLossConfig::new().with_tie_model(TieModel::Davidson(1e-14));
+        let ties = ties.init().forward(never);
+        same("bradley–terry without ties", &to_vec(ties.losses()), 1e-11);
+        let lists = Tensor::stack::<2>(vec![says.chosen.clone(), says.rejected.clone()], 1);
+        let scores = lists.zeros_like() + f64s(&[1.0, 0.0]).unsqueeze::<2>();
+        let lists = Ranked::new(lists.clone(), scores, lists.is_nan().bool_not()).unwrap();
+        for weight in [0.0, 0.3] {
+            let list = RewardRankingLossConfig::new().with_centering_weight(weight);
+            let pair = BradleyTerryLossConfig::new().with_centering_weight(weight);
+            let list = to_vec(list.init().forward(lists.clone()).losses());
+            let pair = to_vec(pair.init().forward(says.clone()).losses());
+            for (a, b) in list.iter().zip(&pair) {
+                prop_assert!(error(*a, *b) < 1e-12, "two rewards of a list: {a} instead of {b}");
+            }
+        }
 
         // AlphaPO → SimPO as α → 0.
         let simpo = SimpoLossConfig::new().with_beta(beta).init();
@@ -375,6 +409,23 @@ fn extremes_stay_finite() {
         });
         let npo = NpoLossConfig::new().init();
         single("npo", &|relative| npo.forward(relative));
+        let scored = |relative, score: f64| {
+            let scores = floats(&vec![score; lengths.len()], dtype);
+            Scored::new(relative, scores).unwrap()
+        };
+        let values = || floats(&vec![-1e4; lengths.len()], dtype);
+        let dro = DroLossConfig::new().init();
+        single("dro", &|relative| {
+            dro.forward(WithValue::new(scored(relative, 1e4), values()).unwrap())
+        });
+        let astar_po = AstarPoLossConfig::new().init();
+        single("a*-po", &|relative| {
+            astar_po.forward(WithValue::new(scored(relative, 1e4), values()).unwrap())
+        });
+        for beta in [1e-6, 1e-3, 0.1, 1e3] {
+            let qrpo = QrpoLossConfig::new().with_beta(beta).init();
+            single("qrpo", &|relative| qrpo.forward(scored(relative, 0.75)));
+        }
         let simnpo = SimnpoLossConfig::new().init();
         single("simnpo", &|relative| {
             simnpo.forward(relative.policy().clone())

@@ -2,9 +2,10 @@
 
 use burn::tensor::DType;
 use burn_preference::{
-    BatchMetrics, DpoLossConfig, KtoLossConfig, Metrics, NpoLossConfig, Objective, OrpoLossConfig,
-    Pair, PlackettLuceLossConfig, RrhfLossConfig, TokenLogProbs, Unpaired, WithBaseline,
-    WithMargin,
+    BatchMetrics, BradleyTerryLossConfig, DpoLossConfig, DroLossConfig, KtoLossConfig, Metrics,
+    NpoLossConfig, Objective, OrpoLossConfig, Pair, PlackettLuceLossConfig, Ranked, RewardPair,
+    RewardRankingLossConfig, RrhfLossConfig, Scored, TokenLogProbs, Unpaired, WithBaseline,
+    WithMargin, WithValue,
 };
 use proptest::prelude::*;
 
@@ -351,4 +352,50 @@ fn statistics_of_pairs() {
     ] {
         assert_metric(&metrics, key, expected);
     }
+}
+
+/// What a reward model says has no log-probs: the keys are those of its rewards alone.
+#[test]
+fn rewards_of_a_model() {
+    let says = RewardPair::new(f64s(&[2.0, 1.0, 0.5]), f64s(&[0.5, 1.0, 3.0])).unwrap();
+    let output = BradleyTerryLossConfig::new().init().forward(says.clone());
+    let metrics = BatchMetrics::observe(&says, &output).read().unwrap();
+    assert_metric(&metrics, "rewards/chosen", 3.5 / 3.0);
+    assert_metric(&metrics, "rewards/rejected", 1.5);
+    assert_metric(&metrics, "rewards/margins", -1.0 / 3.0);
+    assert_metric(&metrics, "rewards/accuracies", 1.0 / 3.0);
+    assert_metric(&metrics, "rewards/ties", 1.0 / 3.0);
+    assert_eq!(metrics.iter().count(), 6, "and the loss: {metrics}");
+
+    // Scores say that the second is best: it is behind the first, and ahead of the third.
+    let says = f64s(&[1.0, 0.0, -1.0, 9.0]).reshape([1, 4]);
+    let scores = f64s(&[1.0, 2.0, 0.0, 5.0]).reshape([1, 4]);
+    let present = bools(&[true, true, true, false]).reshape([1, 4]);
+    let lists = Ranked::new(says, scores, present).unwrap();
+    let output = RewardRankingLossConfig::new().init().forward(lists.clone());
+    let metrics = BatchMetrics::observe(&lists, &output).read().unwrap();
+    assert_metric(&metrics, "rewards/accuracies", 2.0 / 3.0);
+    assert_metric(&metrics, "rewards/top1", 0.0);
+    assert_metric(&metrics, "rewards/chosen", 0.0);
+    assert_eq!(metrics.get("logps/chosen"), None);
+}
+
+/// Neither chosen nor rejected: keys without a side.
+#[test]
+fn scored_completions() {
+    let relative = sequence(f64s(&[-4.0, -9.0]), &[2, 3]);
+    let relative = relative.relative_to(sequence(f64s(&[-5.0, -5.0]), &[2, 3]));
+    let batch = Scored::new(relative.unwrap(), f64s(&[1.0, 0.0])).unwrap();
+    let batch = WithValue::new(batch, f64s(&[0.5, 0.5])).unwrap();
+    let output = DroLossConfig::new()
+        .with_tau(0.5)
+        .init()
+        .forward(batch.clone());
+    let metrics = BatchMetrics::observe(&batch, &output).read().unwrap();
+    assert_metric(&metrics, "rewards", 0.5 * (1.0 - 4.0) / 2.0);
+    assert_metric(&metrics, "scores", 0.5);
+    assert_metric(&metrics, "logps", -6.5);
+    assert_metric(&metrics, "mean_logps", -2.5);
+    assert_metric(&metrics, "loss", 0.5 * (0.0 + 1.5 * 1.5) / 2.0);
+    assert_eq!(metrics.get("rewards/rejected"), None);
 }

@@ -3,16 +3,19 @@
 use approx::assert_relative_eq;
 use burn::tensor::{DType, Tensor};
 use burn_preference::{
-    AotLossConfig, ApoDownLossConfig, ApoZeroLossConfig, BcoLossConfig, BetaDpoLossConfig,
-    CalDpoLossConfig, ChipoLossConfig, CpoLossConfig, DiscopopLossConfig, Divergence,
-    DpoLossConfig, DpopLossConfig, ExoPairLossConfig, HingeLossConfig, InfoNcaLossConfig,
-    IpoLossConfig, KlEstimate, KtoLossConfig, LabelNoise, LipoLossConfig, LossOutput,
-    NcaListLossConfig, NcaLossConfig, NllNormalization, Normalization, NpoLossConfig, Objective,
-    OrpoLossConfig, Pair, PlackettLuceLossConfig, PolicyPair, ProLossConfig, Ranked,
-    RdpoLossConfig, ReferencedPair, RelativeLogProbs, RrhfLossConfig, SftTerm, SimnpoLossConfig,
-    SimpoLossConfig, SppoLossConfig, Unpaired, WithMargin, WithMeanMargin, WithNll, WithShift,
+    AotLossConfig, ApoDownLossConfig, ApoZeroLossConfig, AstarPoLossConfig, BcoLossConfig,
+    BetaDpoLossConfig, CalDpoLossConfig, ChipoLossConfig, CpoLossConfig, DiscopopLossConfig,
+    Divergence, DpoLossConfig, DpopLossConfig, DroLossConfig, ExoPairLossConfig, HingeLossConfig,
+    InfoNcaLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig, LabelNoise, LipoLossConfig,
+    LossOutput, NcaListLossConfig, NcaLossConfig, NllNormalization, Normalization, NpoLossConfig,
+    Objective, OrpoLossConfig, Pair, PlackettLuceLossConfig, PolicyPair, ProLossConfig,
+    QrpoLossConfig, Ranked, RdpoLossConfig, ReferencedPair, RelativeLogProbs, RrhfLossConfig,
+    Scored, SftTerm, SimnpoLossConfig, SimpoLossConfig, SppoLossConfig, TpoLossConfig, Unpaired,
+    WithMargin, WithMeanMargin, WithNll, WithShift, WithValue,
 };
 use proptest::prelude::*;
+
+use burn_preference::batch::{optimal_values, quantile_scores};
 
 use crate::scalar::{self, Row};
 use crate::subjects::{self, rows};
@@ -170,6 +173,9 @@ fn values_of_the_catalogue() {
     assert_relative_eq!(of(&nca), 1.807_309, epsilon = 1e-6);
 }
 
+/// An objective over scored completions, and their values.
+type OfScores<'a> = &'a dyn Fn(Scored<RelativeLogProbs>, Tensor<1>) -> LossOutput<Tensor<1>>;
+
 prop_compose! {
     /// A sequence: log-prob, log-ratio and length.
     fn any_sequence()(len in 0_usize..60, per_token in -3.0..-0.01_f64, ratio in -4.0..4.0_f64)
@@ -321,6 +327,93 @@ proptest! {
         check("simnpo", &|r| simnpo.forward(r.policy().clone()), &|i, d| {
             -2.0 / beta * scalar::ln_sigmoid(-beta * (policy[i] + d) / 5.0 - shift)
         });
+    }
+
+    #[test]
+    fn scored_completions_match_the_scalar_code(
+        rows in prop::collection::vec(
+            (-50.0..0.0_f64, -9.0..9.0_f64, -3.0..3.0_f64, -3.0..3.0_f64), 1..9),
+        scale in 0.02..2.0_f64,
+    ) {
+        let policy: Vec<f64> = rows.iter().map(|r| r.0).collect();
+        let reference: Vec<f64> = rows.iter().map(|r| r.0 - r.1).collect();
+        let scores: Vec<f64> = rows.iter().map(|r| r.2).collect();
+        let values: Vec<f64> = rows.iter().map(|r| r.3).collect();
+        let lengths = vec![5; rows.len()];
+        // Loss of example i at ρ + d and V + e.
+        let check = |name: &str, forward: OfScores, learns: bool, loss: &dyn Fn(usize, f64, f64) -> f64| {
+            let (policy, value) = (leaf(&policy), leaf(&values));
+            let score = leaf(&scores);
+            let relative = sequence(policy.clone(), &lengths);
+            let relative = relative.relative_to(sequence(f64s(&reference), &lengths)).unwrap();
+            let output = forward(Scored::new(relative, score.clone()).unwrap(), value.clone());
+            let grads = output.sum().backward();
+            let of_policy = to_vec(policy.grad(&grads).unwrap());
+            let of_value = value.grad(&grads).map(to_vec);
+            assert_eq!(of_value.is_some(), learns, "{name}");
+            assert!(score.grad(&grads).is_none(), "{name}");
+            let (losses, rewards) = (to_vec(output.losses()), to_vec(output.rewards().clone()));
+            for i in 0..rows.len() {
+                assert!(error(losses[i], loss(i, 0.0, 0.0)) < 1e-11, "{name}");
+                assert!(error(rewards[i], scale * rows[i].1) < 1e-11, "{name}");
+                let slope = scalar::slope(|d| loss(i, d, 0.0));
+                assert!(error(of_policy[i], slope) < 1e-7, "{name}");
+                if let Some(of_value) = &of_value {
+                    let slope = scalar::slope(|e| loss(i, 0.0, e));
+                    assert!(error(of_value[i], slope) < 1e-7, "{name}");
+                }
+            }
+        };
+        let dro = DroLossConfig::new().with_tau(scale).init();
+        check("dro", &|b, v| dro.forward(WithValue::new(b, v).unwrap()), true, &|i, d, e| {
+            0.5 * (scores[i] - (values[i] + e) - scale * (rows[i].1 + d)).powi(2)
+        });
+        let astar_po = AstarPoLossConfig::new().with_beta(scale).init();
+        check("a*-po", &|b, v| astar_po.forward(WithValue::new(b, v).unwrap()), false, &|i, d, _| {
+            (scale * (rows[i].1 + d) - (scores[i] - values[i])).powi(2)
+        });
+        let qrpo = QrpoLossConfig::new().with_beta(scale).init();
+        let ln_z = (scale * ((1.0 / scale).exp() - 1.0)).ln();
+        check("qrpo", &|b, _| qrpo.forward(b), false, &|i, d, _| {
+            (scores[i] - scale * ln_z - scale * (rows[i].1 + d)).powi(2)
+        });
+    }
+
+    /// What the papers say of Z and V*: the policy at which the regression has no residual sums
+    /// to 1. Brute force over a grid of quantiles, and over the samples.
+    #[test]
+    fn policies_without_a_residual_sum_to_1(
+        rewards in prop::collection::vec(-3.0..3.0_f64, 1..9),
+        beta in 0.05..3.0_f64,
+    ) {
+        // QRPO: the losses at ρ = 0 are (u − β·ln Z)², so that the best ρ is their root over β.
+        const GRID: usize = 2000;
+        let quantiles: Vec<f64> = (0..GRID).map(|i| (i as f64 + 0.5) / GRID as f64).collect();
+        let lengths = vec![1; GRID];
+        let at_reference = || sequence(f64s(&vec![-1.0; GRID]), &lengths);
+        let relative = at_reference().relative_to(at_reference()).unwrap();
+        let qrpo = QrpoLossConfig::new().with_beta(beta).init();
+        let leaf = leaf(&quantiles);
+        let losses = to_vec(qrpo.forward(Scored::new(relative, leaf).unwrap()).losses());
+        // The root is negative before the smallest loss, positive after it.
+        let least = losses.iter().copied().fold(f64::INFINITY, f64::min);
+        let turn = losses.iter().position(|&loss| loss == least).unwrap();
+        let mass = |up_to: usize| -> f64 {
+            let roots = losses.iter().enumerate().map(|(i, loss)| {
+                if i < up_to { -loss.sqrt() } else { loss.sqrt() }
+            });
+            roots.map(|root| (root / beta).exp()).sum::<f64>() / GRID as f64
+        };
+        let closest = [mass(turn), mass(turn + 1)].map(|mass| (mass - 1.0).abs());
+        prop_assert!(closest[0].min(closest[1]) < 1e-3, "{closest:?}");
+
+        // A*-PO and DRO: V* = β·ln E e^(r/β) makes ρ = (r − V*)/β a distribution.
+        let samples = f64s(&rewards).reshape([1, rewards.len()]);
+        let value = to_vec(optimal_values(samples, beta).unwrap())[0];
+        let mass = rewards.iter().map(|r| ((r - value) / beta).exp()).sum::<f64>();
+        prop_assert!((mass / rewards.len() as f64 - 1.0).abs() < 1e-12);
+        let highest = rewards.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        prop_assert!(mean(&rewards) <= value + 1e-12 && value <= highest + 1e-12);
     }
 
     #[test]
@@ -764,4 +857,64 @@ fn beta_dpo_is_its_authors() {
         let loss = to_vec(config.init().forward(batch).mean())[0];
         assert_relative_eq!(loss, expected, max_relative = 1e-12);
     }
+}
+
+#[test]
+fn quantiles_and_values_of_reference_samples() {
+    // Ties count as not better; a NaN is not a rank.
+    let reference = f64s(&[0.0, 1.0, 1.0, 2.0, 0.0, f64::NAN, 1.0, 2.0]).reshape([2, 4]);
+    let ours = quantile_scores(f64s(&[1.0, 1.0]), reference.clone()).unwrap();
+    let ours = to_vec(ours);
+    assert!(ours[0] == 0.75 && ours[1].is_nan(), "{ours:?}");
+    let first = reference.clone().narrow(0, 0, 1);
+    for (reward, expected) in [(-1.0, 0.0), (0.0, 0.25), (2.0, 1.0), (9.0, 1.0)] {
+        let ours = quantile_scores(f64s(&[reward]), first.clone()).unwrap();
+        assert_eq!(to_vec(ours), [expected]);
+    }
+    assert!(to_vec(quantile_scores(f64s(&[f64::NAN]), first.clone()).unwrap())[0].is_nan());
+
+    // β → 0: the highest; β → ∞: the mean. Rewards of 1e4 at β = 1e-3 do not overflow.
+    let of = |beta| to_vec(optimal_values(first.clone(), beta).unwrap())[0];
+    assert_relative_eq!(of(1e-3), 2.0 - 1e-3 * 4_f64.ln(), epsilon = 1e-12);
+    assert_relative_eq!(of(1e6), 1.0, epsilon = 1e-6);
+    let large = f64s(&[1e4, -1e4]).reshape([1, 2]);
+    let ours = to_vec(optimal_values(large, 1e-3).unwrap())[0];
+    assert_relative_eq!(ours, 1e4 - 1e-3 * 2_f64.ln(), epsilon = 1e-9);
+
+    let name = |error: burn_preference::InvalidInput| (error.name(), error.found().to_owned());
+    let error = optimal_values(first.clone(), 0.0).unwrap_err();
+    assert_eq!(name(error), ("beta", "0".to_owned()));
+    let none = Tensor::zeros([1, 0], (&crate::support::device(), DType::F64));
+    let error = optimal_values(none, 1.0).unwrap_err();
+    assert_eq!(name(error), ("reference", "0".to_owned()));
+    let error = quantile_scores(f64s(&[1.0]), reference).unwrap_err();
+    assert_eq!(name(error), ("reference", "2".to_owned()));
+}
+
+/// The gold completion gets a gradient, and TPO is CPO where the gold one is the chosen one.
+#[test]
+fn tpo_imitates_the_gold_completion() {
+    let pairs = catalogue();
+    let gold = leaf(&[-1.0, -2.0, -3.0]);
+    let column = sequence(gold.clone(), &[2, 4, 5]);
+    let policy = pairs.policy(f64s(&pairs.chosen), f64s(&pairs.rejected));
+    let tpo = TpoLossConfig::new().with_sft_weight(0.5).init();
+    let output = tpo.forward(WithNll::new(policy.clone(), column).unwrap());
+    let grads = to_vec(gold.grad(&output.sum().backward()).unwrap());
+    assert_close(&grads, &[-0.25, -0.125, -0.1], 1e-15, "−α/length");
+
+    let own = WithNll::new(policy.clone(), policy.chosen.clone()).unwrap();
+    for token in [NllNormalization::Sequence, NllNormalization::Token] {
+        let tpo = TpoLossConfig::new().with_beta(0.1);
+        let tpo = tpo.with_nll_normalization(token).init();
+        let cpo = CpoLossConfig::new().with_nll_normalization(token).init();
+        let (tpo, cpo) = (tpo.forward(own.clone()), cpo.forward(own.clone()));
+        assert_eq!(to_vec(tpo.losses()), to_vec(cpo.losses()));
+    }
+    let tpo_l = TpoLossConfig::tpo_l(1.0)
+        .with_beta(2.0)
+        .with_sft_weight(0.0);
+    let simpo = SimpoLossConfig::new().init().forward(policy);
+    let tpo_l = tpo_l.init().forward(own);
+    assert_eq!(to_vec(tpo_l.losses()), to_vec(simpo.losses()));
 }

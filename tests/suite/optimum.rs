@@ -12,16 +12,18 @@
 use std::f64::consts::LN_2;
 
 use burn::tensor::{Bool, Int, Tensor};
+use burn_preference::batch::{Scored, WithValue, optimal_values};
 use burn_preference::log_probs::sequence_kl;
 use burn_preference::{
-    BcoLossConfig, ChipoLossConfig, CpoLossConfig, DavidsonLossConfig, Divergence, DpoLossConfig,
-    ExoListLossConfig, ExoPairLossConfig, GapDistance, GpoLossConfig, HdpoLossConfig,
-    HingeLossConfig, InfoNcaLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, Link, LossOutput,
+    AstarPoLossConfig, BcoLossConfig, BradleyTerryLossConfig, ChipoLossConfig, CpoLossConfig,
+    DavidsonLossConfig, Divergence, DpoLossConfig, DroLossConfig, ExoListLossConfig,
+    ExoPairLossConfig, GapDistance, GpoLossConfig, HdpoLossConfig, HingeLossConfig,
+    InfoNcaLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, Link, LossOutput,
     NcaListLossConfig, NcaLossConfig, NpoLossConfig, Objective, Pair, PlackettLuceLossConfig,
     Ranked, RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig, ReferencedPair, RegressionUnit,
-    RelativeLogProbs, RpoLossConfig, SequenceLogProbs, SppoLossConfig, TdpoLossConfig,
-    TokenLogProbs, Unpaired, WithBaseline, WithPreference, WithScores, WithSequenceKl, WithShift,
-    WithTies, batch::Rewards,
+    RelativeLogProbs, RewardPair, RpoLossConfig, SdpoLossConfig, SequenceLogProbs, SppoLossConfig,
+    TdpoLossConfig, TokenLogProbs, Unpaired, WithBaseline, WithPreference, WithScores,
+    WithSequenceKl, WithShift, WithTies, batch::Rewards,
 };
 
 use crate::scalar::{log_softmax, logsumexp, sigmoid, softmax};
@@ -71,16 +73,24 @@ pub const STATEMENTS: &[(&str, &[Statement])] = &[
     ("SlicHfLoss", &[]),
     ("SimperLoss", &[]),
     ("AsftLoss", &[]),
+    ("TpoLoss", &[]),
     ("KtoLoss", &[("contradictory labels: the majority's completion for certain, where DPO may take the minority's", kto)]),
     ("NpoLoss", &[("a limit: gradient ascent as β → 0", npo_limit)]),
     ("SimnpoLoss", &[]),
+    ("DroLoss", &[("V = τ·ln E e^(r/τ) and π ∝ π°·e^(r/τ), of single completions", dro)]),
+    ("AstarPoLoss", &[("π ∝ π°·e^(r/β₂) with V* of β₁ = β₂", astar_po)]),
+    ("QrpoLoss", &[]),
     ("PlackettLuceLoss", &[("π ∝ π°·e^(r/β) under Plackett–Luce", plackett_luce)]),
+    ("SdpoLoss", &[("π ∝ π°·e^(r/β) where one of a list is chosen as Plackett and Luce have it", sdpo)]),
     ("LipoLoss", &[]),
     ("InfoNcaLoss", &[("π ∝ π°·e^(s/(αβ)), whatever the lists", info_nca)]),
     ("NcaListLoss", &[("βρ = s/α − ln Z, the absolute reward", nca_list)]),
     ("ExoListLoss", &[("π ∝ π°·e^(s/(β_r·β)), whatever the lists", exo_list)]),
     ("RrhfLoss", &[]),
     ("ProLoss", &[]),
+    ("BradleyTerryLoss", &[("r_w − r_l = logit P(w ≻ l), and Σ r = 0 with centring", reward_model)]),
+    ("BradleyTerryTiesLoss", &[]),
+    ("RewardRankingLoss", &[]),
 ];
 
 #[test]
@@ -942,6 +952,111 @@ fn plackett_luce() {
     let objective = PlackettLuceLossConfig::new().with_beta(BETA).init();
     let ours = lists.minimum(Policy::Softmax, objective, |place, _| -(place as f64));
     assert_policy(&ours, &claimed(), "Plackett and Luce");
+}
+
+/// Chen et al., 2406.09215: of three completions one is chosen, with probability e^r / Σ e^r.
+fn sdpo() {
+    let lists = ListsOf {
+        lists: vec![vec![0, 1, 2], vec![1, 2, 0], vec![2, 0, 1]],
+        weights: softmax(&REWARDS),
+        reference: reference(),
+    };
+    let objective = SdpoLossConfig::new().with_beta(BETA).init();
+    let ours = lists.minimum(Policy::Softmax, objective, |place, _| -(place as f64));
+    assert_policy(&ours, &claimed(), "S-DPO");
+}
+
+/// Every completion with its reward, beside a value that all share.
+fn single(log_probs: Tensor<1>, value: Tensor<1>) -> WithValue<Scored<RelativeLogProbs>> {
+    let reference = sequence(f64s(&reference()), &[1; 3]);
+    let relative = sequence(log_probs, &[1; 3]).relative_to(reference).unwrap();
+    let scored = Scored::new(relative, f64s(&REWARDS)).unwrap();
+    WithValue::new(scored, value.expand([3])).unwrap()
+}
+
+/// Richemond et al., 2405.19107: policy and value are found together, from completions of whoever
+/// wrote them. Sampled here as often as they like.
+fn dro() {
+    let objective = DroLossConfig::new().with_tau(BETA).init();
+    let value = BETA * {
+        let terms = reference().into_iter().zip(REWARDS);
+        logsumexp(&terms.map(|(p, r)| p + r / BETA).collect::<Vec<_>>())
+    };
+    for often in [[1.0, 1.0, 1.0], [5.0, 0.5, 2.0]] {
+        // Three logits, whose mean is free, and the value.
+        let at = |numbers: &[f64]| {
+            let leaf = leaf(numbers);
+            let log_probs = Policy::Softmax.log_probs(&leaf.clone().narrow(0, 0, 3));
+            let batch = single(log_probs, leaf.clone().narrow(0, 3, 1));
+            let output = objective.forward(batch);
+            let loss = output.weighted_mean(f64s(&often)).unwrap();
+            // Holds the mean of the logits, which changes no policy.
+            let loss = loss + leaf.clone().narrow(0, 0, 3).sum().square();
+            let grad = to_vec(leaf.grad(&loss.backward()).unwrap());
+            (to_vec(loss)[0], grad)
+        };
+        let numbers = newton(&[0.0, 0.1, -0.1, 0.0], false, at);
+        assert!(
+            (numbers[3] - value).abs() < TOLERANCE,
+            "{} {value}",
+            numbers[3]
+        );
+        assert_policy(&log_softmax(&numbers[..3]), &claimed(), "DRO");
+    }
+}
+
+/// Brantley et al., 2505.20686, Theorem 1 at β₁ = β₂: V* is of samples that are the reference.
+fn astar_po() {
+    // Ten samples, as often as the reference has them.
+    let samples: Vec<f64> = [(0, 5), (1, 2), (2, 3)]
+        .iter()
+        .flat_map(|&(i, n)| vec![REWARDS[i]; n])
+        .collect();
+    let value = optimal_values(f64s(&samples).reshape([1, 10]), BETA).unwrap();
+    let objective = AstarPoLossConfig::new().with_beta(BETA).init();
+    for often in [[1.0, 1.0, 1.0], [5.0, 0.5, 2.0]] {
+        let ours = Policy::Softmax.minimum(&uniform(3), |log_probs| {
+            let output = objective.forward(single(log_probs, value.clone()));
+            output.weighted_mean(f64s(&often)).unwrap()
+        });
+        assert_policy(&ours, &claimed(), "A*-PO");
+    }
+}
+
+/// Rewards that are learned from Bradley and Terry's preferences are those, up to a constant, which
+/// centring takes to Σ r = 0 where all pairs are as frequent.
+fn reward_model() {
+    let pairs: Vec<(usize, usize)> = ordered(3).collect();
+    let [chosen, rejected]: [Vec<usize>; 2] = [
+        pairs.iter().map(|pair| pair.0).collect(),
+        pairs.iter().map(|pair| pair.1).collect(),
+    ];
+    let weights: Vec<f64> = pairs.iter().map(|&(i, j)| bradley_terry(i, j)).collect();
+    let rewards = |centering: f64| {
+        let config = BradleyTerryLossConfig::new().with_centering_weight(centering);
+        let objective = config.init();
+        let at = |numbers: &[f64]| {
+            let leaf = leaf(numbers);
+            let side = |which: &[usize]| leaf.clone().select(0, ints(which));
+            let batch = RewardPair::new(side(&chosen), side(&rejected)).unwrap();
+            let output = objective.forward(batch);
+            let loss = output.weighted_mean(f64s(&weights)).unwrap();
+            let grad = to_vec(leaf.grad(&loss.backward()).unwrap());
+            (to_vec(loss)[0], grad)
+        };
+        newton(&[0.0, 0.1, -0.1], centering == 0.0, at)
+    };
+    let ours = rewards(0.0);
+    for (i, j) in ordered(3) {
+        let expected = REWARDS[i] - REWARDS[j];
+        assert!((ours[i] - ours[j] - expected).abs() < TOLERANCE, "{ours:?}");
+    }
+    let small = rewards(1e-6);
+    assert!(small.iter().sum::<f64>().abs() < 1e-5, "{small:?}");
+    for (i, j) in ordered(3) {
+        let expected = REWARDS[i] - REWARDS[j];
+        assert!((small[i] - small[j] - expected).abs() < 1e-4, "{small:?}");
+    }
 }
 
 /// Lists of two and of three, not equally often.

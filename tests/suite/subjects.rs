@@ -8,24 +8,25 @@ use std::f64::consts::LN_2;
 use burn::tensor::Tensor;
 use burn_preference::{
     AlphaPoLossConfig, AotLossConfig, ApoDownLossConfig, ApoZeroLossConfig, AsftLossConfig,
-    BcoLossConfig, BetaDpoLossConfig, CalDpoLossConfig, ChipoLossConfig, CpoLossConfig,
-    DavidsonLossConfig, DiscopopLossConfig, Divergence, DpoLossConfig, DpoShiftLossConfig,
-    DpopLossConfig, ExoListLossConfig, ExoPairLossConfig, GapDistance, GpoLossConfig,
-    HdpoLossConfig, HingeLossConfig, InfoNcaLossConfig, IpoLossConfig, LabelNoise, Link,
-    LipoLossConfig, LossOutput, Mixture, NcaListLossConfig, NcaLossConfig, Normalization,
-    Objective, OrpoLossConfig, Pair, PlackettLuceLossConfig, PolicyPair, ProLossConfig, Ranked,
-    RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig, ReferencedPair, RegressionUnit,
-    RelativeLogProbs, RpoLossConfig, RrhfLossConfig, SequenceLogProbs, SftTerm, SimperLossConfig,
-    SimpoLossConfig, SlicHfLossConfig, SppoLossConfig, TdpoLossConfig, Weighted, WithMargin,
-    WithMeanMargin, WithPreference, WithScores, WithSequenceKl, WithShift, WithTies, WithWeights,
-    batch::Batch,
+    BcoLossConfig, BetaDpoLossConfig, BradleyTerryLossConfig, BradleyTerryTiesLossConfig,
+    CalDpoLossConfig, ChipoLossConfig, CpoLossConfig, DavidsonLossConfig, DiscopopLossConfig,
+    Divergence, DpoLossConfig, DpoShiftLossConfig, DpopLossConfig, ExoListLossConfig,
+    ExoPairLossConfig, GapDistance, GpoLossConfig, HdpoLossConfig, HingeLossConfig,
+    InfoNcaLossConfig, IpoLossConfig, LabelNoise, Link, LipoLossConfig, LossOutput, Mixture,
+    NcaListLossConfig, NcaLossConfig, Normalization, Objective, OrpoLossConfig, Pair,
+    PlackettLuceLossConfig, PolicyPair, ProLossConfig, Ranked, RaoKupperLossConfig, RdpoLossConfig,
+    RebelLossConfig, ReferencedPair, RegressionUnit, RelativeLogProbs, RewardPair,
+    RewardRankingLossConfig, RpoLossConfig, RrhfLossConfig, SdpoLossConfig, SequenceLogProbs,
+    SftTerm, SimperLossConfig, SimpoLossConfig, SlicHfLossConfig, SppoLossConfig, TdpoLossConfig,
+    TieModel, TpoLossConfig, Weighted, WithMargin, WithMeanMargin, WithNll, WithPreference,
+    WithScores, WithSequenceKl, WithShift, WithTies, WithWeights, batch::Batch,
 };
 
 use crate::scalar::{
     List, Row, bernoulli_kl, exponent, g, ln_sigmoid, log_softmax, logsumexp, noise, odds, relu,
     sigmoid, softmax, sorted,
 };
-use crate::support::{Pairs, bools, floats};
+use crate::support::{Pairs, bools, floats, sequence};
 
 pub type PairOutput = LossOutput<Pair<Tensor<1>>>;
 
@@ -199,6 +200,8 @@ pub fn pairs(beta: f64) -> Vec<PairSubject> {
     all.extend(with_columns(beta));
     all.extend(of_batches(beta));
     all.extend(reference_free(beta));
+    all.extend(of_gold(beta));
+    all.extend(of_rewards(beta));
     all
 }
 
@@ -600,11 +603,7 @@ fn with_columns(beta: f64) -> Vec<PairSubject> {
         "rao-kupper",
         not_monotone(OF_DELTA),
         Box::new(move |b| rao_kupper.forward(with_ties(b))),
-        Box::new(move |i, row| {
-            let (h, a) = (h(row), 2.5_f64.ln());
-            let tie = (2.5_f64 * 2.5 - 1.0).ln() + ln_sigmoid(h - a) + ln_sigmoid(-h - a);
-            -if tied(i) { tie } else { ln_sigmoid(h - a) }
-        }),
+        Box::new(move |i, row| tie_nll(TieModel::RaoKupper(2.5), h(row), tied(i))),
     );
     let davidson = DavidsonLossConfig::new()
         .with_beta(beta)
@@ -614,12 +613,7 @@ fn with_columns(beta: f64) -> Vec<PairSubject> {
         "davidson",
         not_monotone(OF_DELTA),
         Box::new(move |b| davidson.forward(with_ties(b))),
-        Box::new(move |i, row| {
-            let h = h(row);
-            let win = -logsumexp(&[0.0, -h, 1.4_f64.ln() - h / 2.0]);
-            let tie = 1.4_f64.ln() - h / 2.0 + win;
-            -if tied(i) { tie } else { win }
-        }),
+        Box::new(move |i, row| tie_nll(TieModel::Davidson(0.7), h(row), tied(i))),
     );
     let tdpo = TdpoLossConfig::new()
         .with_beta(beta)
@@ -849,6 +843,156 @@ fn reference_free(beta: f64) -> Vec<PairSubject> {
     all
 }
 
+/// The gold completion of each example: ℓ and tokens.
+fn gold(i: usize) -> (f64, usize) {
+    (-1.5 - 0.75 * i as f64, 1 + i % 4)
+}
+
+fn of_gold(beta: f64) -> Vec<PairSubject> {
+    let mut all = Vec::new();
+    for (n, normalization) in [
+        (LabelNoise::Clean, Normalization::Sum),
+        (LabelNoise::Conservative(0.3), Normalization::Mean),
+    ] {
+        let tpo = TpoLossConfig::new()
+            .with_beta(beta)
+            .with_target_margin(0.4)
+            .with_sft_weight(0.6)
+            .with_normalization(normalization)
+            .with_label_noise(n)
+            .init();
+        let r = move |row: Row| match normalization {
+            Normalization::Mean => (row.mean_w(), row.mean_l()),
+            _ => (row.w, row.l),
+        };
+        all.push(subject(
+            "tpo",
+            Laws {
+                prompt_shift: normalization == Normalization::Sum,
+                monotone: n == LabelNoise::Clean,
+                ..OF_POLICY
+            },
+            move |b: ReferencedPair| {
+                let (sums, lengths): (Vec<f64>, Vec<usize>) = (0..b.len()).map(gold).unzip();
+                let gold = sequence(constants(&b, &sums), &lengths);
+                tpo.forward(WithNll::new(b.policy(), gold).unwrap())
+            },
+            move |i, row| {
+                let (w, l) = r(row);
+                let (sum, length) = gold(i);
+                noise(n, beta * (w - l) - 0.4) - 0.6 * sum / length as f64
+            },
+            move |row| (beta * r(row).0, beta * r(row).1),
+        ));
+    }
+    all
+}
+
+/// Objectives of reward models: ℓ of the policy stands for what the model says.
+fn of_rewards(weight: f64) -> Vec<PairSubject> {
+    let rewards = |row: Row| (row.w, row.l);
+    let says =
+        |b: &ReferencedPair| RewardPair::new(b.chosen.policy().sum(), b.rejected.policy().sum());
+    let mut all = Vec::new();
+    for centering in [0.0, weight] {
+        let laws = match centering {
+            0.0 => Laws {
+                prompt_shift: true,
+                ..not_monotone(OF_POLICY)
+            },
+            _ => not_monotone(OF_POLICY),
+        };
+        let mut add = |name,
+                       laws,
+                       forward: Box<dyn Fn(ReferencedPair, RewardPair) -> PairOutput>,
+                       loss: Box<dyn Fn(usize, f64) -> f64>| {
+            let forward = move |b: ReferencedPair| {
+                let pair = says(&b).unwrap();
+                forward(b, pair)
+            };
+            let loss = move |i, row: Row| {
+                let term = if centering == 0.0 {
+                    0.0
+                } else {
+                    centering * (row.w + row.l).powi(2)
+                };
+                loss(i, row.w - row.l) + term
+            };
+            all.push(subject(name, laws, forward, loss, rewards));
+        };
+        for n in NOISES {
+            let bradley_terry = BradleyTerryLossConfig::new()
+                .with_centering_weight(centering)
+                .with_label_noise(n)
+                .init();
+            let clean = matches!(n, LabelNoise::Clean | LabelNoise::Conservative(0.0));
+            let plain = Laws {
+                monotone: clean && centering == 0.0,
+                ..laws
+            };
+            let (with_margin, graded) = (bradley_terry.clone(), bradley_terry.clone());
+            add(
+                "bradley-terry",
+                plain,
+                Box::new(move |_, pair| bradley_terry.forward(pair)),
+                Box::new(move |_, h| noise(n, h)),
+            );
+            add(
+                "bradley-terry with margins",
+                plain,
+                Box::new(move |b, pair| {
+                    let margin = column(&b, margin);
+                    with_margin.forward(WithMargin::new(pair, margin).unwrap())
+                }),
+                Box::new(move |i, h| noise(n, h - margin(i))),
+            );
+            add(
+                "bradley-terry with soft labels",
+                laws,
+                Box::new(move |b, pair| {
+                    let p = column(&b, probability);
+                    graded.forward(WithPreference::new(pair, p).unwrap())
+                }),
+                Box::new(move |i, h| {
+                    probability(i) * noise(n, h) + (1.0 - probability(i)) * noise(n, -h)
+                }),
+            );
+        }
+        for model in [TieModel::RaoKupper(2.5), TieModel::Davidson(0.7)] {
+            let ties = BradleyTerryTiesLossConfig::new()
+                .with_centering_weight(centering)
+                .with_tie_model(model)
+                .init();
+            add(
+                "bradley-terry with ties",
+                laws,
+                Box::new(move |b, pair| {
+                    let tied: Vec<bool> = (0..b.len()).map(tied).collect();
+                    ties.forward(WithTies::new(pair, bools(&tied)).unwrap())
+                }),
+                Box::new(move |i, h| tie_nll(model, h, tied(i))),
+            );
+        }
+    }
+    all
+}
+
+/// −ln P(outcome) at margin h.
+fn tie_nll(model: TieModel, h: f64, tied: bool) -> f64 {
+    let (win, tie) = match model {
+        TieModel::RaoKupper(nu) => {
+            let (win, loss) = (ln_sigmoid(h - nu.ln()), ln_sigmoid(-h - nu.ln()));
+            (win, (nu * nu - 1.0).ln() + win + loss)
+        }
+        TieModel::Davidson(nu) => {
+            let win = -logsumexp(&[0.0, -h, (2.0 * nu).ln() - h / 2.0]);
+            (win, (2.0 * nu).ln() - h / 2.0 + win)
+        }
+        other => panic!("no formula of {other:?}"),
+    };
+    -if tied { tie } else { win }
+}
+
 /// An objective over lists.
 pub struct ListSubject {
     pub name: &'static str,
@@ -923,6 +1067,21 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
             rewards,
         ),
         list_subject(
+            "s-dpo",
+            of_ranked(SdpoLossConfig::new().with_beta(beta).init()),
+            move |list, _| {
+                let q = list.rewards(beta);
+                let chosen = List::order(&list.scores)[0];
+                let rejected = (0..q.len()).filter(|&i| i != chosen);
+                let ratios: Vec<f64> = rejected.map(|l| q[l] - q[chosen]).collect();
+                if ratios.is_empty() {
+                    return 0.0;
+                }
+                -ln_sigmoid(-logsumexp(&ratios))
+            },
+            rewards,
+        ),
+        list_subject(
             "lipo",
             of_ranked(LipoLossConfig::new().with_beta(beta).init()),
             move |list, frozen| {
@@ -967,6 +1126,31 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
                 loss
             },
             move |list| list.per_token(kappa),
+        ));
+    }
+    for centering in [0.0, beta] {
+        let ranking = RewardRankingLossConfig::new().with_centering_weight(centering);
+        let ranking = ranking.init();
+        all.push(list_subject(
+            "plackett-luce of rewards",
+            move |batch| {
+                let says = batch.candidates().policy().sum();
+                ranking.forward(Ranked::new(says, batch.scores(), batch.present()).unwrap())
+            },
+            move |list, _| {
+                let (r, order) = (&list.sums, List::order(&list.scores));
+                let rank = |k: usize| {
+                    let later: Vec<f64> = order[k..].iter().map(|&j| r[j]).collect();
+                    logsumexp(&later) - r[order[k]]
+                };
+                let loss: f64 = (0..order.len()).map(rank).sum();
+                if centering == 0.0 {
+                    return loss;
+                }
+                let mean = r.iter().sum::<f64>() / r.len() as f64;
+                loss + centering * (2.0 * mean).powi(2)
+            },
+            |list| list.sums.clone(),
         ));
     }
     let p = |list: &List, t: f64| softmax(&list.scores.iter().map(|s| s / t).collect::<Vec<_>>());

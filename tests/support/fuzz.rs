@@ -13,8 +13,8 @@ use burn::nn::LinearConfig;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_preference::config::{
     PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig,
-    ScoredPairObjectiveConfig, TiedPairObjectiveConfig, TokenModifierConfig,
-    UnpairedObjectiveConfig,
+    RewardObjectiveConfig, ScoredObjectiveConfig, ScoredPairObjectiveConfig,
+    TiedPairObjectiveConfig, TokenModifierConfig, UnpairedObjectiveConfig,
 };
 use burn_preference::data::{
     Collator, Content, Cursor, Desirable, Encode, Encoded, Example, Format, Json, JsonLines,
@@ -28,9 +28,9 @@ use burn_preference::state::{MovingAverage, RunningMean};
 use burn_preference::tokens::Padding;
 use burn_preference::{
     BetaDpoLossConfig, InvalidHyperparameter, InvalidInput, LmHead, Objective, Pair, PolicyPair,
-    Ranked, ReferenceSchedule, SequenceLogProbs, TdpoLossConfig, TokenLogProbs, Unpaired,
+    Ranked, ReferenceSchedule, Scored, SequenceLogProbs, TdpoLossConfig, TokenLogProbs, Unpaired,
     WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl,
-    WithShift, WithTies, WithWeights,
+    WithShift, WithTies, WithValue, WithWeights,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -252,6 +252,8 @@ fn config(data: &[u8]) {
     parsed::<PairObjectiveConfig>(text, |c| c.try_init().err());
     parsed::<ScoredPairObjectiveConfig>(text, |c| c.try_init().err());
     parsed::<TiedPairObjectiveConfig>(text, |c| c.try_init().err());
+    parsed::<ScoredObjectiveConfig>(text, |c| c.try_init().err());
+    parsed::<RewardObjectiveConfig>(text, |c| c.try_init().err());
     parsed::<UnpairedObjectiveConfig>(text, |c| c.try_init().err());
     parsed::<RankedObjectiveConfig>(text, |c| c.try_init().err());
     parsed::<TokenModifierConfig>(text, |c| c.try_init().err());
@@ -617,6 +619,11 @@ fn batches(u: &mut Unstructured) -> Result<()> {
         at == here,
     );
     fits(WithWeights::new(batch.clone(), values.clone()), at == here);
+    fits(WithValue::new(batch.clone(), values.clone()), at == here);
+    fits(
+        Scored::new(batch.chosen.clone(), values.clone()),
+        at == here,
+    );
     let (more, more_at) = column(u, rows)?;
     if let Some(both) = fits(Pair::new(values.clone(), more), at == more_at) {
         fits(WithScores::new(batch.clone(), both.clone()), at == here);
@@ -818,12 +825,13 @@ const PAIR_OBJECTIVES: [(&str, &str, bool, bool); 24] = [
     ("asft", "alignment_weight", false, true),
 ];
 
-const LIST_OBJECTIVES: [(&str, &str); 7] = [
+const LIST_OBJECTIVES: [(&str, &str); 8] = [
     ("plackett_luce", "beta"),
     ("lipo", "beta"),
     ("info_nca", "beta"),
     ("nca_list", "beta"),
     ("exo_list", "beta"),
+    ("sdpo", "beta"),
     ("rrhf", "sft_weight"),
     ("pro", "sft_weight"),
 ];

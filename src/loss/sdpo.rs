@@ -1,0 +1,38 @@
+use burn::tensor::Tensor;
+
+use crate::batch::Ranked;
+use crate::declare::objective;
+use crate::log_probs::RelativeLogProbs;
+use crate::math::logsumexp_where;
+use crate::objective::{LossOutput, Objective};
+
+objective! {
+    /// Softmax DPO (Chen et al., 2406.09215): one chosen completion against several rejected
+    /// ones at once.
+    ///
+    /// ```text
+    /// loss   = −ln σ(−ln Σ_l e^(q_l − q_w)) = ln Σ_i e^(q_i − q_w)     q = βρ
+    /// reward = β·ρ
+    /// ```
+    ///
+    /// The best-scored candidate of each list is the chosen one, the first where several tie; all
+    /// others are rejected, whatever their scores. It is the first stage of
+    /// [`PlackettLuceLoss`](crate::PlackettLuceLoss); two candidates are DPO. At policy = reference
+    /// the loss is ln K. A list of one has loss 0, as one without candidates has. β is that of the
+    /// authors' script; their code's default is 0.1.
+    example ranked "" = 0.000045, "two candidates: DPO, −ln σ(10)";
+    pub struct SdpoLoss from SdpoLossConfig {
+        /// β > 0: reward per nat of log-ratio.
+        beta / with_beta: f64 = 1.0, positive;
+    }
+}
+
+impl Objective<Ranked<RelativeLogProbs<2>>> for SdpoLoss {
+    fn forward(&self, batch: Ranked<RelativeLogProbs<2>>) -> LossOutput<Tensor<2>> {
+        let q = batch.rewards(self.beta);
+        let chosen = q.clone().mask_fill(batch.best().bool_not(), 0.0).sum_dim(1);
+        // Differences before the sum of exponentials, which rounds at the largest.
+        let losses = logsumexp_where(q.clone() - chosen, batch.present()).squeeze_dim::<1>(1);
+        LossOutput::new(batch.nan_where_unknown(losses, &q), q)
+    }
+}

@@ -1,0 +1,73 @@
+use burn::tensor::Tensor;
+
+use crate::batch::{Pair, PolicyPair, WithNll};
+use crate::declare::objective;
+use crate::objective::{LossOutput, Objective};
+use crate::part::{LabelNoise, NllNormalization, Normalization};
+
+objective! {
+    /// Triple preference optimisation (Saeidi et al., 2405.16681), TPO and TPO-L: a pair, and a
+    /// gold completion of the same prompt to imitate. No reference.
+    ///
+    /// ```text
+    /// loss   = −ln σ(β·(r_w − r_l) − γ) + α·NLL_gold     r = ℓ (TPO)  or  ℓ̄ (TPO-L),
+    ///          with label noise as in DPO
+    /// reward = β·r
+    /// ```
+    ///
+    /// The gold completions are a [`WithNll`] column; without one it does not compile. CPO
+    /// imitates the chosen completion instead. TPO has γ = 0; TPO-L is
+    /// [`tpo_l`](TpoLossConfig::tpo_l). The NLL of TRL is the mean over the tokens of the batch:
+    /// [`trl`](TpoLossConfig::trl). The authors' code does so over prompt and completion: give the
+    /// log-probabilities of both.
+    ///
+    /// # Panics
+    ///
+    /// `forward` panics on a column with the tokens of the step beside
+    /// [`NllNormalization::Sequence`]: see [`WithNll::over_step`].
+    example with_gold "" = 1.179380, "−ln σ(0.01·4·ln 2) + 2/4";
+    example with_gold ".with_beta(2.0).with_normalization(Normalization::Mean)" = 0.723144, "−ln σ(2·ln 2) + 2/4";
+    pub struct TpoLoss from TpoLossConfig {
+        /// β > 0: reward per nat, or per nat and token.
+        beta / with_beta: f64 = 0.01, positive;
+        /// γ: the margin to reach.
+        target_margin / with_target_margin: f64 = 0.0, finite;
+        /// α ≥ 0: the weight of the gold completion's NLL.
+        sft_weight / with_sft_weight: f64 = 1.0, non_negative;
+        /// ℓ per sequence (TPO), or divided by the length (TPO-L).
+        normalization / with_normalization: Normalization = Normalization::Sum;
+        /// The mean that the NLL takes.
+        nll_normalization / with_nll_normalization: NllNormalization = NllNormalization::Sequence;
+        /// What is assumed about flipped labels.
+        label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
+    }
+}
+
+impl TpoLossConfig {
+    /// TPO-L: log-probabilities per token, and a margin γ, absolute as TRL's `tpo_l_gamma`. The
+    /// authors take β = 2, γ = 1.6 and α = 0.05, or β = 0.01, γ = 0.5 and α = 1.
+    pub fn tpo_l(target_margin: f64) -> Self {
+        Self::new()
+            .with_normalization(Normalization::Mean)
+            .with_target_margin(target_margin)
+    }
+
+    /// TRL's convention: the NLL is the mean over all gold tokens of the batch.
+    pub fn trl() -> Self {
+        Self::new().with_nll_normalization(NllNormalization::Token)
+    }
+}
+
+impl Objective<WithNll<PolicyPair>> for TpoLoss {
+    fn forward(&self, batch: WithNll<PolicyPair>) -> LossOutput<Pair<Tensor<1>>> {
+        let pair = batch.batch();
+        let rewards = pair.map_ref(|y| self.normalization.apply(y.sum(), y)) * self.beta;
+        let excess = rewards.margin() - self.target_margin;
+        let preference = self.label_noise.losses(excess);
+        let nll = self
+            .nll_normalization
+            .nll_of(&batch)
+            .cast(preference.dtype());
+        LossOutput::new(preference + nll * self.sft_weight, rewards)
+    }
+}
