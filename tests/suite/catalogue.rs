@@ -64,7 +64,7 @@ const ROWS: &[Row] = &[
     ("SlicHfLoss", "slic_hf", POLICY, "2305.10425", "(HALOs)"),
     ("SimperLoss", "simper", POLICY, "2502.00883", "authors"),
     ("AsftLoss", "asft", POLICY, "2409.10571", ""),
-    ("TpoLoss", "", "pairs, gold completions", "2405.16681", "(TRL, authors)"),
+    ("TpoLoss", "", "pairs, gold completions", "2405.16681", "(TRL), (authors)"),
     ("KtoLoss", "kto", "labels, reference, z₀", "2402.01306", "TRL, Liger, HALOs"),
     ("NpoLoss", "npo", "completions to unlearn, reference", "2404.05868", "open-unlearning"),
     ("SimnpoLoss", "simnpo", "completions to unlearn", "2410.07163", "open-unlearning"),

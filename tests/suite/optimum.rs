@@ -15,15 +15,16 @@ use burn::tensor::{Bool, Int, Tensor};
 use burn_preference::batch::{Scored, WithValue, optimal_values};
 use burn_preference::log_probs::sequence_kl;
 use burn_preference::{
-    AstarPoLossConfig, BcoLossConfig, BradleyTerryLossConfig, ChipoLossConfig, CpoLossConfig,
-    DavidsonLossConfig, Divergence, DpoLossConfig, DroLossConfig, ExoListLossConfig,
-    ExoPairLossConfig, GapDistance, GpoLossConfig, HdpoLossConfig, HingeLossConfig,
-    InfoNcaLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, Link, LossOutput,
+    AstarPoLossConfig, BcoLossConfig, BradleyTerryLossConfig, BradleyTerryTiesLossConfig,
+    ChipoLossConfig, CpoLossConfig, DavidsonLossConfig, Divergence, DpoLossConfig, DroLossConfig,
+    ExoListLossConfig, ExoPairLossConfig, GapDistance, GpoLossConfig, HdpoLossConfig,
+    HingeLossConfig, InfoNcaLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, Link, LossOutput,
     NcaListLossConfig, NcaLossConfig, NpoLossConfig, Objective, Pair, PlackettLuceLossConfig,
-    Ranked, RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig, ReferencedPair, RegressionUnit,
-    RelativeLogProbs, RewardPair, RpoLossConfig, SdpoLossConfig, SequenceLogProbs, SppoLossConfig,
-    TdpoLossConfig, TokenLogProbs, Unpaired, WithBaseline, WithPreference, WithScores,
-    WithSequenceKl, WithShift, WithTies, batch::Rewards,
+    QrpoLossConfig, Ranked, RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig, ReferencedPair,
+    RegressionUnit, RelativeLogProbs, RewardPair, RewardRankingLossConfig, RpoLossConfig,
+    SdpoLossConfig, SequenceLogProbs, SppoLossConfig, TdpoLossConfig, TieModel, TokenLogProbs,
+    Unpaired, WithBaseline, WithPreference, WithScores, WithSequenceKl, WithShift, WithTies,
+    batch::Rewards,
 };
 
 use crate::scalar::{log_softmax, logsumexp, sigmoid, softmax};
@@ -79,7 +80,7 @@ pub const STATEMENTS: &[(&str, &[Statement])] = &[
     ("SimnpoLoss", &[]),
     ("DroLoss", &[("V = τ·ln E e^(r/τ) and π ∝ π°·e^(r/τ), of single completions", dro)]),
     ("AstarPoLoss", &[("π ∝ π°·e^(r/β₂) with V* of β₁ = β₂", astar_po)]),
-    ("QrpoLoss", &[]),
+    ("QrpoLoss", &[("Σ π = 1 at π = π°·e^(R_q/β)/Z, without a normaliser", qrpo)]),
     ("PlackettLuceLoss", &[("π ∝ π°·e^(r/β) under Plackett–Luce", plackett_luce)]),
     ("SdpoLoss", &[("π ∝ π°·e^(r/β) where one of a list is chosen as Plackett and Luce have it", sdpo)]),
     ("LipoLoss", &[]),
@@ -89,8 +90,8 @@ pub const STATEMENTS: &[(&str, &[Statement])] = &[
     ("RrhfLoss", &[]),
     ("ProLoss", &[]),
     ("BradleyTerryLoss", &[("r_w − r_l = logit P(w ≻ l), and Σ r = 0 with centring", reward_model)]),
-    ("BradleyTerryTiesLoss", &[]),
-    ("RewardRankingLoss", &[]),
+    ("BradleyTerryTiesLoss", &[("r_w − r_l is the true one, from wins and ties of either model", rewards_of_ties)]),
+    ("RewardRankingLoss", &[("r_i − r_j is the true one under Plackett–Luce", rewards_of_orders)]),
 ];
 
 #[test]
@@ -1023,39 +1024,135 @@ fn astar_po() {
     }
 }
 
+/// The rewards at which a loss is least.
+fn learned(shifted: bool, loss: impl Fn(Tensor<1>) -> Tensor<1>) -> Vec<f64> {
+    let at = |numbers: &[f64]| {
+        let leaf = leaf(numbers);
+        let loss = loss(leaf.clone());
+        let grad = to_vec(leaf.grad(&loss.backward()).unwrap());
+        (to_vec(loss)[0], grad)
+    };
+    newton(&[0.0, 0.1, -0.1], shifted, at)
+}
+
+/// That they are the true ones up to a constant.
+fn assert_rewards(ours: &[f64], tolerance: f64) {
+    for (i, j) in ordered(3) {
+        let wrong = ours[i] - ours[j] - (REWARDS[i] - REWARDS[j]);
+        assert!(wrong.abs() < tolerance, "{ours:?}");
+    }
+}
+
+/// Both sides of some comparisons.
+fn reward_pair(rewards: &Tensor<1>, pairs: &[(usize, usize)]) -> RewardPair {
+    let side = |which: Vec<usize>| rewards.clone().select(0, ints(&which));
+    let chosen = side(pairs.iter().map(|pair| pair.0).collect());
+    let rejected = side(pairs.iter().map(|pair| pair.1).collect());
+    RewardPair::new(chosen, rejected).unwrap()
+}
+
 /// Rewards that are learned from Bradley and Terry's preferences are those, up to a constant, which
 /// centring takes to Σ r = 0 where all pairs are as frequent.
 fn reward_model() {
     let pairs: Vec<(usize, usize)> = ordered(3).collect();
-    let [chosen, rejected]: [Vec<usize>; 2] = [
-        pairs.iter().map(|pair| pair.0).collect(),
-        pairs.iter().map(|pair| pair.1).collect(),
-    ];
     let weights: Vec<f64> = pairs.iter().map(|&(i, j)| bradley_terry(i, j)).collect();
-    let rewards = |centering: f64| {
+    let of = |centering: f64| {
         let config = BradleyTerryLossConfig::new().with_centering_weight(centering);
         let objective = config.init();
-        let at = |numbers: &[f64]| {
-            let leaf = leaf(numbers);
-            let side = |which: &[usize]| leaf.clone().select(0, ints(which));
-            let batch = RewardPair::new(side(&chosen), side(&rejected)).unwrap();
-            let output = objective.forward(batch);
-            let loss = output.weighted_mean(f64s(&weights)).unwrap();
-            let grad = to_vec(leaf.grad(&loss.backward()).unwrap());
-            (to_vec(loss)[0], grad)
-        };
-        newton(&[0.0, 0.1, -0.1], centering == 0.0, at)
+        learned(centering == 0.0, |rewards| {
+            let output = objective.forward(reward_pair(&rewards, &pairs));
+            output.weighted_mean(f64s(&weights)).unwrap()
+        })
     };
-    let ours = rewards(0.0);
-    for (i, j) in ordered(3) {
-        let expected = REWARDS[i] - REWARDS[j];
-        assert!((ours[i] - ours[j] - expected).abs() < TOLERANCE, "{ours:?}");
+    assert_rewards(&of(0.0), TOLERANCE);
+    let centered = of(1e-6);
+    assert!(centered.iter().sum::<f64>().abs() < 1e-5, "{centered:?}");
+    assert_rewards(&centered, 1e-4);
+}
+
+/// The same from wins and ties of Rao and Kupper's model, and of Davidson's.
+fn rewards_of_ties() {
+    let lambda = REWARDS.map(f64::exp);
+    let rao_kupper = |i: usize, j: usize| lambda[i] / (lambda[i] + 2.5 * lambda[j]);
+    let davidson = |i: usize, j: usize| {
+        let tie = 2.0 * 0.8 * (lambda[i] * lambda[j]).sqrt();
+        lambda[i] / (lambda[i] + lambda[j] + tie)
+    };
+    for (model, wins) in [
+        (
+            TieModel::RaoKupper(2.5),
+            &rao_kupper as &dyn Fn(usize, usize) -> f64,
+        ),
+        (TieModel::Davidson(0.8), &davidson),
+    ] {
+        let (mut pairs, mut weights, mut tied) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, j) in ordered(3) {
+            let tie = 0.5 * (1.0 - wins(i, j) - wins(j, i));
+            for (weight, is_tie) in [(wins(i, j), false), (tie, true)] {
+                pairs.push((i, j));
+                weights.push(weight);
+                tied.push(is_tie);
+            }
+        }
+        let config = BradleyTerryTiesLossConfig::new().with_tie_model(model);
+        let objective = config.init();
+        let ours = learned(true, |rewards| {
+            let batch = WithTies::new(reward_pair(&rewards, &pairs), bools(&tied)).unwrap();
+            let output = objective.forward(batch);
+            output.weighted_mean(f64s(&weights)).unwrap()
+        });
+        assert_rewards(&ours, TOLERANCE);
     }
-    let small = rewards(1e-6);
-    assert!(small.iter().sum::<f64>().abs() < 1e-5, "{small:?}");
-    for (i, j) in ordered(3) {
-        let expected = REWARDS[i] - REWARDS[j];
-        assert!((small[i] - small[j] - expected).abs() < 1e-4, "{small:?}");
+}
+
+/// The same from orders of Plackett and Luce.
+fn rewards_of_orders() {
+    let orders: Vec<[usize; 3]> = ordered(3).map(|(i, j)| [i, j, 3 - i - j]).collect();
+    let probability = |order: &[usize; 3]| -> f64 {
+        let strength = |k: usize| REWARDS[order[k]].exp();
+        let share = |k: usize| strength(k) / (k..3).map(strength).sum::<f64>();
+        (0..3).map(share).product()
+    };
+    let weights: Vec<f64> = orders.iter().map(probability).collect();
+    let which = orders.concat();
+    let objective = RewardRankingLossConfig::new().init();
+    let ours = learned(true, |rewards| {
+        let candidates = rewards.select(0, ints(&which)).reshape([6, 3]);
+        let scores = f64s(&[2.0, 1.0, 0.0].repeat(6)).reshape([6, 3]);
+        let present = bools(&[true; 18]).reshape([6, 3]);
+        let batch = Ranked::new(candidates, scores, present).unwrap();
+        let output = objective.forward(batch);
+        output.weighted_mean(f64s(&weights)).unwrap()
+    });
+    assert_rewards(&ours, TOLERANCE);
+}
+
+/// Matrenok et al., 2507.08068: without a normaliser, since Z is known where quantiles are uniform.
+/// Of n equally likely completions they are 1/n, …, 1, and Σ π misses 1 by (e^(1/β) − 1)/(2n·Z).
+fn qrpo() {
+    let beta = 0.5_f64;
+    for n in [50_usize, 400] {
+        let quantiles: Vec<f64> = (1..=n).map(|i| i as f64 / n as f64).collect();
+        let objective = QrpoLossConfig::new().with_beta(beta).init();
+        // A regression of each completion for itself: one step of Newton from anywhere.
+        let rho = leaf(&vec![0.0; n]);
+        let nothing = sequence(f64s(&vec![0.0; n]), &vec![1; n]);
+        let relative = sequence(rho.clone(), &vec![1; n])
+            .relative_to(nothing)
+            .unwrap();
+        let batch = Scored::new(relative, f64s(&quantiles)).unwrap();
+        let loss = objective.forward(batch).sum();
+        let grad = to_vec(rho.grad(&loss.backward()).unwrap());
+        let policy = grad
+            .iter()
+            .map(|g| (-g / (2.0 * beta * beta)).exp() / n as f64);
+        let z = beta * (beta.recip().exp() - 1.0);
+        let rest = (beta.recip().exp() - 1.0) / (2.0 * n as f64 * z);
+        let total: f64 = policy.sum();
+        assert!(
+            (total - 1.0 - rest).abs() < 0.4 * rest / n as f64,
+            "{total} {rest}"
+        );
     }
 }
 
