@@ -725,13 +725,6 @@ fn prompts_that_stand_once() {
             assert_eq!(nan.iter().filter(|&&nan| nan).count(), 1);
         }
     }
-    let none = PackedBatch::new(Vec::new(), packing, &device()).unwrap();
-    let states = Tensor::<3>::zeros([0, 2, WIDTH], &device());
-    let by_logits = TokenLogProbs::from_packed_logits(states.clone(), &none).unwrap();
-    let head = LmHead::new(Tensor::zeros([WORDS, WIDTH], &device()));
-    let by_hidden = TokenLogProbs::from_packed_hidden(states, &head, &none).unwrap();
-    assert_eq!(by_logits.log_probs().dims(), [0, 1]);
-    assert_eq!(by_hidden.log_probs().dims(), [0, 1]);
 }
 
 /// Tokens in, a head with a bias out.

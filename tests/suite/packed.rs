@@ -692,6 +692,8 @@ fn statistics_are_those_of_padded_rows() {
     let hidden = Tensor::<3>::zeros([0, 2, 8], &device());
     let unpacked = none.unpack(hidden.clone()).unwrap();
     assert_eq!(unpacked.dims(), [0, 2, 8]);
+    let by_logits = TokenLogProbs::from_packed_logits(hidden.clone(), &none).unwrap();
+    assert_eq!(by_logits.log_probs().dims(), [0, 1]);
     let (_, statistics) =
         TokenLogProbs::from_packed_hidden_with_statistics(hidden, &head, &none).unwrap();
     assert_eq!(statistics.entropy().dims(), [0, 1]);
