@@ -181,6 +181,20 @@ pub(crate) fn logsumexp_where<const D: usize>(x: Tensor<D>, mask: Tensor<D, Bool
     logsumexp(masked).mask_fill(none, 0.0)
 }
 
+/// `ln(1 + Σ eˣ)` over those elements of the last dimension that `mask` marks, with its digits and
+/// those of its gradient where all are far below 0; the dimension is kept with size 1.
+pub(crate) fn log1p_sum_exp_where<const D: usize>(
+    x: Tensor<D>,
+    mask: Tensor<D, Bool>,
+) -> Tensor<D> {
+    let x = x.mask_fill(mask.bool_not(), f64::NEG_INFINITY);
+    let max = x.clone().without_autodiff().max_dim(D - 1).clamp_min(0.0);
+    let sum = (x - max.clone()).exp().sum_dim(D - 1);
+    // 0 where `max` is.
+    let one = (-max.clone()).exp() - 1;
+    (sum + one).log1p() + max
+}
+
 /// `ln softmax(x)` over those elements of the last dimension that `mask` marks; 0 elsewhere.
 pub(crate) fn log_softmax_where<const D: usize>(x: Tensor<D>, mask: Tensor<D, Bool>) -> Tensor<D> {
     let x = x.mask_fill(mask.clone().bool_not(), 0.0);

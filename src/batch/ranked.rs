@@ -1,9 +1,9 @@
-use burn::tensor::{Bool, Device, Shape, Tensor};
+use burn::tensor::{Bool, Device, Int, Shape, Tensor};
 
 use super::Batch;
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
-use crate::math::{any_of_row, logsumexp_where, upcast};
+use crate::math::{any_of_row, log1p_sum_exp_where, upcast};
 
 /// What stands in a list for each candidate: log-probabilities, or the rewards that a reward model
 /// gives them.
@@ -181,11 +181,20 @@ impl<L> Ranked<L> {
     /// −Σ_k [q_(k) − ln Σ_{j ≥ k} e^q_(j)]
     /// ```
     pub(crate) fn order_nll(&self, q: &Tensor<2>) -> Tensor<1> {
-        // Row k: q of every candidate, of which those from rank k on compete.
-        let competitors = q.clone().unsqueeze_dim::<3>(1).expand(self.square());
-        let normalizer = logsumexp_where(competitors, self.not_before()).squeeze_dim::<2>(2);
-        let losses = self.sum_present(normalizer - q.clone());
-        self.nan_where_unknown(losses, q)
+        // Row k: the other candidates from rank k on, relative to it. Differences first, which do not
+        // round at the level of all.
+        let square = self.square();
+        let others = q.clone().unsqueeze_dim::<3>(1).expand(square.clone());
+        let excess = others - q.clone().unsqueeze_dim::<3>(2).expand(square.clone());
+        let [_, candidates] = q.dims();
+        let place = Tensor::<1, Int>::arange(0..candidates as i64, &q.device());
+        let [row, column] = [1, 0].map(|dim| {
+            let place = place.clone().unsqueeze_dim::<2>(dim).unsqueeze_dim::<3>(0);
+            place.expand(square.clone())
+        });
+        let below = self.not_before().bool_and(row.equal(column).bool_not());
+        let losses = log1p_sum_exp_where(excess, below).squeeze_dim::<2>(2);
+        self.nan_where_unknown(self.sum_present(losses), q)
     }
 
     /// One true per row: the best-scored present candidate, the first of them where they tie.

@@ -1,10 +1,10 @@
-use burn::tensor::{Device, Shape, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Shape, Tensor};
 
 use super::Batch;
 use crate::error::InvalidInput;
 use crate::hyperparameter::positive;
 use crate::log_probs::LogProbs;
-use crate::math::{logsumexp, upcast};
+use crate::math::{bounded_expm1, upcast};
 
 /// Completions with a scalar score each; they need not share prompts.
 ///
@@ -65,7 +65,11 @@ impl<L: LogProbs<1>> Batch for Scored<L> {
 /// ```
 ///
 /// Rewards `[batch]` of the completions, `reference` `[batch, n]` of n samples of the reference for
-/// each of their prompts. A NaN among them gives NaN. No gradient flows through it.
+/// each of their prompts. A NaN among them gives NaN. No gradient flows through it. The result is f32
+/// at least.
+///
+/// It is uniform where rewards are continuous. Of verdicts of 0 and 1, or many ties, it is not:
+/// break ties at random, or take another objective.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -88,8 +92,15 @@ pub fn quantile_scores(
     let [rows] = rewards.dims();
     let samples = samples_of(&reference, rows)?;
     InvalidInput::check_device("reference", &rewards.device(), &reference.device())?;
-    let (rewards, reference) = (rewards.without_autodiff(), reference.without_autodiff());
-    let reference = reference.cast(rewards.dtype());
+    let rewards = upcast(rewards.without_autodiff());
+    let reference = upcast(reference.without_autodiff());
+    // In the wider of both types.
+    let (rewards, reference) = if reference.dtype() == DType::F64 {
+        (rewards.cast(FloatDType::F64), reference)
+    } else {
+        let dtype = rewards.dtype();
+        (rewards, reference.cast(dtype))
+    };
     let unknown =
         rewards.clone().is_nan().int() + reference.clone().is_nan().int().sum_dim(1).squeeze_dim(1);
     let own = rewards
@@ -134,9 +145,14 @@ pub fn optimal_values(reference: Tensor<2>, beta: f64) -> Result<Tensor<1>, Inva
     }
     let [rows, _] = reference.dims();
     let samples = samples_of(&reference, rows)?;
-    let scaled = upcast(reference.without_autodiff()) * beta.recip();
-    let values = logsumexp(scaled).squeeze_dim::<1>(1) - (samples as f64).ln();
-    Ok(values * beta)
+    let reference = upcast(reference.without_autodiff());
+    // max + β·ln(1 + mean(e^((r − max)/β) − 1)): neither a large β nor a small one loses digits.
+    let max = reference.clone().max_dim(1);
+    let below = (reference - max.clone()) * beta.recip();
+    let mean = bounded_expm1(below).sum_dim(1) * (samples as f64).recip();
+    let values = mean.log1p() * beta + max.clone();
+    let infinite = max.clone().is_inf();
+    Ok(values.mask_where(infinite, max).squeeze_dim::<1>(1))
 }
 
 /// How many samples each of `rows` prompts has.

@@ -87,7 +87,8 @@ objective! {
     ///
     /// P is a [`TieModel`], as [`RaoKupperLoss`](crate::RaoKupperLoss) and
     /// [`DavidsonLoss`](crate::DavidsonLoss) have it for log-ratios (Chen et al., 2409.17431); ties
-    /// are a [`WithTies`] column. No peer has this loss.
+    /// are a [`WithTies`] column. No peer has this loss. Metrics do not look at that column: a tie
+    /// counts as accurate where r_w > r_l.
     example untied_rewards "" = 0.512459, "r = 2 and 0.5, a win: −ln σ(1.5 − ln 3)";
     example untied_rewards ".with_tie_model(TieModel::Davidson(1.0))" = 0.773742, "ln(1 + e^−1.5 + 2·e^−0.75)";
     pub struct BradleyTerryTiesLoss from BradleyTerryTiesLossConfig {

@@ -3,6 +3,7 @@ use burn::tensor::Tensor;
 use crate::batch::{Scored, WithValue};
 use crate::declare::objective;
 use crate::log_probs::RelativeLogProbs;
+use crate::math::upcast;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
@@ -34,9 +35,10 @@ fn residual(
     scale: f64,
 ) -> (Tensor<1>, Tensor<1>) {
     let rewards = batch.log_probs().log_ratio() * scale;
-    let dtype = rewards.dtype();
-    let advantage = batch.scores().cast(dtype) - value.cast(dtype);
-    (advantage - rewards.clone(), rewards)
+    let scores = upcast(batch.scores());
+    // Large scores and a value beside them lose nothing before they are subtracted.
+    let advantage = scores.clone() - value.cast(scores.dtype());
+    (advantage.cast(rewards.dtype()) - rewards.clone(), rewards)
 }
 
 impl Objective<WithValue<Scored<RelativeLogProbs>>> for DroLoss {
@@ -83,8 +85,9 @@ objective! {
     /// ```
     ///
     /// The score is R_q ∈ \[0, 1\], the share of the reference's samples that are not better:
-    /// [`quantile_scores`](crate::batch::quantile_scores). It is uniform under the reference, so
-    /// that Z needs no samples. This is the paper's identity transformation; its others change
+    /// [`quantile_scores`](crate::batch::quantile_scores). Of continuous rewards it is uniform under
+    /// the reference, so that Z needs no samples; of verdicts of 0 and 1 it is not, and no policy
+    /// reaches the minimum: take A*-PO or DRO there. This is the paper's identity transformation; its others change
     /// score and Z. Z is exact here, where the authors' code drops the −1, by which ln Z differs
     /// 5e-5 at β = 0.1 and 0.15 at β = 0.5. β is that of their configuration.
     example quantiles ".with_beta(0.1)" = 0.048284, "R_q = 0.75, ρ = 2, β·ln Z = 1 + 0.1·ln 0.1 + 0.1·ln(1 − e^−10)";
@@ -98,7 +101,10 @@ impl QrpoLoss {
     /// β·ln Z, without the exponential of 1/β.
     fn value(&self) -> f64 {
         let beta = self.beta;
-        // 1 − e^(−1/β), with its digits where β is large.
+        if beta > 1e3 {
+            return 0.5 + (24.0 * beta).recip();
+        }
+        // 1 − e^(−1/β)
         let complement = -(-beta.recip()).exp_m1();
         1.0 + beta * (beta * complement).ln()
     }
@@ -106,8 +112,8 @@ impl QrpoLoss {
 
 impl Objective<Scored<RelativeLogProbs>> for QrpoLoss {
     fn forward(&self, batch: Scored<RelativeLogProbs>) -> LossOutput<Tensor<1>> {
-        let value = batch.scores().full_like(self.value());
-        let (residual, rewards) = residual(&batch, value, self.beta);
+        let rewards = batch.log_probs().log_ratio() * self.beta;
+        let residual = batch.scores().cast(rewards.dtype()) - self.value() - rewards.clone();
         LossOutput::new(residual.square(), rewards)
     }
 }

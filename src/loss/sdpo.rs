@@ -3,7 +3,7 @@ use burn::tensor::Tensor;
 use crate::batch::Ranked;
 use crate::declare::objective;
 use crate::log_probs::RelativeLogProbs;
-use crate::math::logsumexp_where;
+use crate::math::log1p_sum_exp_where;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
@@ -11,7 +11,7 @@ objective! {
     /// ones at once.
     ///
     /// ```text
-    /// loss   = −ln σ(−ln Σ_l e^(q_l − q_w)) = ln Σ_i e^(q_i − q_w)     q = βρ
+    /// loss   = −ln σ(−ln Σ_l e^(q_l − q_w)) = ln(1 + Σ_l e^(q_l − q_w))     q = βρ
     /// reward = β·ρ
     /// ```
     ///
@@ -31,8 +31,8 @@ impl Objective<Ranked<RelativeLogProbs<2>>> for SdpoLoss {
     fn forward(&self, batch: Ranked<RelativeLogProbs<2>>) -> LossOutput<Tensor<2>> {
         let q = batch.rewards(self.beta);
         let chosen = q.clone().mask_fill(batch.best().bool_not(), 0.0).sum_dim(1);
-        // Differences before the sum of exponentials, which rounds at the largest.
-        let losses = logsumexp_where(q.clone() - chosen, batch.present()).squeeze_dim::<1>(1);
+        let rejected = batch.present().bool_and(batch.best().bool_not());
+        let losses = log1p_sum_exp_where(q.clone() - chosen, rejected).squeeze_dim::<1>(1);
         LossOutput::new(batch.nan_where_unknown(losses, &q), q)
     }
 }

@@ -42,6 +42,9 @@ impl LabelNoise {
         win_probability: Tensor<D>,
     ) -> Tensor<D> {
         let (win, loss) = (self.losses(margin.clone()), self.losses(-margin));
+        // 0·∞ is nothing: a certain label at an infinite margin is the plain loss.
+        let win = win.mask_fill(win_probability.clone().equal_elem(0.0), 0.0);
+        let loss = loss.mask_fill(win_probability.clone().equal_elem(1.0), 0.0);
         win * win_probability.clone() + loss * (-win_probability + 1)
     }
 }

@@ -5,11 +5,14 @@
 //! the crate and in the scalar code: what is compared is the formula, not the order of its steps.
 
 use burn::tensor::{DType, Tensor};
+use burn_preference::batch::{optimal_values, quantile_scores};
 use burn_preference::{
-    ApoZeroLossConfig, AsftLossConfig, AstarPoLossConfig, BcoLossConfig, DroLossConfig,
-    IpoLossConfig, KlEstimate, KtoLossConfig, LipoLossConfig, LossOutput, NpoLossConfig, Objective,
-    OrpoLossConfig, PolicyPair, QrpoLossConfig, RelativeLogProbs, Scored, SimnpoLossConfig,
-    TokenLogProbs, Unpaired, WithBaseline, WithShift, WithValue,
+    ApoZeroLossConfig, AsftLossConfig, AstarPoLossConfig, BcoLossConfig, BradleyTerryLossConfig,
+    DroLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig, LipoLossConfig, LossOutput,
+    NpoLossConfig, Objective, OrpoLossConfig, PlackettLuceLossConfig, PolicyPair, QrpoLossConfig,
+    Ranked, RelativeLogProbs, RewardPair, RewardRankingLossConfig, Scored, SdpoLossConfig,
+    SequenceLogProbs, SimnpoLossConfig, TokenLogProbs, Unpaired, WithBaseline, WithPreference,
+    WithShift, WithValue,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -612,4 +615,158 @@ fn batches_of_nothing() {
         assert_eq!(to_vec(baseline.baseline()), [0.0]);
     }
     assert_eq!(ints(&[]).dims(), [0]);
+}
+
+/// Lists of two are pairs, in f32 as well: at any level, and with both gradients where one is far
+/// ahead.
+#[test]
+fn lists_of_two_are_pairs() {
+    let floats = |values: &[f64]| floats(values, DType::F32).autodiff().require_grad();
+    for (w, l) in [
+        (1.0, 0.0),
+        (1e3 + 1.0, 1e3),
+        (1e7 + 1.0, 1e7),
+        (10.0, 0.0),
+        (20.0, 0.0),
+        (50.0, 0.0),
+        (0.0, 50.0),
+        (0.0, 1e4),
+    ] {
+        let check = |name: &str, ours: [f64; 3], pair: [f64; 3]| {
+            for (a, b) in ours.into_iter().zip(pair) {
+                assert!(
+                    (a - b).abs() <= 2e-6 * b.abs(),
+                    "{name} of {w}, {l}: {ours:?} {pair:?}"
+                );
+            }
+        };
+        let leaves = [floats(&[w]), floats(&[l])];
+        let numbers = |loss: Tensor<1>, leaves: [&Tensor<1>; 2]| {
+            let grads = loss.clone().sum().backward();
+            let [a, b] = leaves.map(|leaf| to_vec(leaf.grad(&grads).unwrap())[0]);
+            [to_vec(loss)[0], a, b]
+        };
+        let pair = RewardPair::new(leaves[0].clone(), leaves[1].clone()).unwrap();
+        let loss = BradleyTerryLossConfig::new().init().forward(pair).losses();
+        let expected = numbers(loss, [&leaves[0], &leaves[1]]);
+
+        let list = |x: &[Tensor<1>; 2]| Tensor::cat(x.to_vec(), 0).reshape([1, 2]);
+        let scores = || f64s(&[1.0, 0.0]).reshape([1, 2]);
+        let present = || bools(&[true, true]).reshape([1, 2]);
+        let ranked = Ranked::new(list(&leaves), scores(), present()).unwrap();
+        let loss = RewardRankingLossConfig::new().init().forward(ranked);
+        check(
+            "ranking",
+            numbers(loss.losses(), [&leaves[0], &leaves[1]]),
+            expected,
+        );
+
+        let of = || SequenceLogProbs::new(Tensor::cat(leaves.to_vec(), 0), ints(&[1, 1])).unwrap();
+        let nothing = sequence(floats(&[0.0, 0.0]), &[1, 1]);
+        let relative = || {
+            of().relative_to(nothing.clone())
+                .unwrap()
+                .split_candidates(2)
+                .unwrap()
+        };
+        let ranked = || Ranked::new(relative(), scores(), present()).unwrap();
+        let loss = SdpoLossConfig::new().init().forward(ranked());
+        check(
+            "S-DPO",
+            numbers(loss.losses(), [&leaves[0], &leaves[1]]),
+            expected,
+        );
+        let loss = PlackettLuceLossConfig::new()
+            .with_beta(1.0)
+            .init()
+            .forward(ranked());
+        check(
+            "Plackett-Luce",
+            numbers(loss.losses(), [&leaves[0], &leaves[1]]),
+            expected,
+        );
+    }
+    // A loser of −∞ is the limit.
+    let candidates = floats(&[0.0, f64::NEG_INFINITY]).reshape([1, 2]);
+    let scores = f64s(&[1.0, 0.0]).reshape([1, 2]);
+    let ranked = Ranked::new(candidates, scores, bools(&[true, true]).reshape([1, 2])).unwrap();
+    let loss = RewardRankingLossConfig::new()
+        .init()
+        .forward(ranked)
+        .losses();
+    assert_eq!(to_vec(loss), [0.0]);
+}
+
+/// Values, quantiles and targets of scalar rewards where their formulas would round.
+#[test]
+fn baselines_of_scalar_rewards() {
+    for dtype in [DType::F32, DType::F64] {
+        let value = |rewards: &[f64], beta: f64| {
+            let rewards = floats(rewards, dtype).reshape([1, rewards.len()]);
+            to_vec(optimal_values(rewards, beta).unwrap())[0]
+        };
+        for beta in [1e5, 1e8, 1e30] {
+            // The mean, and half the variance over β.
+            let check = |rewards: &[f64], mean: f64, variance: f64| {
+                let (ours, limit) = (value(rewards, beta), mean + variance / (2.0 * beta));
+                assert!(
+                    (ours - limit).abs() < 1e-6 * limit,
+                    "{ours} {limit} at {beta}"
+                );
+            };
+            check(&[0.0, 1.0], 0.5, 0.25);
+            check(&[5.0, 5.0], 5.0, 0.0);
+            check(&[100.0, 300.0], 200.0, 1e4);
+        }
+        assert!((value(&[100.0, 300.0], 1e-37) - 300.0).abs() < 1e-3);
+        let infinity = f64::INFINITY;
+        assert_eq!(value(&[0.0, infinity], 0.5), infinity);
+        assert_eq!(value(&[-infinity, -infinity], 0.5), -infinity);
+        assert!(value(&[0.0, f64::NAN], 0.5).is_nan());
+    }
+    // Half-precision rewards beside samples that are not.
+    let rewards = floats(&[1.001], DType::BF16);
+    let reference = floats(&[1.002, 1.003], DType::F32).reshape([1, 2]);
+    assert_eq!(to_vec(quantile_scores(rewards, reference).unwrap()), [0.0]);
+
+    // The target is not rounded to the scores' type.
+    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+        let rho = floats(&[5.5], DType::F32).autodiff().require_grad();
+        let nothing = sequence(floats(&[0.0], DType::F32), &[1]);
+        let relative = sequence(rho.clone(), &[1]).relative_to(nothing).unwrap();
+        let scored = Scored::new(relative, floats(&[1.0], dtype)).unwrap();
+        let loss = QrpoLossConfig::new().init().forward(scored).sum();
+        let grad = to_vec(rho.grad(&loss.clone().backward()).unwrap())[0];
+        // 1 − β·ln Z − β·ρ of β = 3e-3: Z = β·e^(1/β), so that 1 − 1 − 3e-3·ln 3e-3 − 0.0165.
+        let residual = -3e-3 * 3e-3_f64.ln() - 0.0165;
+        assert!(
+            (to_vec(loss)[0] - residual * residual).abs() < 2e-10,
+            "{dtype:?}"
+        );
+        assert!(
+            (grad + 2.0 * 3e-3 * residual).abs() < 1e-9,
+            "{dtype:?}: {grad}"
+        );
+    }
+    // A large reward beside a large value.
+    let relative = sequence(f64s(&[0.0]), &[1]).relative_to(sequence(f64s(&[0.0]), &[1]));
+    let scored = Scored::new(relative.unwrap(), f64s(&[1e8 + 0.5])).unwrap();
+    let batch = WithValue::new(scored, f64s(&[1e8])).unwrap();
+    assert_eq!(
+        to_vec(DroLossConfig::new().init().forward(batch).losses()),
+        [0.125]
+    );
+
+    // A certain label at an infinite margin is the plain loss.
+    let pair = RewardPair::new(f64s(&[f64::INFINITY]), f64s(&[0.0])).unwrap();
+    let certain = WithPreference::new(pair, f64s(&[1.0])).unwrap();
+    assert_eq!(
+        to_vec(
+            BradleyTerryLossConfig::new()
+                .init()
+                .forward(certain)
+                .losses()
+        ),
+        [0.0]
+    );
 }

@@ -1059,8 +1059,8 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
                 let q = list.rewards(beta);
                 let order = List::order(&list.scores);
                 let rank = |k: usize| {
-                    let later: Vec<f64> = order[k..].iter().map(|&j| q[j]).collect();
-                    logsumexp(&later) - q[order[k]]
+                    let later: Vec<f64> = order[k..].iter().map(|&j| q[j] - q[order[k]]).collect();
+                    logsumexp(&later)
                 };
                 (0..order.len()).map(rank).sum()
             },
@@ -1140,8 +1140,8 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
             move |list, _| {
                 let (r, order) = (&list.sums, List::order(&list.scores));
                 let rank = |k: usize| {
-                    let later: Vec<f64> = order[k..].iter().map(|&j| r[j]).collect();
-                    logsumexp(&later) - r[order[k]]
+                    let later: Vec<f64> = order[k..].iter().map(|&j| r[j] - r[order[k]]).collect();
+                    logsumexp(&later)
                 };
                 let loss: f64 = (0..order.len()).map(rank).sum();
                 if centering == 0.0 {
