@@ -11,6 +11,9 @@
 //! Nor have TPO, which is DPO or SimPO and a constant there, and reward models, whose curves are
 //! DPO's and those of ties, with r for ρ.
 
+#[path = "figure/mod.rs"]
+mod figure;
+
 use std::error::Error;
 
 use burn::tensor::{Bool, Device, Tensor};
@@ -196,10 +199,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     root.present()?;
-    // Without a fixed size the figure scales with the page that shows it.
-    let svg = std::fs::read_to_string(&path)?;
-    let fixed = format!(r#" width="{}" height="{}""#, size.0, size.1);
-    std::fs::write(&path, svg.replacen(&fixed, "", 1))?;
+    figure::scale_with_the_page(path.as_ref(), size)?;
     println!("{} objectives: {path}", objectives.len());
     Ok(())
 }

@@ -9,13 +9,16 @@
 //! keep all logits. Floor and variants are timed in turn, in one process; the table holds medians. Memory
 //! is what a fresh process needs at most beyond inputs and gradients (Linux).
 
+#[path = "measure/mod.rs"]
+mod measure;
+
 use std::hint::black_box;
-use std::process::Command;
 use std::time::Instant;
 
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, activation};
 use burn_preference::{InvalidInput, LmHead, TokenLogProbs};
 use clap::{Parser, ValueEnum};
+use measure::{median, memory_of};
 use rayon::prelude::*;
 
 #[derive(Parser, Debug, Clone)]
@@ -346,46 +349,12 @@ fn fastest(a: Operand, b: Operand, out: &mut [f32], [m, n, k]: [usize; 3]) -> f6
     whole.min(blocks)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// A line of `/proc/self/status`, in MiB.
-fn status(key: &str) -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-    let kilobytes: f64 = line
-        .trim_start_matches(':')
-        .split_whitespace()
-        .next()?
-        .parse()
-        .ok()?;
-    Some(kilobytes / 1024.0)
-}
-
 /// Peak memory of one step beyond inputs and gradients, in MiB.
 fn memory(arguments: &Arguments, variant: Variant) -> Result<Option<f64>, InvalidInput> {
     let inputs = Inputs::new(arguments);
-    // Forgets the peak of making the inputs.
-    let forgotten = std::fs::write("/proc/self/clear_refs", "5").is_ok();
-    let before = status("VmRSS");
-    inputs.step(variant)?;
+    let peak = measure::peak_memory(|| inputs.step(variant))?;
     let gradients = inputs.gradients(variant) as f64 / f64::from(1 << 20);
-    let over = |(before, peak)| peak - before - gradients;
-    Ok(before.zip(status("VmHWM")).filter(|_| forgotten).map(over))
-}
-
-fn memory_of(variant: Variant) -> String {
-    let own = std::env::current_exe().and_then(|own| {
-        let arguments = std::env::args().skip(1);
-        let ours = ["--memory".to_owned(), variant.name()];
-        Command::new(own).args(arguments).args(ours).output()
-    });
-    let text = own.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    text.ok()
-        .filter(|text| !text.is_empty())
-        .unwrap_or_else(|| "–".to_owned())
+    Ok(peak.map(|peak| peak - gradients))
 }
 
 fn main() -> Result<(), InvalidInput> {
@@ -405,7 +374,8 @@ fn main() -> Result<(), InvalidInput> {
     } else {
         &arguments.only
     };
-    let memories: Vec<String> = chosen.iter().map(|&variant| memory_of(variant)).collect();
+    let memory = |variant: &Variant| memory_of(&variant.name()).unwrap_or_else(|| "–".to_owned());
+    let memories: Vec<String> = chosen.iter().map(memory).collect();
 
     let inputs = Inputs::new(&arguments);
     let mut floor = Floor::new(inputs.rows, arguments.shape);

@@ -7,12 +7,11 @@ use burn::tensor::Tensor;
 use burn_preference::tokens::TokenBatch;
 use burn_preference::{BatchMetrics, BradleyTerryLossConfig, InvalidInput, Objective, RewardPair};
 use rand::SeedableRng;
-use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::llama::Llama;
 use crate::report::Progress;
-use crate::rollout::{Layout, List};
+use crate::rollout::{Batches, Layout, List};
 use crate::train::{Plan, optimizer};
 
 /// What the head says at the last token of a row is its reward.
@@ -56,16 +55,10 @@ impl RewardModel {
         let objective = objective.init();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut optimizer = optimizer();
-        let mut order: Vec<&List> = lists.iter().filter(|list| list.pair().is_some()).collect();
-        let mut next = order.len();
+        let mut batches = Batches::new(lists, plan.batch);
         let progress = Progress::new("judge", plan.judge_steps);
         for step in 0..plan.judge_steps {
-            if next + plan.batch > order.len() {
-                order.shuffle(&mut rng);
-                next = 0;
-            }
-            let lists = &order[next..(next + plan.batch).min(order.len())];
-            next += plan.batch;
+            let lists = batches.next(&mut rng);
             let says = pairs(&model, lists, layout)?;
             let output = objective.forward(says.clone());
             let grads = GradientsParams::from_grads(output.mean().backward(), &model);

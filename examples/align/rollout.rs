@@ -5,6 +5,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
 use burn_preference::{InvalidInput, TokenLogProbs};
 use rand::RngExt;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::llama::{Llama, Sees};
@@ -31,6 +32,35 @@ impl List {
 
     pub fn mean_score(&self) -> f64 {
         self.scores.iter().sum::<f64>() / self.scores.len() as f64
+    }
+}
+
+/// Lists that have a best and a worst candidate, a batch at a time in an order that is drawn anew
+/// when there is no whole batch left.
+pub struct Batches<'a> {
+    order: Vec<&'a List>,
+    next: usize,
+    size: usize,
+}
+
+impl<'a> Batches<'a> {
+    pub fn new(lists: &'a [List], size: usize) -> Self {
+        let order: Vec<_> = lists.iter().filter(|list| list.pair().is_some()).collect();
+        Self {
+            next: order.len(),
+            order,
+            size,
+        }
+    }
+
+    pub fn next(&mut self, rng: &mut ChaCha8Rng) -> &[&'a List] {
+        if self.next + self.size > self.order.len() {
+            self.order.shuffle(rng);
+            self.next = 0;
+        }
+        let start = self.next;
+        self.next += self.size;
+        &self.order[start..self.next.min(self.order.len())]
     }
 }
 

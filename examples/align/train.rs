@@ -5,13 +5,12 @@ use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn_preference::{Frozen, InvalidInput};
 use rand::SeedableRng;
-use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::llama::{Llama, LlamaConfig};
 use crate::objective::Loss;
 use crate::report::{Held, Point, Progress};
-use crate::rollout::{Layout, List};
+use crate::rollout::{Batches, Layout, List};
 use crate::task::{self, Sorting};
 
 /// How long everything runs.
@@ -93,18 +92,11 @@ pub fn align(
     let mut policy = base.clone().train();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut optimizer = optimizer();
-    let mut order: Vec<&List> = train.iter().filter(|list| list.pair().is_some()).collect();
-    let mut next = order.len();
+    let mut batches = Batches::new(train, plan.batch);
     let mut curve = vec![held.measure(0, &policy, true)?];
     let progress = Progress::new(loss.name(), plan.steps);
     for step in 1..=plan.steps {
-        if next + plan.batch > order.len() {
-            order.shuffle(&mut rng);
-            next = 0;
-        }
-        let lists = &order[next..(next + plan.batch).min(order.len())];
-        next += plan.batch;
-
+        let lists = batches.next(&mut rng);
         let (loss, metrics) = loss.step(&policy, &reference, lists, layout)?;
         let grads = GradientsParams::from_grads(loss.backward(), &policy);
         let warmup = (step as f64 / 10.0).min(1.0);

@@ -13,6 +13,8 @@
 //! up to a constant. Everything after it is what text has. The guide's chapter `beyond_text` says
 //! what is different, and how large β is.
 
+#[path = "../figure/mod.rs"]
+mod figure;
 mod likelihood;
 mod model;
 mod plot;

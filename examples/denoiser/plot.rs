@@ -5,6 +5,7 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
+use crate::figure::scale_with_the_page;
 use crate::model::Point;
 
 /// Draws the samples, with names and what to write beside them.
@@ -30,9 +31,6 @@ pub fn draw(path: &Path, panels: &[(&str, String, &[Point])]) -> Result<(), Box<
         chart.draw_series(points.iter().map(|&[x, y]| Circle::new((x, y), 2, color)))?;
     }
     root.present()?;
-    // Without a fixed size the figure scales with the page that shows it.
-    let svg = std::fs::read_to_string(path)?;
-    let fixed = format!(r#" width="{}" height="{}""#, size.0, size.1);
-    std::fs::write(path, svg.replacen(&fixed, "", 1))?;
+    scale_with_the_page(path, size)?;
     Ok(())
 }

@@ -2,6 +2,8 @@
 //! pairs, grouped-query attention, SwiGLU. Small, plain Burn, and good for real weights: the
 //! examples load llama2.c and GGUF files into it, the conformance tests a Hugging Face one.
 
+mod attention;
+
 use burn::module::{Module, Param};
 use burn::nn::{
     Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig, RotaryEncoding,
@@ -9,7 +11,9 @@ use burn::nn::{
 };
 use burn::tensor::activation::silu;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use burn_preference::tokens::Segment;
+
+pub use attention::Sees;
+use attention::{Scores, attend};
 
 /// Sizes of a model.
 #[derive(Debug, Clone)]
@@ -146,17 +150,6 @@ impl LlamaConfig {
     }
 }
 
-/// What each token may look at.
-#[derive(Debug, Clone)]
-#[allow(clippy::large_enum_variant, reason = "one a forward")]
-pub enum Sees<'a> {
-    /// True where a token must not look, `[batch or 1, 1, time, total]`.
-    Mask(Tensor<4, Bool>),
-    /// Prompts and completions of packed rows, one after the other: nothing is computed that a mask
-    /// would hide.
-    Segments(&'a [Segment]),
-}
-
 /// Where tokens stand, and what each of them may look at.
 struct Places<'a> {
     /// Of the rotary positions, `[batch or 1, 1, time, head / 2, 1]`.
@@ -286,85 +279,12 @@ impl Block {
         };
         *cache = Some((key.clone(), value.clone()));
 
-        let mixed = match &places.sees {
-            Sees::Mask(mask) => self.attend(query, key, value, mask.clone()),
-            Sees::Segments(segments) => self.attend_within(query, key, value, segments),
+        let scores = Scores {
+            divisor: (head_dim as f64).sqrt(),
+            softcap: None,
         };
+        let mixed = attend(query, key, value, &places.sees, scores);
         self.output
             .forward(mixed.swap_dims(1, 2).reshape([batch, time, dim]))
     }
-
-    fn attend(
-        &self,
-        query: Tensor<4>,
-        key: Tensor<4>,
-        value: Tensor<4>,
-        mask: Tensor<4, Bool>,
-    ) -> Tensor<4> {
-        // Every group of query heads shares one key and value head.
-        let [batch, _, total, head_dim] = key.dims();
-        let share = |x: Tensor<4>| {
-            let group = self.heads / self.kv_heads;
-            x.unsqueeze_dim::<5>(2)
-                .expand([batch, self.kv_heads, group, total, head_dim])
-                .reshape([batch, self.heads, total, head_dim])
-        };
-        let scores = query.matmul(share(key).swap_dims(2, 3)) / (head_dim as f64).sqrt();
-        let scores = scores.mask_fill(mask, f32::NEG_INFINITY);
-        softmax(scores).matmul(share(value))
-    }
-
-    /// Attention of one segment after the other.
-    fn attend_within(
-        &self,
-        query: Tensor<4>,
-        key: Tensor<4>,
-        value: Tensor<4>,
-        segments: &[Segment],
-    ) -> Tensor<4> {
-        let [batch, heads, time, head_dim] = query.dims();
-        let device = query.device();
-        let mut rows: Vec<Vec<Tensor<4>>> = vec![Vec::new(); batch];
-        let mut prompt = None;
-        for segment in segments {
-            let (row, tokens) = (segment.row, segment.tokens.clone());
-            let part = |x: &Tensor<4>| {
-                x.clone()
-                    .slice([row..row + 1, 0..x.dims()[1], tokens.clone()])
-            };
-            let (mut keys, mut values) = (part(&key), part(&value));
-            if segment.sequence.is_none() {
-                prompt = Some((keys.clone(), values.clone()));
-            } else if let Some((of_prompt, said)) =
-                prompt.clone().filter(|_| !segment.prompt.is_empty())
-            {
-                keys = Tensor::cat(vec![of_prompt, keys], 2);
-                values = Tensor::cat(vec![said, values], 2);
-            }
-            let (before, own) = (segment.prompt.len(), tokens.len());
-            let future = Tensor::<2, Bool>::tril_mask([own, before + own], before as i64, &device);
-            rows[row].push(self.attend(part(&query), keys, values, future.unsqueeze()));
-        }
-        let rows = rows.into_iter().map(|mut parts| {
-            let used: usize = parts.iter().map(|part| part.dims()[2]).sum();
-            if used < time {
-                // Padding hears nothing, and nobody hears of it.
-                let shape = [1, heads, time - used, head_dim];
-                parts.push(Tensor::zeros(shape, (&device, query.dtype())));
-            }
-            Tensor::cat(parts, 2)
-        });
-        Tensor::cat(rows.collect(), 0)
-    }
-}
-
-/// Softmax over the last dimension.
-///
-/// Burn's own is one kernel without autodiff and its parts with it, and rounds otherwise: a policy
-/// and a reference of the same weights would not be equal.
-fn softmax(scores: Tensor<4>) -> Tensor<4> {
-    let largest = scores.clone().detach().max_dim(3);
-    let powers = (scores - largest).exp();
-    let sum = powers.clone().sum_dim(3);
-    powers / sum
 }

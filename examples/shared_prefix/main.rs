@@ -29,12 +29,13 @@ mod gguf;
 #[path = "../llama/mod.rs"]
 #[allow(dead_code, reason = "other examples sample")]
 mod llama;
+#[path = "../measure/mod.rs"]
+mod measure;
 #[path = "../smollm2/model.rs"]
 mod model;
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Instant;
 
 use burn::data::dataset::{Dataset, InMemDataset};
@@ -49,6 +50,7 @@ use clap::{Parser, ValueEnum};
 use crate::chat::Chat;
 use crate::gguf::Gguf;
 use crate::llama::{Llama, LlamaConfig, Sees};
+use crate::measure::{median, memory_of};
 
 #[derive(Parser, Debug, Clone)]
 struct Args {
@@ -147,15 +149,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         device: Device::default(),
     };
     if let Some(layout) = args.memory {
-        let mut peak = 0.0_f64;
+        let mut peak = None;
         for some in groups.chunks(args.examples) {
-            // Forgets the peak of what was before.
-            std::fs::write("/proc/self/clear_refs", "5")?;
-            let before = status("VmRSS")?;
-            run.step(layout, some)?;
-            peak = peak.max(status("VmHWM")? - before);
+            let here = measure::peak_memory(|| run.step(layout, some).map(drop))?;
+            peak = here.map(|here| here.max(peak.unwrap_or(0.0)));
         }
-        println!("{peak}");
+        if let Some(peak) = peak {
+            println!("{peak:.0}");
+        }
         return Ok(());
     }
 
@@ -209,7 +210,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             positions[0] as f64 / positions[i] as f64,
             median(seconds[i].clone()),
             median(ratios.collect()),
-            memory_of(layout).unwrap_or_else(|| "unknown".to_owned()),
+            memory_of(layout.name()).unwrap_or_else(|| "unknown".to_owned()),
             difference.fold(0.0, f32::max),
         );
     }
@@ -341,36 +342,4 @@ impl Run {
         drop(grads);
         Ok((dims, values.into_data().iter().collect()))
     }
-}
-
-/// A layout in a process of its own, whose memory nothing else has touched.
-fn memory_of(layout: Layout) -> Option<String> {
-    let this = std::env::current_exe().ok()?;
-    let mut command = Command::new(this);
-    command
-        .args(std::env::args().skip(1))
-        .args(["--memory", layout.name()]);
-    let output = command
-        .output()
-        .ok()
-        .filter(|output| output.status.success())?;
-    let mib: f64 = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
-    Some(format!("{mib:.0}"))
-}
-
-/// A line of `/proc/self/status`, in MiB.
-fn status(key: &str) -> Result<f64, Box<dyn Error>> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-    let kilobytes = line
-        .and_then(|line| line.split_whitespace().next())
-        .ok_or(key)?;
-    Ok(kilobytes.parse::<f64>()? / 1024.0)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -1,4 +1,4 @@
-use burn::tensor::{Bool, Device, Int, Shape, Tensor};
+use burn::tensor::{Bool, Device, Shape, Tensor};
 
 use super::Batch;
 use crate::error::InvalidInput;
@@ -183,16 +183,8 @@ impl<L> Ranked<L> {
     pub(crate) fn order_nll(&self, q: &Tensor<2>) -> Tensor<1> {
         // Row k: the other candidates from rank k on, relative to it. Differences first, which do not
         // round at the level of all.
-        let square = self.square();
-        let others = q.clone().unsqueeze_dim::<3>(1).expand(square.clone());
-        let excess = others - q.clone().unsqueeze_dim::<3>(2).expand(square.clone());
-        let [_, candidates] = q.dims();
-        let place = Tensor::<1, Int>::arange(0..candidates as i64, &q.device());
-        let [row, column] = [1, 0].map(|dim| {
-            let place = place.clone().unsqueeze_dim::<2>(dim).unsqueeze_dim::<3>(0);
-            place.expand(square.clone())
-        });
-        let below = self.not_before().bool_and(row.equal(column).bool_not());
+        let excess = -self.differences(q);
+        let below = self.not_before().bool_and(self.itself().bool_not());
         let losses = log1p_sum_exp_where(excess, below).squeeze_dim::<2>(2);
         self.nan_where_unknown(self.sum_present(losses), q)
     }

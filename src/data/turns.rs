@@ -90,20 +90,21 @@ where
     /// For each token of the completion, whether it counts. `marked` is what the tokenizer says of
     /// the assistant's tokens of the whole conversation.
     pub fn counted(&self, turns: Turns, marked: Option<&[bool]>) -> Result<Counted, Failure<E>> {
-        let mut moved_ends = 0;
         let assistant = |&j: &usize| self.messages[j].is_assistant();
         let of_completion = self.prompt..self.messages.len();
-        let mut counted = match marked {
-            Some(marked) => marked[self.start..].to_vec(),
-            None if turns == Turns::All => vec![true; self.whole.len() - self.start],
-            None => vec![false; self.whole.len() - self.start],
+        let length = self.whole.len() - self.start;
+        let mut counted = Counted {
+            marks: match marked {
+                Some(marked) => marked[self.start..].to_vec(),
+                None => vec![turns == Turns::All; length],
+            },
+            moved_ends: 0,
         };
         let Some(last) = of_completion.clone().rfind(assistant) else {
             if turns != Turns::All {
-                counted.fill(false);
+                counted.marks.fill(false);
             }
-            let marks = counted;
-            return Ok(Counted { marks, moved_ends });
+            return Ok(counted);
         };
         match (turns, marked) {
             (Turns::Assistant, None) => {
@@ -113,26 +114,28 @@ where
                     if begin < end {
                         return Err(rewritten(j));
                     }
-                    let is_moved;
-                    (end, is_moved) = self.end(j, begin)?;
-                    moved_ends += usize::from(is_moved);
-                    counted[begin - self.start..end - self.start].fill(true);
+                    end = self.count(j, begin, &mut counted)?;
                 }
             }
             (Turns::Last, None) => {
                 let begin = self.begin(last)?;
-                let (end, is_moved) = self.end(last, begin)?;
-                moved_ends += usize::from(is_moved);
-                counted[begin - self.start..end - self.start].fill(true);
+                self.count(last, begin, &mut counted)?;
             }
             (Turns::Last, Some(_)) => {
                 let begin = self.begin(last)?;
-                counted[..begin - self.start].fill(false);
+                counted.marks[..begin - self.start].fill(false);
             }
             (Turns::Assistant, Some(_)) | (Turns::All, _) => {}
         }
-        let marks = counted;
-        Ok(Counted { marks, moved_ends })
+        Ok(counted)
+    }
+
+    /// Counts message `j`, which begins at `begin`, and says where it ends.
+    fn count(&self, j: usize, begin: usize, counted: &mut Counted) -> Result<usize, Failure<E>> {
+        let (end, is_moved) = self.end(j, begin)?;
+        counted.moved_ends += usize::from(is_moved);
+        counted.marks[begin - self.start..end - self.start].fill(true);
+        Ok(end)
     }
 
     /// Where message `j` begins, after its generation prompt.

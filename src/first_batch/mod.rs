@@ -436,12 +436,8 @@ impl<'a> Check<'a> {
         let lengths = numbers(log_probs.lengths());
         let before = self.findings.len();
 
+        let finite = self.finite(side, |row| sums[row].is_finite());
         let of = sums.len();
-        let rows: Vec<usize> = (0..of).filter(|&row| !sums[row].is_finite()).collect();
-        let finite = rows.is_empty();
-        if !finite {
-            self.found(Finding::NotFinite { side, rows, of });
-        }
         let counts_others = |&row: &usize| lengths[row] != self.host.length(row) as f64;
         if let Some(row) = (0..of).find(counts_others) {
             #[expect(
@@ -458,13 +454,8 @@ impl<'a> Check<'a> {
                 expected,
             });
         }
-        if finite && let Some(&(row, difference)) = self.differences(&sums, &again).first() {
-            let difference = difference.abs();
-            self.found(Finding::Random {
-                side,
-                row,
-                difference,
-            });
+        if finite {
+            self.repeats(side, &sums, &again);
         }
         let sound = self.findings.len() == before;
         let above = |&(_, &sum): &(usize, &f64)| sum.is_finite() && sum > self.batch.tolerance;
@@ -481,6 +472,31 @@ impl<'a> Check<'a> {
             sums,
             sound,
         })
+    }
+
+    /// Whether the numbers of all rows are, and if not, which.
+    fn finite(&mut self, side: Side, is_finite: impl Fn(usize) -> bool) -> bool {
+        let of = self.host.rows;
+        let rows: Vec<usize> = (0..of).filter(|&row| !is_finite(row)).collect();
+        let finite = rows.is_empty();
+        if !finite {
+            self.found(Finding::NotFinite { side, rows, of });
+        }
+        finite
+    }
+
+    /// Whether two passes over the same rows give the same, and if not, by how much they differ.
+    fn repeats(&mut self, side: Side, sums: &[f64], again: &[f64]) -> bool {
+        let Some(&(row, difference)) = self.differences(sums, again).first() else {
+            return true;
+        };
+        let difference = difference.abs();
+        self.found(Finding::Random {
+            side,
+            row,
+            difference,
+        });
+        false
     }
 
     fn sums<E: From<InvalidInput>>(&self, log_probs: &SequenceLogProbs) -> Result<Vec<f64>, E> {

@@ -292,22 +292,27 @@ pub(super) fn walk_rows(
     statistics: bool,
 ) -> (TokenLogProbs, Option<TokenStatistics>) {
     let Some(rows) = rows else {
-        let none: Tensor<1> = upcast(hidden.sum_dim(1).squeeze_dim(1));
-        let statistics = statistics.then(|| {
-            predictions.statistics(&Tensor::empty([0, kernel::STATISTICS], &none.device()))
-        });
-        return (predictions.log_probs(none), statistics);
+        return nothing(hidden, predictions, statistics);
     };
-    let (values, by_products) = kernel::head_log_probs(
+    let found = kernel::head_log_probs(
         head.with_hidden(rows.take(hidden)),
         rows.targets(predictions.targets()),
         head.retained_bytes,
         statistics,
     );
-    // `Predictions` fills the other rows.
-    let log_probs = predictions.log_probs(rows.spread(values));
-    let statistics = by_products.map(|values| predictions.statistics(&rows.spread(values)));
-    (log_probs, statistics)
+    rows.found(predictions, found)
+}
+
+/// Of no row of a model, whose graph it keeps.
+pub(super) fn nothing(
+    rows: Tensor<2>,
+    predictions: &Predictions,
+    statistics: bool,
+) -> (TokenLogProbs, Option<TokenStatistics>) {
+    let none: Tensor<1> = upcast(rows.sum_dim(1).squeeze_dim(1));
+    let statistics = statistics
+        .then(|| predictions.statistics(&Tensor::empty([0, kernel::STATISTICS], &none.device())));
+    (predictions.log_probs(none), statistics)
 }
 
 /// The rows that predict a counted token, which alone reach the head.
@@ -360,6 +365,17 @@ impl CountedRows {
 
     pub(super) fn targets(&self, targets: Tensor<1, Int>) -> Tensor<1, Int> {
         targets.select(0, self.index.clone())
+    }
+
+    /// What a kernel found of these rows, among all predictions: `Predictions` fills the others.
+    pub(super) fn found(
+        &self,
+        predictions: &Predictions,
+        (values, by_products): (Tensor<1>, Option<Tensor<2>>),
+    ) -> (TokenLogProbs, Option<TokenStatistics>) {
+        let log_probs = predictions.log_probs(self.spread(values));
+        let statistics = by_products.map(|values| predictions.statistics(&self.spread(values)));
+        (log_probs, statistics)
     }
 
     /// Puts each row of `values` back where it was, among rows of zeros.

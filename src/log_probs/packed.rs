@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::head::{CountedRows, walk_rows};
+use super::head::{CountedRows, nothing, walk_rows};
 use super::predictions::Predictions;
 use super::token::check_logits;
 use super::{LmHead, TokenLogProbs, TokenStatistics, kernel};
@@ -130,23 +130,12 @@ fn walk_logits(
     let logits = batch.flat("logits", logits)?;
     let (predictions, rows) = predictions(batch, vocab)?;
     let Some(rows) = rows else {
-        // No sequence: the rows of the packed batch are none as well.
-        let (values, by_products) = kernel::logits_log_probs(
-            logits,
-            predictions.targets(),
-            predictions.counted(),
-            statistics,
-        );
-        let statistics = by_products.map(|values| predictions.statistics(&values));
-        return Ok((predictions.log_probs(values), statistics));
+        return Ok(nothing(logits, &predictions, statistics));
     };
     let targets = rows.targets(predictions.targets());
     let all = targets.clone().greater_equal_elem(0);
-    let (values, by_products) =
-        kernel::logits_log_probs(rows.take(logits), targets, all, statistics);
-    let log_probs = predictions.log_probs(rows.spread(values));
-    let statistics = by_products.map(|values| predictions.statistics(&rows.spread(values)));
-    Ok((log_probs, statistics))
+    let found = kernel::logits_log_probs(rows.take(logits), targets, all, statistics);
+    Ok(rows.found(&predictions, found))
 }
 
 /// What is predicted, and in which rows of the packed batch; nothing where it has none.

@@ -30,8 +30,9 @@ objective! {
 impl Objective<Ranked<RelativeLogProbs<2>>> for SdpoLoss {
     fn forward(&self, batch: Ranked<RelativeLogProbs<2>>) -> LossOutput<Tensor<2>> {
         let q = batch.rewards(self.beta);
-        let chosen = q.clone().mask_fill(batch.best().bool_not(), 0.0).sum_dim(1);
-        let rejected = batch.present().bool_and(batch.best().bool_not());
+        let not_chosen = batch.best().bool_not();
+        let chosen = q.clone().mask_fill(not_chosen.clone(), 0.0).sum_dim(1);
+        let rejected = batch.present().bool_and(not_chosen);
         let losses = log1p_sum_exp_where(q.clone() - chosen, rejected).squeeze_dim::<1>(1);
         LossOutput::new(batch.nan_where_unknown(losses, &q), q)
     }

@@ -72,16 +72,18 @@ fn tensor<T>(
     Some((view.shape().to_vec(), from(view.data())))
 }
 
-fn doubles(bytes: &[u8]) -> Vec<f64> {
+fn words<T>(bytes: &[u8], of: fn([u8; 8]) -> T) -> Vec<T> {
     let (chunks, rest) = bytes.as_chunks::<8>();
     assert!(rest.is_empty());
-    chunks.iter().map(|b| f64::from_le_bytes(*b)).collect()
+    chunks.iter().map(|word| of(*word)).collect()
+}
+
+fn doubles(bytes: &[u8]) -> Vec<f64> {
+    words(bytes, f64::from_le_bytes)
 }
 
 fn integers(bytes: &[u8]) -> Vec<i64> {
-    let (chunks, rest) = bytes.as_chunks::<8>();
-    assert!(rest.is_empty());
-    chunks.iter().map(|b| i64::from_le_bytes(*b)).collect()
+    words(bytes, i64::from_le_bytes)
 }
 
 /// All steps of a list, whose tensors are beside the file.

@@ -163,15 +163,20 @@ impl Policy {
 
     /// Where `loss` of the log-probabilities is least: the log-probabilities there.
     fn minimum(self, start: &[f64], loss: impl Fn(Tensor<1>) -> Tensor<1>) -> Vec<f64> {
-        let at = |numbers: &[f64]| {
-            let leaf = leaf(numbers);
-            let loss = loss(self.log_probs(&leaf));
-            let grad = to_vec(leaf.grad(&loss.backward()).unwrap());
-            (to_vec(loss)[0], grad)
-        };
-        let numbers = newton(start, self == Self::Softmax, at);
+        let loss = |numbers: Tensor<1>| loss(self.log_probs(&numbers));
+        let numbers = least(start, self == Self::Softmax, loss);
         to_vec(self.log_probs(&f64s(&numbers)))
     }
+}
+
+/// The numbers at which a loss is least. `shifted`: a constant on all of them changes nothing.
+fn least(start: &[f64], shifted: bool, loss: impl Fn(Tensor<1>) -> Tensor<1>) -> Vec<f64> {
+    newton(start, shifted, |numbers| {
+        let leaf = leaf(numbers);
+        let loss = loss(leaf.clone());
+        let grad = to_vec(leaf.grad(&loss.backward()).unwrap());
+        (to_vec(loss)[0], grad)
+    })
 }
 
 /// The minimum of a function that knows its gradient. `shifted`: a constant on all numbers changes
@@ -781,51 +786,60 @@ fn rebel() {
     }
 }
 
-/// Wins and ties of every pair, by the probability of a win.
+/// Pairs, how often each is compared with this outcome, and whether it is a tie, by the probability
+/// of a win.
+fn outcomes(wins: impl Fn(usize, usize) -> f64) -> (Vec<(usize, usize, f64)>, Vec<bool>) {
+    let of_pair = |(i, j): (usize, usize)| {
+        // A tie of both orders together.
+        let tie = 0.5 * (1.0 - wins(i, j) - wins(j, i));
+        let often = |share: f64| (i, j, frequency(i, j) * share);
+        [(often(wins(i, j)), false), (often(tie), true)]
+    };
+    ordered(3).flat_map(of_pair).unzip()
+}
+
+/// The policy that is learned from them.
 fn with_ties(
     wins: impl Fn(usize, usize) -> f64,
     forward: impl Fn(WithTies<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>>,
 ) -> Vec<f64> {
-    let mut outcomes = Vec::new();
-    for (i, j) in ordered(3) {
-        outcomes.push((i, j, frequency(i, j) * wins(i, j), false));
-        // A tie of both orders together.
-        let tie = 0.5 * (1.0 - wins(i, j) - wins(j, i));
-        outcomes.push((i, j, frequency(i, j) * tie, true));
-    }
-    let tied: Vec<bool> = outcomes.iter().map(|outcome| outcome.3).collect();
-    let pairs = outcomes.iter().map(|&(i, j, weight, _)| (i, j, weight));
+    let (pairs, tied) = outcomes(wins);
     Comparisons::new(reference(), pairs).minimum(Policy::Softmax, |batch| {
         forward(WithTies::new(batch, bools(&tied)).unwrap())
     })
 }
 
-/// Chen et al., 2409.17431, with P(i ≻ j) = λ_i/(λ_i + ν·λ_j), λ = e^r, after Rao and Kupper (1967).
+/// P(i ≻ j) = λ_i/(λ_i + ν·λ_j), λ = e^r, after Rao and Kupper (1967).
+fn wins_rao_kupper(nu: f64) -> impl Fn(usize, usize) -> f64 {
+    let lambda = REWARDS.map(f64::exp);
+    move |i, j| lambda[i] / (lambda[i] + nu * lambda[j])
+}
+
+/// P(i ≻ j) = λ_i/(λ_i + λ_j + 2ν·√(λ_i·λ_j)), after Davidson (1970).
+fn wins_davidson(nu: f64) -> impl Fn(usize, usize) -> f64 {
+    let lambda = REWARDS.map(f64::exp);
+    move |i, j| lambda[i] / (lambda[i] + lambda[j] + 2.0 * nu * (lambda[i] * lambda[j]).sqrt())
+}
+
+/// Chen et al., 2409.17431.
 fn rao_kupper() {
     let nu = 2.5;
-    let lambda = REWARDS.map(f64::exp);
     let loss = RaoKupperLossConfig::new()
         .with_beta(BETA)
         .with_tie_factor(nu)
         .init();
-    let ours = with_ties(
-        |i, j| lambda[i] / (lambda[i] + nu * lambda[j]),
-        |batch| loss.forward(batch),
-    );
+    let ours = with_ties(wins_rao_kupper(nu), |batch| loss.forward(batch));
     assert_policy(&ours, &claimed(), "Rao and Kupper");
 }
 
-/// The same with P(i ≻ j) = λ_i/(λ_i + λ_j + 2ν·√(λ_i·λ_j)), after Davidson (1970).
+/// The same.
 fn davidson() {
     let nu = 0.8;
-    let lambda = REWARDS.map(f64::exp);
     let loss = DavidsonLossConfig::new()
         .with_beta(BETA)
         .with_tie_factor(nu)
         .init();
-    let all =
-        |i: usize, j: usize| lambda[i] + lambda[j] + 2.0 * nu * (lambda[i] * lambda[j]).sqrt();
-    let ours = with_ties(|i, j| lambda[i] / all(i, j), |batch| loss.forward(batch));
+    let ours = with_ties(wins_davidson(nu), |batch| loss.forward(batch));
     assert_policy(&ours, &claimed(), "Davidson");
 }
 
@@ -931,20 +945,22 @@ impl ListsOf {
     }
 }
 
-/// Rafailov et al., 2305.18290, App. A.3: rankings from Plackett and Luce,
+/// Every order of the three, and its probability under Plackett and Luce:
 /// P(τ) = Π_k e^(r_τ(k)) / Σ_{j ≥ k} e^(r_τ(j)).
-fn plackett_luce() {
-    let mut lists = Vec::new();
-    for (i, j) in ordered(3) {
-        lists.push(vec![i, j, 3 - i - j]);
-    }
-    let probability = |list: &Vec<usize>| -> f64 {
-        let strength = |k: usize| REWARDS[list[k]].exp();
-        (0..3)
-            .map(|k| strength(k) / (k..3).map(strength).sum::<f64>())
-            .product()
+fn orders() -> (Vec<Vec<usize>>, Vec<f64>) {
+    let of_first = |(i, j): (usize, usize)| {
+        let order = vec![i, j, 3 - i - j];
+        let strength = |k: usize| REWARDS[order[k]].exp();
+        let share = |k: usize| strength(k) / (k..3).map(strength).sum::<f64>();
+        let probability: f64 = (0..3).map(share).product();
+        (order, probability)
     };
-    let weights = lists.iter().map(probability).collect();
+    ordered(3).map(of_first).unzip()
+}
+
+/// Rafailov et al., 2305.18290, App. A.3: rankings from Plackett and Luce.
+fn plackett_luce() {
+    let (lists, weights) = orders();
     let lists = ListsOf {
         lists,
         weights,
@@ -985,18 +1001,14 @@ fn dro() {
     };
     for often in [[1.0, 1.0, 1.0], [5.0, 0.5, 2.0]] {
         // Three logits, whose mean is free, and the value.
-        let at = |numbers: &[f64]| {
-            let leaf = leaf(numbers);
-            let log_probs = Policy::Softmax.log_probs(&leaf.clone().narrow(0, 0, 3));
-            let batch = single(log_probs, leaf.clone().narrow(0, 3, 1));
-            let output = objective.forward(batch);
+        let numbers = least(&[0.0, 0.1, -0.1, 0.0], false, |numbers| {
+            let logits = numbers.clone().narrow(0, 0, 3);
+            let log_probs = Policy::Softmax.log_probs(&logits);
+            let output = objective.forward(single(log_probs, numbers.narrow(0, 3, 1)));
             let loss = output.weighted_mean(f64s(&often)).unwrap();
             // Holds the mean of the logits, which changes no policy.
-            let loss = loss + leaf.clone().narrow(0, 0, 3).sum().square();
-            let grad = to_vec(leaf.grad(&loss.backward()).unwrap());
-            (to_vec(loss)[0], grad)
-        };
-        let numbers = newton(&[0.0, 0.1, -0.1, 0.0], false, at);
+            loss + logits.sum().square()
+        });
         assert!(
             (numbers[3] - value).abs() < TOLERANCE,
             "{} {value}",
@@ -1026,13 +1038,7 @@ fn astar_po() {
 
 /// The rewards at which a loss is least.
 fn learned(shifted: bool, loss: impl Fn(Tensor<1>) -> Tensor<1>) -> Vec<f64> {
-    let at = |numbers: &[f64]| {
-        let leaf = leaf(numbers);
-        let loss = loss(leaf.clone());
-        let grad = to_vec(leaf.grad(&loss.backward()).unwrap());
-        (to_vec(loss)[0], grad)
-    };
-    newton(&[0.0, 0.1, -0.1], shifted, at)
+    least(&[0.0, 0.1, -0.1], shifted, loss)
 }
 
 /// That they are the true ones up to a constant.
@@ -1072,28 +1078,9 @@ fn reward_model() {
 
 /// The same from wins and ties of Rao and Kupper's model, and of Davidson's.
 fn rewards_of_ties() {
-    let lambda = REWARDS.map(f64::exp);
-    let rao_kupper = |i: usize, j: usize| lambda[i] / (lambda[i] + 2.5 * lambda[j]);
-    let davidson = |i: usize, j: usize| {
-        let tie = 2.0 * 0.8 * (lambda[i] * lambda[j]).sqrt();
-        lambda[i] / (lambda[i] + lambda[j] + tie)
-    };
-    for (model, wins) in [
-        (
-            TieModel::RaoKupper(2.5),
-            &rao_kupper as &dyn Fn(usize, usize) -> f64,
-        ),
-        (TieModel::Davidson(0.8), &davidson),
-    ] {
-        let (mut pairs, mut weights, mut tied) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, j) in ordered(3) {
-            let tie = 0.5 * (1.0 - wins(i, j) - wins(j, i));
-            for (weight, is_tie) in [(wins(i, j), false), (tie, true)] {
-                pairs.push((i, j));
-                weights.push(weight);
-                tied.push(is_tie);
-            }
-        }
+    let check = |model: TieModel, (outcomes, tied): (Vec<(usize, usize, f64)>, Vec<bool>)| {
+        let pairs: Vec<_> = outcomes.iter().map(|&(i, j, _)| (i, j)).collect();
+        let weights: Vec<f64> = outcomes.iter().map(|outcome| outcome.2).collect();
         let config = BradleyTerryTiesLossConfig::new().with_tie_model(model);
         let objective = config.init();
         let ours = learned(true, |rewards| {
@@ -1102,18 +1089,14 @@ fn rewards_of_ties() {
             output.weighted_mean(f64s(&weights)).unwrap()
         });
         assert_rewards(&ours, TOLERANCE);
-    }
+    };
+    check(TieModel::RaoKupper(2.5), outcomes(wins_rao_kupper(2.5)));
+    check(TieModel::Davidson(0.8), outcomes(wins_davidson(0.8)));
 }
 
 /// The same from orders of Plackett and Luce.
 fn rewards_of_orders() {
-    let orders: Vec<[usize; 3]> = ordered(3).map(|(i, j)| [i, j, 3 - i - j]).collect();
-    let probability = |order: &[usize; 3]| -> f64 {
-        let strength = |k: usize| REWARDS[order[k]].exp();
-        let share = |k: usize| strength(k) / (k..3).map(strength).sum::<f64>();
-        (0..3).map(share).product()
-    };
-    let weights: Vec<f64> = orders.iter().map(probability).collect();
+    let (orders, weights) = orders();
     let which = orders.concat();
     let objective = RewardRankingLossConfig::new().init();
     let ours = learned(true, |rewards| {

@@ -121,8 +121,8 @@ pub struct DecoderConfig {
     pub gemma: bool,
     /// Of the feed-forward layer.
     pub activation: Activation,
-    /// What attention scores are multiplied by.
-    pub attention_scale: f64,
+    /// What attention scores are divided by.
+    pub attention_divisor: f64,
     /// c of c·tanh(x/c), for attention scores.
     pub attention_softcap: Option<f64>,
     /// The same for logits.
@@ -281,7 +281,7 @@ impl DecoderConfig {
             return Err(wrong("num_key_value_heads", &expected, kv_heads));
         }
         let window = window(&mut keys, &family)?;
-        let scale = match keys.number("query_pre_attn_scalar")? {
+        let scalar = match keys.number("query_pre_attn_scalar")? {
             Some(scalar) if gemma => scalar,
             Some(_) => {
                 let key = "query_pre_attn_scalar".to_owned();
@@ -320,7 +320,7 @@ impl DecoderConfig {
             qk_norm: family == "qwen3",
             gemma,
             activation: activation(&mut keys)?,
-            attention_scale: scale.powf(-0.5),
+            attention_divisor: scalar.sqrt(),
             attention_softcap,
             logit_softcap,
             window,

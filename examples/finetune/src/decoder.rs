@@ -5,8 +5,9 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNor
 use burn::tensor::activation::{gelu_approximate, silu};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use burn_preference::LmHead;
-use burn_preference::tokens::{PackedBatch, Segment};
+use burn_preference::tokens::PackedBatch;
 
+use crate::attention::{Scores, Sees, attend};
 use crate::config::{Activation, DecoderConfig, Rope};
 
 /// A decoder-only transformer and the head above it.
@@ -53,16 +54,6 @@ pub struct Layer {
     pub down: Linear,
     /// Behind it (Gemma 2).
     pub after_mlp: Option<RmsNorm>,
-}
-
-/// What each token may look at.
-#[derive(Debug, Clone)]
-#[allow(clippy::large_enum_variant, reason = "one a forward")]
-pub enum Sees<'a> {
-    /// True where a token must not look, `[batch or 1, 1, time, total]`.
-    Mask(Tensor<4, Bool>),
-    /// Prompts and completions of packed rows: nothing is computed that a mask would hide.
-    Segments(&'a [Segment]),
 }
 
 /// Where tokens stand, and what each of them may look at.
@@ -262,93 +253,13 @@ impl Layer {
         let key = split(self.key.forward(x.clone()), config.kv_heads, &self.key_norm);
         let value = split(self.value.forward(x), config.kv_heads, &None);
         let (query, key) = (places.rotate(query), places.rotate(key));
-        let mixed = match &places.sees {
-            Sees::Mask(mask) => attend(query, key, value, mask.clone(), config),
-            Sees::Segments(segments) => attend_within(query, key, value, segments, config),
+        let scores = Scores {
+            divisor: config.attention_divisor,
+            softcap: config.attention_softcap,
         };
+        let mixed = attend(query, key, value, &places.sees, scores);
         let width = config.heads * config.head_dim;
         self.output
             .forward(mixed.swap_dims(1, 2).reshape([batch, time, width]))
     }
-}
-
-fn attend(
-    query: Tensor<4>,
-    key: Tensor<4>,
-    value: Tensor<4>,
-    mask: Tensor<4, Bool>,
-    config: &DecoderConfig,
-) -> Tensor<4> {
-    // Every group of query heads shares one key and value head.
-    let [batch, kv_heads, total, head_dim] = key.dims();
-    let share = |x: Tensor<4>| {
-        x.unsqueeze_dim::<5>(2)
-            .expand([batch, kv_heads, config.heads / kv_heads, total, head_dim])
-            .reshape([batch, config.heads, total, head_dim])
-    };
-    let scores = query.matmul(share(key).swap_dims(2, 3)) * config.attention_scale;
-    let scores = match config.attention_softcap {
-        Some(cap) => (scores * cap.recip()).tanh() * cap,
-        None => scores,
-    };
-    softmax(scores.mask_fill(mask, f32::NEG_INFINITY)).matmul(share(value))
-}
-
-/// Attention of one segment after the other.
-fn attend_within(
-    query: Tensor<4>,
-    key: Tensor<4>,
-    value: Tensor<4>,
-    segments: &[Segment],
-    config: &DecoderConfig,
-) -> Tensor<4> {
-    let [batch, heads, time, head_dim] = query.dims();
-    let device = query.device();
-    let mut rows: Vec<Vec<Tensor<4>>> = vec![Vec::new(); batch];
-    let mut prompt = None;
-    for segment in segments {
-        let (row, tokens) = (segment.row, segment.tokens.clone());
-        let part = |x: &Tensor<4>| {
-            x.clone()
-                .slice([row..row + 1, 0..x.dims()[1], tokens.clone()])
-        };
-        let (mut keys, mut values) = (part(&key), part(&value));
-        if segment.sequence.is_none() {
-            prompt = Some((keys.clone(), values.clone()));
-        } else if let Some((of_prompt, said)) =
-            prompt.clone().filter(|_| !segment.prompt.is_empty())
-        {
-            keys = Tensor::cat(vec![of_prompt, keys], 2);
-            values = Tensor::cat(vec![said, values], 2);
-        }
-        let (before, own) = (segment.prompt.len(), tokens.len());
-        let future = Tensor::<2, Bool>::tril_mask([own, before + own], before as i64, &device);
-        rows[row].push(attend(
-            part(&query),
-            keys,
-            values,
-            future.unsqueeze(),
-            config,
-        ));
-    }
-    let rows = rows.into_iter().map(|mut parts| {
-        let used: usize = parts.iter().map(|part| part.dims()[2]).sum();
-        if used < time {
-            let shape = [1, heads, time - used, head_dim];
-            parts.push(Tensor::zeros(shape, (&device, query.dtype())));
-        }
-        Tensor::cat(parts, 2)
-    });
-    Tensor::cat(rows.collect(), 0)
-}
-
-/// Softmax over the last dimension.
-///
-/// Burn's own is one kernel without autodiff and its parts with it, and rounds otherwise: a policy
-/// and a reference of the same weights would not be equal.
-fn softmax(scores: Tensor<4>) -> Tensor<4> {
-    let largest = scores.clone().detach().max_dim(3);
-    let powers = (scores - largest).exp();
-    let sum = powers.clone().sum_dim(3);
-    powers / sum
 }

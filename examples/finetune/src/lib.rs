@@ -5,10 +5,13 @@
 //! Gemma 2. A family that is not known, or a key that would change the result, is an error that
 //! names it.
 
+#[path = "../../llama/attention.rs"]
+mod attention;
 mod config;
 mod decoder;
 mod weights;
 
+pub use attention::Sees;
 pub use config::{Activation, ConfigError, DecoderConfig, Rope, RopeScaling};
-pub use decoder::{Decoder, Sees};
+pub use decoder::Decoder;
 pub use weights::{WeightError, load, save};

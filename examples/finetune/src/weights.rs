@@ -88,6 +88,21 @@ pub enum WeightError {
     },
 }
 
+fn file(path: &Path) -> impl FnOnce(io::Error) -> WeightError {
+    let path = path.to_owned();
+    |source| WeightError::File { path, source }
+}
+
+fn format(path: &Path) -> impl FnOnce(SafeTensorError) -> WeightError {
+    let path = path.to_owned();
+    |source| WeightError::Format { path, source }
+}
+
+fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> WeightError {
+    let path = path.to_owned();
+    |source| WeightError::Index { path, source }
+}
+
 /// Loads a folder with `config.json` and `model.safetensors`, or the shards that
 /// `model.safetensors.index.json` names, into f32.
 ///
@@ -99,15 +114,9 @@ pub fn load(folder: &Path, device: &Device) -> Result<Decoder, WeightError> {
     let config = DecoderConfig::read(folder)?;
     let mut tensors = BTreeMap::new();
     for path in files(folder)? {
-        let bytes = fs::read(&path).map_err(|source| WeightError::File {
-            path: path.clone(),
-            source,
-        })?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|source| WeightError::Format {
-            path: path.clone(),
-            source,
-        })?;
-        for (name, tensor) in file.tensors() {
+        let bytes = fs::read(&path).map_err(file(&path))?;
+        let tensors_of = SafeTensors::deserialize(&bytes).map_err(format(&path))?;
+        for (name, tensor) in tensors_of.tensors() {
             let numbers = floats(&name, tensor.dtype(), tensor.data())?;
             let tensor = (tensor.shape().to_vec(), numbers);
             if tensors.insert(name.clone(), tensor).is_some() {
@@ -144,10 +153,9 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, WeightError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Ok(vec![folder.join("model.safetensors")]);
         }
-        Err(source) => return Err(WeightError::File { path, source }),
+        Err(source) => return Err(file(&path)(source)),
     };
-    let index: Index =
-        serde_json::from_str(&text).map_err(|source| WeightError::Index { path, source })?;
+    let index: Index = serde_json::from_str(&text).map_err(json(&path))?;
     let files: BTreeSet<String> = index.weight_map.into_values().collect();
     // Names of the index are files of the folder, and nowhere else.
     if let Some(file) = files
@@ -169,19 +177,15 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, WeightError> {
 ///
 /// `to` is there already, or a file cannot be read or written.
 pub fn save(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), WeightError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| WeightError::File { path, source }
-    };
     if to.exists() {
         let source = io::Error::from(io::ErrorKind::AlreadyExists);
-        return Err(failed(to)(source));
+        return Err(file(to)(source));
     }
     let name = to.file_name().unwrap_or_default().to_string_lossy();
     let scratch = to.with_file_name(format!(".{name}.{}", std::process::id()));
-    fs::create_dir_all(&scratch).map_err(failed(&scratch))?;
+    fs::create_dir_all(&scratch).map_err(file(&scratch))?;
     let written =
-        write(decoder, from, &scratch).and_then(|()| fs::rename(&scratch, to).map_err(failed(to)));
+        write(decoder, from, &scratch).and_then(|()| fs::rename(&scratch, to).map_err(file(to)));
     if written.is_err() {
         // What went wrong is what matters.
         let _ = fs::remove_dir_all(&scratch);
@@ -190,12 +194,8 @@ pub fn save(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), WeightError
 }
 
 fn write(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), WeightError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| WeightError::File { path, source }
-    };
-    for entry in fs::read_dir(from).map_err(failed(from))? {
-        let path = entry.map_err(failed(from))?.path();
+    for entry in fs::read_dir(from).map_err(file(from))? {
+        let path = entry.map_err(file(from))?.path();
         let name = path
             .file_name()
             .unwrap_or_default()
@@ -203,22 +203,18 @@ fn write(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), WeightError> {
             .into_owned();
         let of_weights = name.ends_with(".safetensors") || name.ends_with(".index.json");
         if path.is_file() && !of_weights && name != "config.json" {
-            fs::copy(&path, to.join(&name)).map_err(failed(&path))?;
+            fs::copy(&path, to.join(&name)).map_err(file(&path))?;
         }
     }
     let path = from.join("config.json");
-    let text = fs::read_to_string(&path).map_err(failed(&path))?;
-    let json = |source| WeightError::Index {
-        path: path.clone(),
-        source,
-    };
+    let text = fs::read_to_string(&path).map_err(file(&path))?;
     let mut config: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(&text).map_err(json)?;
+        serde_json::from_str(&text).map_err(json(&path))?;
     config.remove("torch_dtype");
     config.insert("dtype".to_owned(), "float32".into());
-    let config = serde_json::to_string_pretty(&config).map_err(json)?;
+    let config = serde_json::to_string_pretty(&config).map_err(json(&path))?;
     let path = to.join("config.json");
-    fs::write(&path, config).map_err(failed(&path))?;
+    fs::write(&path, config).map_err(file(&path))?;
 
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(decoder);
     let views = tensors.iter().map(|(name, shape, bytes)| {
@@ -230,67 +226,60 @@ fn write(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), WeightError> {
     });
     let path = to.join("model.safetensors");
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    safetensors::serialize_to_file(views, Some(metadata), &path).map_err(|source| {
-        WeightError::Format {
-            path: path.clone(),
-            source,
-        }
-    })?;
-    let file = fs::File::open(&path).map_err(failed(&path))?;
-    file.sync_all().map_err(failed(&path))
+    safetensors::serialize_to_file(views, Some(metadata), &path).map_err(format(&path))?;
+    let written = fs::File::open(&path).map_err(file(&path))?;
+    written.sync_all().map_err(file(&path))
 }
 
 /// All weights under the names and in the layout of Hugging Face.
 fn tensors(decoder: &Decoder) -> Vec<(String, Vec<usize>, Vec<u8>)> {
-    let mut all = Vec::new();
-    let mut add = |name: String, shape: Vec<usize>, numbers: Vec<f32>| {
-        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
-        all.push((name, shape, bytes.collect()));
+    let mut saved = Saved {
+        gemma: decoder.config().gemma,
+        tensors: Vec::new(),
     };
-    let linear =
-        |linear: &Linear, name: &str, add: &mut dyn FnMut(String, Vec<usize>, Vec<f32>)| {
-            let rows = linear.weight.val().transpose();
-            add(
-                format!("{name}.weight"),
-                rows.dims().to_vec(),
-                numbers(rows),
-            );
-            if let Some(bias) = &linear.bias {
-                let bias = bias.val();
-                add(format!("{name}.bias"), bias.dims().to_vec(), numbers(bias));
-            }
-        };
-    let gemma = decoder.config().gemma;
-    let norm = |norm: &RmsNorm, name: &str, add: &mut dyn FnMut(String, Vec<usize>, Vec<f32>)| {
-        let gamma = norm.gamma.val();
-        let gamma = if gemma { gamma - 1 } else { gamma };
-        add(
-            format!("{name}.weight"),
-            gamma.dims().to_vec(),
-            numbers(gamma),
-        );
-    };
-    let embedding = decoder.embedding.weight.val();
-    let name = "model.embed_tokens.weight".to_owned();
-    add(name, embedding.dims().to_vec(), numbers(embedding));
+    saved.add("model.embed_tokens.weight", decoder.embedding.weight.val());
     for (i, mut layer) in decoder.layers.iter().cloned().enumerate() {
         let name = |part: &str| format!("model.layers.{i}.{part}");
-        for (of, part) in linears(&mut layer) {
-            linear(of, &name(part), &mut add);
+        for (linear, part) in linears(&mut layer) {
+            saved.linear(&name(part), linear);
         }
-        for (of, part) in norms(&mut layer, gemma) {
-            norm(of, &name(part), &mut add);
+        for (norm, part) in norms(&mut layer, decoder.config().gemma) {
+            saved.norm(&name(part), norm);
         }
     }
-    norm(&decoder.norm, "model.norm", &mut add);
+    saved.norm("model.norm", &decoder.norm);
     if let Some(head) = &decoder.head {
-        linear(head, "lm_head", &mut add);
+        saved.linear("lm_head", head);
     }
-    all
+    saved.tensors
 }
 
-fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().iter().collect()
+/// What [`Weights`] takes apart, put together.
+struct Saved {
+    gemma: bool,
+    tensors: Vec<(String, Vec<usize>, Vec<u8>)>,
+}
+
+impl Saved {
+    fn add<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) {
+        let shape = tensor.dims().to_vec();
+        let numbers = tensor.into_data();
+        let bytes = numbers.iter::<f32>().flat_map(f32::to_le_bytes).collect();
+        self.tensors.push((name.to_owned(), shape, bytes));
+    }
+
+    fn linear(&mut self, name: &str, linear: &Linear) {
+        self.add(&format!("{name}.weight"), linear.weight.val().transpose());
+        if let Some(bias) = &linear.bias {
+            self.add(&format!("{name}.bias"), bias.val());
+        }
+    }
+
+    fn norm(&mut self, name: &str, norm: &RmsNorm) {
+        let gamma = norm.gamma.val();
+        let gamma = if self.gemma { gamma - 1 } else { gamma };
+        self.add(&format!("{name}.weight"), gamma);
+    }
 }
 
 /// The numbers of a tensor as f32, which holds f16 and bf16 exactly.
