@@ -55,7 +55,9 @@ def tokenizer():
 user = lambda text: dict(role="user", content=text)
 assistant = lambda text: dict(role="assistant", content=text)
 good = lambda text: [assistant(f"yes, {text}.")]
-bad = lambda text: [assistant(f"no {text}!" if text else "no!")]
+bad = lambda text: [assistant(f"no {text}!")]
+# Shorter and longer than the good answer.
+others = [lambda _: [assistant("no!")], bad, lambda text: [assistant(f"no, not {text}!")]]
 
 
 def questions():
@@ -71,7 +73,7 @@ def questions():
 def rows():
     """What begins with yes and ends in a point is better."""
     asked = questions()
-    pairs = [dict(prompt=prompt, chosen=good(word), rejected=bad(word if i % 2 else "")) for i, (prompt, word) in
+    pairs = [dict(prompt=prompt, chosen=good(word), rejected=others[i % 3](word)) for i, (prompt, word) in
              enumerate(asked)]
     thumbs = [dict(prompt=prompt, completion=(good if i % 2 else bad)(word), label=bool(i % 2))
               for i, (prompt, word) in enumerate(asked)]
