@@ -167,8 +167,9 @@ impl Serialize for Message {
     }
 }
 
-/// A prompt or a completion, as the file has it.
-#[derive(Debug, Clone, PartialEq)]
+/// A prompt or a completion, as the file has it, and as it is written into one.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[serde(untagged)]
 pub enum Text {
     /// A string.
     Plain(String),

@@ -88,6 +88,17 @@ pub struct RopeScaling {
     pub original: f64,
 }
 
+/// What stands on the last layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Top {
+    /// A head of its own.
+    Head,
+    /// A head that is the embedding.
+    Tied,
+    /// No words but one number, a reward: `…ForSequenceClassification` with one label.
+    Reward,
+}
+
 /// A decoder-only transformer: RMS norms, rotary positions, grouped-query attention, gated feed
 /// forward.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,8 +121,8 @@ pub struct DecoderConfig {
     pub epsilon: f64,
     /// Positions.
     pub rope: Rope,
-    /// Whether the head shares the embedding's weights.
-    pub tied: bool,
+    /// What stands on the last layer.
+    pub top: Top,
     /// Whether queries, keys and values have biases (Qwen 2).
     pub qkv_bias: bool,
     /// Whether queries and keys have norms of their own (Qwen 3).
@@ -135,7 +146,6 @@ pub struct DecoderConfig {
 const IRRELEVANT: &[&str] = &[
     "_attn_implementation_autoset",
     "_name_or_path",
-    "architectures",
     "attention_dropout",
     "auto_map",
     "bos_token_id",
@@ -143,7 +153,6 @@ const IRRELEVANT: &[&str] = &[
     "chunk_size_feed_forward",
     "dtype",
     "eos_token_id",
-    "id2label",
     "initializer_range",
     "is_llama_config",
     "label2id",
@@ -232,14 +241,16 @@ impl DecoderConfig {
     ///
     /// The file cannot be read, or says something that this decoder does not compute.
     pub fn read(folder: &Path) -> Result<Self, ConfigError> {
+        Self::parse(Self::values(folder)?)
+    }
+
+    pub(crate) fn values(folder: &Path) -> Result<Map<String, Value>, ConfigError> {
         let path = folder.join("config.json");
         let text = fs::read_to_string(&path).map_err(|source| ConfigError::File {
             path: path.clone(),
             source,
         })?;
-        let values =
-            serde_json::from_str(&text).map_err(|source| ConfigError::Json { path, source })?;
-        Self::parse(values)
+        serde_json::from_str(&text).map_err(|source| ConfigError::Json { path, source })
     }
 
     /// From what stands in a `config.json`.
@@ -314,8 +325,7 @@ impl DecoderConfig {
             vocab: keys.needs_size("vocab_size")?,
             epsilon: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
             rope: rope(&mut keys)?,
-            // What transformers assumes where it is not said.
-            tied: keys.flag("tie_word_embeddings")?.unwrap_or(gemma),
+            top: top(&mut keys, gemma)?,
             qkv_bias,
             qk_norm: family == "qwen3",
             gemma,
@@ -336,6 +346,35 @@ impl DecoderConfig {
             }),
             None => Ok(config),
         }
+    }
+}
+
+/// By the architecture: with a head of words, or of one reward.
+fn top(keys: &mut Keys, gemma: bool) -> Result<Top, ConfigError> {
+    // What transformers assumes where it is not said.
+    let tied = keys.flag("tie_word_embeddings")?.unwrap_or(gemma);
+    let architecture = match keys.get("architectures") {
+        Some(Value::Array(names)) if names.len() == 1 => names[0].clone(),
+        Some(other) => return Err(wrong("architectures", "one name", other)),
+        None => Value::String("ForCausalLM".to_owned()),
+    };
+    let architecture = architecture.as_str().unwrap_or_default();
+    let labels = keys.get("id2label");
+    if architecture.ends_with("ForCausalLM") {
+        return Ok(if tied { Top::Tied } else { Top::Head });
+    }
+    if !architecture.ends_with("ForSequenceClassification") {
+        let expected = "…ForCausalLM or …ForSequenceClassification";
+        return Err(wrong("architectures", expected, architecture));
+    }
+    // transformers writes them unless there are two, its default.
+    match labels
+        .as_ref()
+        .and_then(Value::as_object)
+        .map_or(2, Map::len)
+    {
+        1 => Ok(Top::Reward),
+        labels => Err(wrong("id2label", "one label, a reward", labels)),
     }
 }
 

@@ -1,14 +1,15 @@
 //! One decoder for all families.
 
 use burn::module::Module;
-use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
+use burn::nn::{Embedding, EmbeddingConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::{gelu_approximate, silu};
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor, TensorData};
 use burn_preference::LmHead;
 use burn_preference::tokens::PackedBatch;
 
 use crate::attention::{Scores, Sees, attend};
-use crate::config::{Activation, DecoderConfig, Rope};
+use crate::config::{Activation, DecoderConfig, Rope, Top};
+use crate::projection::Projection;
 
 /// A decoder-only transformer and the head above it.
 #[derive(Module, Debug)]
@@ -19,8 +20,10 @@ pub struct Decoder {
     pub layers: Vec<Layer>,
     /// Before the head.
     pub norm: RmsNorm,
-    /// None where it is the embedding.
-    pub head: Option<Linear>,
+    /// From hidden states to logits; none where it is the embedding, or where there are none.
+    pub head: Option<Projection>,
+    /// From a hidden state to a reward, of a reward model.
+    pub score: Option<Projection>,
     #[module(skip)]
     config: DecoderConfig,
 }
@@ -31,13 +34,13 @@ pub struct Layer {
     /// Before attention.
     pub input_norm: RmsNorm,
     /// Queries.
-    pub query: Linear,
+    pub query: Projection,
     /// Keys.
-    pub key: Linear,
+    pub key: Projection,
     /// Values.
-    pub value: Linear,
+    pub value: Projection,
     /// From heads to hidden states.
-    pub output: Linear,
+    pub output: Projection,
     /// Of each head of queries (Qwen 3).
     pub query_norm: Option<RmsNorm>,
     /// Of each head of keys.
@@ -47,13 +50,37 @@ pub struct Layer {
     /// Before the feed-forward layer.
     pub mlp_norm: RmsNorm,
     /// Of the feed-forward layer.
-    pub gate: Linear,
+    pub gate: Projection,
     /// What the gate multiplies.
-    pub up: Linear,
+    pub up: Projection,
     /// Back to hidden states.
-    pub down: Linear,
+    pub down: Projection,
     /// Behind it (Gemma 2).
     pub after_mlp: Option<RmsNorm>,
+}
+
+/// What sampling keeps of the tokens so far, layer by layer.
+pub type Cache = Vec<Past>;
+
+/// Keys and values of the tokens so far, in one layer.
+#[derive(Debug, Clone, Default)]
+pub struct Past(Option<(Tensor<4>, Tensor<4>)>);
+
+impl Past {
+    /// Tokens.
+    fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |(keys, _)| keys.dims()[2])
+    }
+
+    /// With those of the tokens that follow.
+    fn then(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let all = match self.0.take() {
+            Some((k, v)) => (Tensor::cat(vec![k, key], 2), Tensor::cat(vec![v, value], 2)),
+            None => (key, value),
+        };
+        self.0 = Some(all.clone());
+        all
+    }
 }
 
 /// Where tokens stand, and what each of them may look at.
@@ -67,7 +94,7 @@ struct Places<'a> {
 impl DecoderConfig {
     /// A decoder with random weights.
     pub fn init(&self, device: &Device) -> Decoder {
-        let linear = |from, to, bias| LinearConfig::new(from, to).with_bias(bias).init(device);
+        let linear = |from, to, bias| Projection::new(from, to, bias, device);
         let norm = |width| {
             RmsNormConfig::new(width)
                 .with_epsilon(self.epsilon)
@@ -93,7 +120,8 @@ impl DecoderConfig {
             embedding: EmbeddingConfig::new(self.vocab, self.hidden).init(device),
             layers: (0..self.layers).map(layer).collect(),
             norm: norm(self.hidden),
-            head: (!self.tied).then(|| linear(self.hidden, self.vocab, false)),
+            head: (self.top == Top::Head).then(|| linear(self.hidden, self.vocab, false)),
+            score: (self.top == Top::Reward).then(|| linear(self.hidden, 1, false)),
             config: self.clone(),
         }
     }
@@ -105,14 +133,15 @@ impl Decoder {
         &self.config
     }
 
-    /// The head, with what it does to logits.
+    /// The head, with what it does to logits. A reward model has the embedding's, which nothing
+    /// trained.
     ///
     /// # Panics
     ///
     /// Panics on a softcap that f32 does not hold, which no config file has.
     pub fn lm_head(&self) -> LmHead {
         let head = match &self.head {
-            Some(head) => LmHead::from(head),
+            Some(head) => LmHead::transposed(head.weight()),
             None => LmHead::from(&self.embedding),
         };
         match self.config.logit_softcap {
@@ -127,10 +156,67 @@ impl Decoder {
     ///
     /// Panics if a row is longer than the model's sliding window.
     pub fn hidden(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        self.following(ids, &mut self.cache())
+    }
+
+    /// Hidden states of tokens that follow those of `cache`, and the cache with them.
+    ///
+    /// # Panics
+    ///
+    /// As [`hidden`](Self::hidden).
+    pub fn following(&self, ids: Tensor<2, Int>, cache: &mut Cache) -> Tensor<3> {
         let ([_, time], device) = (ids.dims(), ids.device());
-        let positions = Tensor::<1, Int>::arange(0..time as i64, &device);
-        let future = Tensor::<2, Bool>::tril_mask([time, time], 0, &device);
-        self.states(ids, positions.unsqueeze(), Sees::Mask(future.unsqueeze()))
+        let start = cache.first().map_or(0, Past::len);
+        let total = start + time;
+        let positions = Tensor::<1, Int>::arange(start as i64..total as i64, &device);
+        let future = Tensor::<2, Bool>::tril_mask([time, total], start as i64, &device);
+        let sees = Sees::Mask(future.unsqueeze());
+        self.states(ids, positions.unsqueeze(), sees, cache)
+    }
+
+    /// Logits `[batch, vocab]` of the word after `ids`, which follow those of `cache`: for sampling.
+    ///
+    /// # Panics
+    ///
+    /// As [`hidden`](Self::hidden).
+    pub fn next(&self, ids: Tensor<2, Int>, cache: &mut Cache) -> Tensor<2> {
+        let [_, time] = ids.dims();
+        let last = self.following(ids, cache).narrow(1, time - 1, 1);
+        let logits = match &self.head {
+            Some(head) => head.forward(last),
+            None => last.matmul(self.embedding.weight.val().transpose().unsqueeze()),
+        };
+        let logits = logits.squeeze_dim(1);
+        match self.config.logit_softcap {
+            Some(cap) => (logits * cap.recip()).tanh() * cap,
+            None => logits,
+        }
+    }
+
+    /// A reward model's rewards `[batch, time]`, one for each beginning of each row.
+    ///
+    /// # Panics
+    ///
+    /// Panics if this is no reward model, and as [`hidden`](Self::hidden).
+    pub fn rewards(&self, ids: Tensor<2, Int>) -> Tensor<2> {
+        let score = self.score.as_ref().expect("a reward model");
+        score.forward(self.hidden(ids)).squeeze_dim(2)
+    }
+
+    /// The same body, with a new head of one number instead of words.
+    pub fn into_reward_model(mut self) -> Self {
+        if self.score.is_none() {
+            let device = self.embedding.weight.device();
+            self.score = Some(Projection::new(self.config.hidden, 1, false, &device));
+            self.head = None;
+            self.config.top = Top::Reward;
+        }
+        self
+    }
+
+    /// Nothing yet: what a conversation begins with.
+    pub fn cache(&self) -> Cache {
+        vec![Past::default(); self.layers.len()]
     }
 
     /// The same of packed rows.
@@ -140,21 +226,19 @@ impl Decoder {
     /// As [`hidden`](Self::hidden).
     pub fn hidden_packed(&self, batch: &PackedBatch) -> Tensor<3> {
         let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
-        self.states(ids, positions, Sees::Segments(&batch.segments))
+        let sees = Sees::Segments(&batch.segments);
+        self.states(ids, positions, sees, &mut self.cache())
     }
 
     /// Hidden states of tokens at `positions`, `[batch or 1, time]`.
-    ///
-    /// # Panics
-    ///
-    /// As [`hidden`](Self::hidden).
-    pub fn states(
+    fn states(
         &self,
         ids: Tensor<2, Int>,
         positions: Tensor<2, Int>,
         sees: Sees<'_>,
+        cache: &mut Cache,
     ) -> Tensor<3> {
-        let [_, time] = ids.dims();
+        let time = cache.first().map_or(0, Past::len) + ids.dims()[1];
         if let Some(window) = self.config.window {
             assert!(
                 time <= window,
@@ -167,8 +251,8 @@ impl Decoder {
         if self.config.gemma {
             x = x * (self.config.hidden as f64).sqrt();
         }
-        for layer in &self.layers {
-            x = layer.forward(x, &places, &self.config);
+        for (layer, past) in self.layers.iter().zip(cache) {
+            x = layer.forward(x, &places, past, &self.config);
         }
         self.norm.forward(x)
     }
@@ -178,13 +262,14 @@ impl Decoder {
         let frequencies = frequencies(&self.config.rope, self.config.head_dim);
         let half = frequencies.len();
         let frequencies = TensorData::new(frequencies, [1, 1, 1, half]);
-        let frequencies = Tensor::<4>::from_data(frequencies, &positions.device());
-        let angles = positions.float().reshape([batch, 1, time, 1]) * frequencies;
-        Places {
-            cos: angles.clone().cos(),
-            sin: angles.sin(),
-            sees,
-        }
+        let device = positions.device();
+        let frequencies = Tensor::<4>::from_data(frequencies, (&device, DType::F32));
+        // A position of 16 bits would be rounded.
+        let positions = positions.float().cast(FloatDType::F32);
+        let angles = positions.reshape([batch, 1, time, 1]) * frequencies;
+        let dtype = self.embedding.weight.val().dtype();
+        let [cos, sin] = [angles.clone().cos(), angles.sin()].map(|x| x.cast(dtype));
+        Places { cos, sin, sees }
     }
 }
 
@@ -218,12 +303,18 @@ impl Places<'_> {
 }
 
 impl Layer {
-    fn forward(&self, x: Tensor<3>, places: &Places<'_>, config: &DecoderConfig) -> Tensor<3> {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        places: &Places<'_>,
+        past: &mut Past,
+        config: &DecoderConfig,
+    ) -> Tensor<3> {
         let after = |norm: &Option<RmsNorm>, y: Tensor<3>| match norm {
             Some(norm) => norm.forward(y),
             None => y,
         };
-        let y = self.attention(self.input_norm.forward(x.clone()), places, config);
+        let y = self.attention(self.input_norm.forward(x.clone()), places, past, config);
         let x = x + after(&self.after_attention, y);
         let y = self.mlp_norm.forward(x.clone());
         let gate = self.gate.forward(y.clone());
@@ -235,7 +326,13 @@ impl Layer {
         x + after(&self.after_mlp, y)
     }
 
-    fn attention(&self, x: Tensor<3>, places: &Places<'_>, config: &DecoderConfig) -> Tensor<3> {
+    fn attention(
+        &self,
+        x: Tensor<3>,
+        places: &Places<'_>,
+        past: &mut Past,
+        config: &DecoderConfig,
+    ) -> Tensor<3> {
         let [batch, time, _] = x.dims();
         let split = |x: Tensor<3>, heads: usize, norm: &Option<RmsNorm>| {
             let x = x.reshape([batch, time, heads, config.head_dim]);
@@ -252,7 +349,8 @@ impl Layer {
         );
         let key = split(self.key.forward(x.clone()), config.kv_heads, &self.key_norm);
         let value = split(self.value.forward(x), config.kv_heads, &None);
-        let (query, key) = (places.rotate(query), places.rotate(key));
+        let query = places.rotate(query);
+        let (key, value) = past.then(places.rotate(key), value);
         let scores = Scores {
             divisor: config.attention_divisor,
             softcap: config.attention_softcap,

@@ -5,13 +5,37 @@
 //! Gemma 2. A family that is not known, or a key that would change the result, is an error that
 //! names it.
 
+mod adapter;
 #[path = "../../llama/attention.rs"]
 mod attention;
+mod chat;
 mod config;
+mod data;
 mod decoder;
+mod figure;
+mod gguf;
+mod objective;
+mod projection;
+mod sample;
+#[path = "../../figure/mod.rs"]
+mod scale;
+mod schedule;
+mod score;
+#[path = "../../chat_template/template.rs"]
+mod template;
+mod train;
 mod weights;
 
-pub use attention::Sees;
-pub use config::{Activation, ConfigError, DecoderConfig, Rope, RopeScaling};
-pub use decoder::Decoder;
-pub use weights::{WeightError, load, save};
+pub use adapter::{AdapterError, LoraOptions, TARGETS, load_adapter, save_adapter};
+pub use chat::{Chat, ChatError, Failure};
+pub use config::{Activation, ConfigError, DecoderConfig, Rope, RopeScaling, Top};
+pub use data::{DataOptions, Rows};
+pub use decoder::{Cache, Decoder, Layer, Past};
+pub use figure::draw;
+pub use objective::*;
+pub use projection::{Adapter, Projection};
+pub use sample::{Sampling, sample};
+pub use schedule::Schedule;
+pub use score::{Answer, Judge, best_and_worst};
+pub use train::{Best, RunFolder, TrainOptions, Trained, Trainer};
+pub use weights::{SaveError, WeightError, load, load_as, save};

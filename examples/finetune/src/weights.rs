@@ -3,18 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::module::Param;
-use burn::nn::{Linear, RmsNorm};
-use burn::tensor::{Device, Tensor, TensorData, bf16, f16};
+use burn::nn::RmsNorm;
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::config::{ConfigError, DecoderConfig};
+use crate::chat::ChatError;
+
+use crate::config::{ConfigError, DecoderConfig, Top};
 use crate::decoder::{Decoder, Layer};
+use crate::gguf::Gguf;
+use crate::projection::Projection;
 
 /// Why a folder's weights cannot be used.
 #[derive(Debug, Error)]
@@ -76,7 +82,7 @@ pub enum WeightError {
         /// Its type.
         found: Dtype,
     },
-    /// A weight is NaN or infinite.
+    /// A weight is NaN or infinite, or too large for the type that was asked for.
     #[error("`{name}`: the number at {place} is {value}")]
     NotFinite {
         /// The tensor.
@@ -88,56 +94,153 @@ pub enum WeightError {
     },
 }
 
-fn file(path: &Path) -> impl FnOnce(io::Error) -> WeightError {
+/// Why a model cannot be saved.
+#[derive(Debug, Error)]
+pub enum SaveError {
+    /// Its weights or its config.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// Its tokenizer.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+}
+
+pub(crate) fn file(path: &Path) -> impl FnOnce(io::Error) -> WeightError {
     let path = path.to_owned();
     |source| WeightError::File { path, source }
 }
 
-fn format(path: &Path) -> impl FnOnce(SafeTensorError) -> WeightError {
+pub(crate) fn format(path: &Path) -> impl FnOnce(SafeTensorError) -> WeightError {
     let path = path.to_owned();
     |source| WeightError::Format { path, source }
 }
 
-fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> WeightError {
+pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> WeightError {
     let path = path.to_owned();
     |source| WeightError::Index { path, source }
 }
 
-/// Loads a folder with `config.json` and `model.safetensors`, or the shards that
-/// `model.safetensors.index.json` names, into f32.
+/// Loads a model into f32: a folder with `config.json` and `model.safetensors`, or the shards that
+/// `model.safetensors.index.json` names; or a GGUF file of the architecture `llama`.
 ///
 /// # Errors
 ///
 /// The config is of another model, a file or tensor is missing or damaged, one is left over, or a
 /// weight is not finite.
-pub fn load(folder: &Path, device: &Device) -> Result<Decoder, WeightError> {
-    let config = DecoderConfig::read(folder)?;
-    let mut tensors = BTreeMap::new();
-    for path in files(folder)? {
-        let bytes = fs::read(&path).map_err(file(&path))?;
-        let tensors_of = SafeTensors::deserialize(&bytes).map_err(format(&path))?;
-        for (name, tensor) in tensors_of.tensors() {
-            let numbers = floats(&name, tensor.dtype(), tensor.data())?;
-            let tensor = (tensor.shape().to_vec(), numbers);
-            if tensors.insert(name.clone(), tensor).is_some() {
-                return Err(WeightError::Twice(name));
-            }
-        }
-    }
+pub fn load(model: &Path, device: &Device) -> Result<Decoder, WeightError> {
+    load_as(FloatDType::F32, model, device)
+}
+
+/// The same in another number type.
+///
+/// # Errors
+///
+/// As [`load`]; a weight that is not finite in this type is one, too.
+pub fn load_as(dtype: FloatDType, model: &Path, device: &Device) -> Result<Decoder, WeightError> {
+    let config = DecoderConfig::parse(config_of(model)?)?;
+    let files = if model.is_file() {
+        Files::Gguf(open_gguf(model)?)
+    } else {
+        Files::Safetensors(Shards::open(&files(model)?)?)
+    };
     let mut weights = Weights {
-        tensors,
+        left: files.names(),
+        files,
         device: device.clone(),
+        dtype,
     };
     let decoder = weights.fill(&config)?;
-    match weights.tensors.keys().find(|name| !is_known(name, &config)) {
+    match weights.left.iter().find(|name| !is_known(name, &config)) {
         Some(name) => Err(WeightError::Unused(name.clone())),
         None => Ok(decoder),
     }
 }
 
+fn open_gguf(path: &Path) -> Result<Gguf, WeightError> {
+    Gguf::open(path).map_err(file(path))
+}
+
+/// What `config.json` says, or would say.
+pub(crate) fn config_of(model: &Path) -> Result<Map<String, Value>, WeightError> {
+    if model.is_file() {
+        return open_gguf(model)?.config().map_err(file(model));
+    }
+    Ok(DecoderConfig::values(model)?)
+}
+
 /// What files hold besides weights: tables of rotary positions, a copy of a tied head.
 fn is_known(name: &str, config: &DecoderConfig) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || (config.tied && name == "lm_head.weight")
+    name.ends_with("rotary_emb.inv_freq") || (config.top == Top::Tied && name == "lm_head.weight")
+}
+
+/// Tensors by Hugging Face's names, decoded when they are asked for.
+enum Files {
+    Safetensors(Shards),
+    Gguf(Gguf),
+}
+
+impl Files {
+    fn names(&self) -> BTreeSet<String> {
+        match self {
+            Self::Safetensors(shards) => shards.tensors.keys().cloned().collect(),
+            Self::Gguf(file) => file.names().collect(),
+        }
+    }
+
+    /// Shape and numbers of a tensor that is there.
+    fn tensor(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>), WeightError> {
+        match self {
+            Self::Safetensors(shards) => {
+                let tensor = &shards.tensors[name];
+                let bytes = &shards.files[tensor.file][tensor.bytes.clone()];
+                Ok((tensor.shape.clone(), floats(name, tensor.dtype, bytes)?))
+            }
+            Self::Gguf(gguf) => gguf.named(name).map_err(file(Path::new(name))),
+        }
+    }
+}
+
+/// Files of safetensors.
+struct Shards {
+    files: Vec<Vec<u8>>,
+    tensors: BTreeMap<String, Stored>,
+}
+
+struct Stored {
+    file: usize,
+    bytes: Range<usize>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl Shards {
+    fn open(paths: &[PathBuf]) -> Result<Self, WeightError> {
+        let mut shards = Self {
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        for path in paths {
+            let bytes = fs::read(path).map_err(file(path))?;
+            // Checks that every tensor lies within the file.
+            SafeTensors::deserialize(&bytes).map_err(format(path))?;
+            let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(format(path))?;
+            let start = 8 + header;
+            for (name, info) in metadata.tensors() {
+                let (from, to) = info.data_offsets;
+                let tensor = Stored {
+                    file: shards.files.len(),
+                    bytes: start + from..start + to,
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                };
+                if shards.tensors.insert(name.clone(), tensor).is_some() {
+                    return Err(WeightError::Twice(name));
+                }
+            }
+            shards.files.push(bytes);
+        }
+        Ok(shards)
+    }
 }
 
 /// The files with weights.
@@ -168,24 +271,32 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, WeightError> {
 }
 
 /// Saves a decoder as a folder of its own, which other programs load as they load `from`: the other
-/// files of that folder (tokenizer, template), its config with `dtype` float32, and the weights in
-/// one `model.safetensors` in f32. Adapters have to be merged before.
+/// files of that folder (tokenizer, template; those of a GGUF file are written out), its config with
+/// `dtype` float32, and the weights in one `model.safetensors` in f32, adapters merged into them.
 ///
 /// The folder appears under its name when all of it is written.
 ///
 /// # Errors
 ///
 /// `to` is there already, or a file cannot be read or written.
-pub fn save(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), WeightError> {
+pub fn save(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), SaveError> {
+    at_once(to, |folder| write(decoder, from, folder))
+}
+
+/// Fills a folder that appears under its name when all of it is written.
+pub(crate) fn at_once<E: From<WeightError>>(
+    to: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
     if to.exists() {
         let source = io::Error::from(io::ErrorKind::AlreadyExists);
-        return Err(file(to)(source));
+        return Err(file(to)(source).into());
     }
     let name = to.file_name().unwrap_or_default().to_string_lossy();
     let scratch = to.with_file_name(format!(".{name}.{}", std::process::id()));
     fs::create_dir_all(&scratch).map_err(file(&scratch))?;
-    let written =
-        write(decoder, from, &scratch).and_then(|()| fs::rename(&scratch, to).map_err(file(to)));
+    let renamed = |()| Ok(fs::rename(&scratch, to).map_err(file(to))?);
+    let written = fill(&scratch).and_then(renamed);
     if written.is_err() {
         // What went wrong is what matters.
         let _ = fs::remove_dir_all(&scratch);
@@ -193,7 +304,38 @@ pub fn save(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), WeightError
     written
 }
 
-fn write(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), WeightError> {
+fn write(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), SaveError> {
+    if from.is_file() {
+        open_gguf(from)?.save_tokenizer(from, to)?;
+    } else {
+        copy_files(from, to)?;
+    }
+    let mut config = config_of(from)?;
+    config.remove("torch_dtype");
+    config.insert("dtype".to_owned(), "float32".into());
+    if decoder.config().top == Top::Reward {
+        let family = config["model_type"].as_str().unwrap_or_default();
+        let family = CLASSES.iter().find(|class| class.to_lowercase() == family);
+        let class = format!(
+            "{}ForSequenceClassification",
+            family.expect("a known family")
+        );
+        config.insert("architectures".to_owned(), [class].as_slice().into());
+        config.insert("id2label".to_owned(), serde_json::json!({"0": "LABEL_0"}));
+        config.insert("label2id".to_owned(), serde_json::json!({"LABEL_0": 0}));
+    }
+    let path = to.join("config.json");
+    let config = serde_json::to_string_pretty(&config).map_err(json(&path))?;
+    fs::write(&path, config).map_err(file(&path))?;
+    write_tensors(&tensors(decoder), &to.join("model.safetensors"))?;
+    Ok(())
+}
+
+/// What transformers calls the families.
+const CLASSES: [&str; 5] = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2"];
+
+/// Everything of a folder but config and weights.
+fn copy_files(from: &Path, to: &Path) -> Result<(), WeightError> {
     for entry in fs::read_dir(from).map_err(file(from))? {
         let path = entry.map_err(file(from))?.path();
         let name = path
@@ -201,22 +343,20 @@ fn write(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), WeightError> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        let of_weights = name.ends_with(".safetensors") || name.ends_with(".index.json");
+        let of_weights = [".safetensors", ".index.json", ".bin", ".gguf"];
+        let of_weights = of_weights.iter().any(|end| name.ends_with(end));
         if path.is_file() && !of_weights && name != "config.json" {
             fs::copy(&path, to.join(&name)).map_err(file(&path))?;
         }
     }
-    let path = from.join("config.json");
-    let text = fs::read_to_string(&path).map_err(file(&path))?;
-    let mut config: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(&text).map_err(json(&path))?;
-    config.remove("torch_dtype");
-    config.insert("dtype".to_owned(), "float32".into());
-    let config = serde_json::to_string_pretty(&config).map_err(json(&path))?;
-    let path = to.join("config.json");
-    fs::write(&path, config).map_err(file(&path))?;
+    Ok(())
+}
 
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(decoder);
+/// A tensor in f32 as a file has it: name, shape, bytes.
+pub(crate) type Bytes = (String, Vec<usize>, Vec<u8>);
+
+/// Writes tensors in f32, to the disk.
+pub(crate) fn write_tensors(tensors: &[Bytes], path: &Path) -> Result<(), WeightError> {
     let views = tensors.iter().map(|(name, shape, bytes)| {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
         (
@@ -224,15 +364,22 @@ fn write(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), WeightError> {
             view.expect("as many bytes as the shape says"),
         )
     });
-    let path = to.join("model.safetensors");
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    safetensors::serialize_to_file(views, Some(metadata), &path).map_err(format(&path))?;
-    let written = fs::File::open(&path).map_err(file(&path))?;
-    written.sync_all().map_err(file(&path))
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(format(path))?;
+    let written = fs::File::open(path).map_err(file(path))?;
+    written.sync_all().map_err(file(path))
+}
+
+/// A tensor as a file has it.
+pub(crate) fn bytes<const D: usize>(name: &str, tensor: Tensor<D>) -> Bytes {
+    let shape = tensor.dims().to_vec();
+    let numbers = tensor.into_data();
+    let bytes = numbers.iter::<f32>().flat_map(f32::to_le_bytes).collect();
+    (name.to_owned(), shape, bytes)
 }
 
 /// All weights under the names and in the layout of Hugging Face.
-fn tensors(decoder: &Decoder) -> Vec<(String, Vec<usize>, Vec<u8>)> {
+fn tensors(decoder: &Decoder) -> Vec<Bytes> {
     let mut saved = Saved {
         gemma: decoder.config().gemma,
         tensors: Vec::new(),
@@ -251,25 +398,25 @@ fn tensors(decoder: &Decoder) -> Vec<(String, Vec<usize>, Vec<u8>)> {
     if let Some(head) = &decoder.head {
         saved.linear("lm_head", head);
     }
+    if let Some(score) = &decoder.score {
+        saved.linear("score", score);
+    }
     saved.tensors
 }
 
 /// What [`Weights`] takes apart, put together.
 struct Saved {
     gemma: bool,
-    tensors: Vec<(String, Vec<usize>, Vec<u8>)>,
+    tensors: Vec<Bytes>,
 }
 
 impl Saved {
     fn add<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) {
-        let shape = tensor.dims().to_vec();
-        let numbers = tensor.into_data();
-        let bytes = numbers.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-        self.tensors.push((name.to_owned(), shape, bytes));
+        self.tensors.push(bytes(name, tensor));
     }
 
-    fn linear(&mut self, name: &str, linear: &Linear) {
-        self.add(&format!("{name}.weight"), linear.weight.val().transpose());
+    fn linear(&mut self, name: &str, linear: &Projection) {
+        self.add(&format!("{name}.weight"), linear.weight().transpose());
         if let Some(bias) = &linear.bias {
             self.add(&format!("{name}.bias"), bias.val());
         }
@@ -283,7 +430,7 @@ impl Saved {
 }
 
 /// The numbers of a tensor as f32, which holds f16 and bf16 exactly.
-fn floats(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, WeightError> {
+pub(crate) fn floats(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, WeightError> {
     let halves = |of: fn([u8; 2]) -> f32| bytes.as_chunks().0.iter().map(|b| of(*b)).collect();
     let numbers: Vec<f32> = match dtype {
         Dtype::F32 => bytes
@@ -299,18 +446,11 @@ fn floats(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, WeightErro
             return Err(WeightError::Type { name, found });
         }
     };
-    match numbers.iter().position(|number| !number.is_finite()) {
-        None => Ok(numbers),
-        Some(place) => Err(WeightError::NotFinite {
-            name: name.to_owned(),
-            place,
-            value: numbers[place],
-        }),
-    }
+    Ok(numbers)
 }
 
 /// The products of a layer, and what Hugging Face calls them.
-fn linears(layer: &mut Layer) -> [(&mut Linear, &'static str); 7] {
+pub(crate) fn linears(layer: &mut Layer) -> [(&mut Projection, &'static str); 7] {
     [
         (&mut layer.query, "self_attn.q_proj"),
         (&mut layer.key, "self_attn.k_proj"),
@@ -343,14 +483,19 @@ fn norms(layer: &mut Layer, gemma: bool) -> impl Iterator<Item = (&mut RmsNorm, 
 }
 
 struct Weights {
-    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    files: Files,
+    /// Names that nobody has asked for.
+    left: BTreeSet<String>,
     device: Device,
+    dtype: FloatDType,
 }
 
 impl Weights {
     fn take(&mut self, name: &str, expected: &[usize]) -> Result<Vec<f32>, WeightError> {
-        let missing = || WeightError::Missing(name.to_owned());
-        let (found, numbers) = self.tensors.remove(name).ok_or_else(missing)?;
+        if !self.left.remove(name) {
+            return Err(WeightError::Missing(name.to_owned()));
+        }
+        let (found, numbers) = self.files.tensor(name)?;
         if found != expected {
             return Err(WeightError::Shape {
                 name: name.to_owned(),
@@ -358,17 +503,29 @@ impl Weights {
                 found,
             });
         }
-        Ok(numbers)
+        let largest = match self.dtype {
+            FloatDType::F16 => f16::MAX.to_f32(),
+            _ => f32::MAX,
+        };
+        match numbers.iter().position(|x| !(x.abs() <= largest)) {
+            None => Ok(numbers),
+            Some(place) => Err(WeightError::NotFinite {
+                name: name.to_owned(),
+                place,
+                value: numbers[place],
+            }),
+        }
     }
 
     fn param<const D: usize>(&self, numbers: Vec<f32>, shape: [usize; D]) -> Param<Tensor<D>> {
-        let data = TensorData::new(numbers, shape);
-        Param::from_tensor(Tensor::from_data(data, &self.device))
+        let data = TensorData::new(numbers, shape).convert_dtype(self.dtype.into());
+        let options = (&self.device, DType::from(self.dtype));
+        Param::from_tensor(Tensor::from_data(data, options))
     }
 
     /// `[out, in]` in the file; stored as it is used, `[in, out]`: what is composed with adapters
     /// later has this layout as well, and products of another layout round otherwise.
-    fn linear(&mut self, linear: &mut Linear, name: &str) -> Result<(), WeightError> {
+    fn linear(&mut self, linear: &mut Projection, name: &str) -> Result<(), WeightError> {
         let [from, to] = linear.weight.val().dims();
         let rows = self.take(&format!("{name}.weight"), &[to, from])?;
         let columns = (0..from).flat_map(|i| rows[i..].iter().step_by(from).copied());
@@ -408,6 +565,9 @@ impl Weights {
         decoder.embedding.weight = self.param(embedding, shape);
         if let Some(head) = &mut decoder.head {
             self.linear(head, "lm_head")?;
+        }
+        if let Some(score) = &mut decoder.score {
+            self.linear(score, "score")?;
         }
         Ok(decoder)
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use burn_preference::TokenLogProbs;
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence};
-use finetune::{ConfigError, Decoder, DecoderConfig, WeightError, load, save};
+use finetune::{ConfigError, Decoder, DecoderConfig, SaveError, WeightError, load, save};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -202,12 +202,12 @@ fn what_is_saved_is_what_was_loaded() {
             assert_eq!(before, after, "{family}");
         }
         let error = save(&decoder, &folder(family), &to).unwrap_err();
-        assert!(matches!(error, WeightError::File { path, .. } if path == to));
+        assert!(matches!(error, SaveError::Weights(WeightError::File { path, .. }) if path == to));
     }
     let (decoder, _) = read("llama");
     let there = tempfile::tempdir().unwrap();
     let error = save(&decoder, Path::new("/nowhere"), &there.path().join("out")).unwrap_err();
-    assert!(matches!(error, WeightError::File { .. }));
+    assert!(matches!(error, SaveError::Weights(WeightError::File { .. })));
     assert_eq!(
         fs::read_dir(there.path()).unwrap().count(),
         0,

@@ -1,0 +1,120 @@
+//! On-policy pairs: the model answers, a judge scores, best against worst become rows.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType};
+use burn_preference::data::Text;
+use burn_preference::tokens::Sequence;
+use finetune::{
+    Answer, Chat, Decoder, Failure, Judge, Sampling, Top, best_and_worst, load_as, sample,
+};
+use indicatif::ProgressBar;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::Args;
+use crate::session::{data_options, layout};
+
+/// Answers every prompt `count` times and writes pairs into `OUT.jsonl`, which appears when all of
+/// them are there.
+pub fn write_pairs(
+    args: &Args,
+    model: &Decoder,
+    chat: &Chat,
+    device: &Device,
+    count: usize,
+    judge: &str,
+) -> Result<(), Failure> {
+    let mut name = args.out.as_os_str().to_owned();
+    name.push(".jsonl");
+    let to = Path::new(&name);
+    if to.exists() {
+        return Err(format!("--out: {} is there already", to.display()).into());
+    }
+    let judge = judge_of(args, judge, chat, device)?;
+    let prompts = data_options(args).prompts(&args.data, chat)?;
+    if prompts.is_empty() {
+        return Err(format!("{}: no prompt", args.data.display()).into());
+    }
+    let bar = ProgressBar::new(prompts.len() as u64).with_message("answers");
+    let mut answers = Vec::new();
+    for (i, prompt) in prompts.iter().enumerate() {
+        // By the prompt: a file that is cut gives the same answers to those that are left.
+        let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
+        rng.set_stream(i as u64);
+        answers.extend(answer(args, model, chat, prompt, count, &mut rng)?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let scores = judge.scores(&answers)?;
+    let each = answers.chunks(count).zip(scores.chunks(count));
+    let rows: Vec<_> = each
+        .filter_map(|(answers, scores)| best_and_worst(answers, scores))
+        .collect();
+    println!(
+        "{} prompts, {} pairs; mean score {:.4}",
+        prompts.len(),
+        rows.len(),
+        scores.iter().sum::<f64>() / scores.len() as f64
+    );
+    if rows.is_empty() {
+        return Err("all answers to each prompt have one score: there is no pair".into());
+    }
+    let scratch = to.with_extension(format!("jsonl.{}", std::process::id()));
+    let written = fs::File::create(&scratch).and_then(|mut file| {
+        rows.iter().try_for_each(|row| writeln!(file, "{row}"))?;
+        file.sync_all()
+    });
+    let written = written.and_then(|()| fs::rename(&scratch, to));
+    if written.is_err() {
+        // What went wrong is what matters.
+        let _ = fs::remove_file(&scratch);
+    }
+    written.map_err(|error| format!("{}: {error}", to.display()))?;
+    println!("pairs: {}", to.display());
+    Ok(())
+}
+
+/// A folder is a reward model, anything else a command.
+fn judge_of(args: &Args, judge: &str, chat: &Chat, device: &Device) -> Result<Judge, Failure> {
+    let folder = Path::new(judge);
+    if !folder.is_dir() {
+        return Ok(Judge::Command(judge.to_owned()));
+    }
+    let model = load_as(FloatDType::F32, folder, device)?;
+    if model.config().top != Top::Reward {
+        return Err(format!("--score: {judge} is no reward model").into());
+    }
+    // Rewards are of token ids: both have to mean the same by them.
+    if !chat.is_the_same(&Chat::open(folder, model.config())?) {
+        return Err(format!("--score: {judge} has another tokenizer").into());
+    }
+    Ok(Judge::Model(Box::new(model), layout(args, chat, device)))
+}
+
+fn answer(
+    args: &Args,
+    model: &Decoder,
+    chat: &Chat,
+    prompt: &Text,
+    count: usize,
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<Answer>, Failure> {
+    let ids = chat.prompt(prompt)?;
+    let sampling = Sampling {
+        temperature: args.temperature,
+        max_tokens: args.answer_tokens,
+    };
+    let sampling = sampling.within(model, ids.len())?;
+    let answers = sample(model, &ids, count, &chat.ends, sampling, rng).into_iter();
+    let answers = answers.map(|said| {
+        Ok(Answer {
+            prompt: prompt.clone(),
+            text: chat.decode(&said)?.trim().to_owned(),
+            ids: Sequence::new(&ids, &said),
+        })
+    });
+    answers.collect()
+}

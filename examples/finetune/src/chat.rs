@@ -1,0 +1,281 @@
+//! From messages to token ids and back: a model's tokenizer and its chat template.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use burn_preference::data::{Content, Encode, Encoded, Message, Text};
+use minijinja::Value;
+use minijinja::value::Serde;
+use serde_json::Value as Json;
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokenizers::Tokenizer;
+
+use crate::template::ChatTemplate;
+use crate::{DecoderConfig, gguf};
+
+/// What a tokenizer or a template says; boxed, since both are other crates'.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a model's tokenizer cannot be used.
+#[derive(Debug, Error)]
+pub enum ChatError {
+    /// A file cannot be read, or is not what it should be.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What its reader says.
+        source: Failure,
+    },
+    /// No token ends a text.
+    #[error("no `eos_token` in tokenizer_config.json that the tokenizer knows: found {0}")]
+    NoEnd(String),
+    /// The tokenizer is another model's.
+    #[error("the tokenizer has the id {id} ({token:?}), and the model {vocab} words")]
+    Vocabulary {
+        /// The largest id.
+        id: u32,
+        /// What it stands for.
+        token: String,
+        /// Words of the model.
+        vocab: usize,
+    },
+}
+
+pub(crate) fn failed(path: &Path, source: impl Into<Failure>) -> ChatError {
+    ChatError::File {
+        path: path.to_owned(),
+        source: source.into(),
+    }
+}
+
+/// A tokenizer, and the template that makes one text of a conversation.
+pub struct Chat {
+    tokenizer: Tokenizer,
+    /// None of a model that was never taught to chat.
+    template: Option<ChatTemplate>,
+    /// Ends a text.
+    pub end: u32,
+    /// Fills rows.
+    pub padding: u32,
+    /// What ends an answer: `end`, and what `generation_config.json` names.
+    pub ends: Vec<u32>,
+}
+
+impl Chat {
+    /// Of a folder with `tokenizer.json` and `tokenizer_config.json`, or of a GGUF file.
+    ///
+    /// A template that writes a date gets today's.
+    ///
+    /// # Errors
+    ///
+    /// A file is missing or damaged, no token ends a text, or the tokenizer has ids that the model
+    /// has no words for.
+    pub fn open(model: &Path, config: &DecoderConfig) -> Result<Self, ChatError> {
+        let chat = if model.is_file() {
+            let file = gguf::Gguf::open(model).map_err(|error| failed(model, error))?;
+            file.chat().map_err(|error| failed(model, error))?
+        } else {
+            Self::of_folder(model)?
+        };
+        let words = chat.tokenizer.get_vocab(true);
+        match words.into_iter().max_by_key(|(_, id)| *id) {
+            Some((token, id)) if id as usize >= config.vocab => Err(ChatError::Vocabulary {
+                id,
+                token,
+                vocab: config.vocab,
+            }),
+            _ => Ok(chat),
+        }
+    }
+
+    pub(crate) fn new(
+        tokenizer: Tokenizer,
+        template: Option<ChatTemplate>,
+        end: u32,
+        padding: u32,
+    ) -> Self {
+        Self {
+            tokenizer,
+            template,
+            end,
+            padding,
+            ends: vec![end],
+        }
+    }
+
+    fn of_folder(folder: &Path) -> Result<Self, ChatError> {
+        let path = folder.join("tokenizer.json");
+        let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| failed(&path, error))?;
+        // Files of other programs may cut and pad, which would lose data.
+        tokenizer
+            .with_truncation(None)
+            .map_err(|error| failed(&path, error))?;
+        tokenizer.with_padding(None);
+        let path = folder.join("tokenizer_config.json");
+        let config = read_json(&path)?
+            .ok_or_else(|| failed(&path, io::Error::from(io::ErrorKind::NotFound)))?;
+        let token = |name: &str| {
+            let text = config[name]
+                .as_str()
+                .or_else(|| config[name]["content"].as_str());
+            text.and_then(|text| tokenizer.token_to_id(text))
+        };
+        let end =
+            token("eos_token").ok_or_else(|| ChatError::NoEnd(config["eos_token"].to_string()))?;
+        let padding = token("pad_token").unwrap_or(end);
+        let has_template =
+            !config["chat_template"].is_null() || folder.join("chat_template.jinja").exists();
+        let template = has_template
+            .then(|| ChatTemplate::open(folder, OffsetDateTime::now_utc()))
+            .transpose()
+            .map_err(|error| failed(&path, error))?;
+        let mut chat = Self::new(tokenizer, template, end, padding);
+        let path = folder.join("generation_config.json");
+        if let Some(generation) = read_json(&path)? {
+            let ends = &generation["eos_token_id"];
+            let several = ends
+                .as_array()
+                .cloned()
+                .unwrap_or_else(|| vec![ends.clone()]);
+            let ids = several.iter().filter_map(Json::as_u64);
+            chat.ends
+                .extend(ids.filter_map(|id| u32::try_from(id).ok()));
+        }
+        Ok(chat)
+    }
+
+    /// Whether both mean the same by every id.
+    pub fn is_the_same(&self, other: &Self) -> bool {
+        self.tokenizer.get_vocab(true) == other.tokenizer.get_vocab(true)
+    }
+
+    /// Whether there is a template, so that strings are questions and answers.
+    pub fn converses(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// What `Tokenized` asks for.
+    ///
+    /// # Errors
+    ///
+    /// A conversation and no template, or what the template or the tokenizer says.
+    pub fn encode(&self, text: Encode<'_>) -> Result<Encoded, Failure> {
+        let messages = match text.content {
+            Content::Conversation(messages) => messages,
+            Content::Plain(plain) => {
+                let mut ids = self.tokenizer.encode(plain, true)?.get_ids().to_vec();
+                if ids.last() == Some(&self.end) {
+                    ids.pop();
+                }
+                ids.extend((!text.add_generation_prompt).then_some(self.end));
+                return Ok(ids.into());
+            }
+        };
+        let tools = text.tools.map(|tools| Value::from(Serde(tools)));
+        let kwargs = Value::from(Serde(text.chat_template_kwargs));
+        // A template without `{% generation %}` leaves it to `Tokenized` to find the turns.
+        Ok(
+            match self.render(messages, tools, text.add_generation_prompt, &kwargs)? {
+                (ids, Some(counted)) => (ids, counted).into(),
+                (ids, None) => ids.into(),
+            },
+        )
+    }
+
+    /// The ids of a prompt, up to where an answer begins.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    pub fn prompt(&self, prompt: &Text) -> Result<Vec<u32>, Failure> {
+        match prompt {
+            Text::Plain(text) => {
+                let mut ids = self
+                    .tokenizer
+                    .encode(text.as_str(), true)?
+                    .get_ids()
+                    .to_vec();
+                if ids.last() == Some(&self.end) {
+                    ids.pop();
+                }
+                Ok(ids)
+            }
+            Text::Conversation(messages) => Ok(self
+                .render(messages, None, true, &Value::from(Serde(())))?
+                .0),
+        }
+    }
+
+    /// The ids of a rendered conversation, and which of them the template says are the assistant's.
+    fn render(
+        &self,
+        messages: &[Message],
+        tools: Option<Value>,
+        add_generation_prompt: bool,
+        kwargs: &Value,
+    ) -> Result<(Vec<u32>, Option<Vec<bool>>), Failure> {
+        let template = self.template.as_ref();
+        let template = template.ok_or("a conversation, and the model has no chat template")?;
+        let messages = Value::from(Serde(messages));
+        let rendered = template.render(messages, tools, add_generation_prompt, kwargs)?;
+        // The template wrote the special tokens: none is added.
+        let encoding = self.tokenizer.encode(rendered.text.as_str(), false)?;
+        let mask = rendered.assistant_mask(encoding.get_offsets());
+        Ok((encoding.get_ids().to_vec(), mask))
+    }
+
+    /// A text alone, without special tokens around it.
+    ///
+    /// # Errors
+    ///
+    /// What the tokenizer says.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>, Failure> {
+        Ok(self.tokenizer.encode(text, false)?.get_ids().to_vec())
+    }
+
+    /// The text of ids, without special tokens.
+    ///
+    /// # Errors
+    ///
+    /// What the tokenizer says.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Failure> {
+        self.tokenizer.decode(ids, true)
+    }
+
+    /// Writes the files that other programs read the tokenizer from.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be written.
+    pub(crate) fn save(&self, folder: &Path, template: &str) -> Result<(), ChatError> {
+        let path = folder.join("tokenizer.json");
+        self.tokenizer
+            .save(&path, true)
+            .map_err(|error| failed(&path, error))?;
+        let token = |id: u32| self.tokenizer.id_to_token(id);
+        let config = serde_json::json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": false,
+            "eos_token": token(self.end),
+            "pad_token": token(self.padding),
+            "chat_template": template,
+        });
+        let path = folder.join("tokenizer_config.json");
+        fs::write(&path, format!("{config:#}")).map_err(|error| failed(&path, error))
+    }
+}
+
+/// A file of JSON, if there is one.
+fn read_json(path: &Path) -> Result<Option<Json>, ChatError> {
+    match fs::read_to_string(path) {
+        Ok(text) => {
+            let json = serde_json::from_str(&text);
+            json.map(Some).map_err(|error| failed(path, error))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(path, error)),
+    }
+}

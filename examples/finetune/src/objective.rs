@@ -1,0 +1,444 @@
+//! Objectives by name or config, and one step of each kind: from examples to a loss.
+
+use burn::data::dataloader::BatchStrategy;
+use burn::data::dataloader::batcher::Batcher;
+use burn::tensor::{Device, Tensor};
+use burn_preference::config::{
+    PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig, RewardObjective,
+    RewardObjectiveConfig, UnpairedObjective, UnpairedObjectiveConfig,
+};
+use burn_preference::data::{Collator, Example, Preference, Scores, TokenBudget, WithMismatched};
+use burn_preference::metrics::Observe;
+use burn_preference::reference::cache::ReferenceCache;
+use burn_preference::state::RunningMean;
+use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
+use burn_preference::{
+    BatchMetrics, Frozen, KlEstimate, LossOutput, Metrics, Objective as _, Pair, PolicyPair,
+    Ranked, RelativeLogProbs, RewardPair, SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline,
+    WithShift,
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::chat::Failure;
+use crate::decoder::Decoder;
+
+/// An objective, by the kind of rows that it learns from.
+#[derive(Debug, Clone)]
+pub enum Objective {
+    /// Chosen and rejected.
+    Pairs(PairObjective),
+    /// Thumbs.
+    Thumbs(UnpairedObjective),
+    /// Lists with scores.
+    Lists(RankedObjective),
+    /// Pairs or lists, for a reward model.
+    Rewards(RewardObjective),
+}
+
+impl Objective {
+    /// By its name, such as `dpo`, or the JSON of its config: `{"loss": "ipo", "tau": 0.5}`.
+    ///
+    /// # Errors
+    ///
+    /// No objective over pairs, thumbs or lists has this name, or a value of its config is wrong.
+    pub fn parse(text: &str) -> Result<Self, Failure> {
+        let config: Value = match text.trim_start().starts_with('{') {
+            true => serde_json::from_str(text)?,
+            false => json!({ "loss": text }),
+        };
+        if let Some(config) = read::<PairObjectiveConfig>(&config)? {
+            return Ok(Self::Pairs(config.try_init()?));
+        }
+        if let Some(config) = read::<UnpairedObjectiveConfig>(&config)? {
+            return Ok(Self::Thumbs(config.try_init()?));
+        }
+        if let Some(config) = read::<RankedObjectiveConfig>(&config)? {
+            return Ok(Self::Lists(config.try_init()?));
+        }
+        if let Some(config) = read::<RewardObjectiveConfig>(&config)? {
+            return Ok(Self::Rewards(config.try_init()?));
+        }
+        let name = &config["loss"];
+        Err(format!("{name}: no objective over pairs, thumbs or lists has this name").into())
+    }
+
+    /// Whether it compares with a reference.
+    pub fn needs_reference(&self) -> bool {
+        match self {
+            Self::Pairs(objective) => matches!(objective, PairObjective::Referenced(_)),
+            Self::Thumbs(objective) => !matches!(objective, UnpairedObjective::Simnpo(_)),
+            Self::Lists(objective) => matches!(objective, RankedObjective::Referenced(_)),
+            Self::Rewards(_) => false,
+        }
+    }
+
+    /// Whether it is a reward model's.
+    pub fn learns_rewards(&self) -> bool {
+        matches!(self, Self::Rewards(_))
+    }
+}
+
+/// A config of one kind; none if its name is of another.
+fn read<C: DeserializeOwned>(config: &Value) -> Result<Option<C>, Failure> {
+    match serde_json::from_value(config.clone()) {
+        Ok(config) => Ok(Some(config)),
+        Err(error) if error.to_string().starts_with("unknown variant") => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// How sequences become rows of a device.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// The token that fills rows.
+    pub padding: Padding,
+    /// Each prompt once; otherwise a row per completion.
+    pub packing: Option<Packing>,
+    /// Tokens of a forward, at most, padding included.
+    pub budget: usize,
+    /// Where.
+    pub device: Device,
+}
+
+impl Layout {
+    /// Log-probabilities of completions, in their order, by hidden states and the head.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenLogProbs::from_hidden`] and [`PackedBatch::new`].
+    pub fn log_probs(
+        &self,
+        model: &Decoder,
+        sequences: Vec<Sequence>,
+    ) -> Result<SequenceLogProbs, Failure> {
+        let head = model.lm_head();
+        let log_probs = if let Some(packing) = self.packing {
+            let batch = PackedBatch::new(sequences, packing, &self.device)?;
+            TokenLogProbs::from_packed_hidden(model.hidden_packed(&batch), &head, &batch)?
+        } else {
+            let batch = TokenBatch::new(sequences, self.padding, &self.device)?;
+            let hidden = model.hidden(batch.ids.clone());
+            TokenLogProbs::from_hidden(hidden, &head, batch.ids, batch.completion_mask)?
+        };
+        Ok(log_probs.sequence())
+    }
+
+    /// Parts of a step that fit on the device.
+    pub fn parts<L>(&self, examples: Vec<Example<Vec<u32>, L>>) -> Vec<Vec<Example<Vec<u32>, L>>>
+    where
+        TokenBudget<L>: BatchStrategy<Example<Vec<u32>, L>>,
+    {
+        let mut budget = match self.packing {
+            Some(packing) => TokenBudget::packed(self.budget, packing),
+            None => TokenBudget::padded(self.budget, self.padding),
+        };
+        let mut parts = Vec::new();
+        for example in examples {
+            budget.add(example);
+            parts.extend(budget.batch(false));
+        }
+        while let Some(part) = budget.batch(true) {
+            parts.push(part);
+        }
+        parts
+    }
+}
+
+/// What log-probabilities are compared with.
+pub enum Reference {
+    /// Those of the start, computed before training.
+    Cached(ReferenceCache),
+    /// The start itself, which computes them in every step.
+    Live(Box<Frozen<Decoder>>),
+    /// Nothing.
+    None,
+}
+
+impl Reference {
+    fn log_probs(
+        &self,
+        layout: &Layout,
+        sequences: &[Sequence],
+    ) -> Result<SequenceLogProbs, Failure> {
+        match self {
+            Self::Cached(cache) => Ok(cache.log_probs(sequences, &layout.device)?),
+            Self::Live(model) => layout.log_probs(model.model(), sequences.to_vec()),
+            Self::None => Err("an objective with a reference, and none was made".into()),
+        }
+    }
+}
+
+/// What a step is computed with.
+pub struct Around<'a> {
+    /// How rows are laid out.
+    pub layout: &'a Layout,
+    /// What is compared with.
+    pub reference: &'a Reference,
+}
+
+impl Around<'_> {
+    fn policy(&self, model: &Decoder, rows: Vec<Sequence>) -> Result<SequenceLogProbs, Failure> {
+        self.layout.log_probs(model, rows)
+    }
+
+    /// log π/π°.
+    fn relative(&self, model: &Decoder, rows: Vec<Sequence>) -> Result<RelativeLogProbs, Failure> {
+        let theirs = self.reference.log_probs(self.layout, &rows)?;
+        Ok(self.policy(model, rows)?.relative_to(theirs)?)
+    }
+}
+
+/// The losses of some examples, summed, and what to log of them.
+pub struct Step {
+    /// To be divided by the examples of the whole step.
+    pub sum: Tensor<1>,
+    /// Not read yet.
+    pub metrics: BatchMetrics,
+}
+
+impl Step {
+    fn new<B: Observe>(batch: &B, output: &LossOutput<B::Rewards>) -> Self {
+        Self {
+            sum: output.sum(),
+            metrics: BatchMetrics::observe(batch, output),
+        }
+    }
+}
+
+/// An objective with the kind of rows that it learns from.
+pub trait Task {
+    /// What a row is labelled with.
+    type Label: Clone + Send + Sync + 'static;
+
+    /// Every sequence of a row whose log-probability is asked for.
+    fn sequences(example: &Example<Vec<u32>, Self::Label>) -> Vec<Sequence>;
+
+    /// One forward.
+    ///
+    /// # Errors
+    ///
+    /// What the layout, the reference or a batch refuses.
+    fn step(
+        &self,
+        model: &Decoder,
+        examples: Vec<Example<Vec<u32>, Self::Label>>,
+        around: &Around<'_>,
+    ) -> Result<Step, Failure>;
+
+    /// Takes note of what a whole step has shown.
+    fn observe(&mut self, _: &Metrics) {}
+
+    /// What it took note of so far, for a run that goes on later.
+    fn state(&self) -> Value {
+        Value::Null
+    }
+
+    /// Goes on from such a state.
+    ///
+    /// # Errors
+    ///
+    /// It is of another task.
+    fn restore(&mut self, _: Value) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// The chosen rows, then the rejected ones.
+fn both_sides(examples: &[Example<Vec<u32>, Preference>]) -> Vec<Sequence> {
+    let sides: Vec<Vec<Sequence>> = examples.iter().map(Example::sequences).collect();
+    let side = |i: usize| sides.iter().map(move |of| of[i].clone());
+    side(0).chain(side(1)).collect()
+}
+
+/// An objective over pairs.
+pub struct Pairs(pub PairObjective);
+
+impl Task for Pairs {
+    type Label = Preference;
+
+    fn sequences(example: &Example<Vec<u32>, Preference>) -> Vec<Sequence> {
+        example.sequences()
+    }
+
+    fn step(
+        &self,
+        model: &Decoder,
+        examples: Vec<Example<Vec<u32>, Preference>>,
+        around: &Around<'_>,
+    ) -> Result<Step, Failure> {
+        let rows = both_sides(&examples);
+        Ok(match &self.0 {
+            PairObjective::Referenced(objective) => {
+                let pair = Pair::from_concatenated(&around.relative(model, rows)?)?;
+                Step::new(&pair, &objective.forward(pair.clone()))
+            }
+            PairObjective::ReferenceFree(objective) => {
+                let pair = PolicyPair::from_concatenated(&around.policy(model, rows)?)?;
+                Step::new(&pair, &objective.forward(pair.clone()))
+            }
+        })
+    }
+}
+
+/// An objective over thumbs; what each of them needs besides comes from the rows (KTO's z₀) or from
+/// the steps before (BCO's δ).
+pub struct Thumbs {
+    /// Which.
+    pub objective: UnpairedObjective,
+    /// BCO's δ.
+    pub rewards: RunningMean,
+}
+
+impl Task for Thumbs {
+    type Label = WithMismatched;
+
+    fn sequences(example: &Example<Vec<u32>, WithMismatched>) -> Vec<Sequence> {
+        let mut sequences = example.sequences();
+        sequences.push(example.label.sequence.clone());
+        sequences
+    }
+
+    fn step(
+        &self,
+        model: &Decoder,
+        examples: Vec<Example<Vec<u32>, WithMismatched>>,
+        around: &Around<'_>,
+    ) -> Result<Step, Failure> {
+        let device = &around.layout.device;
+        let batch = Collator::new(around.layout.padding).batch(examples, device);
+        let rows = batch.rows.sequences.clone();
+        if let UnpairedObjective::Simnpo(objective) = &self.objective {
+            let log_probs = around.policy(model, rows)?;
+            return Ok(Step::new(&log_probs, &objective.forward(log_probs.clone())));
+        }
+        let relative = around.relative(model, rows)?;
+        if let UnpairedObjective::Npo(objective) = &self.objective {
+            return Ok(Step::new(&relative, &objective.forward(relative.clone())));
+        }
+        let thumbs = Unpaired::new(relative, batch.desirable)?;
+        Ok(match &self.objective {
+            UnpairedObjective::Kto(objective) => {
+                let mismatched = batch.mismatched.ok_or("no mismatched completions")?;
+                let frozen = Frozen::new(model);
+                let relative = around.relative(frozen.model(), mismatched.sequences)?;
+                let baseline = KlEstimate::from_mismatched(&relative).baseline();
+                let thumbs = WithBaseline::new(thumbs, baseline)?;
+                Step::new(&thumbs, &objective.forward(thumbs.clone()))
+            }
+            UnpairedObjective::Bco(objective) => {
+                let thumbs = WithShift::new(thumbs, self.rewards.tensor(device))?;
+                Step::new(&thumbs, &objective.forward(thumbs.clone()))
+            }
+            UnpairedObjective::ApoZero(objective) => {
+                Step::new(&thumbs, &objective.forward(thumbs.clone()))
+            }
+            other => return Err(format!("{other:?} is not known here").into()),
+        })
+    }
+
+    fn observe(&mut self, metrics: &Metrics) {
+        self.rewards.observe_rewards(metrics);
+    }
+
+    fn state(&self) -> Value {
+        json!(self.rewards)
+    }
+
+    fn restore(&mut self, state: Value) -> Result<(), Failure> {
+        self.rewards = serde_json::from_value(state)?;
+        Ok(())
+    }
+}
+
+/// An objective over lists.
+pub struct Lists(pub RankedObjective);
+
+impl Task for Lists {
+    type Label = Scores;
+
+    fn sequences(example: &Example<Vec<u32>, Scores>) -> Vec<Sequence> {
+        example.sequences()
+    }
+
+    fn step(
+        &self,
+        model: &Decoder,
+        examples: Vec<Example<Vec<u32>, Scores>>,
+        around: &Around<'_>,
+    ) -> Result<Step, Failure> {
+        let batch = Collator::new(around.layout.padding).batch(examples, &around.layout.device);
+        let rows = batch.rows.sequences.clone();
+        Ok(match &self.0 {
+            RankedObjective::Referenced(objective) => {
+                let lists = batch.ranked(around.relative(model, rows)?)?;
+                Step::new(&lists, &objective.forward(lists.clone()))
+            }
+            RankedObjective::ReferenceFree(objective) => {
+                let lists = batch.ranked(around.policy(model, rows)?)?;
+                Step::new(&lists, &objective.forward(lists.clone()))
+            }
+        })
+    }
+}
+
+/// A reward model from pairs.
+pub struct RewardPairs(pub burn_preference::BradleyTerryLoss);
+
+impl Task for RewardPairs {
+    type Label = Preference;
+
+    fn sequences(example: &Example<Vec<u32>, Preference>) -> Vec<Sequence> {
+        example.sequences()
+    }
+
+    fn step(
+        &self,
+        model: &Decoder,
+        examples: Vec<Example<Vec<u32>, Preference>>,
+        around: &Around<'_>,
+    ) -> Result<Step, Failure> {
+        let rewards = rewards(model, both_sides(&examples), around.layout)?;
+        let pair = RewardPair::from_concatenated(&rewards)?;
+        Ok(Step::new(&pair, &self.0.forward(pair.clone())))
+    }
+}
+
+/// A reward model from lists.
+pub struct RewardLists(pub burn_preference::RewardRankingLoss);
+
+impl Task for RewardLists {
+    type Label = Scores;
+
+    fn sequences(example: &Example<Vec<u32>, Scores>) -> Vec<Sequence> {
+        example.sequences()
+    }
+
+    fn step(
+        &self,
+        model: &Decoder,
+        examples: Vec<Example<Vec<u32>, Scores>>,
+        around: &Around<'_>,
+    ) -> Result<Step, Failure> {
+        let lists = examples.len();
+        let batch = Collator::new(around.layout.padding).batch(examples, &around.layout.device);
+        let rewards = rewards(model, batch.rows.sequences.clone(), around.layout)?;
+        let rewards = rewards.reshape([lists, batch.candidates]);
+        let lists = Ranked::new(rewards, batch.scores, batch.present)?;
+        Ok(Step::new(&lists, &self.0.forward(lists.clone())))
+    }
+}
+
+/// What a reward model says at the end of each sequence.
+///
+/// # Errors
+///
+/// A sequence is empty.
+pub fn rewards(
+    model: &Decoder,
+    sequences: Vec<Sequence>,
+    layout: &Layout,
+) -> Result<Tensor<1>, Failure> {
+    let batch = TokenBatch::new(sequences, layout.padding, &layout.device)?;
+    Ok(batch.at_end(model.rewards(batch.ids.clone()))?)
+}

@@ -1,0 +1,31 @@
+//! The learning rate of a step.
+
+use serde::{Deserialize, Serialize};
+
+/// What follows the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Half a cosine, to 0 behind the last step.
+    Cosine,
+    /// A straight line, to 0 behind the last step.
+    Linear,
+    /// The same rate to the end.
+    Constant,
+}
+
+impl Schedule {
+    /// What the rate is multiplied by in `step`, from 1 to `steps`, of which the first `warm_up`
+    /// rise to 1 in equal parts. A function of the step alone: a run that goes on needs no state.
+    pub fn factor(self, step: usize, steps: usize, warm_up: usize) -> f64 {
+        if step <= warm_up {
+            return step as f64 / warm_up as f64;
+        }
+        let done = (step - warm_up) as f64 / (steps - warm_up + 1) as f64;
+        match self {
+            Self::Cosine => f64::midpoint(1.0, (std::f64::consts::PI * done).cos()),
+            Self::Linear => 1.0 - done,
+            Self::Constant => 1.0,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Who says which answer is better: a program of the user's, or a reward model.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use burn_preference::data::{Message, Text};
+use burn_preference::tokens::Sequence;
+use serde_json::json;
+
+use crate::chat::Failure;
+use crate::decoder::Decoder;
+use crate::objective::{Layout, rewards};
+
+/// A judge of answers.
+pub enum Judge {
+    /// A command of the shell: it reads a line of JSON an answer, `{"prompt": …, "completion": …}`,
+    /// and writes a number a line, higher for better.
+    Command(String),
+    /// A reward model, such as this program trains with `--loss bradley_terry`.
+    Model(Box<Decoder>, Layout),
+}
+
+/// An answer to be judged.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// As the file has it.
+    pub prompt: Text,
+    /// What the model said.
+    pub text: String,
+    /// Prompt and answer as ids.
+    pub ids: Sequence,
+}
+
+impl Judge {
+    /// A score for each answer.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be run, fails, or writes something other than one finite number a line;
+    /// a score is not finite.
+    pub fn scores(&self, answers: &[Answer]) -> Result<Vec<f64>, Failure> {
+        let scores = match self {
+            Self::Command(command) => by_command(command, answers)?,
+            Self::Model(model, layout) => {
+                let mut scores = Vec::new();
+                for some in answers.chunks(8) {
+                    let rows = some.iter().map(|answer| answer.ids.clone()).collect();
+                    scores.extend(rewards(model, rows, layout)?.into_data().iter::<f64>());
+                }
+                scores
+            }
+        };
+        match scores.iter().position(|score| !score.is_finite()) {
+            Some(i) => Err(format!("answer {i} has the score {}", scores[i]).into()),
+            None => Ok(scores),
+        }
+    }
+}
+
+fn by_command(command: &str, answers: &[Answer]) -> Result<Vec<f64>, Failure> {
+    let mut child = Command::new("sh")
+        .args(["-c", command])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut input = child.stdin.take().expect("piped");
+    let lines: Vec<String> = answers
+        .iter()
+        .map(|answer| {
+            let line = json!({"prompt": answer.prompt, "completion": answer.text});
+            format!("{line}\n")
+        })
+        .collect();
+    // A program may answer before it has read everything: write beside reading.
+    let writer = std::thread::spawn(move || {
+        lines
+            .iter()
+            .try_for_each(|line| input.write_all(line.as_bytes()))
+    });
+    let output = BufReader::new(child.stdout.take().expect("piped"));
+    let mut scores = Vec::new();
+    for line in output.lines() {
+        let line = line?;
+        let score = line.trim().parse::<f64>();
+        scores.push(score.map_err(|_| format!("--score: {line:?} is no number"))?);
+    }
+    let status = child.wait()?;
+    let written = writer.join().map_err(|_| "the writer panicked")?;
+    if !status.success() {
+        return Err(format!("--score: the command ended with {status}").into());
+    }
+    if scores.len() != answers.len() {
+        let (found, expected) = (scores.len(), answers.len());
+        return Err(format!("--score: {found} numbers for {expected} answers").into());
+    }
+    Ok(written.map(|()| scores)?)
+}
+
+/// Best against worst of a prompt's answers, as a row of TRL's shape; none if all are equally good.
+pub fn best_and_worst(answers: &[Answer], scores: &[f64]) -> Option<serde_json::Value> {
+    let by_score = |a: &usize, b: &usize| scores[*a].total_cmp(&scores[*b]);
+    // Of equal ones the first.
+    let best = (0..scores.len()).rev().max_by(by_score)?;
+    let worst = (0..scores.len()).min_by(by_score)?;
+    if scores[best] <= scores[worst] {
+        return None;
+    }
+    let side = |i: usize| match answers[i].prompt {
+        Text::Conversation(_) => json!([Message::new("assistant", &answers[i].text)]),
+        _ => json!(answers[i].text),
+    };
+    Some(json!({
+        "prompt": answers[best].prompt,
+        "chosen": side(best),
+        "rejected": side(worst),
+        "chosen_score": scores[best],
+        "rejected_score": scores[worst],
+    }))
+}

@@ -1,0 +1,397 @@
+//! A run: reference, policy, training, what is saved, and the table at the end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use burn::data::dataloader::BatchStrategy;
+use burn::module::Module;
+use burn::tensor::Device;
+use burn::tensor::quantization::QuantValue;
+use burn_preference::data::{Example, Format, Labels, Text, TokenBudget};
+use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
+use burn_preference::tokens::{Packing, Padding, Sequence};
+use burn_preference::{Frozen, Metrics};
+use finetune::{
+    Around, Chat, DataOptions, Decoder, Failure, Layout, LoraOptions, Objective, Reference, Rows,
+    RunFolder, Sampling, TARGETS, Task, TrainOptions, Trainer, draw, load_as, sample, save,
+    save_adapter,
+};
+use indicatif::ProgressBar;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+use signal_hook::consts::TERM_SIGNALS;
+use signal_hook::flag::{register, register_conditional_shutdown};
+
+use crate::{Args, Bits, ReferenceFrom, Save};
+
+/// What was read from disk, and how it is used.
+pub struct Session<'a> {
+    args: &'a Args,
+    base: Decoder,
+    chat: Chat,
+    layout: Layout,
+    folder: RunFolder,
+    /// As a config.
+    loss: Value,
+    needs_reference: bool,
+    learns_rewards: bool,
+    pub data: DataOptions,
+}
+
+/// `OUT.run`
+pub fn run_folder(out: &Path) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".run");
+    name.into()
+}
+
+pub fn data_options(args: &Args) -> DataOptions {
+    DataOptions {
+        max_length: args.max_length,
+        group: args.group.clone(),
+        held_out: args.held_out,
+        plain: args.plain,
+        skip_errors: args.skip_errors,
+        seed: args.seed,
+    }
+}
+
+pub fn layout(args: &Args, chat: &Chat, device: &Device) -> Layout {
+    let padding = Padding::new(chat.padding);
+    Layout {
+        padding,
+        packing: args.shared_prefix.then(|| Packing::new(padding)),
+        budget: args.budget,
+        device: device.clone(),
+    }
+}
+
+impl<'a> Session<'a> {
+    /// # Errors
+    ///
+    /// `--out` is there already, or a run that `--resume` did not ask for.
+    pub fn new(
+        args: &'a Args,
+        base: Decoder,
+        chat: Chat,
+        device: Device,
+        objective: &Objective,
+        loss: &str,
+    ) -> Result<Self, Failure> {
+        if args.out.exists() {
+            return Err(format!("--out: {} is there already", args.out.display()).into());
+        }
+        let folder = RunFolder::new(&run_folder(&args.out))?;
+        match (folder.has_checkpoint()?, args.resume) {
+            (true, false) => {
+                let folder = run_folder(&args.out);
+                let what = "has a run: go on with --resume, or remove it";
+                return Err(format!("--out: {} {what}", folder.display()).into());
+            }
+            (false, true) => return Err("--resume: there is no checkpoint to go on from".into()),
+            _ => {}
+        }
+        if objective.learns_rewards() && args.save == Save::Adapter {
+            let what = "a reward model has a head besides, save the model";
+            return Err(format!("--save adapter: {what}").into());
+        }
+        let layout = layout(args, &chat, &device);
+        if objective.learns_rewards() && layout.packing.is_some() {
+            return Err("--shared-prefix: a reward stands at the end of a row of its own".into());
+        }
+        let loss = serde_json::from_str(loss).unwrap_or_else(|_| json!({ "loss": loss }));
+        println!("objective: {loss}");
+        Ok(Self {
+            data: data_options(args),
+            layout,
+            args,
+            base,
+            chat,
+            folder,
+            loss,
+            needs_reference: objective.needs_reference(),
+            learns_rewards: objective.learns_rewards(),
+        })
+    }
+
+    /// The rows of this run.
+    pub fn read<F>(&self, format: impl Fn() -> F) -> Result<Rows<F::Label>, Failure>
+    where
+        F: Format,
+        F::Label: Labels,
+    {
+        let (train, held_out) = (&self.args.data, self.args.held_out_data.as_deref());
+        self.data.read(train, held_out, format, &self.chat)
+    }
+
+    fn lora(&self) -> LoraOptions {
+        let all = || TARGETS.map(str::to_owned).to_vec();
+        let args = self.args;
+        LoraOptions {
+            rank: args.rank,
+            alpha: args.alpha.unwrap_or(2.0 * args.rank as f64),
+            targets: if args.targets.is_empty() {
+                all()
+            } else {
+                args.targets.clone()
+            },
+        }
+    }
+
+    /// What is frozen: the base, in few bits where adapters stand on few bits.
+    fn frozen(&self) -> Decoder {
+        let base = self.base.clone();
+        let Some(bits) = self.args.quantize else {
+            return base;
+        };
+        let scheme = self.layout.device.settings().quantization.scheme;
+        base.quantized(&scheme.with_value(match bits {
+            Bits::Q8 => QuantValue::Q8S,
+            Bits::Q4 => QuantValue::Q4S,
+        }))
+    }
+
+    /// What is trained, before the first step.
+    fn policy(&self, frozen: &Decoder) -> Result<Decoder, Failure> {
+        let args = self.args;
+        let device = self.layout.device.clone().autodiff();
+        let device = match args.gradient_checkpointing {
+            true => device.gradient_checkpointing(),
+            false => device,
+        };
+        device.seed(args.seed);
+        let mut policy = frozen.clone();
+        if self.learns_rewards {
+            policy = policy.into_reward_model();
+        }
+        let policy = policy.to_device(&device).train();
+        Ok(match args.full {
+            true => policy,
+            false => policy.with_adapters(&self.lora())?,
+        })
+    }
+
+    /// Trains, saves, and reports.
+    pub fn train<T: Task>(&self, task: T, rows: Rows<T::Label>) -> Result<(), Failure>
+    where
+        TokenBudget<T::Label>: BatchStrategy<Example<Vec<u32>, T::Label>>,
+    {
+        let args = self.args;
+        let frozen = self.frozen();
+        let reference = self.reference(
+            &frozen,
+            rows.train
+                .iter()
+                .chain(&rows.held_out)
+                .flat_map(T::sequences),
+        )?;
+        let policy = self.policy(&frozen)?;
+        let before = policy.valid();
+        println!("{}", self.sizes(&policy));
+        let steps = args.steps.unwrap_or(rows.train.len().div_ceil(args.batch));
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of them"
+        )]
+        let warm_up = (args.warm_up * steps as f64).ceil() as usize;
+        let rate = if args.full { 5e-6 } else { 1e-4 };
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut trainer = Trainer {
+            task,
+            around: Around {
+                layout: &self.layout,
+                reference: &reference,
+            },
+            options: TrainOptions {
+                steps,
+                batch: args.batch,
+                rate: args.rate.unwrap_or(rate),
+                schedule: args.schedule,
+                warm_up,
+                clip: args.clip,
+                weight_decay: args.weight_decay,
+                evaluate_every: args.evaluate_every.unwrap_or(steps.div_ceil(10)),
+                patience: args.patience,
+                seed: args.seed,
+            },
+            folder: self.folder.clone(),
+            settings: self.settings(),
+            stop: Arc::clone(&stop),
+        };
+        // A second Ctrl-C leaves at once; the first one ends the run after its step.
+        for signal in TERM_SIGNALS {
+            register_conditional_shutdown(*signal, 130, Arc::clone(&stop))?;
+            register(*signal, Arc::clone(&stop))?;
+        }
+        let trained = trainer.train(policy, rows.train, &rows.held_out, args.resume)?;
+        draw(&self.folder.metrics(), &self.folder.figure())?;
+        println!("metrics: {}", self.folder.metrics().display());
+        println!("figure: {}", self.folder.figure().display());
+        if trained.examples > 0 {
+            println!(
+                "{:.2} s an example; peak memory {}",
+                trained.seconds / trained.examples as f64,
+                peak_memory()
+            );
+        }
+        if trained.interrupted {
+            println!("go on with --resume");
+            return Ok(());
+        }
+
+        let policy = trained.policy.valid();
+        match args.save {
+            Save::Model => save(&policy, &args.model, &args.out)?,
+            Save::Adapter => save_adapter(&policy, &self.lora(), &args.model, &args.out)?,
+        }
+        println!("saved: {}", args.out.display());
+        let again = match args.save {
+            Save::Model => load_as(
+                burn::tensor::FloatDType::F32,
+                &args.out,
+                &self.layout.device,
+            )?,
+            Save::Adapter => finetune::load_adapter(frozen, &args.out, &self.layout.device)?.0,
+        };
+        println!("| held out | loss | reward accuracy | margin | chosen | rejected |");
+        println!("|---|---|---|---|---|---|");
+        for (name, model) in [("before", &before), ("after", &policy), ("loaded", &again)] {
+            print_row(name, &trainer.measure(model, &rows.held_out)?);
+        }
+        if !self.learns_rewards {
+            self.print_answers(&rows.prompts, [&before, &again])?;
+        }
+        Ok(())
+    }
+
+    /// What has to be the same when a run goes on.
+    fn settings(&self) -> Value {
+        let args = self.args;
+        json!({
+            "model": args.model,
+            "adapter": args.adapter,
+            "data": args.data,
+            "held_out_data": args.held_out_data,
+            "held_out": args.held_out,
+            "group": args.group,
+            "plain": args.plain,
+            "max_length": args.max_length,
+            "loss": self.loss,
+            "full": args.full,
+            "rank": args.rank,
+            "alpha": args.alpha,
+            "targets": args.targets,
+            "quantize": args.quantize.map(|bits| format!("{bits:?}")),
+            "dtype": format!("{:?}", args.dtype),
+            "budget": args.budget,
+            "shared_prefix": args.shared_prefix,
+        })
+    }
+
+    fn sizes(&self, policy: &Decoder) -> String {
+        let all = policy.num_params();
+        if self.args.full {
+            return format!("parameters: {all}, all trained");
+        }
+        let frozen = self.base.num_params();
+        format!(
+            "parameters: {frozen} and {} trained ones",
+            all.saturating_sub(frozen)
+        )
+    }
+
+    /// Every log-probability that the run will ask for, from the cache or computed into it.
+    fn reference(
+        &self,
+        frozen: &Decoder,
+        sequences: impl Iterator<Item = Sequence>,
+    ) -> Result<Reference, Failure> {
+        if !self.needs_reference {
+            return Ok(Reference::None);
+        }
+        let model = Frozen::new(frozen);
+        if self.args.reference == ReferenceFrom::Live {
+            return Ok(Reference::Live(Box::new(model)));
+        }
+        let folder = self
+            .args
+            .cache
+            .clone()
+            .unwrap_or_else(|| self.folder.cache());
+        let fingerprint = Fingerprint::of(model.model());
+        let fingerprint = match self.args.quantize {
+            Some(bits) => fingerprint.with("bits", format!("{bits:?}").as_bytes()),
+            None => fingerprint,
+        };
+        let mut cache = ReferenceCache::open(folder, fingerprint)?;
+        let sequences: Vec<Sequence> = sequences.collect();
+        let longest = sequences.iter().map(|s| s.ids().len()).max().unwrap_or(1);
+        // Nothing is kept for a backward: as many rows as a step's forward has, at least.
+        let rows = (self.layout.budget / longest).max(1);
+        let bar = ProgressBar::new(sequences.len() as u64).with_message("reference");
+        let (start, found) = (Instant::now(), cache.len());
+        cache.fill::<Failure>(
+            &sequences,
+            rows,
+            |some| self.layout.log_probs(model.model(), some.to_vec()),
+            |progress| {
+                bar.set_length(progress.total as u64);
+                bar.set_position(progress.done as u64);
+            },
+        )?;
+        bar.finish_and_clear();
+        println!(
+            "reference: {found} in the cache, {} computed in {:.1} s",
+            cache.len() - found,
+            start.elapsed().as_secs_f64()
+        );
+        Ok(Reference::Cached(cache))
+    }
+
+    /// What two models say to the same prompts.
+    fn print_answers(&self, prompts: &[Text], models: [&Decoder; 2]) -> Result<(), Failure> {
+        let args = self.args;
+        let sampling = Sampling {
+            temperature: args.temperature,
+            max_tokens: args.answer_tokens,
+        };
+        for prompt in prompts.iter().take(args.answers) {
+            let ids = self.chat.prompt(prompt)?;
+            println!("\n{}", self.chat.decode(&ids)?.trim());
+            for (name, model) in ["before", "after"].into_iter().zip(models) {
+                let sampling = sampling.within(model, ids.len())?;
+                let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
+                let answer = sample(model, &ids, 1, &self.chat.ends, sampling, &mut rng);
+                println!("  {name}: {}", self.chat.decode(&answer[0])?.trim());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn print_row(name: &str, metrics: &Metrics) {
+    let get = |key| {
+        metrics
+            .get(key)
+            .map_or("–".to_owned(), |value| format!("{value:.4}"))
+    };
+    println!(
+        "| {name} | {} | {} | {} | {} | {} |",
+        get("loss"),
+        get("rewards/accuracies"),
+        get("rewards/margins"),
+        get("logps/chosen"),
+        get("logps/rejected"),
+    );
+}
+
+/// As Linux counts it.
+fn peak_memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.map_or("unknown".to_owned(), |line| line.trim().to_owned())
+}
