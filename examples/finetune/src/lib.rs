@@ -37,5 +37,5 @@ pub use projection::{Adapter, Projection};
 pub use sample::{Sampling, sample};
 pub use schedule::Schedule;
 pub use score::{Answer, Judge, best_and_worst};
-pub use train::{Best, RunFolder, TrainOptions, Trained, Trainer};
+pub use train::{Best, RunFolder, TrainOptions, Trained, Trainer, check_whole_steps};
 pub use weights::{SaveError, WeightError, load, load_as, save};
