@@ -115,8 +115,7 @@ impl Chat {
             .map_err(|error| failed(&path, error))?;
         tokenizer.with_padding(None);
         let path = folder.join("tokenizer_config.json");
-        let config = read_json(&path)?
-            .ok_or_else(|| failed(&path, io::Error::from(io::ErrorKind::NotFound)))?;
+        let config = read_json(&path)?.ok_or_else(|| failed(&path, "No such file"))?;
         let token = |name: &str| {
             let text = config[name]
                 .as_str()

@@ -46,7 +46,7 @@ impl Projection {
     /// `[…, in]` to `[…, out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let bias = self.bias.as_ref().map(Param::val);
-        let y = linear(x.clone(), self.dense(), bias);
+        let y = linear(x.clone(), self.dense().cast(x.dtype()), bias);
         match &self.adapter {
             Some(adapter) => y.clone() + adapter.forward(x.cast(FloatDType::F32)).cast(y.dtype()),
             None => y,

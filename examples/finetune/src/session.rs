@@ -254,9 +254,13 @@ impl<'a> Session<'a> {
             register(*signal, Arc::clone(&stop))?;
         }
         let trained = trainer.train(policy, rows.train, &rows.held_out, args.resume)?;
-        draw(&self.folder.metrics(), &self.folder.figure())?;
-        println!("metrics: {}", self.folder.metrics().display());
-        println!("figure: {}", self.folder.figure().display());
+        let (metrics, figure) = (self.folder.metrics(), self.folder.figure());
+        println!("metrics: {}", metrics.display());
+        match draw(&metrics, &figure) {
+            Ok(()) => println!("figure: {}", figure.display()),
+            // What was trained is not lost for it.
+            Err(error) => eprintln!("no figure: {}: {error}", figure.display()),
+        }
         if trained.examples > 0 {
             println!(
                 "{:.2} s an example; peak memory {}",
