@@ -140,7 +140,7 @@ fn a_row_longer_than_the_window() {
     decoder.hidden(Tensor::zeros([1, 33], &Device::default()));
 }
 
-/// What is saved is what was loaded, for this program; `scripts/check_saved.py` has transformers load
+/// What is saved is what was loaded, for this program; `scripts/check.py` has transformers load
 /// it.
 #[test]
 fn what_is_saved_is_what_was_loaded() {
