@@ -6,7 +6,7 @@
 
 After goldens.py. Writes tests/data/adapter/<family>/: adapter_config.json and
 adapter_model.safetensors of a random LoRA (rank 2, α = 4), and expected.json as goldens.py does, of
-the adapted model. check_adapter.py reads such a folder.
+the adapted model.
 """
 import json
 import pathlib

@@ -1,5 +1,6 @@
 //! Adapters: which projections get one, and the files that PEFT writes and reads.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -251,7 +252,8 @@ pub fn load_adapter(
     let path = folder.join("adapter_model.safetensors");
     let all = fs::read(&path).map_err(file(&path))?;
     let tensors = SafeTensors::deserialize(&all).map_err(format(&path))?;
-    let mut used = 0;
+    // Names that nobody has asked for.
+    let mut left: BTreeSet<&str> = tensors.names().into_iter().collect();
     for (projection, name) in projections(&mut decoder) {
         let [from, to] = projection.weight.val().dims();
         let shapes = [
@@ -279,7 +281,7 @@ pub fn load_adapter(
                 let (name, value) = (name.clone(), numbers[place]);
                 return Err(WeightError::NotFinite { name, place, value }.into());
             }
-            used += 1;
+            left.remove(name.as_str());
             let tensor = Tensor::<2>::from_data(TensorData::new(numbers, shape), device);
             factors.push(Param::from_tensor(tensor.transpose()));
         }
@@ -287,19 +289,8 @@ pub fn load_adapter(
         let scale = options.alpha / options.rank as f64;
         projection.adapter = Some(Adapter { a, b, scale });
     }
-    if used < tensors.len() {
-        let names = tensors.names();
-        let known = |name: &str| {
-            let part = name.rsplit_once(".lora_").map_or(name, |(part, _)| part);
-            let part = part
-                .strip_prefix("base_model.model.")
-                .unwrap_or(part)
-                .to_owned();
-            projections(&mut decoder.clone()).any(|(_, name)| name == part)
-        };
-        let unused = names.into_iter().find(|name| !known(name));
-        let name = unused.unwrap_or("a tensor").to_owned();
-        return Err(AdapterError::File(WeightError::Unused(name)));
+    match left.pop_first() {
+        Some(name) => Err(WeightError::Unused(name.to_owned()).into()),
+        None => Ok((decoder, options)),
     }
-    Ok((decoder, options))
 }

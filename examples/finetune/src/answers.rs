@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::Args;
-use crate::session::{data_options, layout};
+use crate::session::{data_options, layout, prompt_ids};
 
 /// Answers every prompt `count` times and writes pairs into `OUT.jsonl`, which appears when all of
 /// them are there.
@@ -30,6 +30,10 @@ pub fn write_pairs(
     let to = Path::new(&name);
     if to.exists() {
         return Err(format!("--out: {} is there already", to.display()).into());
+    }
+    if let Some(folder) = to.parent() {
+        let made = fs::create_dir_all(folder);
+        made.map_err(|error| format!("--out: {}: {error}", folder.display()))?;
     }
     let judge = judge_of(args, judge, chat, device)?;
     let prompts = data_options(args).prompts(&args.data, chat)?;
@@ -100,7 +104,7 @@ fn answer(
     count: usize,
     rng: &mut ChaCha8Rng,
 ) -> Result<Vec<Answer>, Failure> {
-    let ids = chat.prompt(prompt)?;
+    let ids = prompt_ids(args, chat, prompt)?;
     let sampling = Sampling {
         temperature: args.temperature,
         max_tokens: args.answer_tokens,

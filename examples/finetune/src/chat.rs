@@ -115,8 +115,7 @@ impl Chat {
             .map_err(|error| failed(&path, error))?;
         tokenizer.with_padding(None);
         let path = folder.join("tokenizer_config.json");
-        let config = read_json(&path)?
-            .ok_or_else(|| failed(&path, io::Error::from(io::ErrorKind::NotFound)))?;
+        let config = read_json(&path)?.ok_or_else(|| failed(&path, "No such file"))?;
         let token = |name: &str| {
             let text = config[name]
                 .as_str()
@@ -250,19 +249,30 @@ impl Chat {
     /// # Errors
     ///
     /// A file cannot be written.
-    pub(crate) fn save(&self, folder: &Path, template: &str) -> Result<(), ChatError> {
+    pub(crate) fn save(
+        &self,
+        folder: &Path,
+        beginning: Option<u32>,
+        template: Option<&str>,
+    ) -> Result<(), ChatError> {
         let path = folder.join("tokenizer.json");
         self.tokenizer
             .save(&path, true)
             .map_err(|error| failed(&path, error))?;
         let token = |id: u32| self.tokenizer.id_to_token(id);
-        let config = serde_json::json!({
+        let mut config = serde_json::json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": false,
             "eos_token": token(self.end),
             "pad_token": token(self.padding),
-            "chat_template": template,
         });
+        if let Some(beginning) = beginning {
+            config["bos_token"] = token(beginning).into();
+        }
+        // An empty one would make conversations of nothing.
+        if let Some(template) = template {
+            config["chat_template"] = template.into();
+        }
         let path = folder.join("tokenizer_config.json");
         fs::write(&path, format!("{config:#}")).map_err(|error| failed(&path, error))
     }

@@ -56,6 +56,20 @@ impl DataOptions {
         }
     }
 
+    /// Whether the first row of a file that can be read has a thumb.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened.
+    pub fn has_thumbs(path: &Path) -> Result<bool, Failure> {
+        let row = if is_parquet(path) {
+            ParquetFile::new(path, Kind).read()?.flatten().next()
+        } else {
+            JsonLines::new(path, Kind).read()?.flatten().next()
+        };
+        Ok(row.is_some_and(|row| row.label.0))
+    }
+
     /// The rows of a file of JSON lines, compressed by gzip or not, or of Parquet (`.parquet`).
     fn texts<F: Format>(
         &self,
@@ -63,7 +77,7 @@ impl DataOptions {
         format: F,
         chat: &Chat,
     ) -> Result<Vec<Example<Text, F::Label>>, Failure> {
-        let loaded = if path.extension().is_some_and(|end| end == "parquet") {
+        let loaded = if is_parquet(path) {
             ParquetFile::new(path, format).load(self.on_error())?
         } else {
             JsonLines::new(path, format).load(self.on_error())?
@@ -86,7 +100,8 @@ impl DataOptions {
     ///
     /// # Errors
     ///
-    /// A row cannot be read or tokenized, or nothing is left to train on or to measure.
+    /// A row cannot be read or tokenized or has no column to group by, or nothing is left to train
+    /// on or to measure.
     pub fn read<F>(
         &self,
         train: &Path,
@@ -99,6 +114,15 @@ impl DataOptions {
         F::Label: Labels,
     {
         let rows = self.texts(train, format(), chat)?;
+        let column = |row: &Example<Text, F::Label>| match &self.group {
+            Some(column) => row.columns.get(column).map(ToString::to_string),
+            None => Some(format!("{:?}", row.prompt)),
+        };
+        if let Some(row) = rows.iter().find(|row| column(row).is_none()) {
+            let line = row.line.unwrap_or_default();
+            let name = self.group.as_deref().unwrap_or_default();
+            return Err(format!("--group: line {line} has no column `{name}`").into());
+        }
         let rows = Arc::new(InMemDataset::new(rows));
         let all = (0..rows.len()).collect();
         let (train, measured, kept) = if let Some(path) = held_out {
@@ -106,13 +130,7 @@ impl DataOptions {
             let kept = (0..measured.len()).collect();
             (all, measured, kept)
         } else {
-            let group = |row: &Example<Text, F::Label>| match &self.group {
-                Some(column) => row
-                    .columns
-                    .get(column)
-                    .map_or_else(|| format!("{:?}", row.prompt), ToString::to_string),
-                None => format!("{:?}", row.prompt),
-            };
+            let group = |row: &_| column(row).unwrap_or_default();
             let split = split_by(&rows, self.held_out, self.seed, group)?;
             println!(
                 "groups: {} train, {} held out",
@@ -121,7 +139,11 @@ impl DataOptions {
             (split.train, Arc::clone(&rows), split.held_out)
         };
         let (train, _) = self.tokens("train", rows, train, chat)?;
-        let (held_out, prompts) = self.tokens("held out", measured, kept, chat)?;
+        let (held_out, prompts) = if self.held_out == 0.0 && held_out.is_none() {
+            (Vec::new(), Vec::new())
+        } else {
+            self.tokens("held out", measured, kept, chat)?
+        };
         Ok(Rows {
             train,
             held_out,
@@ -141,7 +163,8 @@ impl DataOptions {
         let tokens = Tokenized::new(texts, |text| chat.encode(text), options)?;
         print!("{name} {}", tokens.report());
         if tokens.is_empty() {
-            return Err(format!("no row of the split `{name}` is left").into());
+            let what = "the file, --held-out and --max-length say how many there are";
+            return Err(format!("no row of the split `{name}` is left: {what}").into());
         }
         let kept = tokens.kept().iter().map(|row| tokens.texts().get(*row));
         let prompts = kept.map(|row| row.map(|row| row.prompt));
@@ -153,15 +176,16 @@ impl DataOptions {
     ///
     /// # Errors
     ///
-    /// All rows have one prompt.
+    /// All rows of a split have one prompt.
     pub fn mismatched(&self, rows: Rows<Desirable>) -> Result<Rows<WithMismatched>, Failure> {
-        let pair_up = |rows: Vec<_>| {
+        let pair_up = |name: &str, rows: Vec<_>| -> Result<Vec<_>, Failure> {
             let rows = Mismatched::new(InMemDataset::new(rows), self.truncation());
-            rows.iter().collect::<Result<Vec<_>, _>>()
+            let rows = rows.iter().collect::<Result<_, _>>();
+            Ok(rows.map_err(|error| format!("the split `{name}`: {error}"))?)
         };
         Ok(Rows {
-            train: pair_up(rows.train)?,
-            held_out: pair_up(rows.held_out)?,
+            train: pair_up("train", rows.train)?,
+            held_out: pair_up("held out", rows.held_out)?,
             prompts: rows.prompts,
         })
     }
@@ -180,6 +204,23 @@ impl DataOptions {
             }
         }
         Ok(prompts)
+    }
+}
+
+fn is_parquet(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "parquet")
+}
+
+/// Rows of which only the kind is read: a thumb up where there is any thumb.
+struct Kind;
+
+impl Format for Kind {
+    type Label = Desirable;
+
+    fn parse(&self, row: Object) -> Result<Example<Text, Desirable>, RowError> {
+        let empty = || Text::Plain(String::new());
+        let has_thumb = row.get("label").is_some_and(|label| !label.is_null());
+        Ok(Example::unpaired(empty(), empty(), has_thumb))
     }
 }
 

@@ -13,7 +13,11 @@ const HEIGHT: u32 = 300;
 /// A line of a panel.
 type Points = Vec<(f64, f64)>;
 
+/// Its name, and the lines of training and of held-out rows.
+type Panel = (&'static str, Points, Points);
+
 /// Draws loss, accuracy and margin of the lines that a run has written, as far as they are there.
+/// The figure appears when all of it is drawn.
 ///
 /// # Errors
 ///
@@ -26,7 +30,7 @@ pub fn draw(metrics: &Path, figure: &Path) -> Result<(), Box<dyn Error + Send + 
         let point = |line: &Value| Some((line["step"].as_f64()?, line[of][key].as_f64()?));
         lines.iter().filter_map(point).collect()
     };
-    let panels: Vec<_> = [
+    let panels: Vec<Panel> = [
         ("loss", "loss"),
         ("reward accuracy", "rewards/accuracies"),
         ("margin of rewards", "rewards/margins"),
@@ -35,11 +39,21 @@ pub fn draw(metrics: &Path, figure: &Path) -> Result<(), Box<dyn Error + Send + 
     .map(|(name, key)| (name, points("train", key), points("held_out", key)))
     .filter(|(_, train, held_out)| !(train.is_empty() && held_out.is_empty()))
     .collect();
+    let scratch = figure.with_extension("svg.part");
+    let drawn = panels_into(&scratch, &panels).and_then(|()| Ok(fs::rename(&scratch, figure)?));
+    if drawn.is_err() {
+        // What went wrong is what matters.
+        let _ = fs::remove_file(&scratch);
+    }
+    drawn
+}
+
+fn panels_into(figure: &Path, panels: &[Panel]) -> Result<(), Box<dyn Error + Send + Sync>> {
     let root = SVGBackend::new(figure, (WIDTH, HEIGHT)).into_drawing_area();
     root.fill(&WHITE)?;
     let areas = root.split_evenly((1, panels.len().max(1)));
     for (area, (name, train, held_out)) in areas.iter().zip(panels) {
-        let all = || train.iter().chain(&held_out);
+        let all = || train.iter().chain(held_out);
         let range = |of: fn(&(f64, f64)) -> f64| {
             let least = all().map(of).fold(f64::INFINITY, f64::min);
             let most = all().map(of).fold(f64::NEG_INFINITY, f64::max);
@@ -47,7 +61,7 @@ pub fn draw(metrics: &Path, figure: &Path) -> Result<(), Box<dyn Error + Send + 
             least - space..most + space
         };
         let mut chart = ChartBuilder::on(area)
-            .caption(name, ("sans-serif", 16))
+            .caption(*name, ("sans-serif", 16))
             .margin(8)
             .x_label_area_size(32)
             .y_label_area_size(48)

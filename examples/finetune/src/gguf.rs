@@ -393,10 +393,11 @@ impl Gguf {
         let chat = self
             .chat()
             .map_err(|error| crate::chat::failed(path, error))?;
-        chat.save(
-            folder,
-            self.text("tokenizer.chat_template").unwrap_or_default(),
-        )
+        let (beginning, template) = (
+            self.id("bos_token_id"),
+            self.text("tokenizer.chat_template"),
+        );
+        chat.save(folder, beginning.ok(), template.ok())
     }
 }
 

@@ -40,5 +40,5 @@ pub use projection::{Adapter, Projection};
 pub use sample::sample;
 pub use schedule::Schedule;
 pub use score::{Answer, Judge, pair_of};
-pub use train::{Best, RunFolder, TrainOptions, Trained, Trainer};
+pub use train::{Best, RunFolder, TrainOptions, Trained, Trainer, check_whole_steps};
 pub use weights::{SaveError, WeightError, load, load_as, save};

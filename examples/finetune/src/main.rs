@@ -20,8 +20,8 @@ use burn_preference::data::{Desirable, PairFormat, RankedFormat, UnpairedFormat}
 use burn_preference::state::RunningMean;
 use clap::{Parser, ValueEnum};
 use finetune::{
-    Chat, Failure, Lists, Objective, Pairs, RewardLists, RewardPairs, Rows, Schedule, Thumbs,
-    load_adapter, load_as,
+    Chat, DataOptions, Failure, Kto, Lists, Objective, Pairs, RewardLists, RewardPairs, Rows,
+    Schedule, Thumbs, Top, load_adapter, load_as,
 };
 use session::Session;
 
@@ -40,9 +40,9 @@ struct Args {
     #[arg(long)]
     data: PathBuf,
     /// Rows to measure on; otherwise some of `--data` are held out.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["held_out", "group"])]
     held_out_data: Option<PathBuf>,
-    /// Share of the groups of rows that are held out.
+    /// Share of the groups of rows that are held out; with 0 nothing is measured.
     #[arg(long, default_value_t = 0.1)]
     held_out: f64,
     /// The column that says which rows belong together; without it, the prompt.
@@ -154,7 +154,12 @@ struct Args {
     temperature: f64,
 
     /// Do not train: answer every prompt so often, and write best against worst into `OUT.jsonl`.
-    #[arg(long, requires = "score")]
+    #[arg(long, requires = "score", conflicts_with_all = [
+        "held_out_data", "held_out", "group", "loss", "reference", "cache", "full", "rank", "alpha",
+        "targets", "quantize", "steps", "batch", "budget", "shared_prefix", "rate", "schedule",
+        "warm_up", "clip", "weight_decay", "gradient_checkpointing", "evaluate_every", "patience",
+        "resume", "save", "answers",
+    ])]
     sample: Option<usize>,
     /// Who says which answer is better: a folder with a reward model, or a command that reads
     /// `{"prompt": …, "completion": …}` line by line and writes a number a line.
@@ -192,8 +197,11 @@ enum Save {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let mut args = Args::parse();
+    // Without a slash at its end, so that other names can be made of it.
+    args.out = args.out.components().collect();
+    match run(&args) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
@@ -201,7 +209,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<(), Failure> {
+fn run(args: &Args) -> Result<ExitCode, Failure> {
     check(args)?;
     let device = device(&args.device)?;
     let dtype = match args.dtype {
@@ -220,10 +228,19 @@ fn run(args: &Args) -> Result<(), Failure> {
         return Err(format!("--max-length: at most {longest}: {what}").into());
     }
     if let (Some(count), Some(judge)) = (args.sample, &args.score) {
-        return answers::write_pairs(args, &base, &chat, &device, count, judge);
+        if base.config().top == Top::Reward {
+            return Err("--model: a reward model has no words to answer with".into());
+        }
+        answers::write_pairs(args, &base, &chat, &device, count, judge)?;
+        return Ok(ExitCode::SUCCESS);
     }
     let loss = fs::read_to_string(&args.loss).unwrap_or_else(|_| args.loss.clone());
-    let objective = Objective::parse(&loss)?;
+    let objective = Objective::parse(&loss, DataOptions::has_thumbs(&args.data)?)?;
+    if base.config().top == Top::Reward && !objective.learns_rewards() {
+        return Err(
+            "--model: a reward model has no words whose probability could be learnt".into(),
+        );
+    }
     let session = Session::new(args, base, chat, device, &objective, &loss)?;
     match objective {
         Objective::Pairs(objective) => {
@@ -233,7 +250,9 @@ fn run(args: &Args) -> Result<(), Failure> {
         Objective::Thumbs(objective) => {
             let rows = session.read(UnpairedFormat::default)?;
             check_thumbs(&objective, &rows)?;
-            let rows = session.data.mismatched(rows)?;
+            if let UnpairedObjective::Kto(objective) = objective {
+                return session.train(Kto::new(objective), session.data.mismatched(rows)?);
+            }
             let rewards = RunningMean::default();
             session.train(Thumbs { objective, rewards }, rows)
         }
@@ -249,8 +268,9 @@ fn run(args: &Args) -> Result<(), Failure> {
             let rows = session.read(RankedFormat::default)?;
             session.train(RewardLists(objective), rows)
         }
-        Objective::Rewards(other) => {
-            Err(format!("{other:?}: wants a column of ties, which is not read here").into())
+        Objective::Rewards(_) => {
+            let what = "wants a column of ties, which is not read here";
+            Err(format!("--loss {}: {what}", args.loss).into())
         }
     }
 }
@@ -273,19 +293,21 @@ fn check(args: &Args) -> Result<(), Failure> {
         return Err(format!("{name}: at least {least}, found {size}").into());
     }
     let numbers = [
-        ("--alpha", args.alpha.unwrap_or(1.0), f64::MAX),
-        ("--rate", args.rate.unwrap_or(1.0), f64::MAX),
-        ("--clip", args.clip, f64::MAX),
-        ("--weight-decay", args.weight_decay, f64::MAX),
-        ("--warm-up", args.warm_up, 1.0),
-        ("--held-out", args.held_out, 1.0),
-        ("--temperature", args.temperature, f64::MAX),
+        ("--alpha", args.alpha.unwrap_or(1.0), "> 0"),
+        ("--rate", args.rate.unwrap_or(1.0), "> 0"),
+        ("--clip", args.clip, "> 0"),
+        ("--weight-decay", args.weight_decay, "≥ 0"),
+        ("--temperature", args.temperature, "≥ 0"),
+        ("--warm-up", args.warm_up, "in [0, 1]"),
+        ("--held-out", args.held_out, "in [0, 1]"),
     ];
-    if let Some((name, number, most)) = numbers
-        .into_iter()
-        .find(|(_, x, most)| !(0.0..=*most).contains(x))
-    {
-        return Err(format!("{name}: a number in [0, {most}], found {number}").into());
+    let is_wrong = |(_, number, range): &(_, f64, &str)| match *range {
+        "> 0" => !(number.is_finite() && *number > 0.0),
+        "≥ 0" => !(number.is_finite() && *number >= 0.0),
+        _ => !(0.0..=1.0).contains(number),
+    };
+    if let Some((name, number, range)) = numbers.into_iter().find(is_wrong) {
+        return Err(format!("{name}: a number {range}, found {number}").into());
     }
     if args.full && args.dtype != Numbers::F32 {
         return wrong("--dtype: all weights are trained with --full, in f32");
@@ -295,8 +317,8 @@ fn check(args: &Args) -> Result<(), Failure> {
             "--save adapter: with --full there is none, and beside --adapter it would be one of two",
         );
     }
-    if args.resume && args.sample.is_some() {
-        return wrong("--resume: nothing is kept of --sample");
+    if args.out.file_name().is_none() {
+        return wrong("--out: the name of a folder that is not there yet");
     }
     Ok(())
 }

@@ -7,15 +7,17 @@ use burn_preference::config::{
     PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig, RewardObjective,
     RewardObjectiveConfig, UnpairedObjective, UnpairedObjectiveConfig,
 };
-use burn_preference::data::{Collator, Example, Preference, Scores, TokenBudget, WithMismatched};
+use burn_preference::data::{
+    Collator, Desirable, Example, Preference, Scores, TokenBudget, WithMismatched,
+};
 use burn_preference::metrics::Observe;
 use burn_preference::reference::cache::ReferenceCache;
 use burn_preference::state::RunningMean;
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
 use burn_preference::{
-    BatchMetrics, Frozen, KlEstimate, LossOutput, Metrics, Objective as _, Pair, PolicyPair,
-    Ranked, RelativeLogProbs, RewardPair, SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline,
-    WithShift,
+    BatchMetrics, Frozen, KlEstimate, KtoLoss, LossOutput, Metrics, Objective as _, Pair,
+    PolicyPair, Ranked, RelativeLogProbs, RewardPair, SequenceLogProbs, TokenLogProbs, Unpaired,
+    WithBaseline, WithShift,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -37,30 +39,55 @@ pub enum Objective {
 }
 
 impl Objective {
-    /// By its name, such as `dpo`, or the JSON of its config: `{"loss": "ipo", "tau": 0.5}`.
+    /// By its name, such as `dpo`, or the JSON of its config: `{"loss": "ipo", "tau": 0.5}`. Some
+    /// names are of two objectives (`bco`, `apo_zero`): rows with thumbs decide.
     ///
     /// # Errors
     ///
     /// No objective over pairs, thumbs or lists has this name, or a value of its config is wrong.
-    pub fn parse(text: &str) -> Result<Self, Failure> {
+    pub fn parse(text: &str, thumbs: bool) -> Result<Self, Failure> {
         let config: Value = match text.trim_start().starts_with('{') {
             true => serde_json::from_str(text)?,
-            false => json!({ "loss": text }),
+            false => json!({ "loss": text.trim() }),
         };
-        if let Some(config) = read::<PairObjectiveConfig>(&config)? {
-            return Ok(Self::Pairs(config.try_init()?));
-        }
-        if let Some(config) = read::<UnpairedObjectiveConfig>(&config)? {
+        let mut known = Vec::new();
+        let unpaired = read::<UnpairedObjectiveConfig>(&config, "thumbs", &mut known)?;
+        if let Some(config) = unpaired.as_ref().filter(|_| thumbs) {
             return Ok(Self::Thumbs(config.try_init()?));
         }
-        if let Some(config) = read::<RankedObjectiveConfig>(&config)? {
+        if let Some(config) = read::<PairObjectiveConfig>(&config, "pairs", &mut known)? {
+            return Ok(Self::Pairs(config.try_init()?));
+        }
+        if let Some(config) = unpaired {
+            return Ok(Self::Thumbs(config.try_init()?));
+        }
+        if let Some(config) = read::<RankedObjectiveConfig>(&config, "lists", &mut known)? {
             return Ok(Self::Lists(config.try_init()?));
         }
-        if let Some(config) = read::<RewardObjectiveConfig>(&config)? {
+        if let Some(config) = read::<RewardObjectiveConfig>(&config, "rewards", &mut known)? {
             return Ok(Self::Rewards(config.try_init()?));
         }
-        let name = &config["loss"];
-        Err(format!("{name}: no objective over pairs, thumbs or lists has this name").into())
+        let (name, known) = (&config["loss"], known.join("; "));
+        Err(format!("{name}: no file, and no objective has this name; there are {known}").into())
+    }
+
+    /// Whether an example's loss depends on what else is in its forward, so that the parts of a
+    /// step do not add up to it: NLLs per token, and sorted log-ratios.
+    pub fn needs_whole_steps(&self) -> bool {
+        fn of(config: &Value) -> bool {
+            let is = |key: &str, name: &str| config[key] == name;
+            let below = |inner: Option<&Value>| inner.is_some_and(of);
+            let parts = config["parts"].as_array().map(Vec::as_slice);
+            is("loss", "aot")
+                || is("nll_normalization", "token")
+                || is("normalization", "token")
+                || below(config.get("objective"))
+                || parts.unwrap_or_default().iter().any(of)
+        }
+        match self {
+            Self::Pairs(objective) => of(&json!(objective.config())),
+            Self::Thumbs(_) | Self::Lists(_) | Self::Rewards(_) => false,
+        }
     }
 
     /// Whether it compares with a reference.
@@ -79,12 +106,22 @@ impl Objective {
     }
 }
 
-/// A config of one kind; none if its name is of another.
-fn read<C: DeserializeOwned>(config: &Value) -> Result<Option<C>, Failure> {
+/// A config of one kind; none if its name is of another, and then the names of this kind in `known`.
+fn read<C: DeserializeOwned>(
+    config: &Value,
+    kind: &str,
+    known: &mut Vec<String>,
+) -> Result<Option<C>, Failure> {
     match serde_json::from_value(config.clone()) {
         Ok(config) => Ok(Some(config)),
-        Err(error) if error.to_string().starts_with("unknown variant") => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            // The name of this objective, not of something in its config.
+            let name = config["loss"].as_str().unwrap_or_default();
+            let text = error.to_string();
+            let others = text.strip_prefix(&format!("unknown variant `{name}`, expected one of "));
+            known.push(format!("{kind}: {}", others.ok_or(error)?));
+            Ok(None)
+        }
     }
 }
 
@@ -214,6 +251,20 @@ pub trait Task {
     /// Every sequence of a row whose log-probability is asked for.
     fn sequences(example: &Example<Vec<u32>, Self::Label>) -> Vec<Sequence>;
 
+    /// Takes note of what the parts of a step have in common, before the first of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`step`](Self::step).
+    fn begin(
+        &mut self,
+        _: &Decoder,
+        _: &[Vec<Example<Vec<u32>, Self::Label>>],
+        _: &Around<'_>,
+    ) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// One forward.
     ///
     /// # Errors
@@ -281,16 +332,24 @@ impl Task for Pairs {
     }
 }
 
-/// An objective over thumbs; what each of them needs besides comes from the rows (KTO's z₀) or from
-/// the steps before (BCO's δ).
-pub struct Thumbs {
-    /// Which.
-    pub objective: UnpairedObjective,
-    /// BCO's δ.
-    pub rewards: RunningMean,
+/// KTO, with its z₀ from mismatched completions.
+pub struct Kto {
+    objective: KtoLoss,
+    /// Of the step at hand, over all of its parts.
+    baseline: Option<Tensor<1>>,
 }
 
-impl Task for Thumbs {
+impl Kto {
+    /// Before the first step.
+    pub fn new(objective: KtoLoss) -> Self {
+        Self {
+            objective,
+            baseline: None,
+        }
+    }
+}
+
+impl Task for Kto {
     type Label = WithMismatched;
 
     fn sequences(example: &Example<Vec<u32>, WithMismatched>) -> Vec<Sequence> {
@@ -299,10 +358,60 @@ impl Task for Thumbs {
         sequences
     }
 
+    fn begin(
+        &mut self,
+        model: &Decoder,
+        parts: &[Vec<Example<Vec<u32>, WithMismatched>>],
+        around: &Around<'_>,
+    ) -> Result<(), Failure> {
+        let frozen = Frozen::new(model);
+        let mut all: Option<KlEstimate> = None;
+        for part in parts {
+            let rows = part.iter().map(|row| row.label.sequence.clone()).collect();
+            let part = KlEstimate::from_mismatched(&around.relative(frozen.model(), rows)?);
+            all = Some(match all {
+                Some(all) => all.merge(part),
+                None => part,
+            });
+        }
+        self.baseline = all.map(|all| all.baseline());
+        Ok(())
+    }
+
     fn step(
         &self,
         model: &Decoder,
         examples: Vec<Example<Vec<u32>, WithMismatched>>,
+        around: &Around<'_>,
+    ) -> Result<Step, Failure> {
+        let baseline = self.baseline.clone().ok_or("a step that has not begun")?;
+        let batch = Collator::new(around.layout.padding).batch(examples, &around.layout.device);
+        let relative = around.relative(model, batch.rows.sequences)?;
+        let thumbs = Unpaired::new(relative, batch.desirable)?;
+        let thumbs = WithBaseline::new(thumbs, baseline)?;
+        Ok(Step::new(&thumbs, &self.objective.forward(thumbs.clone())))
+    }
+}
+
+/// Another objective over thumbs.
+pub struct Thumbs {
+    /// Which.
+    pub objective: UnpairedObjective,
+    /// BCO's δ.
+    pub rewards: RunningMean,
+}
+
+impl Task for Thumbs {
+    type Label = Desirable;
+
+    fn sequences(example: &Example<Vec<u32>, Desirable>) -> Vec<Sequence> {
+        example.sequences()
+    }
+
+    fn step(
+        &self,
+        model: &Decoder,
+        examples: Vec<Example<Vec<u32>, Desirable>>,
         around: &Around<'_>,
     ) -> Result<Step, Failure> {
         let device = &around.layout.device;
@@ -318,14 +427,6 @@ impl Task for Thumbs {
         }
         let thumbs = Unpaired::new(relative, batch.desirable)?;
         Ok(match &self.objective {
-            UnpairedObjective::Kto(objective) => {
-                let mismatched = batch.mismatched.ok_or("no mismatched completions")?;
-                let frozen = Frozen::new(model);
-                let relative = around.relative(frozen.model(), mismatched.sequences)?;
-                let baseline = KlEstimate::from_mismatched(&relative).baseline();
-                let thumbs = WithBaseline::new(thumbs, baseline)?;
-                Step::new(&thumbs, &objective.forward(thumbs.clone()))
-            }
             UnpairedObjective::Bco(objective) => {
                 let thumbs = WithShift::new(thumbs, self.rewards.tensor(device))?;
                 Step::new(&thumbs, &objective.forward(thumbs.clone()))

@@ -46,21 +46,19 @@ impl Projection {
     /// `[…, in]` to `[…, out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let bias = self.bias.as_ref().map(Param::val);
-        let y = linear(x.clone(), self.dense(), bias);
+        let y = linear(x.clone(), self.dense().cast(x.dtype()), bias);
         match &self.adapter {
             Some(adapter) => y.clone() + adapter.forward(x.cast(FloatDType::F32)).cast(y.dtype()),
             None => y,
         }
     }
 
-    /// The weight, with its adapter merged into it.
+    /// The weight, with its adapter merged into it: then in f32, since fewer digits would lose most
+    /// of an adapter.
     pub fn weight(&self) -> Tensor<2> {
         let weight = self.dense();
         match &self.adapter {
-            Some(adapter) => {
-                let dtype = weight.dtype();
-                (weight.cast(FloatDType::F32) + adapter.delta()).cast(dtype)
-            }
+            Some(adapter) => weight.cast(FloatDType::F32) + adapter.delta(),
             None => weight,
         }
     }
@@ -90,9 +88,9 @@ impl Projection {
         self
     }
 
-    /// The adapter in the weight, and no adapter.
+    /// The adapter in the weight, in the weight's own number type, and no adapter.
     pub fn merged(mut self) -> Self {
-        let weight = self.weight().detach();
+        let weight = self.weight().detach().cast(self.dense().dtype());
         self.weight = Param::initialized(self.weight.id, weight);
         self.adapter = None;
         self

@@ -1,6 +1,6 @@
 //! Who says which answer is better: a program of the user's, or a reward model.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::process::{Command, Stdio};
 
 use burn_preference::data::{Message, Text};
@@ -94,7 +94,11 @@ fn by_command(command: &str, answers: &[Answer]) -> Result<Vec<f64>, Failure> {
         let (found, expected) = (scores.len(), answers.len());
         return Err(format!("--score: {found} numbers for {expected} answers").into());
     }
-    Ok(written.map(|()| scores)?)
+    match written {
+        // It knew them without reading everything.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(scores),
+    }
 }
 
 /// Best against worst of a prompt's answers, as a row of TRL's shape; none if all are equally good.

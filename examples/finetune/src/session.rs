@@ -1,6 +1,7 @@
 //! A run: reference, policy, training, what is saved, and the table at the end.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -15,8 +16,8 @@ use burn_preference::tokens::{Packing, Padding, Sequence};
 use burn_preference::{Frozen, Metrics};
 use finetune::{
     Around, Chat, DataOptions, Decoder, Failure, Layout, LoraOptions, Objective, Reference, Rows,
-    RunFolder, Sampling, TARGETS, Task, TrainOptions, Trainer, draw, load_as, sample, save,
-    save_adapter,
+    RunFolder, Sampling, TARGETS, Task, TrainOptions, Trainer, check_whole_steps, draw, load,
+    load_adapter, sample, save, save_adapter,
 };
 use indicatif::ProgressBar;
 use rand::SeedableRng;
@@ -25,7 +26,7 @@ use serde_json::{Value, json};
 use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag::{register, register_conditional_shutdown};
 
-use crate::{Args, Bits, ReferenceFrom, Save};
+use crate::{Args, Bits, Numbers, ReferenceFrom, Save};
 
 /// What was read from disk, and how it is used.
 pub struct Session<'a> {
@@ -38,6 +39,7 @@ pub struct Session<'a> {
     loss: Value,
     needs_reference: bool,
     learns_rewards: bool,
+    needs_whole_steps: bool,
     pub data: DataOptions,
 }
 
@@ -69,10 +71,18 @@ pub fn layout(args: &Args, chat: &Chat, device: &Device) -> Layout {
     }
 }
 
+/// A prompt up to where an answer begins, as long as rows of the training are.
+pub fn prompt_ids(args: &Args, chat: &Chat, prompt: &Text) -> Result<Vec<u32>, Failure> {
+    let mut ids = chat.prompt(prompt)?;
+    let room = (args.max_length / 2).max(1);
+    Ok(ids.split_off(ids.len().saturating_sub(room)))
+}
+
 impl<'a> Session<'a> {
     /// # Errors
     ///
-    /// `--out` is there already, or a run that `--resume` did not ask for.
+    /// `--out` is there already, or a run that `--resume` did not ask for, or an option has nothing
+    /// to act on.
     pub fn new(
         args: &'a Args,
         base: Decoder,
@@ -84,7 +94,7 @@ impl<'a> Session<'a> {
         if args.out.exists() {
             return Err(format!("--out: {} is there already", args.out.display()).into());
         }
-        let folder = RunFolder::new(&run_folder(&args.out))?;
+        let folder = RunFolder::new(&run_folder(&args.out));
         match (folder.has_checkpoint()?, args.resume) {
             (true, false) => {
                 let folder = run_folder(&args.out);
@@ -97,6 +107,13 @@ impl<'a> Session<'a> {
         if objective.learns_rewards() && args.save == Save::Adapter {
             let what = "a reward model has a head besides, save the model";
             return Err(format!("--save adapter: {what}").into());
+        }
+        if objective.needs_reference() {
+            if args.cache.is_some() && args.reference == ReferenceFrom::Live {
+                return Err("--cache: with --reference live nothing is kept".into());
+            }
+        } else if args.cache.is_some() || args.reference == ReferenceFrom::Live {
+            return Err("--reference and --cache: this objective has no reference".into());
         }
         let layout = layout(args, &chat, &device);
         if objective.learns_rewards() && layout.packing.is_some() {
@@ -114,6 +131,7 @@ impl<'a> Session<'a> {
             loss,
             needs_reference: objective.needs_reference(),
             learns_rewards: objective.learns_rewards(),
+            needs_whole_steps: objective.needs_whole_steps(),
         })
     }
 
@@ -175,22 +193,14 @@ impl<'a> Session<'a> {
     }
 
     /// Trains, saves, and reports.
-    pub fn train<T: Task>(&self, task: T, rows: Rows<T::Label>) -> Result<(), Failure>
+    pub fn train<T: Task>(&self, task: T, rows: Rows<T::Label>) -> Result<ExitCode, Failure>
     where
         TokenBudget<T::Label>: BatchStrategy<Example<Vec<u32>, T::Label>>,
     {
         let args = self.args;
-        let frozen = self.frozen();
-        let reference = self.reference(
-            &frozen,
-            rows.train
-                .iter()
-                .chain(&rows.held_out)
-                .flat_map(T::sequences),
-        )?;
-        let policy = self.policy(&frozen)?;
-        let before = policy.valid();
-        println!("{}", self.sizes(&policy));
+        if args.patience.is_some() && rows.held_out.is_empty() {
+            return Err("--patience: nothing is held out that could be measured".into());
+        }
         let steps = args.steps.unwrap_or(rows.train.len().div_ceil(args.batch));
         #[allow(
             clippy::cast_possible_truncation,
@@ -199,6 +209,33 @@ impl<'a> Session<'a> {
         )]
         let warm_up = (args.warm_up * steps as f64).ceil() as usize;
         let rate = if args.full { 5e-6 } else { 1e-4 };
+        let options = TrainOptions {
+            steps,
+            batch: args.batch,
+            rate: args.rate.unwrap_or(rate),
+            schedule: args.schedule,
+            warm_up,
+            clip: args.clip,
+            weight_decay: args.weight_decay,
+            evaluate_every: args.evaluate_every.unwrap_or(steps.div_ceil(10)),
+            patience: args.patience,
+            seed: args.seed,
+        };
+        if self.needs_whole_steps {
+            check_whole_steps(&self.layout, &options, &rows.train, &rows.held_out)?;
+        }
+        let frozen = self.frozen();
+        let policy = self.policy(&frozen)?;
+        let before = policy.valid();
+        println!("{}", self.sizes(&policy));
+        self.folder.create()?;
+        let reference = self.reference(
+            &frozen,
+            rows.train
+                .iter()
+                .chain(&rows.held_out)
+                .flat_map(T::sequences),
+        )?;
         let stop = Arc::new(AtomicBool::new(false));
         let mut trainer = Trainer {
             task,
@@ -206,18 +243,7 @@ impl<'a> Session<'a> {
                 layout: &self.layout,
                 reference: &reference,
             },
-            options: TrainOptions {
-                steps,
-                batch: args.batch,
-                rate: args.rate.unwrap_or(rate),
-                schedule: args.schedule,
-                warm_up,
-                clip: args.clip,
-                weight_decay: args.weight_decay,
-                evaluate_every: args.evaluate_every.unwrap_or(steps.div_ceil(10)),
-                patience: args.patience,
-                seed: args.seed,
-            },
+            options,
             folder: self.folder.clone(),
             settings: self.settings(),
             stop: Arc::clone(&stop),
@@ -228,9 +254,13 @@ impl<'a> Session<'a> {
             register(*signal, Arc::clone(&stop))?;
         }
         let trained = trainer.train(policy, rows.train, &rows.held_out, args.resume)?;
-        draw(&self.folder.metrics(), &self.folder.figure())?;
-        println!("metrics: {}", self.folder.metrics().display());
-        println!("figure: {}", self.folder.figure().display());
+        let (metrics, figure) = (self.folder.metrics(), self.folder.figure());
+        println!("metrics: {}", metrics.display());
+        match draw(&metrics, &figure) {
+            Ok(()) => println!("figure: {}", figure.display()),
+            // What was trained is not lost for it.
+            Err(error) => eprintln!("no figure: {}: {error}", figure.display()),
+        }
         if trained.examples > 0 {
             println!(
                 "{:.2} s an example; peak memory {}",
@@ -240,7 +270,8 @@ impl<'a> Session<'a> {
         }
         if trained.interrupted {
             println!("go on with --resume");
-            return Ok(());
+            // What the shell says of a program that Ctrl-C has ended.
+            return Ok(ExitCode::from(130));
         }
 
         let policy = trained.policy.valid();
@@ -250,22 +281,26 @@ impl<'a> Session<'a> {
         }
         println!("saved: {}", args.out.display());
         let again = match args.save {
-            Save::Model => load_as(
-                burn::tensor::FloatDType::F32,
-                &args.out,
-                &self.layout.device,
-            )?,
-            Save::Adapter => finetune::load_adapter(frozen, &args.out, &self.layout.device)?.0,
+            Save::Model => load(&args.out, &self.layout.device)?,
+            Save::Adapter => load_adapter(frozen, &args.out, &self.layout.device)?.0,
         };
-        println!("| held out | loss | reward accuracy | margin | chosen | rejected |");
-        println!("|---|---|---|---|---|---|");
-        for (name, model) in [("before", &before), ("after", &policy), ("loaded", &again)] {
-            print_row(name, &trainer.measure(model, &rows.held_out)?);
+        if !rows.held_out.is_empty() {
+            let loaded = match args.dtype {
+                Numbers::F32 => "loaded",
+                _ if args.save == Save::Adapter => "loaded",
+                // What stands on the disk is f32, and rounds otherwise.
+                _ => "loaded, f32",
+            };
+            println!("| held out | loss | reward accuracy | margin | chosen | rejected |");
+            println!("|---|---|---|---|---|---|");
+            for (name, model) in [("before", &before), ("after", &policy), (loaded, &again)] {
+                print_row(name, &trainer.measure(model, &rows.held_out)?);
+            }
         }
         if !self.learns_rewards {
             self.print_answers(&rows.prompts, [&before, &again])?;
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     }
 
     /// What has to be the same when a run goes on.
@@ -277,10 +312,13 @@ impl<'a> Session<'a> {
             "data": args.data,
             "held_out_data": args.held_out_data,
             "held_out": args.held_out,
+            "skip_errors": args.skip_errors,
             "group": args.group,
             "plain": args.plain,
             "max_length": args.max_length,
             "loss": self.loss,
+            "reference": format!("{:?}", args.reference),
+            "device": args.device,
             "full": args.full,
             "rank": args.rank,
             "alpha": args.alpha,
@@ -360,7 +398,7 @@ impl<'a> Session<'a> {
             max_tokens: args.answer_tokens,
         };
         for prompt in prompts.iter().take(args.answers) {
-            let ids = self.chat.prompt(prompt)?;
+            let ids = prompt_ids(args, &self.chat, prompt)?;
             println!("\n{}", self.chat.decode(&ids)?.trim());
             for (name, model) in ["before", "after"].into_iter().zip(models) {
                 let sampling = sampling.within(model, ids.len())?;

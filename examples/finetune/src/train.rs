@@ -1,7 +1,7 @@
 //! The loop: steps, evaluations, the best weights, and a run that can be stopped and go on.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::chat::Failure;
 use crate::decoder::Decoder;
-use crate::objective::{Around, Task};
+use crate::objective::{Around, Layout, Task};
 use crate::schedule::Schedule;
 use crate::weights::at_once;
 
@@ -78,14 +78,19 @@ pub struct Best {
 }
 
 impl RunFolder {
-    /// A folder that may be there already.
+    /// A folder that may be there already, or not yet.
+    pub fn new(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// Makes it, unless it is there.
     ///
     /// # Errors
     ///
     /// It cannot be made.
-    pub fn new(path: &Path) -> Result<Self, Failure> {
-        fs::create_dir_all(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(Self(path.to_owned()))
+    pub fn create(&self) -> Result<(), Failure> {
+        let made = fs::create_dir_all(&self.0);
+        Ok(made.map_err(|error| format!("{}: {error}", self.0.display()))?)
     }
 
     /// One line of JSON a step and an evaluation.
@@ -106,7 +111,11 @@ impl RunFolder {
     /// Whole checkpoints, by their step.
     fn checkpoints(&self) -> Result<Vec<(usize, PathBuf)>, Failure> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(&self.0)? {
+        let entries = match fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            entries => entries?,
+        };
+        for entry in entries {
             let path = entry?.path();
             let name = path
                 .file_name()
@@ -131,13 +140,15 @@ impl RunFolder {
         Ok(!self.checkpoints()?.is_empty())
     }
 
-    /// The lines of metrics up to a step, without those that a killed run wrote after it.
+    /// The lines of metrics up to a step, without those that a killed run wrote after it; of none
+    /// before the first step.
     fn keep_until(&self, step: usize) -> Result<(), Failure> {
         let path = self.metrics();
         let text = fs::read_to_string(&path).unwrap_or_default();
         let is_before = |line: &&str| {
             let line = serde_json::from_str::<Value>(line);
-            line.is_ok_and(|line| line["step"].as_u64().is_some_and(|at| at <= step as u64))
+            let at = line.ok().and_then(|line| line["step"].as_u64());
+            step > 0 && at.is_some_and(|at| at <= step as u64)
         };
         let kept: String = text
             .lines()
@@ -179,6 +190,51 @@ pub struct Trainer<'a, T: Task> {
     pub settings: Value,
     /// Set from outside: finish this step, save, and return.
     pub stop: Arc<AtomicBool>,
+}
+
+/// That every step, and every batch that is measured, is one forward: for objectives whose loss is
+/// of a whole step.
+///
+/// # Errors
+///
+/// One would be split; the error says which.
+pub fn check_whole_steps<L: Clone + Send + Sync + 'static>(
+    layout: &Layout,
+    options: &TrainOptions,
+    train: &[Example<Vec<u32>, L>],
+    held_out: &[Example<Vec<u32>, L>],
+) -> Result<(), Failure>
+where
+    TokenBudget<L>: BatchStrategy<Example<Vec<u32>, L>>,
+{
+    let check = |name: &str, rows: Vec<_>| match layout.parts(rows).len() {
+        0 | 1 => Ok(()),
+        parts => Err(format!(
+            "{name} takes {parts} forwards, and the loss of this objective is of all of its \
+             examples at once: raise --budget, or lower --batch"
+        )),
+    };
+    let train = Arc::new(InMemDataset::new(train.to_vec()));
+    let mut cursor = Cursor::new(train.len(), options.seed);
+    for step in 1..=options.steps {
+        let rows = next_rows(&cursor, &train, options.batch)?;
+        cursor.advance(rows.len());
+        check(&format!("step {step}"), rows)?;
+    }
+    for rows in held_out.chunks(options.batch) {
+        check("an evaluation", rows.to_vec())?;
+    }
+    Ok(())
+}
+
+/// The examples of the next step.
+fn next_rows<L: Clone + Send + Sync + 'static>(
+    cursor: &Cursor,
+    train: &Arc<InMemDataset<Example<Vec<u32>, L>>>,
+    batch: usize,
+) -> Result<Vec<Example<Vec<u32>, L>>, Failure> {
+    let rows = cursor.remaining(train)?;
+    Ok(rows.get_many((0..rows.len().min(batch)).collect())?)
 }
 
 /// What is trained: adapters and a new head of a reward model, or all of it.
@@ -242,16 +298,18 @@ where
             let before = self.measure(&policy, held_out)?;
             writeln!(log, "{}", json!({"step": 0, "held_out": table(&before)}))?;
         }
-        while state.step < options.steps {
+        let is_patient = |stale| options.patience.is_none_or(|patience| stale < patience);
+        while state.step < options.steps && is_patient(state.stale) {
             let start = Instant::now();
             state.step += 1;
             let step = state.step;
-            let rows = state.cursor.remaining(&train)?;
-            let rows = rows.get_many((0..rows.len().min(options.batch)).collect())?;
+            let rows = next_rows(&state.cursor, &train, options.batch)?;
             let (count, tokens) = (rows.len(), tokens::<T>(&rows));
             let mut metrics = BatchMetrics::default();
             let mut accumulator = GradientsAccumulator::new();
-            for part in self.around.layout.parts(rows) {
+            let parts = self.around.layout.parts(rows);
+            self.task.begin(&policy, &parts, &self.around)?;
+            for part in parts {
                 let part = self.task.step(&policy, part, &self.around)?;
                 metrics = metrics.merge(part.metrics);
                 let loss = part.sum * (count as f64).recip();
@@ -304,17 +362,12 @@ where
                 state.task = self.task.state();
                 self.save(&state, &policy, &best_policy, &optimizer)?;
             }
-            let patient = options
-                .patience
-                .is_none_or(|patience| state.stale < patience);
-            if stop || !patient {
-                let why = if stop {
-                    "interrupted"
-                } else {
-                    "no better for long"
-                };
-                println!("{why}: stopped after step {step}");
+            if stop {
+                println!("interrupted after step {step}");
                 break;
+            }
+            if !is_patient(state.stale) {
+                println!("stopped after step {step}: the held-out loss does not fall any more");
             }
         }
         progress.finish();
@@ -328,25 +381,31 @@ where
             steps: state.step,
             examples,
             seconds,
-            interrupted: self.stop.load(Ordering::Relaxed) && state.step < options.steps,
+            interrupted: self.stop.load(Ordering::Relaxed)
+                && state.step < options.steps
+                && is_patient(state.stale),
         })
     }
 
-    /// Metrics of rows that nothing is trained on.
+    /// Metrics of rows that nothing is trained on, in batches as large as a step's.
     ///
     /// # Errors
     ///
     /// As a step.
     pub fn measure(
-        &self,
+        &mut self,
         policy: &Decoder,
         rows: &[Example<Vec<u32>, T::Label>],
     ) -> Result<Metrics, Failure> {
         let model = policy.valid();
         let mut metrics = Metrics::default();
-        for part in self.around.layout.parts(rows.to_vec()) {
-            let step = self.task.step(&model, part, &self.around)?;
-            metrics.merge(&step.metrics.read()?);
+        for rows in rows.chunks(self.options.batch) {
+            let parts = self.around.layout.parts(rows.to_vec());
+            self.task.begin(&model, &parts, &self.around)?;
+            for part in parts {
+                let step = self.task.step(&model, part, &self.around)?;
+                metrics.merge(&step.metrics.read()?);
+            }
         }
         Ok(metrics)
     }

@@ -15,8 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::chat::ChatError;
-
+use crate::chat::{Chat, ChatError};
 use crate::config::{ConfigError, DecoderConfig, Top};
 use crate::decoder::{Decoder, Layer};
 use crate::gguf::Gguf;
@@ -321,6 +320,12 @@ fn write(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), SaveError> {
             family.expect("a known family")
         );
         config.insert("architectures".to_owned(), [class].as_slice().into());
+        // transformers looks for the last token that fills no row. Where padding is what ends a text,
+        // it would look past that end: then rows are for the user to pad.
+        let chat = Chat::open(from, decoder.config())?;
+        if chat.padding != chat.end && config.get("pad_token_id").is_none_or(Value::is_null) {
+            config.insert("pad_token_id".to_owned(), chat.padding.into());
+        }
         config.insert("id2label".to_owned(), serde_json::json!({"0": "LABEL_0"}));
         config.insert("label2id".to_owned(), serde_json::json!({"LABEL_0": 0}));
     }

@@ -1,47 +1,20 @@
 //! Every family against what transformers computes with the same files (scripts/goldens.py).
 
-use std::fs;
-use std::path::{Path, PathBuf};
+mod support;
 
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor};
 use burn_preference::TokenLogProbs;
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence};
 use finetune::{ConfigError, Decoder, DecoderConfig, SaveError, WeightError, load, save};
-use serde::Deserialize;
 use serde_json::{Value, json};
-
-const FAMILIES: [&str; 6] = ["gemma2", "llama", "llama3", "mistral", "qwen2", "qwen3"];
-
-#[derive(Deserialize)]
-struct Expected {
-    ids: Vec<Vec<u32>>,
-    log_probs: Vec<Vec<f64>>,
-}
-
-fn folder(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(family)
-}
+use support::{Expected, FAMILIES, data, difference, log_probs};
 
 fn read(family: &str) -> (Decoder, Expected) {
-    let text = fs::read_to_string(folder(family).join("expected.json")).unwrap();
-    let decoder = load(&folder(family), &Device::default()).unwrap();
-    (decoder, serde_json::from_str(&text).unwrap())
-}
-
-fn log_probs(decoder: &Decoder, ids: &[Vec<u32>]) -> Vec<f64> {
-    let shape = [ids.len(), ids[0].len()];
-    let device = Device::default();
-    let ids: Vec<i32> = ids.concat().into_iter().map(u32::cast_signed).collect();
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
-    let mask = Tensor::<2, Bool>::from_data(
-        TensorData::new(vec![true; shape[0] * shape[1]], shape),
-        &device,
-    );
-    let hidden = decoder.hidden(ids.clone());
-    let log_probs = TokenLogProbs::from_hidden(hidden, &decoder.lm_head(), ids, mask).unwrap();
-    log_probs.log_probs().into_data().iter().collect()
+    let decoder = load(&data(family), &Device::default()).unwrap();
+    (decoder, Expected::read(&data(family)))
 }
 
 #[test]
@@ -50,12 +23,7 @@ fn log_probs_are_those_of_transformers() {
         let (decoder, expected) = read(family);
         let ours = log_probs(&decoder, &expected.ids);
         let theirs = expected.log_probs.concat();
-        assert_eq!(ours.len(), theirs.len());
-        let worst = ours
-            .iter()
-            .zip(&theirs)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f64::max);
+        let worst = difference(&ours, &theirs);
         println!("{family}: off by {worst:.1e} nats a token at most");
         assert!(worst < 2e-5, "{family}: {worst}");
     }
@@ -87,7 +55,7 @@ fn packed_rows_are_the_same() {
 }
 
 fn config(family: &str) -> serde_json::Map<String, Value> {
-    let text = fs::read_to_string(folder(family).join("config.json")).unwrap();
+    let text = fs::read_to_string(data(family).join("config.json")).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
@@ -172,7 +140,7 @@ fn a_row_longer_than_the_window() {
     decoder.hidden(Tensor::zeros([1, 33], &Device::default()));
 }
 
-/// What is saved is what was loaded, for this program; `scripts/check_saved.py` has transformers load
+/// What is saved is what was loaded, for this program; `scripts/check.py` has transformers load
 /// it.
 #[test]
 fn what_is_saved_is_what_was_loaded() {
@@ -180,7 +148,7 @@ fn what_is_saved_is_what_was_loaded() {
         let (decoder, expected) = read(family);
         let there = tempfile::tempdir().unwrap();
         let to = there.path().join("out");
-        save(&decoder, &folder(family), &to).unwrap();
+        save(&decoder, &data(family), &to).unwrap();
         let mut names: Vec<String> = fs::read_dir(&to)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -196,12 +164,11 @@ fn what_is_saved_is_what_was_loaded() {
         let [before, after] = [&decoder, &again].map(|model| log_probs(model, &expected.ids));
         if family == "gemma2" {
             // 1 + w − 1 rounds.
-            let difference = before.iter().zip(&after).map(|(a, b)| (a - b).abs());
-            assert!(difference.fold(0.0, f64::max) < 2e-5);
+            assert!(difference(&before, &after) < 2e-5);
         } else {
             assert_eq!(before, after, "{family}");
         }
-        let error = save(&decoder, &folder(family), &to).unwrap_err();
+        let error = save(&decoder, &data(family), &to).unwrap_err();
         assert!(matches!(error, SaveError::Weights(WeightError::File { path, .. }) if path == to));
     }
     let (decoder, _) = read("llama");
@@ -222,10 +189,7 @@ fn what_is_saved_is_what_was_loaded() {
 fn damaged_weights() {
     let copy = |family: &str| {
         let to = tempfile::tempdir().unwrap();
-        for entry in fs::read_dir(folder(family)).unwrap() {
-            let entry = entry.unwrap();
-            fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
-        }
+        support::copy(&data(family), to.path());
         to
     };
     let fails = |folder: &Path| load(folder, &Device::default()).unwrap_err();

@@ -1,0 +1,269 @@
+//! Adapters as PEFT writes them (scripts/adapters.py), new ones, and what is trained of them.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::{Device, Gradients, Tensor};
+use finetune::{
+    AdapterError, Decoder, LoraOptions, TARGETS, WeightError, load, load_adapter, save_adapter,
+};
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize_to_file};
+use serde_json::{Map, Value, json};
+use support::{Expected, FAMILIES, copy, data, difference, log_probs, token_log_probs};
+use tempfile::{TempDir, tempdir};
+
+fn base(family: &str) -> Decoder {
+    load(&data(family), &Device::default()).unwrap()
+}
+
+fn adapter(family: &str) -> std::path::PathBuf {
+    data("adapter").join(family)
+}
+
+#[test]
+fn log_probs_are_those_of_peft() {
+    for family in FAMILIES {
+        let expected = Expected::read(&adapter(family));
+        let theirs = expected.log_probs.concat();
+        let base = base(family);
+        let plain = log_probs(&base, &expected.ids);
+        assert!(
+            difference(&plain, &theirs) > 0.1,
+            "{family}: nothing to see"
+        );
+        let (adapted, options) = load_adapter(base, &adapter(family), &Device::default()).unwrap();
+        assert_eq!((options.rank, options.alpha), (2, 4.0));
+        let merged = adapted.clone().merged();
+        assert!(adapted.has_adapters() && !merged.has_adapters());
+        for model in [&adapted, &merged] {
+            let worst = difference(&log_probs(model, &expected.ids), &theirs);
+            println!("{family}: off by {worst:.1e} nats a token at most");
+            assert!(worst < 2e-5, "{family}: {worst}");
+        }
+    }
+}
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
+
+fn read(folder: &Path) -> Tensors {
+    let bytes = fs::read(folder.join("adapter_model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = |(name, tensor): (String, TensorView<'_>)| {
+        (name, (tensor.shape().to_vec(), tensor.data().to_vec()))
+    };
+    file.tensors().into_iter().map(tensor).collect()
+}
+
+#[test]
+fn what_is_saved_is_what_was_loaded() {
+    for family in FAMILIES {
+        let device = Device::default();
+        let (adapted, options) = load_adapter(base(family), &adapter(family), &device).unwrap();
+        let folder = tempdir().unwrap();
+        let to = folder.path().join("adapter");
+        save_adapter(&adapted, &options, Path::new(family), &to).unwrap();
+        assert_eq!(read(&to), read(&adapter(family)), "{family}");
+        let (again, same) = load_adapter(base(family), &to, &device).unwrap();
+        assert_eq!(same, options);
+        let ids = Expected::read(&adapter(family)).ids;
+        assert_eq!(log_probs(&again, &ids), log_probs(&adapted, &ids));
+        let error = save_adapter(&adapted, &options, Path::new(family), &to).unwrap_err();
+        assert!(matches!(error, WeightError::File { path, .. } if path == to));
+    }
+}
+
+/// Qwen 2's adapter in a folder of its own, changed.
+fn changed(change: impl FnOnce(&mut Map<String, Value>, &mut Tensors)) -> TempDir {
+    let folder = tempdir().unwrap();
+    copy(&adapter("qwen2"), folder.path());
+    let path = folder.path().join("adapter_config.json");
+    let mut config = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let mut tensors = read(folder.path());
+    change(&mut config, &mut tensors);
+    fs::write(path, Value::Object(config).to_string()).unwrap();
+    let views = tensors.iter().map(|(name, (shape, bytes))| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap();
+        (name, view)
+    });
+    serialize_to_file(
+        views,
+        None,
+        &folder.path().join("adapter_model.safetensors"),
+    )
+    .unwrap();
+    folder
+}
+
+#[test]
+fn what_would_be_another_adapter_is_refused() {
+    const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+    let open = |folder: &Path| load_adapter(base("qwen2"), folder, &Device::default());
+    let fails = |change: &dyn Fn(&mut Map<String, Value>, &mut Tensors), text: &str| {
+        let error = open(changed(change).path()).unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    };
+    open(changed(|_, _| ()).path()).unwrap();
+    for (key, value) in [
+        ("use_dora", json!(true)),
+        ("use_rslora", json!(true)),
+        ("lora_bias", json!(true)),
+        ("bias", json!("all")),
+        ("fan_in_fan_out", json!(true)),
+        ("rank_pattern", json!({"q_proj": 4})),
+        ("alpha_pattern", json!({"q_proj": 4})),
+        ("modules_to_save", json!(["lm_head"])),
+        ("init_lora_weights", json!("pissa")),
+        ("what_comes_next", json!(1)),
+        ("peft_type", json!("LOHA")),
+        ("r", json!(0)),
+        ("lora_alpha", Value::Null),
+    ] {
+        fails(
+            &|config, _| drop(config.insert(key.to_owned(), value.clone())),
+            &format!("`{key}`"),
+        );
+    }
+    let shape = "expected the shape [3, 24], found [2, 24]";
+    fails(
+        &|config, _| drop(config.insert("r".to_owned(), json!(3))),
+        shape,
+    );
+    fails(
+        &|_, tensors| drop(tensors.remove(A)),
+        &format!("no tensor `{A}`"),
+    );
+    let extra = A.replace("layers.0", "layers.2");
+    let more = |tensors: &mut Tensors| tensors.insert(extra.clone(), tensors[A].clone());
+    fails(&|_, tensors| drop(more(tensors)), &format!("`{extra}`"));
+    // Of a place that is known, and no factor.
+    let other = A.replace("lora_A", "lora_magnitude_vector");
+    let more = |tensors: &mut Tensors| tensors.insert(other.clone(), tensors[A].clone());
+    fails(&|_, tensors| drop(more(tensors)), &format!("`{other}`"));
+    let turn = |tensors: &mut Tensors| tensors.get_mut(A).unwrap().0.reverse();
+    fails(
+        &|_, tensors| turn(tensors),
+        "expected the shape [2, 24], found [24, 2]",
+    );
+    let spoil = |tensors: &mut Tensors| {
+        let (_, bytes) = tensors.get_mut(A).unwrap();
+        bytes[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
+    };
+    fails(
+        &|_, tensors| spoil(tensors),
+        &format!("`{A}`: the number at 1 is NaN"),
+    );
+
+    // Another model's: of other heads.
+    let error = open(&adapter("llama3")).unwrap_err();
+    assert!(matches!(
+        error,
+        AdapterError::File(WeightError::Shape { .. })
+    ));
+    for gone in ["adapter_config.json", "adapter_model.safetensors"] {
+        let folder = changed(|_, _| ());
+        let path = folder.path().join(gone);
+        fs::remove_file(&path).unwrap();
+        let error = open(folder.path()).unwrap_err();
+        assert!(
+            matches!(error, AdapterError::File(WeightError::File { path: of, .. }) if of == path)
+        );
+    }
+}
+
+#[test]
+fn new_adapters_change_nothing_yet() {
+    let options = |targets: &[&str]| LoraOptions {
+        rank: 3,
+        alpha: 6.0,
+        targets: targets.iter().map(ToString::to_string).collect(),
+    };
+    for family in FAMILIES {
+        let base = base(family);
+        let ids = Expected::read(&data(family)).ids;
+        let adapted = base.clone().with_adapters(&options(&TARGETS)).unwrap();
+        assert!(adapted.has_adapters());
+        assert_eq!(log_probs(&adapted, &ids), log_probs(&base, &ids));
+        let error = base
+            .with_adapters(&options(&["q_proj", "lm_head"]))
+            .unwrap_err();
+        assert!(matches!(error, AdapterError::Target(name) if name == "lm_head"));
+    }
+}
+
+/// Numbers of each parameter by its path, and whether it has a gradient.
+struct Found<'a> {
+    gradients: Option<&'a Gradients>,
+    path: Vec<String>,
+    numbers: BTreeMap<String, (Vec<f32>, bool)>,
+}
+
+impl Found<'_> {
+    fn of(model: &Decoder, gradients: Option<&Gradients>) -> BTreeMap<String, (Vec<f32>, bool)> {
+        let mut found = Found {
+            gradients,
+            path: Vec::new(),
+            numbers: BTreeMap::new(),
+        };
+        model.visit(&mut found);
+        found.numbers
+    }
+}
+
+impl ModuleVisitor for Found<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let value = param.val();
+        let has = self.gradients.is_some_and(|of| value.grad(of).is_some());
+        let numbers = value.into_data().iter().collect();
+        self.numbers.insert(self.path.join("."), (numbers, has));
+    }
+}
+
+#[test]
+fn a_step_trains_factors_and_nothing_else() {
+    let device = Device::default().autodiff();
+    for family in FAMILIES {
+        let base = load(&data(family), &device).unwrap();
+        let ids = Expected::read(&data(family)).ids;
+        let options = LoraOptions {
+            rank: 2,
+            alpha: 4.0,
+            targets: ["q_proj", "down_proj"].map(str::to_owned).to_vec(),
+        };
+        let mut policy = base.with_adapters(&options).unwrap();
+        let before = Found::of(&policy, None);
+        // B is 0 before the first step, and the gradient of A with it: two steps move both.
+        let mut optimizer = AdamWConfig::new().with_weight_decay(0.1).init();
+        for _ in 0..2 {
+            let gradients = token_log_probs(&policy, &ids).sum().backward();
+            for (name, (_, has_gradient)) in Found::of(&policy, Some(&gradients)) {
+                assert_eq!(has_gradient, name.contains(".adapter."), "{family}: {name}");
+            }
+            let gradients = GradientsParams::from_grads(gradients, &policy);
+            policy = optimizer.step(0.1, policy, gradients);
+        }
+        let after = Found::of(&policy, None);
+        assert_eq!(before.len(), after.len());
+        let mut factors = 0;
+        for (name, (numbers, _)) in &after {
+            let moved = *numbers != before[name].0;
+            assert_eq!(moved, name.contains(".adapter."), "{family}: {name}");
+            factors += usize::from(moved);
+        }
+        // A and B of two projections in two layers.
+        assert_eq!(factors, 8);
+    }
+}

@@ -1,0 +1,812 @@
+//! The program from its command line: what it writes, what it goes on from, and what it refuses.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use burn::tensor::Device;
+use finetune::{Top, load, load_adapter};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use support::{FAMILIES, copy, data};
+use tempfile::{TempDir, tempdir};
+
+/// A folder of its own with a model, its tokenizer and rows.
+struct Place(TempDir);
+
+impl Place {
+    fn new(family: &str) -> Self {
+        let folder = tempdir().unwrap();
+        let to = |name: &str| folder.path().join(name);
+        copy(&data(family), &to("model"));
+        for entry in fs::read_dir(data("tokenizer")).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let of_model = !name.ends_with(".jsonl");
+            let place = if of_model { "model/" } else { "" };
+            fs::copy(data("tokenizer").join(&name), to(&format!("{place}{name}"))).unwrap();
+        }
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Arguments without blanks in them; those of every run need not be said.
+    fn command(&self, arguments: &str) -> Command {
+        let mut all: Vec<&str> = arguments.split_whitespace().collect();
+        let usual = [
+            ("--model", "model"),
+            ("--data", "pairs.jsonl"),
+            ("--max-length", "32"),
+            ("--steps", "4"),
+            ("--evaluate-every", "4"),
+            ("--answers", "0"),
+        ];
+        let samples = all.contains(&"--sample");
+        for (name, value) in usual {
+            let of_training = ["--steps", "--evaluate-every", "--answers"].contains(&name);
+            if !all.contains(&name) && !(samples && of_training) {
+                all.extend([name, value]);
+            }
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_finetune"));
+        command.args(all).current_dir(self.0.path());
+        command
+    }
+
+    /// A run that ends well.
+    fn run(&self, out: &str, arguments: &str) -> Run {
+        self.finish(out, &mut self.command(&format!("{arguments} --out {out}")))
+    }
+
+    fn finish(&self, out: &str, command: &mut Command) -> Run {
+        let done = command.output().unwrap();
+        let run = Run::new(self.path(out), &done);
+        assert!(done.status.success(), "{command:?}: {}", run.text);
+        run
+    }
+
+    /// What a run says that fails, and leaves nothing that could be taken for a result.
+    fn fails(&self, arguments: &str, text: &str) {
+        self.fails_as(
+            &mut self.command(&format!("{arguments} --out failed")),
+            text,
+        );
+    }
+
+    fn fails_as(&self, command: &mut Command, text: &str) {
+        let done = command.output().unwrap();
+        let error = String::from_utf8(done.stderr).unwrap();
+        assert!(!done.status.success(), "{command:?}");
+        assert!(error.contains(text), "{command:?}: {error}");
+        assert!(!error.contains("panicked"), "{error}");
+        for entry in fs::read_dir(self.0.path()).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(!name.starts_with('.'), "{name}");
+            let is_result = name == "failed" || name.starts_with("failed.json");
+            assert!(!is_result, "{name}");
+        }
+    }
+
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+}
+
+/// What a run has said and written.
+struct Run {
+    out: PathBuf,
+    text: String,
+}
+
+impl Run {
+    fn new(out: PathBuf, done: &Output) -> Self {
+        let text = [&done.stdout[..], &done.stderr].concat();
+        let text = String::from_utf8(text).unwrap();
+        Self { out, text }
+    }
+
+    /// Loss, accuracy, margin, and the log-probabilities of both sides; NaN where there is none.
+    fn row(&self, name: &str) -> Vec<f64> {
+        let start = format!("| {name} | ");
+        let line = self.text.lines().find_map(|line| line.strip_prefix(&start));
+        let line = line.unwrap_or_else(|| panic!("no row {name}: {}", self.text));
+        let numbers = line.trim_end_matches('|').split('|');
+        numbers
+            .map(|x| x.trim().parse().unwrap_or(f64::NAN))
+            .collect()
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.out.with_extension("run")
+    }
+
+    fn metrics(&self) -> String {
+        fs::read_to_string(self.folder().join("metrics.jsonl")).unwrap()
+    }
+
+    /// A number of each line that has it, and its step.
+    fn numbers(&self, of: &str, key: &str) -> Vec<(u64, f64)> {
+        let text = self.metrics();
+        let lines = text.lines().map(|line| -> Value {
+            let line = serde_json::from_str(line);
+            line.unwrap()
+        });
+        let numbers = lines.filter_map(|line| {
+            let step = line["step"].as_u64().unwrap();
+            Some((step, line[of][key].as_f64()?))
+        });
+        numbers.collect()
+    }
+
+    fn losses(&self) -> Vec<f64> {
+        let all = ["train", "held_out"].map(|of| self.numbers(of, "loss"));
+        let losses: Vec<f64> = all.concat().into_iter().map(|(_, loss)| loss).collect();
+        assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
+        losses
+    }
+
+    /// That the held-out loss has fallen.
+    fn learns(&self) {
+        self.losses();
+        let held_out = self.numbers("held_out", "loss");
+        let (first, last) = (held_out[0], held_out[held_out.len() - 1]);
+        assert!(first.0 == 0 && last.1 < first.1, "{held_out:?}");
+    }
+
+    fn checkpoints(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.folder()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.contains("checkpoint")).collect()
+    }
+}
+
+/// Equal but for so much.
+fn near(a: &[f64], b: &[f64], most: f64) {
+    let worst = support::difference(a, b);
+    assert!(worst <= most, "{worst}: {a:?} and {b:?}");
+}
+
+/// Names and shapes of all tensors of a folder.
+fn layout(folder: &Path) -> BTreeMap<String, Vec<usize>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|end| end == "safetensors") {
+            let bytes = fs::read(path).unwrap();
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            let tensors = tensors.tensors().into_iter();
+            found.extend(tensors.map(|(name, tensor)| (name, tensor.shape().to_vec())));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_family_ends_as_files_that_are_the_trained_model() {
+    for family in FAMILIES {
+        let place = Place::new(family);
+        let mut adapted = Vec::new();
+        for (out, arguments) in [
+            ("merged", ""),
+            ("full", "--full"),
+            ("adapter", "--save adapter"),
+        ] {
+            let run = place.run(out, arguments);
+            run.learns();
+            let ([before, after], loaded) = (
+                ["before", "after"].map(|row| run.row(row)),
+                run.row("loaded"),
+            );
+            assert_eq!(before[0], 0.6931, "{family}");
+            // Their last digit, of numbers that round otherwise.
+            near(&after, &loaded, 1.01e-4);
+            let device = Device::default();
+            if out == "adapter" {
+                let base = load(&place.path("model"), &device).unwrap();
+                load_adapter(base, &run.out, &device).unwrap();
+                adapted = after;
+            } else {
+                load(&run.out, &device).unwrap();
+                assert_eq!(layout(&run.out), layout(&place.path("model")));
+                let tokenizer = place.text("model/tokenizer.json");
+                assert_eq!(place.text(&format!("{out}/tokenizer.json")), tokenizer);
+            }
+            assert!(run.folder().join("metrics.svg").exists());
+        }
+        // The adapter in another run: it begins where the first one ended.
+        let more = place.run("more", "--adapter adapter");
+        near(&more.row("before")[3..], &adapted[3..], 1.01e-4);
+    }
+}
+
+#[test]
+fn the_same_numbers_another_way() {
+    let place = Place::new("llama3");
+    let mut count = 0;
+    let mut compare = |usual: &str, other: &str, most: f64| {
+        count += 1;
+        let usual = place.run(&format!("usual{count}"), usual);
+        let other = place.run(&format!("other{count}"), other);
+        near(&usual.losses(), &other.losses(), most);
+        let norms = |run: &Run| {
+            let text = run.metrics();
+            let lines = text
+                .lines()
+                .map(|line| serde_json::from_str::<Value>(line).unwrap());
+            lines
+                .filter_map(|line| line["gradient_norm"].as_f64())
+                .collect::<Vec<_>>()
+        };
+        near(&norms(&usual), &norms(&other), 100.0 * most);
+    };
+    compare("", "--shared-prefix", 1e-4);
+    compare("", "--gradient-checkpointing", 0.0);
+    compare("", "--reference live", 1e-5);
+    // A forward of each row, and of each prompt.
+    compare("", "--budget 40", 1e-5);
+    compare("--shared-prefix", "--shared-prefix --budget 40", 1e-5);
+    compare("--full", "--full --budget 40", 1e-5);
+    for (rows, loss) in [
+        // Their z₀ and δ are of a step, whatever its parts.
+        ("thumbs", "kto"),
+        ("thumbs", "bco"),
+        ("ranked", "plackett_luce"),
+        ("pairs", "bradley_terry"),
+        ("ranked", "reward_ranking"),
+    ] {
+        // Fast enough that z₀ is no 0 any more.
+        let usual = format!("--data {rows}.jsonl --loss {loss} --rate 0.01");
+        compare(&usual, &format!("{usual} --budget 40"), 1e-4);
+    }
+}
+
+#[test]
+fn weights_of_fewer_bits() {
+    let place = Place::new("llama3");
+    let dense = place.run("dense", "").row("before");
+    for (arguments, most) in [
+        ("--quantize q8", 0.01),
+        ("--quantize q4", 0.1),
+        ("--dtype bf16", 0.01),
+        ("--dtype f16", 1e-3),
+        ("--dtype f16 --quantize q8", 0.01),
+    ] {
+        let out = arguments.replace([' ', '-'], "");
+        let run = place.run(&out, arguments);
+        run.learns();
+        let (before, after) = (run.row("before"), run.row("after"));
+        let near_dense = |i: usize| (before[i] / dense[i] - 1.0).abs() < most;
+        assert!(
+            near_dense(3) && near_dense(4),
+            "{arguments}: {before:?}, {dense:?}"
+        );
+        assert_ne!(before[3..], dense[3..], "{arguments}");
+        let is_half = arguments.contains("--dtype");
+        if is_half {
+            // Activations are f32 again: rounded otherwise.
+            near(&run.row("loaded, f32")[3..], &after[3..], 0.2);
+        } else {
+            near(&run.row("loaded"), &after, 1.01e-4);
+        }
+        if arguments == "--dtype bf16" {
+            // What was learnt is not rounded away.
+            let bytes = fs::read(run.out.join("model.safetensors")).unwrap();
+            let file = SafeTensors::deserialize(&bytes).unwrap();
+            let name = "model.layers.0.self_attn.q_proj.weight";
+            let numbers = file.tensor(name).unwrap();
+            let (words, _) = numbers.data().as_chunks::<4>();
+            assert!(words.iter().any(|word| word[..2] != [0, 0]));
+        }
+    }
+    place.fails("--full --quantize q8", "cannot be used with");
+    place.fails("--full --dtype bf16", "--dtype: all weights");
+}
+
+#[test]
+fn every_kind_of_rows() {
+    let place = Place::new("qwen2");
+    let down = place
+        .text("thumbs.jsonl")
+        .replace("\"label\": true", "\"label\": false");
+    place.write("down.jsonl", &down);
+    place.write("ipo.json", r#"{"loss": "ipo", "tau": 0.5}"#);
+    let mixed = r#"{"loss":"mixture","parts":[{"weight":1,"objective":{"loss":"dpo"}}]}"#;
+    let mut losses = BTreeMap::new();
+    for (rows, objectives) in [
+        (
+            "pairs",
+            &[
+                "dpo",
+                "simpo",
+                "orpo",
+                "cpo",
+                "bco",
+                "bradley_terry",
+                "ipo.json",
+                r#"{"loss":"ipo","tau":0.5}"#,
+                r#"{"loss":"with_sft","weight":0.5,"objective":{"loss":"dpo"}}"#,
+                mixed,
+            ][..],
+        ),
+        ("thumbs", &["kto", "bco", "apo_zero"]),
+        ("down", &["npo", "simnpo"]),
+        ("ranked", &["rrhf", "plackett_luce", "reward_ranking"]),
+    ] {
+        for (i, objective) in objectives.iter().enumerate() {
+            let out = format!("{rows}{i}");
+            let run = place.run(
+                &out,
+                &format!("--data {rows}.jsonl --loss {objective} --rate 1e-3"),
+            );
+            run.learns();
+            let free = [
+                "simpo",
+                "orpo",
+                "cpo",
+                "rrhf",
+                "simnpo",
+                "bradley_terry",
+                "reward_ranking",
+            ];
+            let has_reference = run.folder().join("reference").exists();
+            assert_eq!(has_reference, !free.contains(objective), "{objective}");
+            let is_reward_model = ["bradley_terry", "reward_ranking"].contains(objective);
+            let saved = load(&run.out, &Device::default()).unwrap();
+            assert_eq!(saved.config().top == Top::Reward, is_reward_model);
+            let [after, loaded] = ["after", "loaded"].map(|name| {
+                let mut row = run.row(name);
+                // Some have no accuracy, some no log-probabilities.
+                row.retain(|number| number.is_finite());
+                row
+            });
+            near(&after, &loaded, 1.01e-4);
+            losses.insert((rows, *objective), run.losses());
+        }
+    }
+    assert_eq!(
+        losses[&("pairs", "ipo.json")],
+        losses[&("pairs", r#"{"loss":"ipo","tau":0.5}"#)]
+    );
+    assert_eq!(losses[&("pairs", "dpo")], losses[&("pairs", mixed)]);
+    // The same name, and another objective.
+    assert_ne!(losses[&("pairs", "bco")], losses[&("thumbs", "bco")]);
+
+    // A reward model has no words, learns on, and wants rows and an end of its own.
+    place.fails("--model pairs5", "a reward model has no words");
+    place
+        .run("further", "--model pairs5 --loss bradley_terry")
+        .learns();
+    place.fails("--loss bradley_terry --save adapter", "save the model");
+    place.fails("--loss bradley_terry --shared-prefix", "--shared-prefix");
+    place.fails("--loss bradley_terry_ties", "a column of ties");
+    place.fails(
+        "--data thumbs.jsonl --loss npo",
+        "a thumb up, and this objective unlearns",
+    );
+    place.fails("--loss dpo2", "`dpo`, `ipo`");
+    place.fails(
+        r#"--loss {"loss":"dpo","betta":1}"#,
+        "unknown field `betta`",
+    );
+    place.fails(
+        r#"--loss {"loss":"dpo","label_noise":"all"}"#,
+        "unknown variant `all`",
+    );
+    place.fails(r#"--loss {"loss":"dpo","beta":-1}"#, "`beta` is -1");
+    place.fails("--data thumbs.jsonl", "thumbs.jsonl:1: `chosen`");
+    place.fails("--loss simpo --reference live", "has no reference");
+    place.fails("--reference live --cache kept", "nothing is kept");
+}
+
+/// A mean over the tokens of a step is not one over those of its parts.
+#[test]
+fn losses_of_a_whole_step_are_not_split() {
+    let place = Place::new("llama");
+    for (i, loss) in [
+        r#"{"loss":"orpo","nll_normalization":"token"}"#,
+        r#"{"loss":"with_sft","weight":1,"normalization":"token","objective":{"loss":"dpo"}}"#,
+        r#"{"loss":"mixture","parts":[{"weight":1,"objective":{"loss":"aot"}}]}"#,
+    ]
+    .iter()
+    .enumerate()
+    {
+        // Rows of two pairs of 30 tokens each.
+        let loss = format!("--loss {loss} --batch 2");
+        place.run(&format!("{i}"), &format!("{loss} --budget 120"));
+        place.fails(&format!("{loss} --budget 100"), "2 forwards, and the loss");
+        place.fails(
+            &format!("{loss} --budget 60 --steps 1 --shared-prefix"),
+            "2 forwards",
+        );
+    }
+    // Others are, to the same numbers: above.
+    place.run("split", "--loss orpo --budget 40");
+}
+
+/// Starts a run, and interrupts it after some steps.
+fn interrupted(place: &Place, out: &str, arguments: &str) -> Run {
+    let mut command = place.command(&format!("{arguments} --out {out}"));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = child.spawn().unwrap();
+    let metrics = place.path(&format!("{out}.run/metrics.jsonl"));
+    let start = Instant::now();
+    while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 6 {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let done = child.wait_with_output().unwrap();
+    let run = Run::new(place.path(out), &done);
+    assert_eq!(done.status.code(), Some(130), "{}", run.text);
+    assert!(run.text.contains("go on with --resume"), "{}", run.text);
+    assert!(!run.out.exists());
+    assert_eq!(run.checkpoints().len(), 1);
+    run
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_was_interrupted_goes_on_with_the_same_numbers() {
+    let place = Place::new("llama");
+    for (i, arguments) in ["", "--full", "--data thumbs.jsonl --loss bco"]
+        .iter()
+        .enumerate()
+    {
+        let arguments =
+            format!("{arguments} --steps 80 --evaluate-every 20 --batch 2 --rate 0.001");
+        let whole = place.run(&format!("whole{i}"), &arguments);
+        let out = format!("part{i}");
+        let part = interrupted(&place, &out, &arguments).metrics();
+        assert!(whole.metrics().starts_with(&part) && whole.metrics() != part);
+        let rest = place.run(&out, &format!("{arguments} --resume"));
+        assert!(rest.text.contains("goes on after step"));
+        assert_eq!(rest.metrics(), whole.metrics());
+        for name in ["model.safetensors", "config.json"] {
+            let [a, b] = [&whole, &rest].map(|run| fs::read(run.out.join(name)).unwrap());
+            assert!(a == b, "{arguments}: {name}");
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn another_run_does_not_go_on() {
+    let place = Place::new("llama");
+    let run = |steps, batch| format!("--steps {steps} --evaluate-every 50 --batch {batch}");
+    let usual = run(500, 2);
+    interrupted(&place, "stopped", &usual);
+    let go_on = |arguments: &str, text: &str| {
+        place.fails_as(
+            &mut place.command(&format!("{arguments} --out stopped")),
+            text,
+        );
+    };
+    go_on(&usual, "go on with --resume, or remove it");
+    let resume = |arguments: String, text: &str| go_on(&format!("{arguments} --resume"), text);
+    resume(run(499, 2), "options steps was 500 and is 499");
+    resume(run(500, 3), "options batch was 2 and is 3");
+    for (other, text) in [
+        ("--rate 0.5", "options rate was 0.0001 and is 0.5"),
+        ("--seed 1", "options seed was 0 and is 1"),
+        ("--loss ipo", "run loss loss was \"dpo\" and is \"ipo\""),
+        ("--full --rate 0.0001", "run full was false and is true"),
+        ("--rank 2", "run rank was 8 and is 2"),
+        ("--budget 99", "run budget was 2048 and is 99"),
+        ("--reference live", "run reference was"),
+    ] {
+        resume(format!("{usual} {other}"), text);
+    }
+    place.fails("--resume", "there is no checkpoint to go on from");
+    place.run("there", "");
+    let again = |arguments: &str| {
+        let mut command = place.command(&format!("{arguments} --out there"));
+        let done = command.output().unwrap();
+        let error = String::from_utf8(done.stderr).unwrap();
+        assert!(error.contains("--out: there is there already"), "{error}");
+    };
+    again("");
+    again("--resume");
+    // A slash at the end is the same name.
+    place.run("slash/", "");
+    assert!(place.path("slash.run/metrics.jsonl").exists());
+}
+
+/// Held-out rows of which every fourth contradicts the others: their loss falls, and rises again.
+#[test]
+fn the_best_weights_are_saved() {
+    let place = Place::new("llama");
+    let rows = place.text("pairs.jsonl");
+    let rows: Vec<String> = rows
+        .lines()
+        .enumerate()
+        .map(|(i, line)| {
+            let mut row: Value = serde_json::from_str(line).unwrap();
+            if i % 4 == 0 {
+                let chosen = row["chosen"].take();
+                row["chosen"] = row["rejected"].take();
+                row["rejected"] = chosen;
+            }
+            row.to_string()
+        })
+        .collect();
+    place.write("held.jsonl", &rows.join("\n"));
+    let usual = "--held-out-data held.jsonl --full --rate 0.002 --schedule constant \
+                 --evaluate-every 1 --steps 20";
+    let all = place.run("all", usual);
+    let losses = all.numbers("held_out", "loss");
+    let best = losses[1..]
+        .iter()
+        .copied()
+        .min_by(|a, b| a.1.total_cmp(&b.1));
+    let (best, loss) = best.unwrap();
+    assert!(best > 1 && best < 17, "{losses:?}");
+    near(
+        &[all.row("after")[0], all.row("loaded")[0]],
+        &[loss, loss],
+        1e-4,
+    );
+    let last = losses[losses.len() - 1].1;
+    assert!(last > loss + 0.01, "{last}");
+
+    let early = place.run("early", &format!("{usual} --patience 3"));
+    assert!(
+        early.text.contains("does not fall any more"),
+        "{}",
+        early.text
+    );
+    let steps = early.numbers("train", "loss").len() as u64;
+    assert_eq!(steps, best + 3);
+    assert!(all.metrics().starts_with(&early.metrics()));
+    let [a, b] = [&all, &early].map(|run| fs::read(run.out.join("model.safetensors")).unwrap());
+    assert!(a == b);
+    // It has ended, and going on to save it again adds no step.
+    fs::remove_dir_all(&early.out).unwrap();
+    let again = place.run("early", &format!("{usual} --patience 3 --resume"));
+    assert_eq!(again.metrics(), early.metrics());
+    assert!(fs::read(again.out.join("model.safetensors")).unwrap() == b);
+}
+
+#[cfg(unix)]
+#[test]
+fn pairs_of_the_models_own_answers() {
+    let place = Place::new("llama");
+    let sample = |out: &str, judge: &str| {
+        let arguments = "--sample 4 --answer-tokens 12 --temperature 1";
+        let mut command = place.command(&format!("{arguments} --out {out}"));
+        command.args(["--score", judge]);
+        command
+    };
+    // How many letters a there are in an answer.
+    let judge = r#"sed 's/.*"completion":"//; s/","prompt.*//; s/[^a]//g' | awk '{print length}'"#;
+    let said = place.finish("own", &mut sample("own", judge));
+    assert!(said.text.contains("24 prompts"), "{}", said.text);
+    let rows = place.text("own.jsonl");
+    let prompts = place.text("pairs.jsonl");
+    let mut lines = 0;
+    for line in rows.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let mut scores = [0.0; 2];
+        for (score, side) in scores.iter_mut().zip(["chosen", "rejected"]) {
+            assert_eq!(row[side][0]["role"], json!("assistant"), "{line}");
+            let text = row[side][0]["content"].as_str().unwrap();
+            *score = row[format!("{side}_score")].as_f64().unwrap();
+            assert_eq!(*score, text.matches('a').count() as f64, "{line}");
+        }
+        assert!(scores[0] > scores[1], "{line}");
+        let question = row["prompt"][0]["content"].as_str().unwrap();
+        assert!(prompts.contains(question));
+        lines += 1;
+    }
+    assert!(lines > 4, "{rows}");
+    // The second command of a round, and the first one again.
+    place
+        .run("aligned", "--data own.jsonl --skip-errors")
+        .losses();
+    let again = place.finish("again", &mut sample("again", judge));
+    assert!(!again.text.is_empty() && place.text("again.jsonl") == rows);
+
+    place.run("judge", "--loss bradley_terry --rate 0.01");
+    place.finish("judged", &mut sample("judged", "judge"));
+    place.run("better", "--data judged.jsonl").losses();
+
+    let fails = |judge: &str, text: &str| place.fails_as(&mut sample("failed", judge), text);
+    fails("model", "model is no reward model");
+    fails(
+        "cat > /dev/null; exit 3",
+        "the command ended with exit status: 3",
+    );
+    fails("sed s/.*/1/ | head -n 5", "5 numbers for 96 answers");
+    fails("sed s/.*/1/; echo 1", "97 numbers for 96 answers");
+    fails("cat", "is no number");
+    fails("sed s/.*/nan/", "answer 0 has the score NaN");
+    fails("sed s/.*/1/", "there is no pair");
+    fails("no-such-program", "exit status: 127");
+    let mut training = sample("failed", "cat");
+    place.fails_as(training.args(["--rank", "4"]), "cannot be used with");
+    place.fails("--sample 4", "--score");
+    place.fails("--sample 1 --score cat", "--sample: at least 2");
+    place.fails_as(&mut sample("own", judge), "own.jsonl is there already");
+}
+
+/// A model folder that `change` has spoiled.
+fn spoiled(family: &str, change: impl FnOnce(&Place)) -> Place {
+    let place = Place::new(family);
+    change(&place);
+    place
+}
+
+#[test]
+fn a_model_that_is_not_whole() {
+    let without = |family: &str, name: &str| {
+        let place = spoiled(family, |place| {
+            fs::remove_file(place.path(&format!("model/{name}"))).unwrap()
+        });
+        place.fails("", &format!("model/{name}: No such file"));
+    };
+    without("llama3", "model-00002-of-00003.safetensors");
+    without("llama", "model.safetensors");
+    without("llama", "config.json");
+    without("llama", "tokenizer.json");
+    without("llama", "tokenizer_config.json");
+
+    let replaced = |name: &str, from: &str, to: &str, text: &str| {
+        let name = format!("model/{name}");
+        let place = spoiled("llama", |place| {
+            let file = place.text(&name);
+            assert!(file.contains(from));
+            place.write(&name, &file.replacen(from, to, 1));
+        });
+        place.fails("", text);
+    };
+    let family = r#""model_type": "llama""#;
+    let unknown = "`model_type`: expected one of";
+    replaced("config.json", family, r#""model_type": "mamba""#, unknown);
+    let added = r#""added_tokens": ["#;
+    let more = r#"{"id": 40, "content": "<new>", "single_word": false, "lstrip": false,
+                   "rstrip": false, "normalized": false, "special": true},"#;
+    let vocabulary = "the tokenizer has the id 40 (\"<new>\"), and the model 40 words";
+    replaced(
+        "tokenizer.json",
+        added,
+        &format!("{added}{more}"),
+        vocabulary,
+    );
+    let end = "no `eos_token`";
+    replaced(
+        "tokenizer_config.json",
+        r#""eos_token": "</s>""#,
+        r#""eos_token": "<end>""#,
+        end,
+    );
+
+    let place = spoiled("llama", |place| {
+        let path = place.path("model/model.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        let end = bytes.len() - 4;
+        bytes[end..].copy_from_slice(&f32::NAN.to_le_bytes());
+        fs::write(path, bytes).unwrap();
+    });
+    place.fails("", "is NaN");
+    place.fails("--model nowhere", "nowhere/config.json: No such file");
+    place.fails("--model pairs.jsonl", "pairs.jsonl: not a GGUF file");
+}
+
+#[test]
+fn rows_that_are_not_there_or_broken() {
+    let place = Place::new("mistral");
+    place.fails("--data nowhere.jsonl", "nowhere.jsonl: No such file");
+    place.write("empty.jsonl", "");
+    place.fails("--data empty.jsonl", "no row of the split `train` is left");
+    place.fails(
+        "--held-out-data empty.jsonl",
+        "no row of the split `held out` is left",
+    );
+    place.fails("--held-out 1", "no row of the split `train` is left");
+    let rows = place.text("pairs.jsonl");
+    place.write(
+        "broken.jsonl",
+        &format!("{rows}{{\"prompt\": 3}}\n{{broken\n{rows}"),
+    );
+    place.fails("--data broken.jsonl", "broken.jsonl:25: `chosen`: expected");
+    let run = place.run("skipped", "--data broken.jsonl --skip-errors");
+    for line in ["25: `chosen`", "26: key must be a string"] {
+        assert!(
+            run.text.contains(&format!("left out: broken.jsonl:{line}")),
+            "{}",
+            run.text
+        );
+    }
+    // A token of the prompt, and one of each completion.
+    let short = place.run("short", "--max-length 2");
+    let report = "shortened: 22 prompts, 44 completions";
+    assert!(short.text.contains(report), "{}", short.text);
+    place.fails("--max-length 33", "--max-length: at most 32");
+    place.fails("--group topic", "line 1 has no column `topic`");
+    place.fails(
+        "--held-out-data pairs.jsonl --held-out 0.5",
+        "cannot be used with",
+    );
+
+    // Nothing is measured, and the last weights are saved.
+    let run = place.run("all", "--held-out 0");
+    assert!(!run.text.contains("| before |") && run.numbers("held_out", "loss").is_empty());
+    assert_eq!(run.numbers("train", "loss").len(), 4);
+    load(&run.out, &Device::default()).unwrap();
+    place.fails(
+        "--held-out 0 --patience 1",
+        "--patience: nothing is held out",
+    );
+
+    for (arguments, text) in [
+        ("--rate nan", "--rate: a number > 0, found NaN"),
+        ("--clip 0", "--clip: a number > 0, found 0"),
+        ("--warm-up 1.5", "--warm-up: a number in [0, 1]"),
+        ("--batch 0", "--batch: at least 1"),
+        ("--targets q_proj,head", "`head`: no projection"),
+        ("--device abacus", "--device: expected flex"),
+        ("--rate 1e30", "not finite"),
+        (
+            "--full --save adapter",
+            "--save adapter: with --full there is none",
+        ),
+        (
+            "--adapter nowhere",
+            "nowhere/adapter_config.json: No such file",
+        ),
+    ] {
+        place.fails(arguments, text);
+    }
+}
+
+/// A limit on the size of files does what a full disk does, and needs no rights.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_is_full() {
+    let place = Place::new("llama");
+    let limited = |blocks: usize, arguments: &str| {
+        let run = place.command(&format!("{arguments} --out failed"));
+        let mut command = Command::new("sh");
+        let line = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        command.args(["-c", &line]).arg(run.get_program());
+        command.args(run.get_args()).current_dir(place.0.path());
+        command
+    };
+    // sh counts blocks of 512 bytes, and the model has 38 kB.
+    let arguments = "--rank 1 --targets q_proj";
+    place.fails_as(
+        &mut limited(64, arguments),
+        "model.safetensors: I/O error: File too large",
+    );
+    let run = Run {
+        out: place.path("failed"),
+        text: String::new(),
+    };
+    assert_eq!(run.checkpoints(), ["checkpoint-4"]);
+    // With room, what was trained is saved without another step.
+    let saved = place.run("failed", &format!("{arguments} --resume"));
+    assert!(saved.text.contains("goes on after step 4"));
+    load(&saved.out, &Device::default()).unwrap();
+
+    for name in ["failed", "failed.run"] {
+        fs::remove_dir_all(place.path(name)).unwrap();
+    }
+    place.fails_as(&mut limited(40, "--full"), "File too large");
+    assert!(run.checkpoints().is_empty());
+}
