@@ -51,3 +51,11 @@ pub enum Error {
     #[error(transparent)]
     Cache(#[from] CacheError),
 }
+
+/// What a Burn dataset says of a row.
+#[cfg(feature = "data")]
+impl From<burn::data::dataset::DatasetError> for Error {
+    fn from(error: burn::data::dataset::DatasetError) -> Self {
+        DataError::from(error).into()
+    }
+}

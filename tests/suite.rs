@@ -52,6 +52,8 @@ mod problem;
 mod reducer;
 #[path = "suite/reference.rs"]
 mod reference;
+#[path = "suite/rows.rs"]
+mod rows;
 #[path = "suite/scalar.rs"]
 mod scalar;
 #[path = "suite/subjects.rs"]

@@ -40,11 +40,11 @@ use std::time::Instant;
 
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn::tensor::{Device, Tensor};
+use burn_preference::LmHead;
 use burn_preference::data::{
     Encode, Example, JsonLines, OnError, PairFormat, Preference, Tokenized, Truncation,
 };
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
-use burn_preference::{LmHead, TokenLogProbs};
 use clap::{Parser, ValueEnum};
 
 use crate::chat::Chat;
@@ -298,10 +298,8 @@ impl Run {
         let (padding, sequences) = (Padding::new(chat::END), groups.concat());
         let (dims, log_probs) = if layout == Layout::Padded {
             let batch = TokenBatch::new(sequences, padding, &self.device)?;
-            let (hidden, head) = model::hidden(&self.model, batch.ids.clone());
-            let dims = batch.ids.dims();
-            let (ids, mask) = (batch.ids, batch.completion_mask);
-            (dims, TokenLogProbs::from_hidden(hidden, &head, ids, mask)?)
+            let log_probs = batch.log_probs(&self.model, model::hidden)?;
+            (batch.ids.dims(), log_probs)
         } else {
             let sequences = if layout == Layout::Unshared {
                 // Sequences of other contexts share nothing.
@@ -320,19 +318,20 @@ impl Run {
                 _ => packing,
             };
             let batch = PackedBatch::new(sequences, packing, &self.device)?;
-            let (hidden, head) = if layout == Layout::Dense {
+            let dense = |model: &Llama, batch: &PackedBatch| {
                 let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
                 let sees = Sees::Mask(batch.attention_mask());
-                let hidden = self.model.hidden_packed(ids, positions, sees);
-                (hidden, LmHead::from(&self.model.embedding))
-            } else {
-                model::hidden_packed(&self.model, &batch)
+                let hidden = model.hidden_packed(ids, positions, sees);
+                (hidden, LmHead::from(&model.embedding))
             };
-            let log_probs = TokenLogProbs::from_packed_hidden(hidden, &head, &batch)?;
+            let log_probs = match layout {
+                Layout::Dense => batch.log_probs(&self.model, dense)?,
+                _ => batch.log_probs(&self.model, model::hidden_packed)?,
+            };
             (batch.ids.dims(), log_probs)
         };
-        let sums = log_probs.sequence().sum();
-        let values = log_probs.sequence().mean().without_autodiff();
+        let sums = log_probs.sum();
+        let values = log_probs.mean().without_autodiff();
         // What an objective adds to a step is microseconds; these weights are any objective's.
         let weights: Vec<f32> = (0..sums.dims()[0])
             .map(|i| if i % 2 == 0 { 1.0 } else { -1.0 })

@@ -237,9 +237,7 @@ fn reference_log_probs(
         8,
         |batch| {
             let batch = TokenBatch::new(batch.to_vec(), Padding::new(chat::END), device)?;
-            let (tokens, mask) = (batch.ids, batch.completion_mask);
-            let log_probs = reference.log_probs_from_hidden(tokens, mask, model::hidden)?;
-            Ok(log_probs.sequence())
+            Ok(batch.reference(reference, model::hidden)?)
         },
         |progress| {
             bar.set_length(progress.total as u64);

@@ -11,7 +11,6 @@ use burn_preference::reference::cache::ReferenceCache;
 use burn_preference::tokens::{PackedBatch, Packing};
 use burn_preference::{
     BatchMetrics, Frozen, LossOutput, Metrics, Objective, Pair, PolicyPair, ReferencedPair,
-    TokenLogProbs,
 };
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -46,13 +45,11 @@ pub fn forward(
     let batch = layout.collator.batch(pairs.to_vec(), device).rows;
     let ours = if let Some(packing) = layout.packing {
         let packed = PackedBatch::new(batch.sequences.clone(), packing, device)?;
-        let (states, head) = hidden_packed(model, &packed);
-        TokenLogProbs::from_packed_hidden(states, &head, &packed)?
+        packed.log_probs(model, hidden_packed)?
     } else {
-        let (states, head) = hidden(model, batch.ids.clone());
-        TokenLogProbs::from_hidden(states, &head, batch.ids, batch.completion_mask)?
+        batch.log_probs(model, hidden)?
     };
-    let policy = PolicyPair::from_concatenated(&ours.sequence())?;
+    let policy = PolicyPair::from_concatenated(&ours)?;
     let theirs = cache.log_probs(&batch.sequences, device)?;
     let pair = policy
         .clone()

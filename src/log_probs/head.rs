@@ -2,6 +2,7 @@ use burn::nn::{Embedding, Linear};
 use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor};
 
 use super::kernel::{self, HeadTensors, Shaping};
+use super::output::Walked;
 use super::predictions::Predictions;
 use super::{TokenLogProbs, TokenStatistics};
 use crate::error::{InvalidHyperparameter, InvalidInput};
@@ -265,13 +266,13 @@ impl TokenLogProbs {
     }
 }
 
-fn walk(
+pub(super) fn walk(
     hidden: Tensor<3>,
     head: &LmHead,
     tokens: Tensor<2, Int>,
     completion_mask: Tensor<2, Bool>,
     statistics: bool,
-) -> Result<(TokenLogProbs, Option<TokenStatistics>), InvalidInput> {
+) -> Result<Walked, InvalidInput> {
     head.check(&hidden)?;
     let [batch, time, width] = hidden.dims();
     let [vocab, _] = head.dims();
@@ -290,7 +291,7 @@ pub(super) fn walk_rows(
     predictions: &Predictions,
     rows: Option<CountedRows>,
     statistics: bool,
-) -> (TokenLogProbs, Option<TokenStatistics>) {
+) -> Walked {
     let Some(rows) = rows else {
         return nothing(hidden, predictions, statistics);
     };
@@ -304,11 +305,7 @@ pub(super) fn walk_rows(
 }
 
 /// Of no row of a model, whose graph it keeps.
-pub(super) fn nothing(
-    rows: Tensor<2>,
-    predictions: &Predictions,
-    statistics: bool,
-) -> (TokenLogProbs, Option<TokenStatistics>) {
+pub(super) fn nothing(rows: Tensor<2>, predictions: &Predictions, statistics: bool) -> Walked {
     let none: Tensor<1> = upcast(rows.sum_dim(1).squeeze_dim(1));
     let statistics = statistics
         .then(|| predictions.statistics(&Tensor::empty([0, kernel::STATISTICS], &none.device())));
@@ -372,7 +369,7 @@ impl CountedRows {
         &self,
         predictions: &Predictions,
         (values, by_products): (Tensor<1>, Option<Tensor<2>>),
-    ) -> (TokenLogProbs, Option<TokenStatistics>) {
+    ) -> Walked {
         let log_probs = predictions.log_probs(self.spread(values));
         let statistics = by_products.map(|values| predictions.statistics(&self.spread(values)));
         (log_probs, statistics)

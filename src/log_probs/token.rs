@@ -1,5 +1,6 @@
 use burn::tensor::{Bool, FloatDType, Int, Tensor};
 
+use super::output::Walked;
 use super::predictions::{Predictions, shift_left};
 use super::{SequenceLogProbs, TokenStatistics, kernel};
 use crate::error::InvalidInput;
@@ -181,12 +182,12 @@ impl TokenLogProbs {
     }
 }
 
-fn walk(
+pub(super) fn walk(
     logits: Tensor<3>,
     tokens: Tensor<2, Int>,
     completion_mask: Tensor<2, Bool>,
     statistics: bool,
-) -> Result<(TokenLogProbs, Option<TokenStatistics>), InvalidInput> {
+) -> Result<Walked, InvalidInput> {
     check_logits(&logits)?;
     let [batch, time, vocab] = logits.dims();
     let shape = [batch, time, vocab];

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 const FLOORS: [&[&str]; 9] = [
     &["error", "guide", "math"],
-    &["hyperparameter", "reducer", "tokens"],
+    &["hyperparameter", "reducer"],
     &["gradients", "log_probs"],
-    &["batch", "declare"],
+    &["batch", "declare", "tokens"],
     &["part", "reference"],
     &["objective"],
     &["loss", "metrics", "modifier"],

@@ -4,10 +4,10 @@ use burn::module::{Lora, Module, Param, QLora, Quantizer};
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
 use burn::tensor::quantization::{Calibration, QuantValue};
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
+use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use burn_preference::{
-    DpoLossConfig, Frozen, LmHead, Objective, PolicyPair, ReferenceSchedule, SequenceLogProbs,
-    TokenLogProbs,
+    DpoLossConfig, Frozen, LmHead, Objective, Pair, ReferenceSchedule, SequenceLogProbs,
 };
 
 use crate::support::{assert_close, device, elsewhere, to_vec};
@@ -58,26 +58,21 @@ impl Preference {
     }
 
     fn loss(&self) -> Tensor<1> {
-        let (tokens, mask) = batch();
-        let logits = self.policy.forward(tokens.clone());
-        let policy = TokenLogProbs::from_logits(logits, tokens, mask).unwrap();
-        let policy = PolicyPair::from_concatenated(&policy.sequence()).unwrap();
-        let reference = PolicyPair::from_concatenated(&reference_log_probs(&self.reference));
-        let pair = policy.relative_to(reference.unwrap()).unwrap();
+        let ours = batch().log_probs(&self.policy, Bigram::forward).unwrap();
+        let relative = ours.relative_to(reference_log_probs(&self.reference));
+        let pair = Pair::from_concatenated(&relative.unwrap()).unwrap();
         DpoLossConfig::new().init().forward(pair).mean()
     }
 }
 
-fn batch() -> (Tensor<2, Int>, Tensor<2, Bool>) {
-    let tokens = [[0, 1, 2, 3], [4, 5, 6, 0], [0, 6, 5, 4], [4, 3, 2, 1]];
-    let mask = Tensor::<2, Int>::from_ints([[0, 0, 1, 1]; 4], &device()).bool();
-    (Tensor::from_ints(tokens, &device()), mask)
+fn batch() -> TokenBatch {
+    let rows = [[0, 1, 2, 3], [4, 5, 6, 0], [0, 6, 5, 4], [4, 3, 2, 1]];
+    let rows = rows.map(|row: [u32; 4]| Sequence::new(&row[..2], &row[2..]));
+    TokenBatch::new(rows.to_vec(), Padding::new(0), &device()).unwrap()
 }
 
 fn reference_log_probs(reference: &Frozen<Bigram>) -> SequenceLogProbs {
-    let (tokens, mask) = batch();
-    let log_probs = reference.log_probs(tokens, mask, Bigram::forward);
-    log_probs.unwrap().sequence()
+    batch().reference(reference, Bigram::forward).unwrap()
 }
 
 fn numbers(reference: &Frozen<Bigram>) -> Vec<f64> {
@@ -162,17 +157,15 @@ fn it_is_not_counted_saved_unfrozen_or_trained() {
 #[test]
 fn it_cannot_build_a_graph() {
     let model = Preference::new();
-    let (tokens, mask) = batch();
-    let (tokens, mask) = (tokens.autodiff(), mask.autodiff());
+    let mut batch = batch();
+    batch.ids = batch.ids.autodiff();
+    batch.completion_mask = batch.completion_mask.autodiff();
     let policy = &model.policy;
     // Even a closure that computes with the policy gives back plain numbers.
-    let log_probs = model
-        .reference
-        .log_probs(tokens, mask, |m, t| {
-            m.forward(t.clone()) + policy.forward(t.autodiff())
-        })
-        .unwrap();
-    assert!(!log_probs.log_probs().is_autodiff());
+    let log_probs = batch.reference(&model.reference, |m, t| {
+        m.forward(t.clone()) + policy.forward(t.autodiff())
+    });
+    assert!(!log_probs.unwrap().sum().is_autodiff());
     assert!(!reference_log_probs(&model.reference).sum().is_autodiff());
 }
 
@@ -450,13 +443,11 @@ fn a_trained_head_does_not_train_the_reference() {
     ];
     let reference = Frozen::new(&Bigram::new(&device));
     for head in heads {
-        let tokens = Tensor::<2, Int>::ones([2, 4], &device);
-        let mask = tokens.clone().greater_elem(0);
-        let ours = reference.log_probs_from_hidden(tokens, mask, |_, tokens| {
+        let ours = batch().reference(&reference, |_, tokens| {
             let [batch, time] = tokens.dims();
             (Tensor::ones([batch, time, 3], &device), head.clone())
         });
-        assert!(!ours.unwrap().log_probs().is_autodiff());
+        assert!(!ours.unwrap().sum().is_autodiff());
     }
 }
 

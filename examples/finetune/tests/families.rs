@@ -71,9 +71,12 @@ fn packed_rows_are_the_same() {
         let sequences = vec![of(7), of(3), Sequence::new(&second[..2], &first[..4])];
         let packing = Packing::new(Padding::new(0)).to_rows_of(32).unwrap();
         let packed = PackedBatch::new(sequences, packing, &Device::default()).unwrap();
-        let hidden = decoder.hidden_packed(&packed);
         let head = decoder.lm_head();
-        let ours = TokenLogProbs::from_packed_hidden(hidden, &head, &packed).unwrap();
+        let ours = packed
+            .token_log_probs(&decoder, |decoder, packed| {
+                (decoder.hidden_packed(packed), decoder.lm_head())
+            })
+            .unwrap();
         let ids = packed.unpacked.ids.clone();
         let hidden = decoder.hidden(ids.clone());
         let mask = packed.unpacked.completion_mask.clone();
