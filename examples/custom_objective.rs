@@ -12,8 +12,8 @@ mod toy;
 
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
-use burn_preference::metrics::Observe;
 use burn_preference::modifier::SftTarget;
+use burn_preference::training::metrics::Observe;
 use burn_preference::{
     Batch, BatchMetrics, Column, DpoLossConfig, Error, Frozen, LossOutput, Mixture, Objective,
     Pair, ReferencedPair, SequenceLogProbs, SftTerm, WithoutColumn,

@@ -8,7 +8,7 @@ mod toy;
 
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::Device;
-use burn_preference::first_batch::FirstBatch;
+use burn_preference::training::first_batch::FirstBatch;
 use burn_preference::{BatchMetrics, DpoLossConfig, Error, Frozen, Objective};
 use toy::{Bigram, VOCAB};
 

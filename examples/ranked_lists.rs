@@ -10,8 +10,8 @@ use burn::data::dataloader::batcher::Batcher;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Tensor};
 use burn_preference::data::{Collator, Example, RankedTokens};
-use burn_preference::metrics::Observe;
 use burn_preference::tokens::Padding;
+use burn_preference::training::metrics::Observe;
 use burn_preference::{
     BatchMetrics, Error, Frozen, LossOutput, Objective, PlackettLuceLossConfig, RrhfLossConfig,
 };

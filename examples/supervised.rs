@@ -19,7 +19,7 @@ use burn::train::metric::LossMetric;
 use burn::train::{InferenceStep, Learner, SupervisedTraining, TrainOutput, TrainStep};
 use burn_preference::data::{Collator, Cursor, EpochLoader, Example, PairTokens, Preference};
 use burn_preference::tokens::Padding;
-use burn_preference::train::{PreferenceItem, StatMetric};
+use burn_preference::training::burn_train::{PreferenceItem, StatMetric};
 use burn_preference::{
     DpoLoss, DpoLossConfig, Frozen, LossOutput, Objective, Pair, ReferencedPair,
 };

@@ -24,9 +24,9 @@ use burn_preference::data::{
     Collator, Cursor, Desirable, Encode, EpochLoader, Example, Mismatched, Text, Tokenized,
     Truncation, UnpairedTokens, WithMismatched,
 };
-use burn_preference::reducer::{Local, Reducer, Threads};
 use burn_preference::tokens::{Padding, TokenBatch};
-use burn_preference::train::{PreferenceItem, StatMetric};
+use burn_preference::training::burn_train::{PreferenceItem, StatMetric};
+use burn_preference::training::reducer::{Local, Reducer, Threads};
 use burn_preference::{
     BatchMetrics, Frozen, InvalidInput, KlEstimate, KtoLoss, KtoLossConfig, LossOutput, Objective,
     RelativeLogProbs, Unpaired, WithBaseline,

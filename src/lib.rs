@@ -61,8 +61,8 @@
 //! # Objectives
 #![doc = include_str!("../docs/objectives.md")]
 //!
-//! [`modifier`] holds what goes on top of them, [`state`] what some of them need from earlier
-//! batches, and [`config`] chooses one by a file. Peers in brackets have the objective, but their
+//! [`modifier`] holds what goes on top of them, [`training::state`] what some of them need from
+//! earlier batches, and [`config`] chooses one by a file. Peers in brackets have the objective, but their
 //! values were not compared, or are another formula's.
 //!
 //! # Second opinions
@@ -140,10 +140,11 @@
 //! |---|---|
 //! | `data` | [`data`]: rows of JSON lines, splits, truncation with a report, batches, exact resume |
 //! | `cache` | [`reference::cache`]: reference log-probs on disk |
-//! | `train` | [`train`]: items and metrics for burn-train |
-//! | `optim` | [`gradients`]: clipping by the global norm |
+//! | `optim` | [`training::gradients`], [`training::accumulation`]: clipping by the global norm, parts of a step |
+//! | `train` | [`training::burn_train`]: items and metrics for burn-train |
 //!
-//! [`tokens`], [`reducer`] and [`first_batch`], which says why a loss is not ln 2, are always there.
+//! [`tokens`], and of [`training`] the check of the [first batch](training::first_batch), which says
+//! why a loss is not ln 2, metrics and sums over workers are always there.
 //!
 //! # Backends
 //!
@@ -172,24 +173,17 @@ pub mod config;
 pub mod data;
 mod declare;
 pub mod error;
-pub mod first_batch;
-#[cfg(feature = "optim")]
-pub mod gradients;
 pub mod guide;
 mod hyperparameter;
 pub mod log_probs;
 pub mod loss;
 pub mod math;
-pub mod metrics;
 pub mod modifier;
 pub mod objective;
 pub mod part;
-pub mod reducer;
 pub mod reference;
-pub mod state;
 pub mod tokens;
-#[cfg(feature = "train")]
-pub mod train;
+pub mod training;
 
 pub use any_error::Error;
 pub use batch::{
@@ -221,7 +215,6 @@ pub use loss::{
     SimpoLoss, SimpoLossConfig, SlicHfLoss, SlicHfLossConfig, SppoLoss, SppoLossConfig, TdpoLoss,
     TdpoLossConfig, TpoLoss, TpoLossConfig,
 };
-pub use metrics::{BatchMetrics, Metrics};
 pub use modifier::{Mixture, PolicySide, SftTerm, Weighted, WithoutColumn};
 pub use objective::{LossOutput, Objective};
 pub use part::{
@@ -229,3 +222,4 @@ pub use part::{
     TieModel,
 };
 pub use reference::{Frozen, ReferenceSchedule};
+pub use training::metrics::{BatchMetrics, Metrics};

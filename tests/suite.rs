@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "suite/accumulation.rs"]
+mod accumulation;
 #[path = "suite/bad_input.rs"]
 mod bad_input;
 #[path = "suite/batches.rs"]

@@ -38,9 +38,9 @@ use burn_preference::data::{
     Collator, Cursor, Example, JsonLines, OnError, PairFormat, Text, Tokenized, Truncation,
     split_by,
 };
-use burn_preference::gradients::clip_by_global_norm;
 use burn_preference::reference::cache::{CacheError, Fingerprint, ReferenceCache};
 use burn_preference::tokens::{Packing, Padding, TokenBatch};
+use burn_preference::training::gradients::clip_by_global_norm;
 use burn_preference::{BatchMetrics, Frozen};
 use chat::Chat;
 use clap::Parser;

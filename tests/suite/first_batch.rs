@@ -3,8 +3,8 @@
 use burn::module::{Lora, Module};
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
-use burn_preference::first_batch::{Finding, Findings, FirstBatch, Severity, Side};
 use burn_preference::tokens::{Padding, Sequence, TokenBatch, TokenRows};
+use burn_preference::training::first_batch::{Finding, Findings, FirstBatch, Severity, Side};
 use burn_preference::{
     DpoLossConfig, InvalidInput, IpoLossConfig, KtoLossConfig, LmHead, Objective, Pair,
     RelativeLogProbs, SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline, WithMargin,

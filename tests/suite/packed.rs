@@ -14,9 +14,9 @@ use burn_preference::data::{
     Collator, Cursor, EpochLoader, Example, Mismatched, PairTokens, Preference, RankedTokens,
     TokenBudget, Truncation, UnpairedTokens, WithMismatched,
 };
-use burn_preference::first_batch::{Finding, FirstBatch};
 use burn_preference::log_probs::sequence_kl_from_hidden;
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch, TokenRows};
+use burn_preference::training::first_batch::{Finding, FirstBatch};
 use burn_preference::{
     DpoLossConfig, Frozen, InvalidInput, LmHead, Objective, RrhfLossConfig, SequenceLogProbs,
     TokenLogProbs,

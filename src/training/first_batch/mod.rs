@@ -10,7 +10,7 @@
 //! use burn::module::Module;
 //! use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 //! use burn::tensor::{Device, Int, Tensor};
-//! use burn_preference::first_batch::{Finding, FirstBatch};
+//! use burn_preference::training::first_batch::{Finding, FirstBatch};
 //! use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 //! use burn_preference::{DpoLossConfig, Frozen, InvalidInput, Objective, Pair};
 //!
