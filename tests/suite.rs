@@ -4,6 +4,8 @@ mod support;
 
 #[path = "suite/accumulation.rs"]
 mod accumulation;
+#[path = "suite/atlas.rs"]
+mod atlas;
 #[path = "suite/bad_input.rs"]
 mod bad_input;
 #[path = "suite/batches.rs"]
@@ -71,6 +73,8 @@ mod workers;
 
 #[path = "../examples/denoiser/likelihood.rs"]
 mod denoiser_likelihood;
+#[path = "../examples/figure/mod.rs"]
+mod figure;
 #[path = "../examples/toy/renderer.rs"]
 mod renderer;
 #[path = "../examples/chat_template/template.rs"]

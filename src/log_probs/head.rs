@@ -114,7 +114,7 @@ impl LmHead {
     /// and needs none; kernels for GPUs keep none.
     ///
     /// Measure before you raise it: a buffer that large costs fresh pages in every step, unless
-    /// the allocator keeps them. `cargo run --release --example head_floor` compares all and none.
+    /// the allocator keeps them. `cargo bench --bench head_floor` compares all and none.
     pub fn with_retained_bytes(mut self, bytes: usize) -> Self {
         self.retained_bytes = bytes;
         self
