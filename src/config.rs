@@ -42,8 +42,7 @@
 //! Completions with a scalar score have a [`ScoredObjectiveConfig`], reward models a
 //! [`RewardObjectiveConfig`]. Objectives that need a column have an enum of their own ([`ScoredPairObjectiveConfig`],
 //! [`TiedPairObjectiveConfig`]), or, where there is one alone, their config is the file:
-//! [`BetaDpoLossConfig`](crate::loss::BetaDpoLossConfig),
-//! [`TdpoLossConfig`](crate::loss::TdpoLossConfig), [`TpoLossConfig`](crate::loss::TpoLossConfig).
+//! [`BetaDpoLossConfig`], [`TdpoLossConfig`], [`TpoLossConfig`].
 
 use std::fmt;
 use std::sync::Arc;

@@ -110,6 +110,31 @@ impl<L> UnpairedTokens<L> {
     /// The log-probabilities of the rows, of the policy alone or against a reference, with their
     /// thumbs.
     ///
+    /// ```
+    /// # use burn::data::dataloader::batcher::Batcher;
+    /// # use burn::tensor::{Device, Tensor};
+    /// use burn_preference::data::{Collator, Example, UnpairedTokens};
+    /// use burn_preference::tokens::Padding;
+    ///
+    /// let thumbs = vec![
+    ///     Example::unpaired(vec![1], vec![2, 0], true),
+    ///     Example::unpaired(vec![1], vec![3], false),
+    /// ];
+    /// let batch: UnpairedTokens = Collator::new(Padding::new(0)).batch(thumbs, &Device::default());
+    ///
+    /// // A model that finds four words equally likely; yours is `&policy, Model::hidden`.
+    /// let log_probs = batch.rows.log_probs(&4, |&words, ids| {
+    ///     let [rows, time] = ids.dims();
+    ///     Tensor::<3>::zeros([rows, time, words], &ids.device())
+    /// })?;
+    /// let thumbs = batch.unpaired(log_probs)?;
+    /// let lengths = thumbs.log_probs().lengths().into_data().to_vec::<f32>().unwrap();
+    /// assert_eq!(lengths, [2.0, 1.0]);
+    /// let up = thumbs.desirable().into_data().iter::<bool>().collect::<Vec<_>>();
+    /// assert_eq!(up, [true, false]);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// There is not one log-probability per row, or it is on another device.
@@ -186,6 +211,30 @@ pub struct RankedTokens {
 impl RankedTokens {
     /// The lists with the log-probabilities of their rows: of the policy alone, or against a
     /// reference.
+    ///
+    /// ```
+    /// # use burn::data::dataloader::batcher::Batcher;
+    /// # use burn::tensor::{Device, Tensor};
+    /// use burn_preference::data::{Collator, Example, RankedTokens};
+    /// use burn_preference::tokens::Padding;
+    ///
+    /// let three = vec![vec![2, 0], vec![3], vec![4, 5, 0]];
+    /// let lists = vec![
+    ///     Example::ranked(vec![1], three, vec![0.9, 0.2, 0.5])?,
+    ///     Example::ranked(vec![7], vec![vec![2]], vec![1.0])?,
+    /// ];
+    /// let batch: RankedTokens = Collator::new(Padding::new(0)).batch(lists, &Device::default());
+    ///
+    /// // A model that finds eight words equally likely; yours is `&policy, Model::hidden`.
+    /// let log_probs = batch.rows.log_probs(&8, |&words, ids| {
+    ///     let [rows, time] = ids.dims();
+    ///     Tensor::<3>::zeros([rows, time, words], &ids.device())
+    /// })?;
+    /// let lists = batch.ranked(log_probs)?;
+    /// let lengths = lists.candidates().lengths().into_data().to_vec::<f32>().unwrap();
+    /// assert_eq!(lengths, [2.0, 1.0, 3.0, 1.0, 0.0, 0.0]);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
     ///
     /// # Errors
     ///

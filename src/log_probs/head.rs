@@ -14,7 +14,7 @@ const RETAINED_BYTES: usize = 8 << 20;
 /// The last layer of a language model, from hidden states to logits: weight and bias.
 ///
 /// A handle to them, as cheap to make in every step as a clone of the tensors.
-/// [`TokenLogProbs::from_hidden`] applies it without ever holding all logits.
+/// [`TokenLogProbs::from_hidden`](super::TokenLogProbs::from_hidden) applies it without ever holding all logits.
 ///
 /// ```text
 /// logits = softcap(scale·(W·hidden + b)) / temperature

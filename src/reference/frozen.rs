@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::error::InvalidInput;
 use crate::log_probs::SequenceLogProbs;
-use crate::tokens::{Sequence, sealed};
+use crate::tokens::{Reference, Sealed, Sequence};
 
 /// A model that nothing trains: the reference π° of a preference objective.
 ///
@@ -132,7 +132,9 @@ impl<M: Module> Frozen<M> {
     }
 }
 
-impl<M: Module> sealed::Reference<M> for Frozen<M> {
+impl<M: Module> Sealed for Frozen<M> {}
+
+impl<M: Module> Reference<M> for Frozen<M> {
     type Error = InvalidInput;
 
     fn answer(

@@ -23,6 +23,6 @@ pub use batch::{Padding, TokenBatch};
 pub use packed::{PackedBatch, Segment};
 pub use packing::Packing;
 pub use reference::Reference;
-pub(crate) use reference::sealed;
+pub(crate) use reference::sealed::Sealed;
 pub use rows::TokenRows;
 pub use sequence::Sequence;

@@ -1,3 +1,5 @@
+use std::error::Error;
+
 use burn::tensor::Device;
 
 use super::Sequence;
@@ -10,24 +12,38 @@ use crate::log_probs::SequenceLogProbs;
 /// With it a training step is written once for both. A cache calls no model: it looks the sequences
 /// up, and an absent one is its error.
 ///
+/// ```
+/// use burn::tensor::{Int, Tensor};
+/// use burn_preference::tokens::{Reference, TokenBatch};
+/// use burn_preference::{LmHead, RelativeLogProbs};
+///
+/// fn relative<M, R: Reference<M>>(
+///     batch: &TokenBatch,
+///     policy: &M,
+///     reference: &R,
+///     hidden: impl Fn(&M, Tensor<2, Int>) -> (Tensor<3>, LmHead),
+/// ) -> Result<RelativeLogProbs, R::Error> {
+///     let ours = batch.log_probs(policy, &hidden)?;
+///     Ok(ours.relative_to(batch.reference(reference, &hidden)?)?)
+/// }
+/// ```
+///
 /// It is sealed.
-pub trait Reference<M>: sealed::Reference<M> {}
+pub trait Reference<M>: sealed::Sealed {
+    /// What may fail: [`InvalidInput`] of a model,
+    /// [`CacheError`](crate::reference::cache::CacheError) of a cache.
+    type Error: Error + From<InvalidInput> + Send + Sync + 'static;
 
-impl<M, R: sealed::Reference<M>> Reference<M> for R {}
+    /// Of these sequences, or of what `compute` makes of a model.
+    #[doc(hidden)]
+    fn answer(
+        &self,
+        sequences: &[Sequence],
+        device: &Device,
+        compute: impl FnOnce(&M) -> Result<SequenceLogProbs, InvalidInput>,
+    ) -> Result<SequenceLogProbs, Self::Error>;
+}
 
 pub(crate) mod sealed {
-    use super::{Device, InvalidInput, Sequence, SequenceLogProbs};
-
-    pub trait Reference<M> {
-        /// What may fail.
-        type Error;
-
-        /// Of these sequences, or of what `compute` makes of a model.
-        fn answer(
-            &self,
-            sequences: &[Sequence],
-            device: &Device,
-            compute: impl FnOnce(&M) -> Result<SequenceLogProbs, InvalidInput>,
-        ) -> Result<SequenceLogProbs, Self::Error>;
-    }
+    pub trait Sealed {}
 }

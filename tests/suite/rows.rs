@@ -194,10 +194,7 @@ fn relative<R: Reference<Model>, O: ModelOutput>(
     policy: &Model,
     reference: &R,
     forward: impl Fn(&Model, Tensor<2, Int>) -> O,
-) -> Result<RelativeLogProbs, R::Error>
-where
-    R::Error: From<InvalidInput>,
-{
+) -> Result<RelativeLogProbs, R::Error> {
     let ours = batch.log_probs(policy, &forward)?;
     Ok(ours.relative_to(batch.reference(reference, &forward)?)?)
 }

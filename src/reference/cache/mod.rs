@@ -72,7 +72,7 @@ use segment::{EXTENSION, Entry};
 
 use crate::error::InvalidInput;
 use crate::log_probs::SequenceLogProbs;
-use crate::tokens::{Sequence, sealed};
+use crate::tokens::{Reference, Sealed, Sequence};
 
 /// What is wrong with a cache.
 #[derive(Debug, Error)]
@@ -440,7 +440,9 @@ impl ReferenceCache {
     }
 }
 
-impl<M> sealed::Reference<M> for ReferenceCache {
+impl Sealed for ReferenceCache {}
+
+impl<M> Reference<M> for ReferenceCache {
     type Error = CacheError;
 
     fn answer(
