@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Read the rows of one run against each other: `matmul` is the product that every row needs once
-//! forward, and twice more for both gradients. `examples/head_floor.rs` prints multiples of the
+//! forward, and twice more for both gradients. `benches/head_floor.rs` prints multiples of the
 //! bare products, and memory.
 
 use burn::tensor::activation::log_softmax;

@@ -8,8 +8,8 @@ mod toy;
 
 use burn::tensor::Device;
 use burn_preference::config::{PairObjective, PairObjectiveConfig};
-use burn_preference::{Frozen, Objective, PolicyPair};
-use toy::{Bigram, Rows};
+use burn_preference::{Frozen, Objective};
+use toy::Bigram;
 
 const FILE: &str = r#"{
     "loss": "with_sft",
@@ -22,19 +22,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let device = Device::default();
     let policy = Bigram::new(&device);
-    let rows = Rows::new(
-        [[0, 1, 2, 7], [0, 3, 4, 5], [0, 5, 4, 7], [0, 2, 2, 2]],
-        &device,
-    );
-    let pair = PolicyPair::from_concatenated(&policy.log_probs(&rows)?)?;
+    let pairs = toy::pairs(&device);
+    let ours = pairs.rows.log_probs(&policy, Bigram::hidden)?;
     let output = match config.try_init()? {
         PairObjective::Referenced(objective) => {
             let reference = Frozen::new(&policy);
-            let theirs = reference.log_probs(rows.tokens, rows.mask, Bigram::forward)?;
-            let theirs = PolicyPair::from_concatenated(&theirs.sequence())?;
-            objective.forward(pair.relative_to(theirs)?)
+            let theirs = pairs.rows.reference(&reference, Bigram::hidden)?;
+            objective.forward(pairs.pair(ours.relative_to(theirs)?)?)
         }
-        PairObjective::ReferenceFree(objective) => objective.forward(pair),
+        PairObjective::ReferenceFree(objective) => objective.forward(pairs.pair(ours)?),
     };
     println!("loss {:.4}", output.mean().into_scalar::<f32>());
 

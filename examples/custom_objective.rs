@@ -12,13 +12,13 @@ mod toy;
 
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
-use burn_preference::metrics::Observe;
 use burn_preference::modifier::SftTarget;
+use burn_preference::training::metrics::Observe;
 use burn_preference::{
     Batch, BatchMetrics, Column, DpoLossConfig, Error, Frozen, LossOutput, Mixture, Objective,
     Pair, ReferencedPair, SequenceLogProbs, SftTerm, WithoutColumn,
 };
-use toy::{Bigram, Rows};
+use toy::Bigram;
 
 #[derive(Debug, Clone)]
 struct SquaredHinge {
@@ -87,15 +87,11 @@ impl Objective<WithConfidence<ReferencedPair>> for SquaredHinge {
 fn main() -> Result<(), Error> {
     let device = Device::default();
     let policy = Bigram::new(&device);
-    let rows = Rows::new(
-        [[0, 1, 2, 7], [0, 3, 4, 5], [0, 5, 4, 7], [0, 2, 2, 2]],
-        &device,
-    );
-    let reference = Frozen::new(&policy)
-        .log_probs(rows.tokens.clone(), rows.mask.clone(), Bigram::forward)?
-        .sequence();
-    let relative = policy.log_probs(&rows)?.relative_to(reference)?;
-    let batch = Pair::from_concatenated(&relative)?;
+    let reference = Frozen::new(&policy);
+    let pairs = toy::pairs(&device);
+    let ours = pairs.rows.log_probs(&policy, Bigram::hidden)?;
+    let theirs = pairs.rows.reference(&reference, Bigram::hidden)?;
+    let batch = pairs.pair(ours.relative_to(theirs)?)?;
 
     let hinge = SquaredHinge { beta: 0.1 };
     let objective = SftTerm::new(hinge.clone(), 0.2)?;

@@ -7,22 +7,26 @@
 
 mod toy;
 
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataset::{Dataset, InMemDataset};
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::Device;
+use burn_preference::data::{Collator, Example, Mismatched, Truncation, UnpairedTokens};
+use burn_preference::tokens::{Padding, TokenBatch};
 use burn_preference::{
     BatchMetrics, Error, Frozen, InvalidInput, KlEstimate, KtoLossConfig, Objective,
-    RelativeLogProbs, Unpaired, WithBaseline,
+    RelativeLogProbs, WithBaseline,
 };
-use toy::{Bigram, Rows};
+use toy::{Bigram, PAD};
 
 fn relative(
     policy: &Bigram,
     reference: &Frozen<Bigram>,
-    rows: &Rows,
+    rows: &TokenBatch,
 ) -> Result<RelativeLogProbs, InvalidInput> {
-    let theirs = reference.log_probs(rows.tokens.clone(), rows.mask.clone(), Bigram::forward)?;
-    policy.log_probs(rows)?.relative_to(theirs.sequence())
+    rows.log_probs(policy, Bigram::hidden)?
+        .relative_to(rows.reference(reference, Bigram::hidden)?)
 }
 
 fn main() -> Result<(), Error> {
@@ -30,16 +34,16 @@ fn main() -> Result<(), Error> {
     let mut policy = Bigram::new(&device);
     let reference = Frozen::new(&policy);
 
-    let rows = Rows::new(
-        [[0, 1, 2, 7], [3, 3, 4, 5], [1, 5, 4, 7], [2, 2, 2, 2]],
-        &device,
-    );
-    let desirable = Tensor::<1, Bool>::from_bool([true, false, false, false], &device);
-    // Each prompt with the completion of the next row.
-    let mismatched = Rows::new(
-        [[0, 3, 4, 5], [3, 5, 4, 7], [1, 2, 2, 2], [2, 1, 2, 7]],
-        &device,
-    );
+    let thumbs = InMemDataset::new(vec![
+        Example::unpaired(vec![0], vec![1, 2], true),
+        Example::unpaired(vec![3], vec![3, 4, 5], false),
+        Example::unpaired(vec![1], vec![5, 4], false),
+        Example::unpaired(vec![2], vec![2, 2, 2], false),
+    ]);
+    // Each prompt also with the completion of the next row.
+    let thumbs = Mismatched::new(thumbs, Truncation::Drop { max_length: 4 });
+    let thumbs = thumbs.iter().collect::<Result<_, _>>()?;
+    let thumbs: UnpairedTokens<_> = Collator::new(Padding::new(PAD)).batch(thumbs, &device);
 
     // One thumb up, three down: the weights bring λ_D·n_D/(λ_U·n_U) where the paper wants it.
     let config = KtoLossConfig::new().with_beta(0.5);
@@ -51,9 +55,9 @@ fn main() -> Result<(), Error> {
 
     for step in 0..=20 {
         // z₀ is a number, not a path for gradients: the policy without autodiff computes it.
-        let z0 = relative(&policy.valid(), &reference, &mismatched)?;
+        let z0 = relative(&policy.valid(), &reference, thumbs.mismatched())?;
         let z0 = KlEstimate::from_mismatched(&z0).baseline();
-        let batch = Unpaired::new(relative(&policy, &reference, &rows)?, desirable.clone())?;
+        let batch = thumbs.unpaired(relative(&policy, &reference, &thumbs.rows)?)?;
         let batch = WithBaseline::new(batch, z0)?;
 
         let output = kto.forward(batch.clone());

@@ -1,5 +1,5 @@
-//! Reference log-probs computed once, kept as plain numbers, and used in every epoch: the
-//! reference model can be dropped before training starts.
+//! The reference's log-probs computed once and kept on disk: every epoch, and every later run, looks
+//! them up, and the reference model is gone before training starts.
 //!
 //! ```text
 //! cargo run --example precomputed_reference
@@ -9,54 +9,43 @@ mod toy;
 
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::Device;
-use burn_preference::{Frozen, InvalidInput, IpoLossConfig, Objective, Pair, SequenceLogProbs};
-use toy::{Bigram, Rows};
+use burn_preference::reference::cache::{CacheError, Fingerprint, ReferenceCache};
+use burn_preference::tokens::{Padding, TokenBatch};
+use burn_preference::{Error, Frozen, IpoLossConfig, Objective};
+use toy::{Bigram, PAD};
 
-/// What a file or a database would hold of one completion.
-struct Entry {
-    sum: f32,
-    length: usize,
-}
-
-fn main() -> Result<(), InvalidInput> {
+fn main() -> Result<(), Error> {
     let device = Device::default();
     let mut policy = Bigram::new(&device);
-    let rows = Rows::new(
-        [[0, 1, 2, 7], [0, 3, 4, 5], [0, 5, 4, 7], [0, 2, 2, 2]],
-        &device,
-    );
+    let pairs = toy::pairs(&device);
+    let rows = &pairs.rows;
 
-    // Once, before training.
-    let reference = Frozen::new(&policy)
-        .log_probs(rows.tokens.clone(), rows.mask.clone(), Bigram::forward)?
-        .sequence();
-    let sums = reference.sum().into_data();
-    let lengths = reference.lengths().into_data();
-    let entries: Vec<Entry> = sums
-        .iter::<f32>()
-        .zip(lengths.iter::<u64>())
-        .map(|(sum, length)| Entry {
-            sum,
-            length: usize::try_from(length).expect("a short completion"),
-        })
-        .collect();
+    // Once, before training: a second run computes nothing.
+    let reference = Frozen::new(&policy);
+    let root = tempfile::tempdir().expect("a temporary directory"); // yours stays
+    let mut cache = ReferenceCache::open(&root, Fingerprint::of(reference.model()))?;
+    cache.fill::<CacheError>(
+        &rows.sequences,
+        16,
+        |some| {
+            let batch = TokenBatch::new(some.to_vec(), Padding::new(PAD), &device)?;
+            Ok(batch.reference(&reference, Bigram::hidden)?)
+        },
+        |progress| println!("reference: {} of {}", progress.done, progress.total),
+    )?;
+    drop(reference);
 
     let ipo = IpoLossConfig::new().with_tau(0.5).init();
     let mut optimizer = AdamWConfig::new().init();
     for step in 0..=20 {
-        let sums: Vec<f32> = entries.iter().map(|e| e.sum).collect();
-        let lengths: Vec<usize> = entries.iter().map(|e| e.length).collect();
-        let stored = SequenceLogProbs::from_values(&sums, &lengths, &device)?;
-        let relative = policy.log_probs(&rows)?.relative_to(stored)?;
-        let batch = Pair::from_concatenated(&relative)?;
-
-        let output = ipo.forward(batch);
+        let relative = rows
+            .log_probs(&policy, Bigram::hidden)?
+            .relative_to(rows.reference(&cache, Bigram::hidden)?)?;
+        let output = ipo.forward(pairs.pair(relative)?);
         if step % 5 == 0 {
             // 1/(4τ²) = 1 at the start: the policy is the reference.
-            println!(
-                "step {step:2}  loss {:.4}",
-                output.mean().into_scalar::<f32>()
-            );
+            let loss = output.mean().into_scalar::<f32>();
+            println!("step {step:2}  loss {loss:.4}");
         }
         let grads = GradientsParams::from_grads(output.mean().backward(), &policy);
         policy = optimizer.step(0.01, policy, grads);

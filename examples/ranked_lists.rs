@@ -6,34 +6,16 @@
 
 mod toy;
 
+use burn::data::dataloader::batcher::Batcher;
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Bool, Device, Tensor};
-use burn_preference::metrics::Observe;
+use burn::tensor::{Device, Tensor};
+use burn_preference::data::{Collator, Example, RankedTokens};
+use burn_preference::tokens::Padding;
+use burn_preference::training::metrics::Observe;
 use burn_preference::{
-    BatchMetrics, Error, Frozen, LossOutput, Objective, PlackettLuceLossConfig, Ranked,
-    RrhfLossConfig, SequenceLogProbs,
+    BatchMetrics, Error, Frozen, LossOutput, Objective, PlackettLuceLossConfig, RrhfLossConfig,
 };
-use toy::{Bigram, Rows};
-
-/// Three candidates for prompt 0, two for prompt 3; the last row is padding of the list.
-const ROWS: [[i32; 4]; 6] = [
-    [0, 1, 2, 7],
-    [0, 3, 4, 5],
-    [0, 6, 7, 7],
-    [3, 5, 4, 7],
-    [3, 2, 2, 2],
-    [7, 7, 7, 7],
-];
-
-/// The policy's log-probabilities with scores and the mask of candidates that are there.
-fn lists(policy: &Bigram, rows: &Rows) -> Result<Ranked<SequenceLogProbs<2>>, Error> {
-    let device = Device::default();
-    let scores = Tensor::<2>::from_floats([[0.9, 0.2, 0.5], [1.0, 3.0, 0.0]], &device);
-    let present = [[true, true, true], [true, true, false]];
-    let present = Tensor::<2, Bool>::from_bool(present, &device);
-    let candidates = policy.log_probs(rows)?.split_candidates(3)?;
-    Ok(Ranked::new(candidates, scores, present)?)
-}
+use toy::{Bigram, PAD};
 
 fn train<B: Observe<Rewards = Tensor<2>> + Clone>(
     objective: &dyn Objective<B>,
@@ -61,18 +43,25 @@ fn train<B: Observe<Rewards = Tensor<2>> + Clone>(
 
 fn main() -> Result<(), Error> {
     let device = Device::default();
-    let rows = Rows::new(ROWS, &device);
+    // Three candidates, and two: the batch knows which are there.
+    let three = vec![vec![1, 2], vec![3, 4, 5], vec![6]];
+    let two = vec![vec![5, 4], vec![2, 2, 2]];
+    let lists = vec![
+        Example::ranked(vec![0], three, vec![0.9, 0.2, 0.5])?,
+        Example::ranked(vec![3], two, vec![1.0, 3.0])?,
+    ];
+    let lists: RankedTokens = Collator::new(Padding::new(PAD)).batch(lists, &device);
+    let ours = |policy: &Bigram| lists.rows.log_probs(policy, Bigram::hidden);
 
     println!("RRHF");
     let rrhf = RrhfLossConfig::new().with_sft_weight(0.5).init();
-    train(&rrhf, |policy| lists(policy, &rows))?;
+    train(&rrhf, |policy| Ok(lists.ranked(ours(policy)?)?))?;
 
     println!("Plackett–Luce DPO");
     let reference = Frozen::new(&Bigram::new(&device));
-    let theirs = reference.log_probs(rows.tokens.clone(), rows.mask.clone(), Bigram::forward)?;
-    let theirs = theirs.sequence().split_candidates(3)?;
+    let theirs = lists.rows.reference(&reference, Bigram::hidden)?;
     let plackett_luce = PlackettLuceLossConfig::new().with_beta(0.5).init();
     train(&plackett_luce, |policy| {
-        Ok(lists(policy, &rows)?.relative_to(theirs.clone())?)
+        Ok(lists.ranked(ours(policy)?.relative_to(theirs.clone())?)?)
     })
 }

@@ -19,12 +19,12 @@ use burn::train::metric::LossMetric;
 use burn::train::{InferenceStep, Learner, SupervisedTraining, TrainOutput, TrainStep};
 use burn_preference::data::{Collator, Cursor, EpochLoader, Example, PairTokens, Preference};
 use burn_preference::tokens::Padding;
-use burn_preference::train::{PreferenceItem, StatMetric};
+use burn_preference::training::burn_train::{PreferenceItem, StatMetric};
 use burn_preference::{
-    DpoLoss, DpoLossConfig, Frozen, LossOutput, Objective, Pair, PolicyPair, ReferencedPair,
+    DpoLoss, DpoLossConfig, Frozen, LossOutput, Objective, Pair, ReferencedPair,
 };
 use renderer::Lines;
-use toy::{Bigram, Rows};
+use toy::Bigram;
 
 /// What is trained, and what it needs for a step. Checkpoints hold the policy alone.
 #[derive(Module, Debug)]
@@ -46,15 +46,12 @@ impl Dpo {
     }
 
     fn forward(&self, batch: &PairTokens) -> (ReferencedPair, LossOutput<Pair<Tensor<1>>>) {
-        let pair = |model: &Bigram| {
-            let rows = Rows {
-                tokens: batch.rows.ids.clone(),
-                mask: batch.rows.completion_mask.clone(),
-            };
-            PolicyPair::from_concatenated(&model.log_probs(&rows)?)
+        let pair = || {
+            let ours = batch.rows.log_probs(&self.policy, Bigram::hidden)?;
+            let theirs = batch.rows.reference(&self.reference, Bigram::hidden)?;
+            batch.pair(ours.relative_to(theirs)?)
         };
-        let against = || pair(&self.policy)?.relative_to(pair(self.reference.model())?);
-        let pair = against().expect("the collator made the batch");
+        let pair = pair().expect("the collator made the batch");
         let output = self.loss.forward(pair.clone());
         (pair, output)
     }

@@ -24,15 +24,15 @@ use burn_preference::data::{
     Collator, Cursor, Desirable, Encode, EpochLoader, Example, Mismatched, Text, Tokenized,
     Truncation, UnpairedTokens, WithMismatched,
 };
-use burn_preference::reducer::{Local, Reducer, Threads};
 use burn_preference::tokens::{Padding, TokenBatch};
-use burn_preference::train::{PreferenceItem, StatMetric};
+use burn_preference::training::burn_train::{PreferenceItem, StatMetric};
+use burn_preference::training::reducer::{Local, Reducer, Threads};
 use burn_preference::{
     BatchMetrics, Frozen, InvalidInput, KlEstimate, KtoLoss, KtoLossConfig, LossOutput, Objective,
     RelativeLogProbs, Unpaired, WithBaseline,
 };
 use renderer::Lines;
-use toy::{Bigram, Rows};
+use toy::Bigram;
 
 type Thumbs = UnpairedTokens<WithMismatched>;
 type Batch = WithBaseline<Unpaired<RelativeLogProbs>>;
@@ -50,12 +50,10 @@ struct Kto {
 
 impl Kto {
     fn log_ratios(&self, tokens: &TokenBatch) -> Result<RelativeLogProbs, InvalidInput> {
-        let rows = Rows {
-            tokens: tokens.ids.clone(),
-            mask: tokens.completion_mask.clone(),
-        };
-        let reference = self.reference.model().log_probs(&rows)?;
-        self.policy.log_probs(&rows)?.relative_to(reference)
+        let theirs = tokens.reference(&self.reference, Bigram::hidden)?;
+        tokens
+            .log_probs(&self.policy, Bigram::hidden)?
+            .relative_to(theirs)
     }
 
     fn forward(
@@ -63,10 +61,9 @@ impl Kto {
         thumbs: &Thumbs,
         reducer: &dyn Reducer,
     ) -> Result<(Batch, LossOutput<Tensor<1>>), InvalidInput> {
-        let mismatched = thumbs.mismatched.as_ref().expect("made by `Mismatched`");
-        let estimate = KlEstimate::from_mismatched(&self.log_ratios(mismatched)?);
+        let estimate = KlEstimate::from_mismatched(&self.log_ratios(thumbs.mismatched())?);
         let baseline = estimate.reduced(reducer).expect("all workers come");
-        let batch = Unpaired::new(self.log_ratios(&thumbs.rows)?, thumbs.desirable.clone())?;
+        let batch = thumbs.unpaired(self.log_ratios(&thumbs.rows)?)?;
         let batch = WithBaseline::new(batch, baseline.baseline())?;
         let output = self.loss.forward(batch.clone());
         Ok((batch, output))

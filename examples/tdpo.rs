@@ -10,38 +10,31 @@ mod toy;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::Device;
 use burn_preference::log_probs::sequence_kl_from_hidden;
-use burn_preference::{
-    BatchMetrics, Error, Frozen, Objective, Pair, TdpoLossConfig, TokenLogProbs, WithSequenceKl,
-};
-use toy::{Bigram, Rows};
+use burn_preference::{BatchMetrics, Error, Frozen, Objective, TdpoLossConfig, WithSequenceKl};
+use toy::Bigram;
 
 fn main() -> Result<(), Error> {
     let device = Device::default();
     let mut policy = Bigram::new(&device);
     let reference = Frozen::new(&policy);
-    // Two pairs in one forward: chosen rows first.
-    let rows = Rows::new(
-        [[0, 1, 2, 7], [0, 3, 4, 5], [0, 5, 4, 7], [0, 2, 2, 2]],
-        &device,
-    );
+    let pairs = toy::pairs(&device);
+    let rows = &pairs.rows;
     let tdpo = TdpoLossConfig::new().with_beta(0.5).init();
     let mut optimizer = AdamWConfig::new().init();
 
     for step in 0..=20 {
-        let Rows { tokens, mask } = rows.clone();
-        let (ours, our_head) = policy.hidden(tokens.clone());
-        let (theirs, their_head) = reference.model().hidden(tokens.clone());
+        // Each model runs once: its hidden states serve the KL and the log-probabilities.
+        let (ours, our_head) = policy.hidden(rows.ids.clone());
+        let (theirs, their_head) = reference.model().hidden(rows.ids.clone());
         let kl = sequence_kl_from_hidden(
             (ours.clone(), &our_head),
             (theirs.clone(), &their_head),
-            mask.clone(),
+            rows.completion_mask.clone(),
         )?;
-        let of =
-            |hidden, head| TokenLogProbs::from_hidden(hidden, head, tokens.clone(), mask.clone());
-        let ours = of(ours, &our_head)?.sequence();
-        let relative = ours.relative_to(of(theirs, &their_head)?.sequence())?;
-        let batch = Pair::from_concatenated(&relative)?;
-        let batch = WithSequenceKl::new(batch, Pair::from_concatenated(&kl)?)?;
+        let relative = rows
+            .log_probs(&policy, |_, _| (ours, our_head))?
+            .relative_to(rows.reference(&reference, |_, _| (theirs, their_head))?)?;
+        let batch = WithSequenceKl::new(pairs.pair(relative)?, pairs.pair(kl.clone())?)?;
 
         let output = tdpo.forward(batch.clone());
         let grads = GradientsParams::from_grads(output.mean().backward(), &policy);

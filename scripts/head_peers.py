@@ -3,7 +3,7 @@
 
     python3 -m venv peers && peers/bin/pip install torch==2.15.0 numpy trl==1.16.0
     peers/bin/pip install --no-deps liger-kernel==0.8.5 cut-cross-entropy==25.1.1
-    cargo build --release --example head_floor
+    cargo bench --bench head_floor --no-run
     peers/bin/python scripts/head_peers.py   # --shape s1 --mask full for a part of it
 
 About 6 GB to download, and 8 GB of memory. Forward and backward of the log-prob head with both
@@ -90,8 +90,8 @@ PEERS = [eager, eager_compact, trl, liger, cut_cross_entropy, torch_chunked]
 
 
 def ours(shape, mask, args):
-    command = ["target/release/examples/head_floor", "--csv", "--threads", str(args.threads)]
-    command += ["--shape", shape, "--mask", mask, "--rounds", str(args.rounds)]
+    command = ["cargo", "bench", "--quiet", "--bench", "head_floor", "--", "--csv"]
+    command += ["--threads", str(args.threads), "--shape", shape, "--mask", mask, "--rounds", str(args.rounds)]
     for name in OURS:
         command += ["--only", name]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout

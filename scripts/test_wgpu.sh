@@ -17,4 +17,5 @@ case "${1:-fused}" in
 esac
 export BURN_PREFERENCE_DEVICE=wgpu
 # One after another: tests of one device only wait for each other.
-cargo test --features "$features" --lib --test parity --no-fail-fast -- --test-threads=1
+cargo test --features "$features" --test parity --no-fail-fast -- --test-threads=1
+cargo test --features "$features" --lib cube -- --test-threads=1

@@ -4,9 +4,9 @@ use thiserror::Error;
 #[cfg(feature = "data")]
 use crate::data::DataError;
 use crate::error::{InvalidHyperparameter, InvalidInput};
-use crate::reducer::ReduceError;
 #[cfg(feature = "cache")]
 use crate::reference::cache::CacheError;
+use crate::training::reducer::ReduceError;
 
 /// Whatever a training step may fail with: `?` turns every error of this crate into it.
 ///
@@ -17,7 +17,7 @@ use crate::reference::cache::CacheError;
 ///
 /// ```
 /// use burn::tensor::Tensor;
-/// use burn_preference::reducer::Reducer;
+/// use burn_preference::training::reducer::Reducer;
 /// use burn_preference::{DpoLossConfig, Error, Objective, ReferencedPair};
 ///
 /// fn loss(batch: ReferencedPair, pairs: usize, reducer: &dyn Reducer) -> Result<Tensor<1>, Error> {
@@ -50,4 +50,12 @@ pub enum Error {
     #[cfg(feature = "cache")]
     #[error(transparent)]
     Cache(#[from] CacheError),
+}
+
+/// What a Burn dataset says of a row.
+#[cfg(feature = "data")]
+impl From<burn::data::dataset::DatasetError> for Error {
+    fn from(error: burn::data::dataset::DatasetError) -> Self {
+        DataError::from(error).into()
+    }
 }

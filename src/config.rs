@@ -42,8 +42,7 @@
 //! Completions with a scalar score have a [`ScoredObjectiveConfig`], reward models a
 //! [`RewardObjectiveConfig`]. Objectives that need a column have an enum of their own ([`ScoredPairObjectiveConfig`],
 //! [`TiedPairObjectiveConfig`]), or, where there is one alone, their config is the file:
-//! [`BetaDpoLossConfig`](crate::loss::BetaDpoLossConfig),
-//! [`TdpoLossConfig`](crate::loss::TdpoLossConfig), [`TpoLossConfig`](crate::loss::TpoLossConfig).
+//! [`BetaDpoLossConfig`], [`TdpoLossConfig`], [`TpoLossConfig`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -54,19 +53,11 @@ use crate::batch::{Batch, Pair, PolicyPair, Ranked, ReferencedPair, WithScores, 
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{bounds, fraction};
 use crate::log_probs::{RelativeLogProbs, RelativeTokenLogProbs, SequenceLogProbs};
-use crate::loss::{
-    AlphaPoLossConfig, AotLossConfig, ApoDownLossConfig, ApoZeroLoss, ApoZeroLossConfig,
-    AsftLossConfig, AstarPoLoss, AstarPoLossConfig, BcoLoss, BcoLossConfig, BradleyTerryLoss,
-    BradleyTerryLossConfig, BradleyTerryTiesLoss, BradleyTerryTiesLossConfig, CalDpoLossConfig,
-    ChipoLossConfig, CpoLossConfig, DavidsonLossConfig, DiscopopLossConfig, DpoLossConfig,
-    DpoShiftLossConfig, DpopLossConfig, DroLoss, DroLossConfig, ExoListLossConfig,
-    ExoPairLossConfig, GpoLossConfig, HdpoLossConfig, HingeLossConfig, InfoNcaLossConfig,
-    IpoLossConfig, KtoLoss, KtoLossConfig, LipoLossConfig, NcaListLossConfig, NcaLossConfig,
-    NpoLoss, NpoLossConfig, OrpoLossConfig, PlackettLuceLossConfig, ProLossConfig, QrpoLoss,
-    QrpoLossConfig, RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig, RewardRankingLoss,
-    RewardRankingLossConfig, RpoLossConfig, RrhfLossConfig, SdpoLossConfig, SimnpoLoss,
-    SimnpoLossConfig, SimperLossConfig, SimpoLossConfig, SlicHfLossConfig, SppoLossConfig,
-};
+#[allow(
+    clippy::wildcard_imports,
+    reason = "the list below names each objective, once"
+)]
+use crate::loss::*;
 use crate::modifier::{Mixture, PolicySide, SftTerm};
 use crate::objective::{LossOutput, Objective};
 use crate::part::NllNormalization;
@@ -111,12 +102,101 @@ impl<B: Batch, C: fmt::Debug + Send + Sync> Objective<B> for Configured<B, C> {
     }
 }
 
-/// An enum of configs, tagged by `loss`, and what each builds: `Variant(Config) => Kind` where
-/// `Kind` says what the objective takes.
-macro_rules! choice {
+/// Every objective that a file can name, once: an enum of configs for each kind of batch, tagged by
+/// `loss`, and what it builds.
+///
+/// | after the arrow | builds |
+/// |---|---|
+/// | `sides Built` | an enum by what the objective takes: `Side(Batch) by constructor` |
+/// | `one Batch` | a [`Configured`] of that batch |
+/// | `each Built` | an enum of the objectives themselves, each with a batch of its own |
+macro_rules! objectives {
+    () => {};
     (
-        $(#[$meta:meta])* $name:ident => $built:ty {
-            $($variant:ident($config:ty) => $kind:expr,)*
+        $(#[$meta:meta])* $name:ident => sides $built:ident {
+            $(
+                $(#[$side_meta:meta])* $side:ident($batch:ty) by $make:ident {
+                    $($variant:ident($config:ty),)*
+                }
+            )*
+            $(+ nested { $($nested:ident($nested_config:ty),)* })?
+        }
+        $($rest:tt)*
+    ) => {
+        objectives! {
+            @enum $(#[$meta])* $name => $built {
+                $($($variant($config) => $built::$make,)*)*
+                $($($nested($nested_config) => |built, _| built,)*)?
+            }
+        }
+
+        #[doc = concat!("What a [`", stringify!($name), "`] builds, by what it takes.")]
+        #[derive(Debug, Clone)]
+        pub enum $built {
+            $(
+                $(#[$side_meta])*
+                $side(Configured<$batch, $name>),
+            )*
+        }
+
+        impl $built {
+            $(
+                fn $make(objective: impl Objective<$batch> + 'static, config: $name) -> Self {
+                    Self::$side(Configured::new(objective, config))
+                }
+            )*
+
+            /// The config that built it.
+            pub fn config(&self) -> &$name {
+                match self {
+                    $(Self::$side(built) => built.config(),)*
+                }
+            }
+        }
+
+        objectives! { $($rest)* }
+    };
+    (
+        $(#[$meta:meta])* $name:ident => one $batch:ty {
+            $($variant:ident($config:ty),)*
+        }
+        $($rest:tt)*
+    ) => {
+        objectives! {
+            @enum $(#[$meta])* $name => Configured<$batch, $name> {
+                $($variant($config) => Configured::new,)*
+            }
+        }
+
+        objectives! { $($rest)* }
+    };
+    (
+        $(#[$meta:meta])* $name:ident => each $built:ident {
+            $($(#[$variant_meta:meta])* $variant:ident($config:ty) builds $loss:ty,)*
+        }
+        $($rest:tt)*
+    ) => {
+        objectives! {
+            @enum $(#[$meta])* $name => $built {
+                $($variant($config) => |loss, _| $built::$variant(loss),)*
+            }
+        }
+
+        #[doc = concat!("What a [`", stringify!($name), "`] builds. Each takes another batch, so each is itself.")]
+        #[derive(Debug, Clone, PartialEq)]
+        #[non_exhaustive]
+        pub enum $built {
+            $(
+                $(#[$variant_meta])*
+                $variant($loss),
+            )*
+        }
+
+        objectives! { $($rest)* }
+    };
+    (
+        @enum $(#[$meta:meta])* $name:ident => $built:ty {
+            $($variant:ident($config:ty) => $make:expr,)*
         }
     ) => {
         $(#[$meta])*
@@ -140,43 +220,115 @@ macro_rules! choice {
             /// A value is outside its range, or a mixture has no parts.
             pub fn try_init(&self) -> Result<$built, InvalidHyperparameter> {
                 Ok(match self {
-                    $(Self::$variant(config) => $kind(config.try_init()?, self.clone()),)*
+                    $(Self::$variant(config) => $make(config.try_init()?, self.clone()),)*
                 })
             }
         }
     };
 }
 
-choice! {
+objectives! {
     /// An objective over pairs. A mixture needs a reference as soon as one part does.
-    PairObjectiveConfig => PairObjective {
-        Dpo(DpoLossConfig) => PairObjective::referenced,
-        Ipo(IpoLossConfig) => PairObjective::referenced,
-        Hinge(HingeLossConfig) => PairObjective::referenced,
-        Gpo(GpoLossConfig) => PairObjective::referenced,
-        Discopop(DiscopopLossConfig) => PairObjective::referenced,
-        ExoPair(ExoPairLossConfig) => PairObjective::referenced,
-        Nca(NcaLossConfig) => PairObjective::referenced,
-        Bco(BcoLossConfig) => PairObjective::referenced,
-        Sppo(SppoLossConfig) => PairObjective::referenced,
-        ApoZero(ApoZeroLossConfig) => PairObjective::referenced,
-        ApoDown(ApoDownLossConfig) => PairObjective::referenced,
-        Dpop(DpopLossConfig) => PairObjective::referenced,
-        Rdpo(RdpoLossConfig) => PairObjective::referenced,
-        CalDpo(CalDpoLossConfig) => PairObjective::referenced,
-        Aot(AotLossConfig) => PairObjective::referenced,
-        DpoShift(DpoShiftLossConfig) => PairObjective::referenced,
-        Hdpo(HdpoLossConfig) => PairObjective::referenced,
-        Chipo(ChipoLossConfig) => PairObjective::referenced,
-        Simpo(SimpoLossConfig) => PairObjective::reference_free,
-        Cpo(CpoLossConfig) => PairObjective::reference_free,
-        AlphaPo(AlphaPoLossConfig) => PairObjective::reference_free,
-        Orpo(OrpoLossConfig) => PairObjective::reference_free,
-        SlicHf(SlicHfLossConfig) => PairObjective::reference_free,
-        Simper(SimperLossConfig) => PairObjective::reference_free,
-        Asft(AsftLossConfig) => PairObjective::reference_free,
-        Mixture(MixtureConfig) => |built, _| built,
-        WithSft(WithSftConfig) => |built, _| built,
+    PairObjectiveConfig => sides PairObjective {
+        /// Against a reference.
+        Referenced(ReferencedPair) by referenced {
+            Dpo(DpoLossConfig),
+            Ipo(IpoLossConfig),
+            Hinge(HingeLossConfig),
+            Gpo(GpoLossConfig),
+            Discopop(DiscopopLossConfig),
+            ExoPair(ExoPairLossConfig),
+            Nca(NcaLossConfig),
+            Bco(BcoLossConfig),
+            Sppo(SppoLossConfig),
+            ApoZero(ApoZeroLossConfig),
+            ApoDown(ApoDownLossConfig),
+            Dpop(DpopLossConfig),
+            Rdpo(RdpoLossConfig),
+            CalDpo(CalDpoLossConfig),
+            Aot(AotLossConfig),
+            DpoShift(DpoShiftLossConfig),
+            Hdpo(HdpoLossConfig),
+            Chipo(ChipoLossConfig),
+        }
+        /// The policy alone.
+        ReferenceFree(PolicyPair) by reference_free {
+            Simpo(SimpoLossConfig),
+            Cpo(CpoLossConfig),
+            AlphaPo(AlphaPoLossConfig),
+            Orpo(OrpoLossConfig),
+            SlicHf(SlicHfLossConfig),
+            Simper(SimperLossConfig),
+            Asft(AsftLossConfig),
+        }
+        + nested {
+            Mixture(MixtureConfig),
+            WithSft(WithSftConfig),
+        }
+    }
+
+    /// An objective over pairs with scores.
+    ScoredPairObjectiveConfig => one WithScores<ReferencedPair> {
+        Rpo(RpoLossConfig),
+        Rebel(RebelLossConfig),
+    }
+
+    /// An objective over pairs that may be ties.
+    TiedPairObjectiveConfig => one WithTies<ReferencedPair> {
+        RaoKupper(RaoKupperLossConfig),
+        Davidson(DavidsonLossConfig),
+    }
+
+    /// An objective over single completions: labelled ones, or ones to unlearn.
+    UnpairedObjectiveConfig => each UnpairedObjective {
+        /// Labels and z₀.
+        Kto(KtoLossConfig) builds KtoLoss,
+        /// Labels and δ.
+        Bco(BcoLossConfig) builds BcoLoss,
+        /// Labels.
+        ApoZero(ApoZeroLossConfig) builds ApoZeroLoss,
+        /// Completions to unlearn, against a reference.
+        Npo(NpoLossConfig) builds NpoLoss,
+        /// Completions to unlearn.
+        Simnpo(SimnpoLossConfig) builds SimnpoLoss,
+    }
+
+    /// An objective over completions with a scalar score each.
+    ScoredObjectiveConfig => each ScoredObjective {
+        /// Rewards and V.
+        Dro(DroLossConfig) builds DroLoss,
+        /// Rewards and V*.
+        AstarPo(AstarPoLossConfig) builds AstarPoLoss,
+        /// Quantiles.
+        Qrpo(QrpoLossConfig) builds QrpoLoss,
+    }
+
+    /// An objective of a reward model.
+    RewardObjectiveConfig => each RewardObjective {
+        /// Pairs of rewards.
+        BradleyTerry(BradleyTerryLossConfig) builds BradleyTerryLoss,
+        /// Pairs of rewards that may be ties.
+        BradleyTerryTies(BradleyTerryTiesLossConfig) builds BradleyTerryTiesLoss,
+        /// Ranked lists of rewards.
+        RewardRanking(RewardRankingLossConfig) builds RewardRankingLoss,
+    }
+
+    /// An objective over ranked lists.
+    RankedObjectiveConfig => sides RankedObjective {
+        /// Against a reference.
+        Referenced(Ranked<RelativeLogProbs<2>>) by referenced {
+            PlackettLuce(PlackettLuceLossConfig),
+            Sdpo(SdpoLossConfig),
+            Lipo(LipoLossConfig),
+            InfoNca(InfoNcaLossConfig),
+            NcaList(NcaListLossConfig),
+            ExoList(ExoListLossConfig),
+        }
+        /// The policy alone.
+        ReferenceFree(Ranked<SequenceLogProbs<2>>) by reference_free {
+            Rrhf(RrhfLossConfig),
+            Pro(ProLossConfig),
+        }
     }
 }
 
@@ -245,39 +397,6 @@ impl WithSftConfig {
     }
 }
 
-/// An objective over pairs, by what it takes.
-#[derive(Debug, Clone)]
-pub enum PairObjective {
-    /// Against a reference.
-    Referenced(Configured<ReferencedPair, PairObjectiveConfig>),
-    /// The policy alone.
-    ReferenceFree(Configured<PolicyPair, PairObjectiveConfig>),
-}
-
-impl PairObjective {
-    fn referenced(
-        objective: impl Objective<ReferencedPair> + 'static,
-        config: PairObjectiveConfig,
-    ) -> Self {
-        Self::Referenced(Configured::new(objective, config))
-    }
-
-    fn reference_free(
-        objective: impl Objective<PolicyPair> + 'static,
-        config: PairObjectiveConfig,
-    ) -> Self {
-        Self::ReferenceFree(Configured::new(objective, config))
-    }
-
-    /// The config that built it.
-    pub fn config(&self) -> &PairObjectiveConfig {
-        match self {
-            Self::Referenced(built) => built.config(),
-            Self::ReferenceFree(built) => built.config(),
-        }
-    }
-}
-
 impl WithSftConfig {
     fn try_init(&self) -> Result<PairObjective, InvalidHyperparameter> {
         let config = PairObjectiveConfig::WithSft(self.clone());
@@ -335,138 +454,6 @@ fn mix<B: Batch, O: Objective<B> + 'static>(
     parts.try_fold(first, |mixture, (weight, objective)| {
         mixture.and(weight, objective)
     })
-}
-
-choice! {
-    /// An objective over pairs with scores.
-    ScoredPairObjectiveConfig => Configured<WithScores<ReferencedPair>, ScoredPairObjectiveConfig> {
-        Rpo(RpoLossConfig) => Configured::new,
-        Rebel(RebelLossConfig) => Configured::new,
-    }
-}
-
-choice! {
-    /// An objective over pairs that may be ties.
-    TiedPairObjectiveConfig => Configured<WithTies<ReferencedPair>, TiedPairObjectiveConfig> {
-        RaoKupper(RaoKupperLossConfig) => Configured::new,
-        Davidson(DavidsonLossConfig) => Configured::new,
-    }
-}
-
-choice! {
-    /// An objective over single completions: labelled ones, or ones to unlearn.
-    UnpairedObjectiveConfig => UnpairedObjective {
-        Kto(KtoLossConfig) => |loss, _| UnpairedObjective::Kto(loss),
-        Bco(BcoLossConfig) => |loss, _| UnpairedObjective::Bco(loss),
-        ApoZero(ApoZeroLossConfig) => |loss, _| UnpairedObjective::ApoZero(loss),
-        Npo(NpoLossConfig) => |loss, _| UnpairedObjective::Npo(loss),
-        Simnpo(SimnpoLossConfig) => |loss, _| UnpairedObjective::Simnpo(loss),
-    }
-}
-
-/// An objective over single completions. Each takes another batch, so each is itself.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum UnpairedObjective {
-    /// Labels and z₀.
-    Kto(KtoLoss),
-    /// Labels and δ.
-    Bco(BcoLoss),
-    /// Labels.
-    ApoZero(ApoZeroLoss),
-    /// Completions to unlearn, against a reference.
-    Npo(NpoLoss),
-    /// Completions to unlearn.
-    Simnpo(SimnpoLoss),
-}
-
-choice! {
-    /// An objective over completions with a scalar score each.
-    ScoredObjectiveConfig => ScoredObjective {
-        Dro(DroLossConfig) => |loss, _| ScoredObjective::Dro(loss),
-        AstarPo(AstarPoLossConfig) => |loss, _| ScoredObjective::AstarPo(loss),
-        Qrpo(QrpoLossConfig) => |loss, _| ScoredObjective::Qrpo(loss),
-    }
-}
-
-/// An objective over completions with a scalar score each, and what it takes besides.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum ScoredObjective {
-    /// Rewards and V.
-    Dro(DroLoss),
-    /// Rewards and V*.
-    AstarPo(AstarPoLoss),
-    /// Quantiles.
-    Qrpo(QrpoLoss),
-}
-
-choice! {
-    /// An objective of a reward model.
-    RewardObjectiveConfig => RewardObjective {
-        BradleyTerry(BradleyTerryLossConfig) => |loss, _| RewardObjective::BradleyTerry(loss),
-        BradleyTerryTies(BradleyTerryTiesLossConfig) => |loss, _| RewardObjective::BradleyTerryTies(loss),
-        RewardRanking(RewardRankingLossConfig) => |loss, _| RewardObjective::RewardRanking(loss),
-    }
-}
-
-/// An objective of a reward model. Each takes another batch, so each is itself.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum RewardObjective {
-    /// Pairs of rewards.
-    BradleyTerry(BradleyTerryLoss),
-    /// Pairs of rewards that may be ties.
-    BradleyTerryTies(BradleyTerryTiesLoss),
-    /// Ranked lists of rewards.
-    RewardRanking(RewardRankingLoss),
-}
-
-choice! {
-    /// An objective over ranked lists.
-    RankedObjectiveConfig => RankedObjective {
-        PlackettLuce(PlackettLuceLossConfig) => RankedObjective::referenced,
-        Sdpo(SdpoLossConfig) => RankedObjective::referenced,
-        Lipo(LipoLossConfig) => RankedObjective::referenced,
-        InfoNca(InfoNcaLossConfig) => RankedObjective::referenced,
-        NcaList(NcaListLossConfig) => RankedObjective::referenced,
-        ExoList(ExoListLossConfig) => RankedObjective::referenced,
-        Rrhf(RrhfLossConfig) => RankedObjective::reference_free,
-        Pro(ProLossConfig) => RankedObjective::reference_free,
-    }
-}
-
-/// An objective over ranked lists, by what it takes.
-#[derive(Debug, Clone)]
-pub enum RankedObjective {
-    /// Against a reference.
-    Referenced(Configured<Ranked<RelativeLogProbs<2>>, RankedObjectiveConfig>),
-    /// The policy alone.
-    ReferenceFree(Configured<Ranked<SequenceLogProbs<2>>, RankedObjectiveConfig>),
-}
-
-impl RankedObjective {
-    fn referenced(
-        objective: impl Objective<Ranked<RelativeLogProbs<2>>> + 'static,
-        config: RankedObjectiveConfig,
-    ) -> Self {
-        Self::Referenced(Configured::new(objective, config))
-    }
-
-    fn reference_free(
-        objective: impl Objective<Ranked<SequenceLogProbs<2>>> + 'static,
-        config: RankedObjectiveConfig,
-    ) -> Self {
-        Self::ReferenceFree(Configured::new(objective, config))
-    }
-
-    /// The config that built it.
-    pub fn config(&self) -> &RankedObjectiveConfig {
-        match self {
-            Self::Referenced(built) => built.config(),
-            Self::ReferenceFree(built) => built.config(),
-        }
-    }
 }
 
 /// Something done to the token log-probabilities of pairs before they are summed.

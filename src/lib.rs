@@ -20,8 +20,9 @@
 //! ```
 //! use burn::module::Module;
 //! use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
-//! use burn::tensor::{Bool, Device, Int, Tensor};
-//! use burn_preference::{DpoLossConfig, Frozen, Objective, Pair, TokenLogProbs};
+//! use burn::tensor::{Device, Int, Tensor};
+//! use burn_preference::tokens::{Padding, Sequence, TokenBatch};
+//! use burn_preference::{DpoLossConfig, Frozen, LmHead, Objective, Pair};
 //!
 //! #[derive(Module, Debug)]
 //! struct Model {
@@ -30,8 +31,9 @@
 //! }
 //!
 //! impl Model {
-//!     fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-//!         self.head.forward(self.embedding.forward(tokens))
+//!     /// Hidden states and the head; or logits, `Tensor<3>`.
+//!     fn hidden(&self, ids: Tensor<2, Int>) -> (Tensor<3>, LmHead) {
+//!         (self.embedding.forward(ids), LmHead::from(&self.head))
 //!     }
 //! }
 //!
@@ -43,16 +45,14 @@
 //! let reference = Frozen::new(&policy);
 //!
 //! // One pair in one forward: the chosen row, then the rejected one; token 0 is the prompt.
-//! let tokens = Tensor::<2, Int>::from_ints([[0, 1, 2], [0, 3, 8]], &device);
-//! let counted = [[false, true, true], [false, true, false]];
-//! let completion_mask = Tensor::<2, Bool>::from_bool(counted, &device);
+//! let pair = vec![Sequence::new(&[0], &[1, 2]), Sequence::new(&[0], &[3])];
+//! let batch = TokenBatch::new(pair, Padding::new(8), &device)?;
 //!
-//! let logits = policy.forward(tokens.clone());
-//! let ours = TokenLogProbs::from_logits(logits, tokens.clone(), completion_mask.clone())?;
-//! let theirs = reference.log_probs(tokens, completion_mask, Model::forward)?;
-//! let batch = Pair::from_concatenated(&ours.sequence().relative_to(theirs.sequence())?)?;
-//!
-//! let loss = DpoLossConfig::new().with_beta(0.1).init().forward(batch).mean();
+//! let relative = batch
+//!     .log_probs(&policy, Model::hidden)?
+//!     .relative_to(batch.reference(&reference, Model::hidden)?)?;
+//! let pair = Pair::from_concatenated(&relative)?;
+//! let loss = DpoLossConfig::new().with_beta(0.1).init().forward(pair).mean();
 //! // Policy and reference are equal: ln 2.
 //! assert!((loss.into_scalar::<f32>() - std::f32::consts::LN_2).abs() < 1e-6);
 //! # Ok::<(), burn_preference::InvalidInput>(())
@@ -61,8 +61,8 @@
 //! # Objectives
 #![doc = include_str!("../docs/objectives.md")]
 //!
-//! [`modifier`] holds what goes on top of them, [`state`] what some of them need from earlier
-//! batches, and [`config`] chooses one by a file. Peers in brackets have the objective, but their
+//! [`modifier`] holds what goes on top of them, [`training::state`] what some of them need from
+//! earlier batches, and [`config`] chooses one by a file. Peers in brackets have the objective, but their
 //! values were not compared, or are another formula's.
 //!
 //! # Second opinions
@@ -126,10 +126,10 @@
 //! # Memory
 //!
 //! The logits of 4 × 512 tokens over 128k words are 1 GB in f32, and their gradient another.
-//! [`TokenLogProbs::from_hidden`] takes the hidden states before the head instead, drops the rows
-//! that predict no completion token, and never holds all logits; everything after it stays as it
-//! is. [`Frozen::log_probs_from_hidden`] is the same for the reference. [`TokenStatistics`] come
-//! from the same walk.
+//! A forward that returns hidden states and the head instead ([`log_probs::ModelOutput`]) drops the
+//! rows that predict no completion token, and never holds all logits; everything after it stays as
+//! it is. [`TokenLogProbs::from_hidden`] is the call below it, for tensors of your own.
+//! [`TokenStatistics`] come from the same walk.
 //!
 //! # Around the loss
 //!
@@ -140,10 +140,11 @@
 //! |---|---|
 //! | `data` | [`data`]: rows of JSON lines, splits, truncation with a report, batches, exact resume |
 //! | `cache` | [`reference::cache`]: reference log-probs on disk |
-//! | `train` | [`train`]: items and metrics for burn-train |
-//! | `optim` | [`gradients`]: clipping by the global norm |
+//! | `optim` | [`training::gradients`], [`training::accumulation`]: clipping by the global norm, parts of a step |
+//! | `train` | [`training::burn_train`]: items and metrics for burn-train |
 //!
-//! [`tokens`], [`reducer`] and [`first_batch`], which says why a loss is not ln 2, are always there.
+//! [`tokens`], and of [`training`] the check of the [first batch](training::first_batch), which says
+//! why a loss is not ln 2, metrics and sums over workers are always there.
 //!
 //! # Backends
 //!
@@ -172,24 +173,17 @@ pub mod config;
 pub mod data;
 mod declare;
 pub mod error;
-pub mod first_batch;
-#[cfg(feature = "optim")]
-pub mod gradients;
 pub mod guide;
 mod hyperparameter;
 pub mod log_probs;
 pub mod loss;
 pub mod math;
-pub mod metrics;
 pub mod modifier;
 pub mod objective;
 pub mod part;
-pub mod reducer;
 pub mod reference;
-pub mod state;
 pub mod tokens;
-#[cfg(feature = "train")]
-pub mod train;
+pub mod training;
 
 pub use any_error::Error;
 pub use batch::{
@@ -221,7 +215,6 @@ pub use loss::{
     SimpoLoss, SimpoLossConfig, SlicHfLoss, SlicHfLossConfig, SppoLoss, SppoLossConfig, TdpoLoss,
     TdpoLossConfig, TpoLoss, TpoLossConfig,
 };
-pub use metrics::{BatchMetrics, Metrics};
 pub use modifier::{Mixture, PolicySide, SftTerm, Weighted, WithoutColumn};
 pub use objective::{LossOutput, Objective};
 pub use part::{
@@ -229,3 +222,4 @@ pub use part::{
     TieModel,
 };
 pub use reference::{Frozen, ReferenceSchedule};
+pub use training::metrics::{BatchMetrics, Metrics};

@@ -702,10 +702,10 @@ fn prompts_that_stand_once() {
             let states: Tensor<3> = leaf.clone().reshape([2, 8, WIDTH]);
             let log_probs = if by_logits {
                 let logits = states.matmul(weight.clone().transpose().unsqueeze());
-                TokenLogProbs::from_packed_logits(logits, &packed).unwrap()
+                packed.token_log_probs(&(), |(), _| logits).unwrap()
             } else {
                 let head = LmHead::new(weight.clone());
-                TokenLogProbs::from_packed_hidden(states, &head, &packed).unwrap()
+                packed.token_log_probs(&(), |(), _| (states, head)).unwrap()
             };
             let ours = to_vec(log_probs.log_probs());
             assert_close(&ours, &values, tolerance(dtype), &name);
@@ -715,7 +715,7 @@ fn prompts_that_stand_once() {
         }
         let head = LmHead::new(weight.narrow(0, 0, 4));
         let states: Tensor<3> = floats(&hidden, dtype).reshape([2, 8, WIDTH]);
-        let log_probs = TokenLogProbs::from_packed_hidden(states, &head, &packed).unwrap();
+        let log_probs = packed.token_log_probs(&(), |(), _| (states, head)).unwrap();
         if keeps_nan() {
             let nan: Vec<bool> = to_vec(log_probs.log_probs())
                 .iter()
@@ -802,20 +802,10 @@ fn train(device: &Device, by_logits: bool) -> Vec<f64> {
         let counted: Vec<bool> = (0..24).map(|i| i % 6 > 1 && i % 7 != 3).collect();
         let mask = Tensor::<1, Bool>::from_data(counted.as_slice(), device).reshape([4, 6]);
 
-        let ours = policy
-            .log_probs(by_logits, tokens.clone(), mask.clone())
-            .sequence();
-        let theirs = if by_logits {
-            reference.log_probs(tokens, mask, |model, tokens| {
-                model.head.forward(model.hidden(tokens))
-            })
-        } else {
-            reference.log_probs_from_hidden(tokens, mask, |model, tokens| {
-                (model.hidden(tokens), LmHead::from(&model.head))
-            })
-        };
-        let pair = PolicyPair::from_concatenated(&ours).unwrap();
-        let theirs = PolicyPair::from_concatenated(&theirs.unwrap().sequence()).unwrap();
+        let [pair, theirs] = [&policy, reference.model()].map(|model| {
+            let log_probs = model.log_probs(by_logits, tokens.clone(), mask.clone());
+            PolicyPair::from_concatenated(&log_probs.sequence()).unwrap()
+        });
         let loss = dpo
             .forward(pair.clone().relative_to(theirs).unwrap())
             .mean()

@@ -2,6 +2,10 @@
 
 mod support;
 
+#[path = "suite/accumulation.rs"]
+mod accumulation;
+#[path = "suite/atlas.rs"]
+mod atlas;
 #[path = "suite/bad_input.rs"]
 mod bad_input;
 #[path = "suite/batches.rs"]
@@ -52,6 +56,8 @@ mod problem;
 mod reducer;
 #[path = "suite/reference.rs"]
 mod reference;
+#[path = "suite/rows.rs"]
+mod rows;
 #[path = "suite/scalar.rs"]
 mod scalar;
 #[path = "suite/subjects.rs"]
@@ -67,6 +73,8 @@ mod workers;
 
 #[path = "../examples/denoiser/likelihood.rs"]
 mod denoiser_likelihood;
+#[path = "../examples/figure/mod.rs"]
+mod figure;
 #[path = "../examples/toy/renderer.rs"]
 mod renderer;
 #[path = "../examples/chat_template/template.rs"]

@@ -1,9 +1,10 @@
 //! From rollouts to the loss of each of the five families: what a training loop plugs in.
 
+use burn::module::Module;
 use burn::tensor::{Bool, Tensor, TensorData};
 use burn_preference::{
     BatchMetrics, DpoLossConfig, Frozen, InvalidInput, IpoLossConfig, KlEstimate, KtoLossConfig,
-    Objective, OrpoLossConfig, PolicyPair, Ranked, RrhfLossConfig, SequenceLogProbs, Unpaired,
+    Objective, OrpoLossConfig, Pair, Ranked, RrhfLossConfig, SequenceLogProbs, Unpaired,
     WithBaseline,
 };
 use clap::ValueEnum;
@@ -59,14 +60,15 @@ impl Loss {
         let rejected = pairs.iter().map(|&(list, (_, worst))| (list, worst));
         let all: Vec<_> = chosen.chain(rejected).collect();
         let (rows, reference) = rows(&all, layout)?;
-        let pair = PolicyPair::from_concatenated(&rows.log_probs(policy)?.sequence())?;
+        let ours = rows.log_probs(policy)?;
         if self == Self::Orpo {
+            let pair = Pair::from_concatenated(&ours)?;
             let orpo = OrpoLossConfig::new().with_odds_ratio_weight(0.5).init();
             let output = orpo.forward(pair.clone());
             let metrics = BatchMetrics::observe(&pair, &output).with_log_odds(&pair);
             return Ok((output.mean(), metrics));
         }
-        let pair = pair.relative_to(PolicyPair::from_concatenated(&reference)?)?;
+        let pair = Pair::from_concatenated(&ours.relative_to(reference)?)?;
         let output = if self == Self::Dpo {
             let dpo = DpoLossConfig::new().with_beta(0.5).init();
             dpo.forward(pair.clone())
@@ -88,19 +90,15 @@ fn kto(policy: &Llama, reference: &Frozen<Llama>, lists: &[&List], layout: &Layo
         .collect();
     let picked: Vec<_> = labelled.iter().map(|&(list, i, _)| (list, i)).collect();
     let (own, reference_log_probs) = rows(&picked, layout)?;
-    let relative = own
-        .log_probs(policy)?
-        .sequence()
-        .relative_to(reference_log_probs)?;
+    let relative = own.log_probs(policy)?.relative_to(reference_log_probs)?;
 
     let next = picked.iter().cycle().skip(2);
     let mismatched = picked.iter().zip(next);
     let mismatched = mismatched.map(|(&(x, _), &(y, i))| (&x.prompt[..], &y.candidates[i][..]));
     let mismatched = layout.rows(mismatched)?;
+    let ours = mismatched.log_probs(&policy.valid())?;
     let theirs = mismatched.log_probs(reference.model())?;
-    let frozen = Frozen::new(policy);
-    let ours = mismatched.log_probs(frozen.model())?;
-    let estimate = KlEstimate::from_mismatched(&ours.sequence().relative_to(theirs.sequence())?);
+    let estimate = KlEstimate::from_mismatched(&ours.relative_to(theirs)?);
 
     let desirable: Vec<bool> = labelled.iter().map(|&(.., good)| good).collect();
     let desirable =
@@ -121,10 +119,7 @@ fn rrhf(policy: &Llama, lists: &[&List], layout: &Layout) -> Step {
         .flat_map(|list| (0..candidates).map(move |i| (*list, i)))
         .collect();
     let (rows, _) = rows(&all, layout)?;
-    let log_probs = rows
-        .log_probs(policy)?
-        .sequence()
-        .split_candidates(candidates)?;
+    let log_probs = rows.log_probs(policy)?.split_candidates(candidates)?;
     let scores: Vec<f64> = lists.iter().flat_map(|l| l.scores.clone()).collect();
     let shape = [lists.len(), candidates];
     let scores = Tensor::<2>::from_data(TensorData::new(scores, shape), &layout.device);

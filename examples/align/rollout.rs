@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
-use burn_preference::{InvalidInput, TokenLogProbs};
+use burn_preference::{InvalidInput, SequenceLogProbs};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -192,18 +192,14 @@ impl Layout {
 }
 
 impl Rows {
-    pub fn log_probs(&self, model: &Llama) -> Result<TokenLogProbs, InvalidInput> {
+    pub fn log_probs(&self, model: &Llama) -> Result<SequenceLogProbs, InvalidInput> {
         match self {
-            Self::Padded(batch) => {
-                let (ids, mask) = (batch.ids.clone(), batch.completion_mask.clone());
-                TokenLogProbs::from_logits(model.forward(ids.clone()), ids, mask)
-            }
-            Self::Packed(batch) => {
+            Self::Padded(batch) => batch.log_probs(model, Llama::forward),
+            Self::Packed(batch) => batch.log_probs(model, |model, batch| {
                 let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
                 let sees = Sees::Mask(batch.attention_mask());
-                let hidden = model.hidden_packed(ids, positions, sees);
-                TokenLogProbs::from_packed_logits(model.logits(hidden), batch)
-            }
+                model.logits(model.hidden_packed(ids, positions, sees))
+            }),
         }
     }
 }
@@ -230,7 +226,7 @@ pub fn log_probs_of(
         let rows = lists
             .iter()
             .flat_map(|l| l.candidates.iter().map(|c| (&l.prompt[..], &c[..])));
-        let log_probs = layout.rows(rows)?.log_probs(&model)?.sequence();
+        let log_probs = layout.rows(rows)?.log_probs(&model)?;
         let values: Vec<f32> = log_probs.sum().into_data().iter().collect();
         let mut values = values.into_iter();
         sums.extend(

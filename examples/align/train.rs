@@ -64,8 +64,7 @@ pub fn base_model(plan: &Plan, seed: u64, layout: &Layout) -> Result<Llama, Inva
             })
             .collect();
         let rows = layout.rows(examples.iter().map(|(p, c)| (&p[..], &c[..])))?;
-        let log_probs = rows.log_probs(&model)?.sequence();
-        let nll = -log_probs.mean().mean();
+        let nll = -rows.log_probs(&model)?.mean().mean();
         let grads = GradientsParams::from_grads(nll.backward(), &model);
         // Down to zero at the end, so that the last batches do not show in the result.
         let left = 1.0 - step as f64 / plan.base_steps as f64;

@@ -45,20 +45,27 @@ fn under(
     mask: Tensor<4, Bool>,
     Scores { divisor, softcap }: Scores,
 ) -> Tensor<4> {
-    // Every group of query heads shares one key and value head.
-    let [_, heads, _, _] = query.dims();
-    let [batch, kv_heads, total, head_dim] = key.dims();
-    let share = |x: Tensor<4>| {
-        x.unsqueeze_dim::<5>(2)
-            .expand([batch, kv_heads, heads / kv_heads, total, head_dim])
-            .reshape([batch, heads, total, head_dim])
-    };
-    let scores = query.matmul(share(key).swap_dims(2, 3)) / divisor;
+    let [batch, heads, time, head_dim] = query.dims();
+    let [_, kv_heads, total, _] = key.dims();
+    // Every group of query heads shares one key and value head: its rows stand below each other.
+    let grouped = [batch, kv_heads, heads / kv_heads * time];
+    let together = |x: Tensor<4>, width| x.reshape([grouped[0], grouped[1], grouped[2], width]);
+    let query = together(query * divisor.recip(), head_dim);
+    let scores = query.matmul(key.swap_dims(2, 3));
     let scores = match softcap {
         Some(cap) => (scores * cap.recip()).tanh() * cap,
         None => scores,
     };
-    softmax(scores.mask_fill(mask, f32::NEG_INFINITY)).matmul(share(value))
+    let scores = scores.reshape([batch, heads, time, total]);
+    let scores = scores.mask_fill(mask, f32::NEG_INFINITY);
+    // The softmax, divided by its sum behind the product, where there is less to divide. Burn's own
+    // is one kernel without autodiff and its parts with it, and rounds otherwise: a policy and a
+    // reference of the same weights would not be equal.
+    let largest = scores.clone().detach().max_dim(3);
+    let powers = (scores - largest).exp();
+    let sum = powers.clone().sum_dim(3);
+    let mixed = together(powers, total).matmul(value);
+    mixed.reshape([batch, heads, time, head_dim]) / sum
 }
 
 /// One segment after the other.
@@ -108,15 +115,4 @@ fn within(
         Tensor::cat(parts, 2)
     });
     Tensor::cat(rows.collect(), 0)
-}
-
-/// Softmax over the last dimension.
-///
-/// Burn's own is one kernel without autodiff and its parts with it, and rounds otherwise: a policy
-/// and a reference of the same weights would not be equal.
-fn softmax(scores: Tensor<4>) -> Tensor<4> {
-    let largest = scores.clone().detach().max_dim(3);
-    let powers = (scores - largest).exp();
-    let sum = powers.clone().sum_dim(3);
-    powers / sum
 }

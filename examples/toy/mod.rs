@@ -2,14 +2,16 @@
 
 #![allow(dead_code, reason = "each example uses its own part")]
 
+use burn::data::dataloader::batcher::Batcher;
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
-use burn::tensor::{Bool, Device, Int, Tensor};
-use burn_preference::first_batch::TokenRows;
-use burn_preference::{InvalidInput, LmHead, SequenceLogProbs, TokenLogProbs};
+use burn::tensor::{Device, Int, Tensor};
+use burn_preference::LmHead;
+use burn_preference::data::{Collator, Example, PairTokens};
+use burn_preference::tokens::Padding;
 
 pub const VOCAB: usize = 8;
-pub const PAD: i32 = 7;
+pub const PAD: u32 = 7;
 
 #[derive(Module, Debug)]
 pub struct Bigram {
@@ -37,38 +39,13 @@ impl Bigram {
     pub fn hidden(&self, tokens: Tensor<2, Int>) -> (Tensor<3>, LmHead) {
         (self.embedding.forward(tokens), LmHead::from(&self.head))
     }
-
-    /// Sums and lengths of the completions.
-    pub fn log_probs(&self, rows: &Rows) -> Result<SequenceLogProbs, InvalidInput> {
-        let logits = self.forward(rows.tokens.clone());
-        let log_probs = TokenLogProbs::from_logits(logits, rows.tokens.clone(), rows.mask.clone())?;
-        Ok(log_probs.sequence())
-    }
 }
 
-/// Four tokens a row: one of prompt, then the completion, padded with [`PAD`].
-#[derive(Clone)]
-pub struct Rows {
-    pub tokens: Tensor<2, Int>,
-    pub mask: Tensor<2, Bool>,
-}
-
-impl Rows {
-    pub fn new<const N: usize>(rows: [[i32; 4]; N], device: &Device) -> Self {
-        let counted = rows.map(|row| std::array::from_fn(|t| t > 0 && row[t] != PAD));
-        let counted: [[bool; 4]; N] = counted;
-        Self {
-            tokens: Tensor::from_ints(rows, device),
-            mask: Tensor::from_bool(counted, device),
-        }
-    }
-}
-
-impl From<&TokenRows> for Rows {
-    fn from(rows: &TokenRows) -> Self {
-        Self {
-            tokens: rows.ids.clone(),
-            mask: rows.completion_mask.clone(),
-        }
-    }
+/// Two pairs of different lengths in one forward: chosen rows, then rejected ones.
+pub fn pairs(device: &Device) -> PairTokens {
+    let pairs = vec![
+        Example::pair(vec![0], vec![1, 2], vec![5, 4]),
+        Example::pair(vec![0], vec![3, 4, 5], vec![2, 2, 2]),
+    ];
+    Collator::new(Padding::new(PAD)).batch(pairs, device)
 }

@@ -165,13 +165,13 @@ column! {
 }
 
 column! {
-    /// A batch with BCO's reward shift δ, `[1]`: see [`RunningMean`](crate::state::RunningMean).
+    /// A batch with BCO's reward shift δ, `[1]`: see [`RunningMean`](crate::training::state::RunningMean).
     WithShift, shift: Tensor<1>, |room, shift| room.scalar("shift", shift)
 }
 
 column! {
     /// A batch with β-DPO's M₀, `[1]`, the mean Δ = ρ_w − ρ_l of the batches so far, nats: see
-    /// [`MovingAverage`](crate::state::MovingAverage).
+    /// [`MovingAverage`](crate::training::state::MovingAverage).
     WithMeanMargin, mean_margin: Tensor<1>, |room, mean| room.scalar("mean_margin", mean)
 }
 

@@ -14,7 +14,7 @@ use crate::tokens::{Packing, Padding, Sequence};
 /// takes it, and so does Burn's `BatchDataLoader`. Rows come in their order; the one that does not
 /// fit begins the next batch. Batches have several sizes, so divide a loss by the examples or
 /// tokens of the batch, not by a constant. Workers with a share of the rows each may have several
-/// numbers of batches, which a [`Reducer`](crate::reducer::Reducer) does not stand: there, split
+/// numbers of batches, which a [`Reducer`](crate::training::reducer::Reducer) does not stand: there, split
 /// each batch over the workers instead.
 ///
 /// ```

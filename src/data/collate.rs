@@ -3,9 +3,9 @@ use burn::tensor::{Bool, Device, Tensor, TensorData};
 
 use super::example::{Desirable, Example, Preference, Scores};
 use super::mismatched::WithMismatched;
-use crate::batch::Ranked;
+use crate::batch::{Pair, Ranked, Rows, Unpaired};
 use crate::error::InvalidInput;
-use crate::log_probs::Completions;
+use crate::log_probs::{Completions, LogProbs};
 use crate::tokens::{Padding, Sequence, TokenBatch};
 use sealed::Collated;
 
@@ -35,11 +35,52 @@ impl Collator {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PairTokens {
-    /// The chosen rows, then the rejected ones: what
-    /// [`PolicyPair::from_concatenated`](crate::PolicyPair::from_concatenated) takes apart.
+    /// The chosen rows, then the rejected ones: what [`pair`](Self::pair) takes apart.
     pub rows: TokenBatch,
     /// Where the rows come from; for columns of your own.
     pub examples: Vec<Example<Vec<u32>, Preference>>,
+}
+
+impl PairTokens {
+    /// The pairs of what the rows have: log-probabilities of the policy alone or against a
+    /// reference, of sequences or tokens, or a tensor with an element per row.
+    ///
+    /// ```
+    /// # use burn::data::dataloader::batcher::Batcher;
+    /// # use burn::tensor::{Device, Int, Tensor};
+    /// use burn_preference::data::{Collator, Example, PairTokens};
+    /// use burn_preference::tokens::Padding;
+    ///
+    /// let pairs = vec![Example::pair(vec![1], vec![2, 0], vec![3, 2, 0])];
+    /// let batch: PairTokens = Collator::new(Padding::new(0)).batch(pairs, &Device::default());
+    ///
+    /// // A model that finds four words equally likely; yours is `&policy, Model::hidden`.
+    /// let log_probs = batch.rows.log_probs(&4, |&words, ids| {
+    ///     let [rows, time] = ids.dims();
+    ///     Tensor::<3>::zeros([rows, time, words], &ids.device())
+    /// })?;
+    /// let pair = batch.pair(log_probs)?;
+    /// let margin = pair.chosen.sum() - pair.rejected.sum();
+    /// assert!((margin.into_scalar::<f32>() - 4_f32.ln()).abs() < 1e-6); // a token less
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// There are not two rows per pair.
+    pub fn pair<T: Rows + Clone>(&self, of_rows: T) -> Result<Pair<T>, InvalidInput> {
+        check_rows(of_rows.rows(), &self.rows)?;
+        Pair::from_concatenated(&of_rows)
+    }
+}
+
+/// What is said of rows is said of all of them.
+fn check_rows(found: usize, rows: &TokenBatch) -> Result<(), InvalidInput> {
+    if found == rows.len() {
+        return Ok(());
+    }
+    let expected = format!("{}, one per row of the batch", rows.len());
+    Err(InvalidInput::new("rows", expected, found))
 }
 
 impl Batcher<Example<Vec<u32>, Preference>, PairTokens> for Collator {
@@ -59,10 +100,59 @@ pub struct UnpairedTokens<L = Desirable> {
     pub rows: TokenBatch,
     /// `[batch]`, true for a thumb up.
     pub desirable: Tensor<1, Bool>,
-    /// Each prompt with another prompt's completion, for KTO's z₀; none of a dataset without.
-    pub mismatched: Option<TokenBatch>,
+    /// Nothing of a dataset without.
+    mismatched: Option<TokenBatch>,
     /// Where the rows come from; for columns of your own.
     pub examples: Vec<Example<Vec<u32>, L>>,
+}
+
+impl<L> UnpairedTokens<L> {
+    /// The log-probabilities of the rows, of the policy alone or against a reference, with their
+    /// thumbs.
+    ///
+    /// ```
+    /// # use burn::data::dataloader::batcher::Batcher;
+    /// # use burn::tensor::{Device, Tensor};
+    /// use burn_preference::data::{Collator, Example, UnpairedTokens};
+    /// use burn_preference::tokens::Padding;
+    ///
+    /// let thumbs = vec![
+    ///     Example::unpaired(vec![1], vec![2, 0], true),
+    ///     Example::unpaired(vec![1], vec![3], false),
+    /// ];
+    /// let batch: UnpairedTokens = Collator::new(Padding::new(0)).batch(thumbs, &Device::default());
+    ///
+    /// // A model that finds four words equally likely; yours is `&policy, Model::hidden`.
+    /// let log_probs = batch.rows.log_probs(&4, |&words, ids| {
+    ///     let [rows, time] = ids.dims();
+    ///     Tensor::<3>::zeros([rows, time, words], &ids.device())
+    /// })?;
+    /// let thumbs = batch.unpaired(log_probs)?;
+    /// let lengths = thumbs.log_probs().lengths().into_data().to_vec::<f32>().unwrap();
+    /// assert_eq!(lengths, [2.0, 1.0]);
+    /// let up = thumbs.desirable().into_data().iter::<bool>().collect::<Vec<_>>();
+    /// assert_eq!(up, [true, false]);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// There is not one log-probability per row, or it is on another device.
+    pub fn unpaired<Y: LogProbs<1>>(&self, log_probs: Y) -> Result<Unpaired<Y>, InvalidInput> {
+        Unpaired::new(log_probs, self.desirable.clone())
+    }
+}
+
+impl UnpairedTokens<WithMismatched> {
+    /// Each prompt with another prompt's completion, a row each: their log-ratios are KTO's z₀
+    /// ([`KlEstimate::from_mismatched`](crate::KlEstimate::from_mismatched)).
+    #[allow(
+        clippy::missing_panics_doc,
+        reason = "the batcher of this label makes them"
+    )]
+    pub fn mismatched(&self) -> &TokenBatch {
+        self.mismatched.as_ref().expect("made with its batch")
+    }
 }
 
 impl Collator {
@@ -121,6 +211,30 @@ pub struct RankedTokens {
 impl RankedTokens {
     /// The lists with the log-probabilities of their rows: of the policy alone, or against a
     /// reference.
+    ///
+    /// ```
+    /// # use burn::data::dataloader::batcher::Batcher;
+    /// # use burn::tensor::{Device, Tensor};
+    /// use burn_preference::data::{Collator, Example, RankedTokens};
+    /// use burn_preference::tokens::Padding;
+    ///
+    /// let three = vec![vec![2, 0], vec![3], vec![4, 5, 0]];
+    /// let lists = vec![
+    ///     Example::ranked(vec![1], three, vec![0.9, 0.2, 0.5])?,
+    ///     Example::ranked(vec![7], vec![vec![2]], vec![1.0])?,
+    /// ];
+    /// let batch: RankedTokens = Collator::new(Padding::new(0)).batch(lists, &Device::default());
+    ///
+    /// // A model that finds eight words equally likely; yours is `&policy, Model::hidden`.
+    /// let log_probs = batch.rows.log_probs(&8, |&words, ids| {
+    ///     let [rows, time] = ids.dims();
+    ///     Tensor::<3>::zeros([rows, time, words], &ids.device())
+    /// })?;
+    /// let lists = batch.ranked(log_probs)?;
+    /// let lengths = lists.candidates().lengths().into_data().to_vec::<f32>().unwrap();
+    /// assert_eq!(lengths, [2.0, 1.0, 3.0, 1.0, 0.0, 0.0]);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
     ///
     /// # Errors
     ///

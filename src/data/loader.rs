@@ -27,7 +27,7 @@ use crate::error::InvalidInput;
 /// rounded down, of the `r` rows that the epoch has left. A whole epoch has all `n`; one that the
 /// cursor begins in the middle of has fewer. The slices of all workers together are the rows that
 /// are left, each of them once. Shares of the rest of an epoch may differ by one row, and so by one
-/// batch, which a [`Reducer`](crate::reducer::Reducer) would miss.
+/// batch, which a [`Reducer`](crate::training::reducer::Reducer) would miss.
 ///
 /// [`Cursor::consumed`] counts the first rows of an epoch. Workers with a slice each have consumed
 /// something else in the middle of one: save at the end of an epoch.

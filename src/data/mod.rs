@@ -9,6 +9,10 @@
 //! asked for: a file may be larger than memory. What an example is labelled with is its type:
 //! [`Preference`] for pairs, [`Desirable`] for thumbs, [`Scores`] for lists.
 //!
+//! A batch asks your models ([`TokenBatch::log_probs`](crate::tokens::TokenBatch::log_probs)) and
+//! makes what an objective takes ([`PairTokens::pair`], [`UnpairedTokens::unpaired`],
+//! [`RankedTokens::ranked`]): the guide's [training loop](crate::guide::training_loop).
+//!
 //! ```
 //! use burn::data::dataloader::batcher::Batcher;
 //! use burn::data::dataset::Dataset;

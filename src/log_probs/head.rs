@@ -2,8 +2,8 @@ use burn::nn::{Embedding, Linear};
 use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor};
 
 use super::kernel::{self, HeadTensors, Shaping};
+use super::output::Walked;
 use super::predictions::Predictions;
-use super::{TokenLogProbs, TokenStatistics};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::math::upcast;
@@ -14,7 +14,7 @@ const RETAINED_BYTES: usize = 8 << 20;
 /// The last layer of a language model, from hidden states to logits: weight and bias.
 ///
 /// A handle to them, as cheap to make in every step as a clone of the tensors.
-/// [`TokenLogProbs::from_hidden`] applies it without ever holding all logits.
+/// [`TokenLogProbs::from_hidden`](super::TokenLogProbs::from_hidden) applies it without ever holding all logits.
 ///
 /// ```text
 /// logits = softcap(scale·(W·hidden + b)) / temperature
@@ -113,7 +113,7 @@ impl LmHead {
     /// and needs none; kernels for GPUs keep none.
     ///
     /// Measure before you raise it: a buffer that large costs fresh pages in every step, unless
-    /// the allocator keeps them. `cargo run --release --example head_floor` compares all and none.
+    /// the allocator keeps them. `cargo bench --bench head_floor` compares all and none.
     pub fn with_retained_bytes(mut self, bytes: usize) -> Self {
         self.retained_bytes = bytes;
         self
@@ -190,88 +190,13 @@ impl From<&Embedding> for LmHead {
     }
 }
 
-impl TokenLogProbs {
-    /// From the hidden states before the head, without the logits `[batch, time, vocab]`.
-    ///
-    /// Equal to [`from_logits`](Self::from_logits) of what the head returns. Rows that predict no
-    /// counted token are dropped before the product, the others are walked block by block, and
-    /// the backward knows its gradients in closed form:
-    ///
-    /// | head | products of 2·rows·hidden·vocab | kept from forward to backward |
-    /// |---|---|---|
-    /// | no gradient (reference) | 1 | nothing |
-    /// | frozen, hidden states trained | 2 | a number per hidden state |
-    /// | trained | 4; 3 where logits are kept | two numbers per row, and 8 MiB of logits or what [`LmHead::with_retained_bytes`] allows |
-    ///
-    /// # Shapes
-    ///
-    /// - `hidden`: `[batch, time, hidden]`, aligned with `tokens`: row `t` predicts token `t + 1`
-    /// - `tokens`: `[batch, time]`, prompt and completion
-    /// - `completion_mask`: `[batch, time]`, true where a token counts
-    ///
-    /// # Numerics
-    ///
-    /// As [`from_logits`](Self::from_logits): f32 at least from the logits on, NaN for counted
-    /// ids outside the vocabulary. The completion mask is read back, once, to know which rows to
-    /// drop.
-    ///
-    /// # Errors
-    ///
-    /// Shapes, dtypes or devices that do not fit together, fewer than two time steps, or no
-    /// vocabulary.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use burn::tensor::{Bool, Device, Int, Tensor};
-    /// use burn_preference::{LmHead, TokenLogProbs};
-    ///
-    /// let device = Device::default();
-    /// // Two words and hidden states of one number: logits (h, −h).
-    /// let head = LmHead::new(Tensor::from_floats([[1.0], [-1.0]], &device));
-    /// let hidden = Tensor::<3>::from_floats([[[0.5], [9.0]]], &device);
-    /// let tokens = Tensor::<2, Int>::from_ints([[1, 0]], &device);
-    /// let mask = Tensor::<2, Bool>::from_bool([[false, true]], &device);
-    ///
-    /// let log_probs = TokenLogProbs::from_hidden(hidden, &head, tokens, mask)?;
-    /// let expected = -(1.0 + (-1.0_f32).exp()).ln(); // ln σ(0.5 − (−0.5))
-    /// assert!((log_probs.log_probs().into_scalar::<f32>() - expected).abs() < 1e-6);
-    /// # Ok::<(), burn_preference::InvalidInput>(())
-    /// ```
-    pub fn from_hidden(
-        hidden: Tensor<3>,
-        head: &LmHead,
-        tokens: Tensor<2, Int>,
-        completion_mask: Tensor<2, Bool>,
-    ) -> Result<Self, InvalidInput> {
-        let (log_probs, _) = walk(hidden, head, tokens, completion_mask, false)?;
-        Ok(log_probs)
-    }
-
-    /// [`from_hidden`](Self::from_hidden), and what else the same walk tells.
-    ///
-    /// # Errors
-    ///
-    /// As [`from_hidden`](Self::from_hidden).
-    #[allow(clippy::missing_panics_doc, reason = "they are there when asked for")]
-    pub fn from_hidden_with_statistics(
-        hidden: Tensor<3>,
-        head: &LmHead,
-        tokens: Tensor<2, Int>,
-        completion_mask: Tensor<2, Bool>,
-    ) -> Result<(Self, TokenStatistics), InvalidInput> {
-        let (log_probs, statistics) = walk(hidden, head, tokens, completion_mask, true)?;
-        Ok((log_probs, statistics.expect("asked for")))
-    }
-}
-
-fn walk(
+pub(super) fn walk(
     hidden: Tensor<3>,
     head: &LmHead,
     tokens: Tensor<2, Int>,
     completion_mask: Tensor<2, Bool>,
     statistics: bool,
-) -> Result<(TokenLogProbs, Option<TokenStatistics>), InvalidInput> {
+) -> Result<Walked, InvalidInput> {
     head.check(&hidden)?;
     let [batch, time, width] = hidden.dims();
     let [vocab, _] = head.dims();
@@ -290,7 +215,7 @@ pub(super) fn walk_rows(
     predictions: &Predictions,
     rows: Option<CountedRows>,
     statistics: bool,
-) -> (TokenLogProbs, Option<TokenStatistics>) {
+) -> Walked {
     let Some(rows) = rows else {
         return nothing(hidden, predictions, statistics);
     };
@@ -304,11 +229,7 @@ pub(super) fn walk_rows(
 }
 
 /// Of no row of a model, whose graph it keeps.
-pub(super) fn nothing(
-    rows: Tensor<2>,
-    predictions: &Predictions,
-    statistics: bool,
-) -> (TokenLogProbs, Option<TokenStatistics>) {
+pub(super) fn nothing(rows: Tensor<2>, predictions: &Predictions, statistics: bool) -> Walked {
     let none: Tensor<1> = upcast(rows.sum_dim(1).squeeze_dim(1));
     let statistics = statistics
         .then(|| predictions.statistics(&Tensor::empty([0, kernel::STATISTICS], &none.device())));
@@ -372,7 +293,7 @@ impl CountedRows {
         &self,
         predictions: &Predictions,
         (values, by_products): (Tensor<1>, Option<Tensor<2>>),
-    ) -> (TokenLogProbs, Option<TokenStatistics>) {
+    ) -> Walked {
         let log_probs = predictions.log_probs(self.spread(values));
         let statistics = by_products.map(|values| predictions.statistics(&self.spread(values)));
         (log_probs, statistics)

@@ -11,6 +11,7 @@ mod head;
 )]
 mod kernel;
 mod kl;
+mod output;
 mod packed;
 mod predictions;
 mod relative;
@@ -21,6 +22,9 @@ mod token;
 
 pub use head::LmHead;
 pub use kl::{sequence_kl, sequence_kl_from_hidden};
+pub use output::ModelOutput;
+pub(crate) use output::Walked;
+pub(crate) use packed::{PackedRows, flat};
 pub use relative::RelativeLogProbs;
 pub use relative_tokens::RelativeTokenLogProbs;
 pub use sequence::SequenceLogProbs;

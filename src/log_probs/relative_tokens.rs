@@ -33,26 +33,6 @@ pub struct RelativeTokenLogProbs {
     unmodified: Option<[TokenLogProbs; 2]>,
 }
 
-impl TokenLogProbs {
-    /// Puts the reference's log-probabilities of the same tokens beside the policy's.
-    ///
-    /// No gradient flows into the reference, whatever it was computed with. The masks are not
-    /// compared, since that would wait for the device: give both sides the same one. The metric
-    /// `length_mismatches` shows rows of which they count unequally many tokens.
-    ///
-    /// # Errors
-    ///
-    /// Shapes or devices differ.
-    pub fn relative_to(self, reference: Self) -> Result<RelativeTokenLogProbs, InvalidInput> {
-        let (ours, theirs) = (self.log_probs(), reference.log_probs());
-        InvalidInput::check_shape("reference", &ours.shape(), &theirs.shape())?;
-        InvalidInput::check_device("reference", &ours.device(), &theirs.device())?;
-        let theirs = theirs.without_autodiff().cast(ours.dtype());
-        let reference = Self::masked(theirs, reference.mask());
-        Ok(RelativeTokenLogProbs::of(self, reference))
-    }
-}
-
 impl RelativeTokenLogProbs {
     /// Against a reference that gives every token log-probability 0.
     pub(crate) fn against_uniform(policy: TokenLogProbs) -> Self {
@@ -61,7 +41,8 @@ impl RelativeTokenLogProbs {
         Self::of(policy, reference)
     }
 
-    fn of(policy: TokenLogProbs, reference: TokenLogProbs) -> Self {
+    /// Of sides that fit.
+    pub(super) fn of(policy: TokenLogProbs, reference: TokenLogProbs) -> Self {
         Self {
             policy,
             reference,

@@ -1,7 +1,8 @@
 use burn::tensor::{Bool, FloatDType, Int, Tensor};
 
+use super::output::Walked;
 use super::predictions::{Predictions, shift_left};
-use super::{SequenceLogProbs, TokenStatistics, kernel};
+use super::{LmHead, RelativeTokenLogProbs, SequenceLogProbs, TokenStatistics, head, kernel};
 use crate::error::InvalidInput;
 use crate::math::{sum_columns, upcast};
 
@@ -63,6 +64,79 @@ impl TokenLogProbs {
         completion_mask: Tensor<2, Bool>,
     ) -> Result<(Self, TokenStatistics), InvalidInput> {
         let (log_probs, statistics) = walk(logits, tokens, completion_mask, true)?;
+        Ok((log_probs, statistics.expect("asked for")))
+    }
+
+    /// From the hidden states before the head, without the logits `[batch, time, vocab]`.
+    ///
+    /// Equal to [`from_logits`](Self::from_logits) of what the head returns. Rows that predict no
+    /// counted token are dropped before the product, the others are walked block by block, and
+    /// the backward knows its gradients in closed form:
+    ///
+    /// | head | products of 2·rows·hidden·vocab | kept from forward to backward |
+    /// |---|---|---|
+    /// | no gradient (reference) | 1 | nothing |
+    /// | frozen, hidden states trained | 2 | a number per hidden state |
+    /// | trained | 4; 3 where logits are kept | two numbers per row, and 8 MiB of logits or what [`LmHead::with_retained_bytes`] allows |
+    ///
+    /// # Shapes
+    ///
+    /// - `hidden`: `[batch, time, hidden]`, aligned with `tokens`: row `t` predicts token `t + 1`
+    /// - `tokens`: `[batch, time]`, prompt and completion
+    /// - `completion_mask`: `[batch, time]`, true where a token counts
+    ///
+    /// # Numerics
+    ///
+    /// As [`from_logits`](Self::from_logits): f32 at least from the logits on, NaN for counted
+    /// ids outside the vocabulary. The completion mask is read back, once, to know which rows to
+    /// drop.
+    ///
+    /// # Errors
+    ///
+    /// Shapes, dtypes or devices that do not fit together, fewer than two time steps, or no
+    /// vocabulary.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use burn::tensor::{Bool, Device, Int, Tensor};
+    /// use burn_preference::{LmHead, TokenLogProbs};
+    ///
+    /// let device = Device::default();
+    /// // Two words and hidden states of one number: logits (h, −h).
+    /// let head = LmHead::new(Tensor::from_floats([[1.0], [-1.0]], &device));
+    /// let hidden = Tensor::<3>::from_floats([[[0.5], [9.0]]], &device);
+    /// let tokens = Tensor::<2, Int>::from_ints([[1, 0]], &device);
+    /// let mask = Tensor::<2, Bool>::from_bool([[false, true]], &device);
+    ///
+    /// let log_probs = TokenLogProbs::from_hidden(hidden, &head, tokens, mask)?;
+    /// let expected = -(1.0 + (-1.0_f32).exp()).ln(); // ln σ(0.5 − (−0.5))
+    /// assert!((log_probs.log_probs().into_scalar::<f32>() - expected).abs() < 1e-6);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    pub fn from_hidden(
+        hidden: Tensor<3>,
+        head: &LmHead,
+        tokens: Tensor<2, Int>,
+        completion_mask: Tensor<2, Bool>,
+    ) -> Result<Self, InvalidInput> {
+        let (log_probs, _) = head::walk(hidden, head, tokens, completion_mask, false)?;
+        Ok(log_probs)
+    }
+
+    /// [`from_hidden`](Self::from_hidden), and what else the same walk tells.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_hidden`](Self::from_hidden).
+    #[allow(clippy::missing_panics_doc, reason = "they are there when asked for")]
+    pub fn from_hidden_with_statistics(
+        hidden: Tensor<3>,
+        head: &LmHead,
+        tokens: Tensor<2, Int>,
+        completion_mask: Tensor<2, Bool>,
+    ) -> Result<(Self, TokenStatistics), InvalidInput> {
+        let (log_probs, statistics) = head::walk(hidden, head, tokens, completion_mask, true)?;
         Ok((log_probs, statistics.expect("asked for")))
     }
 
@@ -158,6 +232,24 @@ impl TokenLogProbs {
         Self::masked(self.log_probs * weights, self.mask)
     }
 
+    /// Puts the reference's log-probabilities of the same tokens beside the policy's.
+    ///
+    /// No gradient flows into the reference, whatever it was computed with. The masks are not
+    /// compared, since that would wait for the device: give both sides the same one. The metric
+    /// `length_mismatches` shows rows of which they count unequally many tokens.
+    ///
+    /// # Errors
+    ///
+    /// Shapes or devices differ.
+    pub fn relative_to(self, reference: Self) -> Result<RelativeTokenLogProbs, InvalidInput> {
+        let (ours, theirs) = (self.log_probs(), reference.log_probs());
+        InvalidInput::check_shape("reference", &ours.shape(), &theirs.shape())?;
+        InvalidInput::check_device("reference", &ours.device(), &theirs.device())?;
+        let theirs = theirs.without_autodiff().cast(ours.dtype());
+        let reference = Self::masked(theirs, reference.mask());
+        Ok(RelativeTokenLogProbs::of(self, reference))
+    }
+
     /// Rows `start..start + length` of the batch.
     pub(crate) fn rows(&self, start: usize, length: usize) -> Self {
         Self {
@@ -181,12 +273,12 @@ impl TokenLogProbs {
     }
 }
 
-fn walk(
+pub(super) fn walk(
     logits: Tensor<3>,
     tokens: Tensor<2, Int>,
     completion_mask: Tensor<2, Bool>,
     statistics: bool,
-) -> Result<(TokenLogProbs, Option<TokenStatistics>), InvalidInput> {
+) -> Result<Walked, InvalidInput> {
     check_logits(&logits)?;
     let [batch, time, vocab] = logits.dims();
     let shape = [batch, time, vocab];

@@ -15,7 +15,7 @@ objective! {
     /// ```
     ///
     /// The mean is that of the batch, without gradient. M₀ is a [`WithMeanMargin`] column, nats: a
-    /// [`MovingAverage`](crate::state::MovingAverage) of momentum 0.9 over the mean Δ of each
+    /// [`MovingAverage`](crate::training::state::MovingAverage) of momentum 0.9 over the mean Δ of each
     /// step, which is the metric `rewards/margins` divided by β. The losses depend on the batch.
     ///
     /// a acts on Δ, as in the authors' code, and not on β·Δ. Their code does two more things.

@@ -8,7 +8,7 @@ use crate::declare::objective;
 use crate::log_probs::RelativeLogProbs;
 use crate::math::sigmoid;
 use crate::objective::{LossOutput, Objective};
-use crate::reducer::{ReduceError, Reducer};
+use crate::training::reducer::{ReduceError, Reducer};
 
 objective! {
     /// Kahneman–Tversky optimisation (Ethayarajh et al., 2402.01306, Eq. 7–8).

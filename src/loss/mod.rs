@@ -1,7 +1,7 @@
 //! The objectives, one file each. They never import each other.
 //!
 //! Loss (black), and how hard it pushes the chosen log-probability up (blue) and the rejected one
-//! down (orange), against the reward margin; `cargo run --example atlas` draws it.
+//! down (orange), against the reward margin; `UPDATE_DOCS=1 cargo test --test suite atlas` draws it.
 //!
 #![doc = include_str!("../../docs/atlas.svg")]
 

@@ -3,11 +3,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault};
 use burn::module::{LoraAdapter, ModuleMapper, ModuleVisitor, Param, Reparameterization};
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::error::InvalidInput;
-use crate::log_probs::{LmHead, TokenLogProbs};
-use crate::tokens::PackedBatch;
+use crate::log_probs::SequenceLogProbs;
+use crate::tokens::{Reference, Sealed, Sequence};
 
 /// A model that nothing trains: the reference π° of a preference objective.
 ///
@@ -95,84 +95,10 @@ impl<M: Module> Frozen<M> {
         Ok((Self { model, copies }, off.count))
     }
 
-    /// The frozen model. What it computes from plain tensors carries no autodiff.
+    /// The frozen model. What it computes from plain tensors carries no autodiff. Its
+    /// log-probabilities are [`TokenBatch::reference`](crate::tokens::TokenBatch::reference).
     pub fn model(&self) -> &M {
         &self.model
-    }
-
-    /// Log-probabilities of `tokens` under the reference; they cannot carry a graph.
-    ///
-    /// `forward` gets the model and the tokens without autodiff and returns logits
-    /// `[batch, time, vocab]`.
-    ///
-    /// # Errors
-    ///
-    /// As [`TokenLogProbs::from_logits`].
-    pub fn log_probs(
-        &self,
-        tokens: Tensor<2, Int>,
-        completion_mask: Tensor<2, Bool>,
-        forward: impl FnOnce(&M, Tensor<2, Int>) -> Tensor<3>,
-    ) -> Result<TokenLogProbs, InvalidInput> {
-        let tokens = tokens.without_autodiff();
-        let logits = forward(&self.model, tokens.clone()).without_autodiff();
-        TokenLogProbs::from_logits(logits, tokens, completion_mask.without_autodiff())
-    }
-
-    /// The same without logits: `forward` returns hidden states `[batch, time, hidden]` and the
-    /// head. One matrix product, nothing kept.
-    ///
-    /// # Errors
-    ///
-    /// As [`TokenLogProbs::from_hidden`].
-    pub fn log_probs_from_hidden(
-        &self,
-        tokens: Tensor<2, Int>,
-        completion_mask: Tensor<2, Bool>,
-        forward: impl FnOnce(&M, Tensor<2, Int>) -> (Tensor<3>, LmHead),
-    ) -> Result<TokenLogProbs, InvalidInput> {
-        let tokens = tokens.without_autodiff();
-        let (hidden, head) = forward(&self.model, tokens.clone());
-        TokenLogProbs::from_hidden(
-            hidden.without_autodiff(),
-            &head.without_autodiff(),
-            tokens,
-            completion_mask.without_autodiff(),
-        )
-    }
-
-    /// [`log_probs`](Self::log_probs) of packed rows: `forward` gets the model and the batch without
-    /// autodiff and returns logits `[rows, time, vocab]` of [`PackedBatch::ids`], with its positions
-    /// and its mask.
-    ///
-    /// # Errors
-    ///
-    /// As [`TokenLogProbs::from_packed_logits`].
-    pub fn packed_log_probs(
-        &self,
-        batch: &PackedBatch,
-        forward: impl FnOnce(&M, &PackedBatch) -> Tensor<3>,
-    ) -> Result<TokenLogProbs, InvalidInput> {
-        let batch = batch.without_autodiff();
-        let logits = forward(&self.model, &batch).without_autodiff();
-        TokenLogProbs::from_packed_logits(logits, &batch)
-    }
-
-    /// The same without logits: `forward` returns hidden states `[rows, time, hidden]` and the
-    /// head.
-    ///
-    /// # Errors
-    ///
-    /// As [`TokenLogProbs::from_packed_hidden`].
-    pub fn packed_log_probs_from_hidden(
-        &self,
-        batch: &PackedBatch,
-        forward: impl FnOnce(&M, &PackedBatch) -> (Tensor<3>, LmHead),
-    ) -> Result<TokenLogProbs, InvalidInput> {
-        let batch = batch.without_autodiff();
-        let (hidden, head) = forward(&self.model, &batch);
-        let head = head.without_autodiff();
-        TokenLogProbs::from_packed_hidden(hidden.without_autodiff(), &head, &batch)
     }
 
     fn copies(&self) -> MutexGuard<'_, Vec<(Device, M)>> {
@@ -203,6 +129,21 @@ impl<M: Module> Frozen<M> {
         });
         self.model = moved;
         self
+    }
+}
+
+impl<M: Module> Sealed for Frozen<M> {}
+
+impl<M: Module> Reference<M> for Frozen<M> {
+    type Error = InvalidInput;
+
+    fn answer(
+        &self,
+        _: &[Sequence],
+        _: &Device,
+        compute: impl FnOnce(&M) -> Result<SequenceLogProbs, InvalidInput>,
+    ) -> Result<SequenceLogProbs, InvalidInput> {
+        compute(&self.model)
     }
 }
 

@@ -1,7 +1,8 @@
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-use super::Sequence;
+use super::{Reference, Sequence};
 use crate::error::InvalidInput;
+use crate::log_probs::{ModelOutput, SequenceLogProbs, TokenLogProbs, TokenStatistics, Walked};
 
 /// How sequences of several lengths become rows of one.
 ///
@@ -118,6 +119,131 @@ impl TokenBatch {
             pad_mask: Tensor::from_data(TensorData::new(padded, shape), device),
             sequences,
         })
+    }
+
+    /// Sum and length of each sequence's completion under `model`.
+    ///
+    /// `forward` gets the model and [`ids`](Self::ids), and returns logits or hidden states and the
+    /// head: a method of your model as it is. What else a model wants, such as
+    /// [`pad_mask`](Self::pad_mask), a closure takes with it; so does one that has run the model
+    /// already: `|_, _| output`.
+    ///
+    /// It is [`TokenLogProbs::from_logits`] or [`TokenLogProbs::from_hidden`], to the last digit.
+    ///
+    /// ```
+    /// use burn::module::Module;
+    /// use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+    /// use burn::tensor::{Device, Int, Tensor};
+    /// use burn_preference::tokens::{Padding, Sequence, TokenBatch};
+    /// use burn_preference::{Frozen, LmHead};
+    ///
+    /// #[derive(Module, Debug)]
+    /// struct Model {
+    ///     embedding: Embedding,
+    ///     head: Linear,
+    /// }
+    ///
+    /// impl Model {
+    ///     fn hidden(&self, ids: Tensor<2, Int>) -> (Tensor<3>, LmHead) {
+    ///         (self.embedding.forward(ids), LmHead::from(&self.head))
+    ///     }
+    /// }
+    ///
+    /// let device = Device::default();
+    /// let policy = Model {
+    ///     embedding: EmbeddingConfig::new(9, 4).init(&device),
+    ///     head: LinearConfig::new(4, 9).init(&device),
+    /// };
+    /// let reference = Frozen::new(&policy);
+    /// let rows = vec![Sequence::new(&[5], &[6, 7]), Sequence::new(&[8, 4], &[3])];
+    /// let batch = TokenBatch::new(rows, Padding::new(0), &device)?;
+    ///
+    /// let ours = batch.log_probs(&policy, Model::hidden)?;
+    /// let relative = ours.relative_to(batch.reference(&reference, Model::hidden)?)?;
+    /// assert_eq!(relative.log_ratio().into_data().to_vec::<f32>().unwrap(), [0.0, 0.0]);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// What the model returns does not fit these ids, or one another, in shape, number type or
+    /// device.
+    pub fn log_probs<M, O: ModelOutput>(
+        &self,
+        model: &M,
+        forward: impl FnOnce(&M, Tensor<2, Int>) -> O,
+    ) -> Result<SequenceLogProbs, InvalidInput> {
+        Ok(self.token_log_probs(model, forward)?.sequence())
+    }
+
+    /// [`log_probs`](Self::log_probs) of every token: for what is done to tokens before they are
+    /// summed. The reference's side is that of [`Frozen::model`](crate::Frozen::model).
+    ///
+    /// # Errors
+    ///
+    /// As [`log_probs`](Self::log_probs).
+    pub fn token_log_probs<M, O: ModelOutput>(
+        &self,
+        model: &M,
+        forward: impl FnOnce(&M, Tensor<2, Int>) -> O,
+    ) -> Result<TokenLogProbs, InvalidInput> {
+        let (log_probs, _) = self.walk(forward(model, self.ids.clone()), false)?;
+        Ok(log_probs)
+    }
+
+    /// [`token_log_probs`](Self::token_log_probs), and what else the same walk tells.
+    ///
+    /// # Errors
+    ///
+    /// As [`log_probs`](Self::log_probs).
+    #[allow(clippy::missing_panics_doc, reason = "they are there when asked for")]
+    pub fn token_log_probs_with_statistics<M, O: ModelOutput>(
+        &self,
+        model: &M,
+        forward: impl FnOnce(&M, Tensor<2, Int>) -> O,
+    ) -> Result<(TokenLogProbs, TokenStatistics), InvalidInput> {
+        let (log_probs, statistics) = self.walk(forward(model, self.ids.clone()), true)?;
+        Ok((log_probs, statistics.expect("asked for")))
+    }
+
+    /// [`log_probs`](Self::log_probs) of the reference: for
+    /// [`relative_to`](SequenceLogProbs::relative_to). They cannot carry a graph.
+    ///
+    /// A [`Frozen`](crate::Frozen) model gets the ids without autodiff. A
+    /// [`ReferenceCache`](crate::reference::cache::ReferenceCache) looks [`sequences`](Self::sequences)
+    /// up and calls no forward.
+    ///
+    /// # Errors
+    ///
+    /// Of a model as [`log_probs`](Self::log_probs), of a cache its
+    /// [`CacheError`](crate::reference::cache::CacheError).
+    pub fn reference<M, O: ModelOutput, R: Reference<M>>(
+        &self,
+        reference: &R,
+        forward: impl FnOnce(&M, Tensor<2, Int>) -> O,
+    ) -> Result<SequenceLogProbs, R::Error> {
+        reference.answer(&self.sequences, &self.ids.device(), |model| {
+            let ids = self.ids.clone().without_autodiff();
+            let mask = self.completion_mask.clone().without_autodiff();
+            let output = forward(model, ids.clone()).without_autodiff();
+            let (log_probs, _) = output.padded(ids, mask, false)?;
+            Ok(log_probs.sequence())
+        })
+    }
+
+    fn walk(&self, output: impl ModelOutput, statistics: bool) -> Result<Walked, InvalidInput> {
+        let (ids, mask) = (self.ids.clone(), self.completion_mask.clone());
+        output.padded(ids, mask, statistics)
+    }
+
+    /// The same batch as constants of the device without autodiff.
+    pub(super) fn without_autodiff(&self) -> Self {
+        Self {
+            ids: self.ids.clone().without_autodiff(),
+            completion_mask: self.completion_mask.clone().without_autodiff(),
+            pad_mask: self.pad_mask.clone().without_autodiff(),
+            sequences: self.sequences.clone(),
+        }
     }
 
     /// Of the values that a model gives every token, `[sequences, time]`, that of each sequence's

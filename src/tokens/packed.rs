@@ -4,8 +4,11 @@ use burn::tensor::{Bool, Device, Int, Shape, Tensor, TensorData};
 
 use super::batch::signed;
 use super::packing::Piece;
-use super::{Packing, Sequence, TokenBatch};
+use super::{Packing, Reference, Sequence, TokenBatch};
 use crate::error::InvalidInput;
+use crate::log_probs::{
+    ModelOutput, PackedRows, SequenceLogProbs, TokenLogProbs, TokenStatistics, Walked, flat,
+};
 
 /// Sequences whose prompts stand once: a prompt, then its completions, each of which sees the
 /// prompt and itself.
@@ -23,8 +26,7 @@ use crate::error::InvalidInput;
 /// ```text
 /// let batch = collator.batch(items, &device);                           as before
 /// let packed = PackedBatch::new(batch.rows.sequences.clone(), packing, &device)?;
-/// let hidden = model.hidden(packed.ids.clone(), packed.positions.clone(), packed.attention_mask());
-/// let ours = TokenLogProbs::from_packed_hidden(hidden, &head, &packed)?;    as many rows as before
+/// let ours = packed.log_probs(&policy, Model::hidden_packed)?;          as many rows as before
 /// ```
 ///
 /// ```
@@ -158,12 +160,111 @@ impl PackedBatch {
         own.bool_or(prompt).bool_not().unsqueeze_dim(1)
     }
 
+    /// [`TokenBatch::log_probs`] of packed rows: a sum and a length per sequence, in the order of
+    /// [`unpacked`](Self::unpacked).
+    ///
+    /// `forward` gets the model and this batch: ids, positions, and a mask or segments. It returns
+    /// logits or hidden states of [`ids`](Self::ids), and the head. The state of a prompt's last
+    /// token predicts the first token of each completion. Nothing is read back.
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Tensor};
+    /// use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence};
+    /// use burn_preference::{LmHead, PolicyPair};
+    ///
+    /// let device = Device::default();
+    /// let pair = vec![Sequence::new(&[0], &[1]), Sequence::new(&[0], &[0])];
+    /// let packed = PackedBatch::new(pair, Packing::new(Padding::new(0)), &device)?;
+    ///
+    /// // Two words and hidden states of one number: logits (h, −h). Of the row `0 1 0` the first
+    /// // state predicts both completions.
+    /// let states = Tensor::<3>::from_floats([[[0.5], [7.0], [9.0]]], &device);
+    /// let log_probs = packed.log_probs(&states, |states, packed| {
+    ///     assert_eq!(packed.ids.dims(), [1, 3]);
+    ///     (states.clone(), LmHead::new(Tensor::from_floats([[1.0], [-1.0]], &device)))
+    /// })?;
+    /// let pair = PolicyPair::from_concatenated(&log_probs)?;
+    /// let margin = pair.chosen.sum() - pair.rejected.sum();
+    /// assert!((margin.into_scalar::<f32>() - -1.0).abs() < 1e-6); // −h − h
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenBatch::log_probs`].
+    pub fn log_probs<M, O: ModelOutput>(
+        &self,
+        model: &M,
+        forward: impl FnOnce(&M, &Self) -> O,
+    ) -> Result<SequenceLogProbs, InvalidInput> {
+        Ok(self.token_log_probs(model, forward)?.sequence())
+    }
+
+    /// [`log_probs`](Self::log_probs) of every token, in the rows and the columns of
+    /// [`unpacked`](Self::unpacked).
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenBatch::log_probs`].
+    pub fn token_log_probs<M, O: ModelOutput>(
+        &self,
+        model: &M,
+        forward: impl FnOnce(&M, &Self) -> O,
+    ) -> Result<TokenLogProbs, InvalidInput> {
+        let (log_probs, _) = self.walk(forward(model, self), false)?;
+        Ok(log_probs)
+    }
+
+    /// [`token_log_probs`](Self::token_log_probs), and what else the same walk tells.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenBatch::log_probs`].
+    #[allow(clippy::missing_panics_doc, reason = "they are there when asked for")]
+    pub fn token_log_probs_with_statistics<M, O: ModelOutput>(
+        &self,
+        model: &M,
+        forward: impl FnOnce(&M, &Self) -> O,
+    ) -> Result<(TokenLogProbs, TokenStatistics), InvalidInput> {
+        let (log_probs, statistics) = self.walk(forward(model, self), true)?;
+        Ok((log_probs, statistics.expect("asked for")))
+    }
+
+    /// [`TokenBatch::reference`] of packed rows: a [`Frozen`](crate::Frozen) model gets this batch
+    /// without autodiff, and a cache is asked for the sequences of [`unpacked`](Self::unpacked).
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenBatch::reference`].
+    pub fn reference<M, O: ModelOutput, R: Reference<M>>(
+        &self,
+        reference: &R,
+        forward: impl FnOnce(&M, &Self) -> O,
+    ) -> Result<SequenceLogProbs, R::Error> {
+        reference.answer(&self.unpacked.sequences, &self.ids.device(), |model| {
+            let plain = self.without_autodiff();
+            let output = forward(model, &plain).without_autodiff();
+            Ok(plain.walk(output, false)?.0.sequence())
+        })
+    }
+
+    fn walk(&self, output: impl ModelOutput, statistics: bool) -> Result<Walked, InvalidInput> {
+        let rows = PackedRows {
+            dims: self.ids.dims(),
+            device: self.ids.device(),
+            ids: self.unpacked.ids.clone(),
+            completion_mask: self.unpacked.completion_mask.clone(),
+            predicting: self.predicting(),
+        };
+        output.packed(&rows, statistics)
+    }
+
     /// From `[rows, time, width]` to `[sequences, time, width]`, the rows of
     /// [`unpacked`](Self::unpacked): differentiable, and the last token of a prompt stands in the
     /// row of each of its completions.
     ///
     /// For what takes hidden states beside the head: another head, a KL, a value. Log-probabilities
-    /// need no such copy: [`TokenLogProbs::from_packed_hidden`](crate::TokenLogProbs::from_packed_hidden).
+    /// need no such copy: [`log_probs`](Self::log_probs).
     /// What stands in place of padding is unspecified.
     ///
     /// # Errors
@@ -171,29 +272,15 @@ impl PackedBatch {
     /// `values` is not `[rows, time, …]` of this batch, or on another device.
     pub fn unpack(&self, values: Tensor<3>) -> Result<Tensor<3>, InvalidInput> {
         let [_, _, width] = values.dims();
-        let flat = self.flat("values", values)?;
+        let flat = flat("values", values, self.ids.dims(), &self.ids.device())?;
         let [sequences, time] = self.unpacked.ids.dims();
         let rows = flat.select(0, self.places.clone());
         Ok(rows.reshape([sequences, time, width]))
     }
 
-    /// `[rows · time, width]`
-    pub(crate) fn flat(
-        &self,
-        name: &'static str,
-        values: Tensor<3>,
-    ) -> Result<Tensor<2>, InvalidInput> {
-        let [rows, time] = self.ids.dims();
-        let [_, _, width] = values.dims();
-        let expected = [rows, time, width].into();
-        InvalidInput::check_shape(name, &expected, &values.shape())?;
-        InvalidInput::check_device(name, &self.ids.device(), &values.device())?;
-        Ok(values.reshape([rows * time, width]))
-    }
-
     /// Places that predict a counted token: among the unpacked rows, and where the same token
     /// stands among the packed ones. `None` where nothing counts.
-    pub(crate) fn predicting(&self) -> Option<[Tensor<1, Int>; 2]> {
+    fn predicting(&self) -> Option<[Tensor<1, Int>; 2]> {
         if self.predicting.is_empty() {
             return None;
         }
@@ -204,17 +291,13 @@ impl PackedBatch {
     }
 
     /// The same batch as constants of the device without autodiff.
-    pub(crate) fn without_autodiff(&self) -> Self {
-        let mut unpacked = self.unpacked.clone();
-        unpacked.ids = unpacked.ids.without_autodiff();
-        unpacked.completion_mask = unpacked.completion_mask.without_autodiff();
-        unpacked.pad_mask = unpacked.pad_mask.without_autodiff();
+    fn without_autodiff(&self) -> Self {
         Self {
             ids: self.ids.clone().without_autodiff(),
             positions: self.positions.clone().without_autodiff(),
             pad_mask: self.pad_mask.clone().without_autodiff(),
             segments: self.segments.clone(),
-            unpacked,
+            unpacked: self.unpacked.without_autodiff(),
             sees: self.sees.clone().without_autodiff(),
             places: self.places.clone().without_autodiff(),
             predicting: self.predicting.clone(),

@@ -56,17 +56,15 @@ impl Models {
     fn log_probs(&self, file: &Value, prefix: &str) -> (TokenLogProbs, TokenLogProbs) {
         let ids = tokens(&file[format!("{prefix}input_ids")]);
         let counted = mask(&file[format!("{prefix}completion_mask")]);
-        if by_hidden() {
-            let (states, head) = hidden(&self.policy, ids.clone());
-            let (again, mask) = (ids.clone(), counted.clone());
-            let policy = TokenLogProbs::from_hidden(states, &head, again, mask);
-            let reference = self.reference.log_probs_from_hidden(ids, counted, hidden);
-            return (policy.unwrap(), reference.unwrap());
-        }
-        let logits = self.policy.forward(ids.clone());
-        let policy = TokenLogProbs::from_logits(logits, ids.clone(), counted.clone()).unwrap();
-        let reference = self.reference.log_probs(ids, counted, Llama::forward);
-        (policy, reference.unwrap())
+        let of = |model: &Llama| {
+            let (ids, counted) = (ids.clone(), counted.clone());
+            if by_hidden() {
+                let (states, head) = hidden(model, ids.clone());
+                return TokenLogProbs::from_hidden(states, &head, ids, counted).unwrap();
+            }
+            TokenLogProbs::from_logits(model.forward(ids.clone()), ids, counted).unwrap()
+        };
+        (of(&self.policy), of(self.reference.model()))
     }
 }
 

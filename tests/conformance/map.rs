@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use burn_preference::modifier::wpo_weights;
-use burn_preference::state::RunningMean;
+use burn_preference::training::state::RunningMean;
 use burn_preference::{
     AlphaPoLossConfig, AotLossConfig, ApoDownLossConfig, ApoZeroLossConfig, BcoLoss, BcoLossConfig,
     CpoLossConfig, DiscopopLossConfig, Divergence, DpoLossConfig, ExoPairLossConfig,

@@ -7,7 +7,7 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_preference::batch::quantile_scores;
 use burn_preference::log_probs::sequence_kl;
 use burn_preference::modifier::wpo_weights;
-use burn_preference::state::{MovingAverage, RunningMean};
+use burn_preference::training::state::{MovingAverage, RunningMean};
 use burn_preference::{
     AlphaPoLossConfig, Divergence, DpoLossConfig, DpoShiftLossConfig, Frozen, InvalidInput, LmHead,
     Objective, Pair, PolicyPair, Ranked, ReferenceSchedule, RewardPair, Scored, SequenceLogProbs,

@@ -5,7 +5,7 @@
 //! UPDATE_DOCS=1 cargo test --test suite catalogue
 //! ```
 
-use std::fmt::Write;
+use std::fmt::{Debug, Write};
 use std::fs;
 use std::path::Path;
 
@@ -14,6 +14,7 @@ use burn_preference::config::{
     ScoredPairObjectiveConfig, TiedPairObjectiveConfig, UnpairedObjectiveConfig,
 };
 use burn_preference::{BetaDpoLossConfig, TdpoLossConfig, TpoLossConfig};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::optimum::{STATEMENTS, Statement};
@@ -288,6 +289,42 @@ fn every_objective_has_a_row() {
     let mut claimed: Vec<&str> = STATEMENTS.iter().map(|row| row.0).collect();
     claimed.sort_unstable();
     assert_eq!(claimed, names, "tests/suite/optimum.rs");
+}
+
+/// What the parser of a config says that it knows.
+fn tags<C: DeserializeOwned + Debug>() -> Vec<String> {
+    let error = serde_json::from_str::<C>(r#"{"loss": "?"}"#).unwrap_err();
+    let error = error.to_string();
+    let (_, known) = error.split_once("expected ").expect("a list of tags");
+    known
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The list in `src/config.rs` and the one here name the same objectives.
+#[test]
+fn every_tag_of_a_file_has_a_row() {
+    let known = [
+        tags::<PairObjectiveConfig>(),
+        tags::<UnpairedObjectiveConfig>(),
+        tags::<RankedObjectiveConfig>(),
+        tags::<ScoredPairObjectiveConfig>(),
+        tags::<TiedPairObjectiveConfig>(),
+        tags::<RewardObjectiveConfig>(),
+        tags::<ScoredObjectiveConfig>(),
+    ];
+    let mut known: Vec<String> = known.concat();
+    // BCO and APO-zero take pairs and labels; the other two are made of objectives.
+    known.retain(|tag| !["mixture", "with_sft"].contains(&tag.as_str()));
+    known.sort_unstable();
+    known.dedup();
+    let mut rows: Vec<&str> = ROWS.iter().map(|row| row.1).collect();
+    rows.retain(|tag| !tag.is_empty());
+    rows.sort_unstable();
+    assert_eq!(known, rows);
 }
 
 #[test]

@@ -648,10 +648,7 @@ fn mismatched_completions_are_another_prompts() {
     // A batch of one has another prompt's completion as well.
     let batch: burn_preference::data::UnpairedTokens<_> =
         Collator::new(Padding::new(0)).batch(vec![items[2].clone()], &device());
-    assert_eq!(
-        batch.mismatched.unwrap().sequences,
-        [Sequence::new(&[2], &[30])]
-    );
+    assert_eq!(batch.mismatched().sequences, [Sequence::new(&[2], &[30])]);
     assert_eq!(
         batch
             .desirable

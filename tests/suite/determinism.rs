@@ -175,11 +175,13 @@ fn training() {
                 TokenLogProbs::from_hidden(hidden, &policy.head(), tokens.clone(), mask.clone())
             };
             let ours = ours.unwrap().sequence();
-            let theirs = reference.log_probs_from_hidden(tokens, mask, |model, tokens| {
-                (model.hidden(tokens), model.head())
-            });
+            let (states, head) = (
+                reference.model().hidden(tokens.clone()),
+                reference.model().head(),
+            );
+            let theirs = TokenLogProbs::from_hidden(states, &head, tokens, mask).unwrap();
             let pair = PolicyPair::from_concatenated(&ours).unwrap();
-            let theirs = PolicyPair::from_concatenated(&theirs.unwrap().sequence()).unwrap();
+            let theirs = PolicyPair::from_concatenated(&theirs.sequence()).unwrap();
             let lists = ours.split_candidates(4).unwrap();
             let scores = floats(&draws[..8], DType::F32).reshape([2, 4]);
             let ranked = Ranked::new(lists, scores, bools(&[true; 8]).reshape([2, 4])).unwrap();

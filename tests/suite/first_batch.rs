@@ -3,8 +3,8 @@
 use burn::module::{Lora, Module};
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
-use burn_preference::first_batch::{Finding, Findings, FirstBatch, Severity, Side, TokenRows};
-use burn_preference::tokens::{Padding, Sequence, TokenBatch};
+use burn_preference::tokens::{Padding, Sequence, TokenBatch, TokenRows};
+use burn_preference::training::first_batch::{Finding, Findings, FirstBatch, Severity, Side};
 use burn_preference::{
     DpoLossConfig, InvalidInput, IpoLossConfig, KtoLossConfig, LmHead, Objective, Pair,
     RelativeLogProbs, SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline, WithMargin,
@@ -181,9 +181,8 @@ fn first(rows: usize, ids: Vec<i32>, counted: Vec<bool>, padded: Vec<bool>) -> F
     let shape = [rows, ids.len() / rows];
     let mask = |mask: Vec<bool>| Tensor::from_data(TensorData::new(mask, shape), &device());
     let ids = Tensor::from_data(TensorData::new(ids, shape), &device());
-    FirstBatch::new(ids, mask(counted), mask(padded))
-        .unwrap()
-        .with_vocab(VOCAB)
+    let rows = TokenRows::new(ids, mask(counted), mask(padded)).unwrap();
+    FirstBatch::new(rows).unwrap().with_vocab(VOCAB)
 }
 
 fn dpo(y: RelativeLogProbs) -> Result<Tensor<1>, InvalidInput> {
@@ -237,7 +236,8 @@ fn what_could_not_be_checked_is_said() {
     let shape = [1, 3];
     let mask = |mask: Vec<bool>| Tensor::from_data(TensorData::new(mask, shape), &device());
     let ids = Tensor::from_data(TensorData::new(ids, shape), &device());
-    let batch = FirstBatch::new(ids, mask(counted), mask(padded)).unwrap();
+    let rows = TokenRows::new(ids, mask(counted), mask(padded)).unwrap();
+    let batch = FirstBatch::new(rows).unwrap();
     let policy = Model::new(1);
     let findings = batch.check_policy(|rows| policy.log_probs(rows)).unwrap();
     assert!(findings.is_empty(), "{findings}");
@@ -252,7 +252,7 @@ fn what_could_not_be_checked_is_said() {
 fn of_a_batch_of_this_crate() {
     let rows = vec![Sequence::new(&[1], &[2, 3]), Sequence::new(&[1], &[4])];
     let batch = TokenBatch::new(rows, Padding::new(0), &device()).unwrap();
-    let batch = FirstBatch::of(&batch).unwrap().pairs().unwrap();
+    let batch = FirstBatch::new(&batch).unwrap().pairs().unwrap();
     let policy = Model::new(1);
     let findings = batch.check_policy(|rows| policy.log_probs(rows)).unwrap();
     assert!(findings.is_empty(), "{findings}");
@@ -790,7 +790,8 @@ fn bad_input_is_an_error() {
         let values = vec![false; shape[0] * shape[1]];
         Tensor::<2, Bool>::from_data(TensorData::new(values, shape), &device())
     };
-    let new = |a, b, c| FirstBatch::new(ids(a), mask(b), mask(c)).map(|_| ());
+    let first = |a, b, c| TokenRows::new(ids(a), mask(b), mask(c)).and_then(FirstBatch::new);
+    let new = |a, b, c| first(a, b, c).map(|_| ());
     let name = |error: InvalidInput| error.name();
     assert_eq!(
         new([2, 3], [2, 2], [2, 3]).map_err(name),
@@ -798,7 +799,11 @@ fn bad_input_is_an_error() {
     );
     assert_eq!(new([2, 3], [2, 3], [1, 3]).map_err(name), Err("pad_mask"));
     assert_eq!(new([2, 1], [2, 1], [2, 1]).map_err(name), Err("ids"));
-    let odd = FirstBatch::new(ids([3, 2]), mask([3, 2]), mask([3, 2])).unwrap();
+    let mut assigned = TokenRows::new(ids([3, 2]), mask([3, 2]), mask([3, 2])).unwrap();
+    assigned.pad_mask = mask([1, 2]);
+    let error = FirstBatch::new(assigned).map(|_| ());
+    assert_eq!(error.map_err(name), Err("pad_mask"));
+    let odd = first([3, 2], [3, 2], [3, 2]).unwrap();
     assert_eq!(odd.clone().pairs().map(|_| ()).map_err(name), Err("rows"));
     let short = odd.clone().thumbs(&bools(&[true])).map(|_| ());
     assert_eq!(short.map_err(name), Err("desirable"));
@@ -809,7 +814,10 @@ fn bad_input_is_an_error() {
         assert_eq!(error.name(), "tolerance");
     }
     let empty = TokenBatch::new(vec![], Padding::new(0), &device()).unwrap();
-    assert_eq!(FirstBatch::of(&empty).map(|_| ()).map_err(name), Err("ids"));
+    assert_eq!(
+        FirstBatch::new(&empty).map(|_| ()).map_err(name),
+        Err("ids")
+    );
     // A model that gives another number of rows.
     let one = |_: &TokenRows| SequenceLogProbs::new(f64s(&[-1.0]), ints(&[1]));
     assert_eq!(odd.check_policy(one).map_err(name), Err("log_probs"));

@@ -3,15 +3,25 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// A room whose parts stand on floors of their own.
+const STAIRS: &str = "training";
+
 const FLOORS: [&[&str]; 9] = [
     &["error", "guide", "math"],
-    &["hyperparameter", "reducer", "tokens"],
-    &["gradients", "log_probs"],
-    &["batch", "declare"],
+    &["hyperparameter", "training::reducer"],
+    &["log_probs", "training::gradients"],
+    &["batch", "declare", "tokens"],
     &["part", "reference"],
     &["objective"],
-    &["loss", "metrics", "modifier"],
-    &["config", "data", "first_batch", "state", "train"],
+    &["loss", "modifier", "training::metrics"],
+    &[
+        "config",
+        "data",
+        "training::accumulation",
+        "training::burn_train",
+        "training::first_batch",
+        "training::state",
+    ],
     &["any_error"],
 ];
 
@@ -35,7 +45,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The top-level modules that a source file names after `crate::`, comments left out.
+/// The modules that a source file names after `crate::`, comments left out.
 fn imports(source: &str) -> Vec<String> {
     let code = source
         .lines()
@@ -43,15 +53,22 @@ fn imports(source: &str) -> Vec<String> {
     let mut modules = Vec::new();
     for line in code {
         for rest in line.split("crate::").skip(1) {
-            let name: String = rest
-                .chars()
-                .take_while(|c| c.is_alphanumeric() || *c == '_')
-                .collect();
-            assert!(
-                !name.is_empty(),
-                "`use crate::{{…}}` hides the floor: one line per module"
-            );
-            modules.push(name);
+            let name = |text: &str| -> String {
+                let name = text
+                    .chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_');
+                let name: String = name.collect();
+                assert!(
+                    !name.is_empty(),
+                    "`use crate::{{…}}` hides the floor: one line per module"
+                );
+                name
+            };
+            let first = name(rest);
+            modules.push(match rest.strip_prefix("training::") {
+                Some(rest) => format!("{STAIRS}::{}", name(rest)),
+                None => first,
+            });
         }
     }
     modules
@@ -63,21 +80,28 @@ fn imports_point_down() {
     let mut checked = 0;
     for file in sources(&src) {
         let path = file.strip_prefix(&src).unwrap();
-        let module = path
-            .components()
-            .next()
-            .unwrap()
-            .as_os_str()
-            .to_str()
-            .unwrap();
-        let module = module.trim_end_matches(".rs");
-        if module == "lib" {
-            continue;
+        let parts: Vec<&str> = path
+            .iter()
+            .map(|part| part.to_str().unwrap().trim_end_matches(".rs"))
+            .collect();
+        let module = match parts.as_slice() {
+            ["lib"] | [STAIRS, "mod"] => continue,
+            [STAIRS, part, ..] => format!("{STAIRS}::{part}"),
+            [module, ..] => (*module).to_owned(),
+            [] => unreachable!("a file has a name"),
+        };
+        let source = fs::read_to_string(&file).unwrap();
+        if let [STAIRS, _] = parts.as_slice() {
+            assert!(
+                !source.contains("super::"),
+                "{}: `super` hides the floor: say `crate::{STAIRS}::…`",
+                path.display()
+            );
         }
-        for import in imports(&fs::read_to_string(&file).unwrap()) {
+        for import in imports(&source) {
             let inside = import == module && module != "loss";
             assert!(
-                inside || floor(&import) < floor(module),
+                inside || floor(&import) < floor(&module),
                 "{}: `{module}` may not import `{import}`",
                 path.display()
             );
@@ -93,7 +117,9 @@ fn imports_point_down() {
 #[test]
 fn the_reader_sees_upward_imports() {
     assert_eq!(
-        imports("use crate::loss::DpoLoss;\n// crate::batch"),
-        ["loss"]
+        imports(
+            "use crate::loss::DpoLoss;\n// crate::batch\nuse crate::training::metrics::{Metrics};"
+        ),
+        ["loss", "training::metrics"]
     );
 }

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
-use burn_preference::gradients::clip_by_global_norm;
+use burn_preference::training::gradients::clip_by_global_norm;
 use proptest::prelude::*;
 
 use crate::support::device::dtypes;

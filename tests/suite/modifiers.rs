@@ -10,7 +10,7 @@ use burn_preference::config::{
 };
 use burn_preference::log_probs::{sequence_kl, sequence_kl_from_hidden};
 use burn_preference::modifier::wpo_weights;
-use burn_preference::state::{MovingAverage, RunningMean};
+use burn_preference::training::state::{MovingAverage, RunningMean};
 use burn_preference::{
     AsftLossConfig, BatchMetrics, BcoLossConfig, CpoLossConfig, DpoLossConfig, LmHead, LossOutput,
     Metrics, Mixture, NllNormalization, Objective, OrpoLossConfig, Pair, PolicySide,

@@ -14,12 +14,12 @@ use burn_preference::data::{
     Collator, Cursor, EpochLoader, Example, Mismatched, PairTokens, Preference, RankedTokens,
     TokenBudget, Truncation, UnpairedTokens, WithMismatched,
 };
-use burn_preference::first_batch::{Finding, FirstBatch, TokenRows};
 use burn_preference::log_probs::sequence_kl_from_hidden;
-use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
+use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch, TokenRows};
+use burn_preference::training::first_batch::{Finding, FirstBatch};
 use burn_preference::{
-    DpoLossConfig, Frozen, InvalidInput, LmHead, Objective, PolicyPair, RrhfLossConfig,
-    SequenceLogProbs, TokenLogProbs,
+    DpoLossConfig, Frozen, InvalidInput, LmHead, Objective, RrhfLossConfig, SequenceLogProbs,
+    TokenLogProbs,
 };
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -374,12 +374,9 @@ fn three_ways<M: Model>(
 ) -> [(Vec<f64>, Vec<f64>); 3] {
     let batch = TokenBatch::new(sequences.to_vec(), padding(), &device()).unwrap();
     let packed = pack(sequences, packing);
-    let padded = {
-        let hidden = model.padded(batch.ids.clone());
-        TokenLogProbs::from_hidden(hidden, &model.head(), batch.ids, batch.completion_mask)
-    };
+    let padded = batch.token_log_probs(model, |model, ids| (model.padded(ids), model.head()));
     let by_hidden =
-        TokenLogProbs::from_packed_hidden(model.packed(&packed), &model.head(), &packed);
+        packed.token_log_probs(model, |model, packed| (model.packed(packed), model.head()));
     let by_unpacking = {
         let hidden = packed.unpack(model.packed(&packed)).unwrap();
         let (ids, mask) = (
@@ -451,27 +448,24 @@ fn losses_are_those_of_padded_rows() {
     let packed = pack(&batch.rows.sequences, rows_of(19));
     assert_eq!(packed.ids.dims(), [2, 11], "11 and 9: prompts stand once");
 
-    let theirs = reference
-        .packed_log_probs_from_hidden(&packed, |m, batch| (m.packed(batch), m.head()))
+    let theirs = packed
+        .reference(&reference, |m, batch| (m.packed(batch), m.head()))
         .unwrap();
-    let (ids, mask) = (batch.rows.ids.clone(), batch.rows.completion_mask.clone());
-    let expected = reference
-        .log_probs_from_hidden(ids, mask, |m, ids| (m.padded(ids), m.head()))
+    let expected = batch
+        .rows
+        .reference(&reference, |m, ids| (m.padded(ids), m.head()))
         .unwrap();
-    assert_close(&to_vec(theirs.log_probs()), &to_vec(expected.log_probs()));
-    assert!(!theirs.log_probs().is_tracked());
-    let by_logits = reference
-        .packed_log_probs(&packed, |m, batch| m.head.forward(m.packed(batch)))
+    assert_close(&to_vec(theirs.sum()), &to_vec(expected.sum()));
+    assert!(!theirs.sum().is_tracked());
+    let by_logits = packed
+        .reference(&reference, |m, batch| m.head.forward(m.packed(batch)))
         .unwrap();
-    assert_close(
-        &to_vec(by_logits.log_probs()),
-        &to_vec(expected.log_probs()),
-    );
+    assert_close(&to_vec(by_logits.sum()), &to_vec(expected.sum()));
 
     let dpo = DpoLossConfig::new().init();
-    let reference = PolicyPair::from_concatenated(&expected.sequence()).unwrap();
+    let reference = batch.pair(expected).unwrap();
     let ways = three_ways(&model, &batch.rows.sequences, rows_of(19), |y| {
-        let pair = PolicyPair::from_concatenated(&y).unwrap();
+        let pair = batch.pair(y).unwrap();
         dpo.forward(pair.relative_to(reference.clone()).unwrap())
             .losses()
     });
@@ -523,10 +517,10 @@ fn what_has_no_packed_way_is_unpacked() {
         "`values`: expected shape [1, 5, 8], found shape [1, 4, 8]"
     );
     let head = ours.head();
-    let error = TokenLogProbs::from_packed_hidden(wrong.clone(), &head, &packed).unwrap_err();
-    assert_eq!(error.name(), "hidden");
-    let error = TokenLogProbs::from_packed_logits(wrong, &packed).unwrap_err();
-    assert_eq!(error.name(), "logits");
+    let error = packed.log_probs(&wrong, |wrong, _| (wrong.clone(), head));
+    assert_eq!(error.unwrap_err().name(), "hidden");
+    let error = packed.log_probs(&wrong, |wrong, _| wrong.clone());
+    assert_eq!(error.unwrap_err().name(), "logits");
 }
 
 /// A model that ignores the mask, and one that counts positions through.
@@ -541,15 +535,11 @@ fn the_first_batch_check_sees_a_model_that_ignores_the_packing() {
     ];
     let packed = pack(&sequences, rows_of(16));
     let model = rotary();
-    let log_probs = |hidden, batch: &PackedBatch| {
-        TokenLogProbs::from_packed_hidden(hidden, &model.head(), batch).map(|y| y.sequence())
-    };
-    let padded = |rows: &TokenRows| {
-        let hidden = model.padded(rows.ids.clone());
-        let (ids, mask) = (rows.ids.clone(), rows.completion_mask.clone());
-        TokenLogProbs::from_hidden(hidden, &model.head(), ids, mask).map(|y| y.sequence())
-    };
-    let check = FirstBatch::of(&packed.unpacked).unwrap();
+    let log_probs =
+        |hidden, batch: &PackedBatch| batch.log_probs(&model, |model, _| (hidden, model.head()));
+    let padded =
+        |rows: &TokenRows| rows.log_probs(&model, |model, ids| (model.padded(ids), model.head()));
+    let check = FirstBatch::new(&packed.unpacked).unwrap();
     let found = check
         .check_packed(&packed, padded, |batch| {
             log_probs(model.packed(batch), batch)
@@ -616,7 +606,7 @@ fn the_first_batch_check_sees_a_model_that_ignores_the_packing() {
         matches!(&all[..], [Finding::NotFinite { rows, of: 4, .. }] if *rows == [0, 1, 2, 3]),
         "{found}"
     );
-    let few = FirstBatch::of(&packed.unpacked).unwrap().with_vocab(5);
+    let few = FirstBatch::new(&packed.unpacked).unwrap().with_vocab(5);
     let found = few
         .check_packed(&packed, padded, |_| unreachable!("no embedding has 11"))
         .unwrap();
@@ -628,7 +618,7 @@ fn the_first_batch_check_sees_a_model_that_ignores_the_packing() {
 
     // Nothing to see beside it, and other sequences.
     let alone = pack(&sequences[..2], Packing::new(padding()));
-    let of_alone = FirstBatch::of(&alone.unpacked).unwrap();
+    let of_alone = FirstBatch::new(&alone.unpacked).unwrap();
     let found = of_alone
         .check_packed(&alone, padded, |batch| {
             log_probs(model.packed(batch), batch)
@@ -665,18 +655,14 @@ fn statistics_are_those_of_padded_rows() {
     let head = model.head();
     for sequences in [&counted[..], &nothing] {
         let packed = pack(sequences, Packing::new(padding()));
-        let (ids, mask) = (
-            packed.unpacked.ids.clone(),
-            packed.unpacked.completion_mask.clone(),
-        );
-        let hidden = model.padded(ids.clone());
-        let (log_probs, padded) =
-            TokenLogProbs::from_hidden_with_statistics(hidden, &head, ids, mask).unwrap();
-        let hidden = model.packed(&packed);
+        let (log_probs, padded) = packed
+            .unpacked
+            .token_log_probs_with_statistics(&model, |m, ids| (m.padded(ids), m.head()))
+            .unwrap();
         let by_hidden =
-            TokenLogProbs::from_packed_hidden_with_statistics(hidden.clone(), &head, &packed);
-        let logits = model.logits(hidden);
-        let by_logits = TokenLogProbs::from_packed_logits_with_statistics(logits, &packed);
+            packed.token_log_probs_with_statistics(&model, |m, x| (m.packed(x), m.head()));
+        let by_logits =
+            packed.token_log_probs_with_statistics(&model, |m, x| m.logits(m.packed(x)));
         for packed in [by_hidden, by_logits] {
             let (values, packed) = packed.unwrap();
             assert_close(&to_vec(values.log_probs()), &to_vec(log_probs.log_probs()));
@@ -692,10 +678,11 @@ fn statistics_are_those_of_padded_rows() {
     let hidden = Tensor::<3>::zeros([0, 2, 8], &device());
     let unpacked = none.unpack(hidden.clone()).unwrap();
     assert_eq!(unpacked.dims(), [0, 2, 8]);
-    let by_logits = TokenLogProbs::from_packed_logits(hidden.clone(), &none).unwrap();
-    assert_eq!(by_logits.log_probs().dims(), [0, 1]);
-    let (_, statistics) =
-        TokenLogProbs::from_packed_hidden_with_statistics(hidden, &head, &none).unwrap();
+    let by_logits = none.token_log_probs(&hidden, |hidden, _| hidden.clone());
+    assert_eq!(by_logits.unwrap().log_probs().dims(), [0, 1]);
+    let (_, statistics) = none
+        .token_log_probs_with_statistics(&head, |head, _| (hidden, head.clone()))
+        .unwrap();
     assert_eq!(statistics.entropy().dims(), [0, 1]);
 }
 
@@ -710,16 +697,16 @@ fn a_reference_gets_no_autodiff() {
         assert!(!batch.ids.device().is_autodiff() && !batch.positions.device().is_autodiff());
         assert!(!batch.attention_mask().device().is_autodiff());
     };
-    let by_hidden = reference.packed_log_probs_from_hidden(&packed, |model, batch| {
+    let by_hidden = packed.reference(&reference, |model, batch| {
         plain(batch);
         (model.packed(batch), model.head())
     });
-    let by_logits = reference.packed_log_probs(&packed, |model, batch| {
+    let by_logits = packed.reference(&reference, |model, batch| {
         plain(batch);
         model.logits(model.packed(batch))
     });
     for log_probs in [by_hidden, by_logits] {
-        let log_probs = log_probs.unwrap().log_probs();
+        let log_probs = log_probs.unwrap().sum();
         assert!(!log_probs.device().is_autodiff() && !log_probs.is_tracked());
     }
 }
@@ -820,7 +807,7 @@ proptest! {
             let thumbs = Mismatched::new(InMemDataset::new(thumbs), drop);
             let thumbs: Vec<_> = thumbs.iter().map(Result::unwrap).collect();
             check!(&thumbs, |batch: UnpairedTokens<WithMismatched>| {
-                tensor(&batch.rows) + tensor(&batch.mismatched.unwrap())
+                tensor(&batch.rows) + tensor(batch.mismatched())
             });
         }
     }

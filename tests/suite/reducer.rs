@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use burn_preference::reducer::{BurnCollective, Local, ReduceError, Reducer, Threads};
+use burn_preference::training::reducer::{BurnCollective, Local, ReduceError, Reducer, Threads};
 use burn_preference::{KlEstimate, RelativeLogProbs, SequenceLogProbs};
 
 use crate::support::{device, to_vec};

@@ -1,44 +1,23 @@
 //! The frozen reference: nothing trains, saves, counts, unfreezes or copies it.
 
-use burn::module::{Lora, Module, Param, QLora, Quantizer};
-use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
+use burn::module::{Lora, Module, QLora, Quantizer};
+use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
 use burn::tensor::quantization::{Calibration, QuantValue};
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Tensor};
+use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use burn_preference::{
-    DpoLossConfig, Frozen, LmHead, Objective, PolicyPair, ReferenceSchedule, SequenceLogProbs,
-    TokenLogProbs,
+    DpoLossConfig, Frozen, LmHead, Objective, Pair, ReferenceSchedule, SequenceLogProbs,
 };
 
+use crate::support::bigram::Bigram;
 use crate::support::{assert_close, device, elsewhere, to_vec};
-
-/// Logits of the next token from the embedding of this one.
-#[derive(Module, Debug)]
-struct Bigram {
-    table: Param<Tensor<2>>,
-    head: Linear,
-    dropout: Dropout,
-}
 
 const VOCAB: usize = 7;
 
-impl Bigram {
-    fn new(device: &Device) -> Self {
-        device.seed(3);
-        Self {
-            table: LinearConfig::new(VOCAB, 5).init(device).weight,
-            head: LinearConfig::new(5, VOCAB).init(device),
-            dropout: DropoutConfig::new(0.5).init(),
-        }
-    }
-
-    fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        let [batch, time] = tokens.dims();
-        let rows = self.table.val().select(0, tokens.reshape([batch * time]));
-        self.head
-            .forward(self.dropout.forward(rows))
-            .reshape([batch, time, VOCAB])
-    }
+/// With dropout, which a reference must not have.
+fn bigram(device: &Device) -> Bigram {
+    Bigram::new([VOCAB, 5], 0, device).with_dropout(0.5)
 }
 
 #[derive(Module, Debug)]
@@ -50,7 +29,7 @@ struct Preference {
 
 impl Preference {
     fn new() -> Self {
-        let policy = Bigram::new(&device().autodiff());
+        let policy = bigram(&device().autodiff());
         Self {
             reference: Frozen::new(&policy),
             policy,
@@ -58,26 +37,21 @@ impl Preference {
     }
 
     fn loss(&self) -> Tensor<1> {
-        let (tokens, mask) = batch();
-        let logits = self.policy.forward(tokens.clone());
-        let policy = TokenLogProbs::from_logits(logits, tokens, mask).unwrap();
-        let policy = PolicyPair::from_concatenated(&policy.sequence()).unwrap();
-        let reference = PolicyPair::from_concatenated(&reference_log_probs(&self.reference));
-        let pair = policy.relative_to(reference.unwrap()).unwrap();
+        let ours = batch().log_probs(&self.policy, Bigram::logits).unwrap();
+        let relative = ours.relative_to(reference_log_probs(&self.reference));
+        let pair = Pair::from_concatenated(&relative.unwrap()).unwrap();
         DpoLossConfig::new().init().forward(pair).mean()
     }
 }
 
-fn batch() -> (Tensor<2, Int>, Tensor<2, Bool>) {
-    let tokens = [[0, 1, 2, 3], [4, 5, 6, 0], [0, 6, 5, 4], [4, 3, 2, 1]];
-    let mask = Tensor::<2, Int>::from_ints([[0, 0, 1, 1]; 4], &device()).bool();
-    (Tensor::from_ints(tokens, &device()), mask)
+fn batch() -> TokenBatch {
+    let rows = [[0, 1, 2, 3], [4, 5, 6, 0], [0, 6, 5, 4], [4, 3, 2, 1]];
+    let rows = rows.map(|row: [u32; 4]| Sequence::new(&row[..2], &row[2..]));
+    TokenBatch::new(rows.to_vec(), Padding::new(0), &device()).unwrap()
 }
 
 fn reference_log_probs(reference: &Frozen<Bigram>) -> SequenceLogProbs {
-    let (tokens, mask) = batch();
-    let log_probs = reference.log_probs(tokens, mask, Bigram::forward);
-    log_probs.unwrap().sequence()
+    batch().reference(reference, Bigram::logits).unwrap()
 }
 
 fn numbers(reference: &Frozen<Bigram>) -> Vec<f64> {
@@ -85,7 +59,7 @@ fn numbers(reference: &Frozen<Bigram>) -> Vec<f64> {
 }
 
 fn weights(model: &Bigram) -> Vec<f64> {
-    to_vec(model.table.val())
+    to_vec(model.embedding.weight.val())
 }
 
 #[test]
@@ -99,7 +73,7 @@ fn training_moves_the_policy_and_not_the_reference() {
         assert_eq!(
             grads.len(),
             3,
-            "table, head weight and head bias of the policy"
+            "embedding, head weight and head bias of the policy"
         );
         model = optimizer.step(0.1, model, grads);
     }
@@ -143,7 +117,7 @@ fn it_is_not_counted_saved_unfrozen_or_trained() {
 
     let model = model.unfreeze().train();
     let reference = model.reference.model();
-    assert!(!reference.table.val().is_autodiff());
+    assert!(!reference.embedding.weight.val().is_autodiff());
     assert!(!reference.head.weight.val().is_require_grad());
     let again = numbers(&model.reference);
     assert_eq!(
@@ -151,7 +125,7 @@ fn it_is_not_counted_saved_unfrozen_or_trained() {
         numbers(&model.reference),
         "dropout is off, before and after train()"
     );
-    assert!(model.policy.table.val().is_require_grad());
+    assert!(model.policy.embedding.weight.val().is_require_grad());
     assert_eq!(
         format!("{model}").matches("dropout").count(),
         2,
@@ -162,17 +136,15 @@ fn it_is_not_counted_saved_unfrozen_or_trained() {
 #[test]
 fn it_cannot_build_a_graph() {
     let model = Preference::new();
-    let (tokens, mask) = batch();
-    let (tokens, mask) = (tokens.autodiff(), mask.autodiff());
+    let mut batch = batch();
+    batch.ids = batch.ids.autodiff();
+    batch.completion_mask = batch.completion_mask.autodiff();
     let policy = &model.policy;
     // Even a closure that computes with the policy gives back plain numbers.
-    let log_probs = model
-        .reference
-        .log_probs(tokens, mask, |m, t| {
-            m.forward(t.clone()) + policy.forward(t.autodiff())
-        })
-        .unwrap();
-    assert!(!log_probs.log_probs().is_autodiff());
+    let log_probs = batch.reference(&model.reference, |m, t| {
+        m.logits(t.clone()) + policy.logits(t.autodiff())
+    });
+    assert!(!log_probs.unwrap().sum().is_autodiff());
     assert!(!reference_log_probs(&model.reference).sum().is_autodiff());
 }
 
@@ -181,10 +153,7 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     let step = |model: Preference, optimizer: &mut burn::optim::ModuleOptimizer| {
         // Dropout would draw other numbers: this test is about weights.
         let model = Preference {
-            policy: Bigram {
-                dropout: DropoutConfig::new(0.0).init(),
-                ..model.policy
-            },
+            policy: model.policy.with_dropout(0.0),
             ..model
         };
         let grads = GradientsParams::from_grads(model.loss().backward(), &model);
@@ -209,15 +178,15 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
 
 #[test]
 fn a_lora_reference_shares_the_base_weights() {
-    let base = Bigram::new(&device().autodiff());
+    let base = bigram(&device().autodiff());
     let reference = Frozen::new(&base);
     let policy = base.apply_lora(Lora::new(2, 4.0));
     // A tensor may be written in place only if nobody else holds its storage; NdArray never says
     // so, and could not fail here.
     let alone = |policy: Bigram| policy.head.weight.consume().1.inner().can_mut();
-    let unshared = Bigram::new(&device().autodiff()).apply_lora(Lora::new(2, 4.0));
+    let unshared = bigram(&device().autodiff()).apply_lora(Lora::new(2, 4.0));
     assert!(alone(unshared) || device() != Device::flex());
-    let shared = Bigram::new(&device().autodiff());
+    let shared = bigram(&device().autodiff());
     let holder = Frozen::new(&shared);
     assert!(!alone(shared.apply_lora(Lora::new(2, 4.0))));
     drop(holder);
@@ -258,7 +227,7 @@ fn trained(policy: Bigram) -> Bigram {
 
 #[test]
 fn adapters_off_are_the_base_bit_by_bit() {
-    let base = Bigram::new(&device().autodiff());
+    let base = bigram(&device().autodiff());
     let before = numbers(&Frozen::new(&base));
     let policy = trained(base.apply_lora(Lora::new(2, 4.0)));
     assert_ne!(
@@ -267,7 +236,7 @@ fn adapters_off_are_the_base_bit_by_bit() {
         "the adapters trained"
     );
     let (reference, removed) = Frozen::without_adapters(&policy).unwrap();
-    assert_eq!(removed, 2, "of the table and of the head's weight");
+    assert_eq!(removed, 2, "of the embedding and of the head's weight");
     assert_eq!(numbers(&reference), before);
     assert_eq!(reference.num_params(), 0);
     // Where there is none, the caller has another model than it thinks.
@@ -282,12 +251,9 @@ fn adapters_off_are_the_base_bit_by_bit() {
 /// What the most frequent mistake with LoRA costs: the policy's own start is its reference.
 #[test]
 fn a_policy_that_starts_from_an_sft_adapter() {
-    let sft = trained(Bigram::new(&device().autodiff()).apply_lora(Lora::new(2, 4.0)));
+    let sft = trained(bigram(&device().autodiff()).apply_lora(Lora::new(2, 4.0)));
     let first_loss = |reference: Frozen<Bigram>| {
-        let policy = Bigram {
-            dropout: DropoutConfig::new(0.0).init(),
-            ..sft.clone()
-        };
+        let policy = sft.clone().with_dropout(0.0);
         to_vec(Preference { reference, policy }.loss())[0]
     };
     let off_ln_2 = |loss: f64| (loss - std::f64::consts::LN_2).abs();
@@ -304,7 +270,7 @@ fn the_base_of_qlora_is_the_quantised_one() {
     let scheme = device().settings().quantization.scheme;
     let scheme = scheme.with_value(QuantValue::Q8S);
     let quantizer = || Quantizer::new(Calibration::MinMax, scheme);
-    let base = Bigram::new(&device().autodiff());
+    let base = bigram(&device().autodiff());
     let dense = numbers(&Frozen::new(&base));
     let adapted = base.apply_qlora(QLora::new(Lora::new(2, 4.0), quantizer()));
     let before = numbers(&Frozen::new(&adapted));
@@ -321,13 +287,13 @@ fn the_base_of_qlora_is_the_quantised_one() {
 
 #[test]
 fn adapters_have_no_mixture() {
-    let policy = trained(Bigram::new(&device().autodiff()).apply_lora(Lora::new(2, 4.0)));
+    let policy = trained(bigram(&device().autodiff()).apply_lora(Lora::new(2, 4.0)));
     let (reference, _) = Frozen::without_adapters(&policy).unwrap();
     let error = reference.moved_toward(&policy, 0.5).unwrap_err();
     assert_eq!(
         error.to_string(),
         "`policy`: expected no adapter for 0 < alpha < 1: materialize both models, found one at \
-         `table.lora.a`"
+         `embedding.weight.lora.a`"
     );
     let hard = reference.moved_toward(&policy, 1.0).unwrap();
     assert_eq!(numbers(&hard), numbers(&Frozen::new(&policy)));
@@ -341,14 +307,14 @@ fn adapters_have_no_mixture() {
         .moved_toward(&dense(policy.valid()), 0.5)
         .unwrap();
     let middle = |(a, b): (&f64, &f64)| (a + b) / 2.0;
-    let ends = [reference.model(), &policy.valid()].map(|m| to_vec(m.table.val()));
+    let ends = [reference.model(), &policy.valid()].map(|m| to_vec(m.embedding.weight.val()));
     let expected: Vec<f64> = ends[0].iter().zip(&ends[1]).map(middle).collect();
     assert_close(&weights(soft.model()), &expected, 1e-6, "half way");
 }
 
 #[test]
 fn one_copy_per_device() {
-    let reference = Frozen::new(&Bigram::new(&device()));
+    let reference = Frozen::new(&bigram(&device()));
     let before = numbers(&reference);
     let other = elsewhere();
     assert_eq!(reference.devices(), vec![device()]);
@@ -360,7 +326,7 @@ fn one_copy_per_device() {
     // A second trip, by any clone, takes the copy that is there: the ids of a new one are the
     // same, so the storage has to tell.
     let again = reference.clone().to_device(&other);
-    let tensor = again.model().table.val();
+    let tensor = again.model().embedding.weight.val();
     drop(again);
     assert!(!tensor.can_mut(), "storage is shared with the first copy");
 
@@ -372,14 +338,7 @@ fn one_copy_per_device() {
 #[test]
 fn a_moving_reference_follows_by_path() {
     let device = device();
-    let (a, b) = (Bigram::new(&device), {
-        device.seed(9);
-        Bigram {
-            table: LinearConfig::new(VOCAB, 5).init(&device).weight,
-            head: LinearConfig::new(5, VOCAB).init(&device),
-            dropout: DropoutConfig::new(0.5).init(),
-        }
-    });
+    let (a, b) = (bigram(&device), Bigram::new([VOCAB, 5], 1, &device));
     let reference = Frozen::new(&a);
     // Other ids, other weights: only the paths agree.
     let moved = reference.moved_toward(&b, 0.25).unwrap();
@@ -403,7 +362,7 @@ fn a_moving_reference_follows_by_path() {
     let training = b.train();
     let moved = reference.moved_toward(&training, 1.0).unwrap();
     assert!(
-        !moved.model().table.val().is_autodiff(),
+        !moved.model().embedding.weight.val().is_autodiff(),
         "no graph of the policy"
     );
 
@@ -448,27 +407,25 @@ fn a_trained_head_does_not_train_the_reference() {
         head(plain([5, 3]), leaf([1, 5])),
         head(leaf([5, 3]), leaf([1, 5])),
     ];
-    let reference = Frozen::new(&Bigram::new(&device));
+    let reference = Frozen::new(&bigram(&device));
     for head in heads {
-        let tokens = Tensor::<2, Int>::ones([2, 4], &device);
-        let mask = tokens.clone().greater_elem(0);
-        let ours = reference.log_probs_from_hidden(tokens, mask, |_, tokens| {
+        let ours = batch().reference(&reference, |_, tokens| {
             let [batch, time] = tokens.dims();
             (Tensor::ones([batch, time, 3], &device), head.clone())
         });
-        assert!(!ours.unwrap().log_probs().is_autodiff());
+        assert!(!ours.unwrap().sum().is_autodiff());
     }
 }
 
 #[test]
 fn it_says_what_it_holds() {
-    let reference = Frozen::new(&Bigram::new(&device()));
+    let reference = Frozen::new(&bigram(&device()));
     let text = format!("{reference:?}");
     assert!(
-        text.starts_with("Frozen(") && text.contains("table"),
+        text.starts_with("Frozen(") && text.contains("embedding"),
         "{text}"
     );
-    let policy = Bigram::new(&device());
+    let policy = bigram(&device());
     let model = Preference {
         reference: reference.clone(),
         policy,

@@ -6,7 +6,7 @@ use burn::train::ItemLazy;
 use burn::train::metric::{
     Adaptor, LossInput, LossMetric, Metric, MetricAttributes, MetricMetadata, Numeric, NumericEntry,
 };
-use burn_preference::train::{PreferenceItem, StatMetric, Stats};
+use burn_preference::training::burn_train::{PreferenceItem, StatMetric, Stats};
 use burn_preference::{
     BatchMetrics, DpoLossConfig, KtoLossConfig, Objective, PolicyPair, SequenceLogProbs, Unpaired,
     WithBaseline,

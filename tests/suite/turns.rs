@@ -227,7 +227,7 @@ fn later_steps_honour_the_mask() {
     let batch: UnpairedTokens<_> = Collator::new(Padding::new(0)).batch(items, &device());
     let lengths: Vec<usize> = batch.rows.sequences.iter().map(Sequence::length).collect();
     assert_eq!(lengths, [4, 2]);
-    assert_eq!(batch.mismatched.unwrap().sequences[1].length(), 4);
+    assert_eq!(batch.mismatched().sequences[1].length(), 4);
     let list = Example::ranked(
         talk(&[("user", "q")]),
         vec![with_tool(), talk(&[("assistant", "x")])],

@@ -8,63 +8,33 @@ use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
 use burn::data::dataset::InMemDataset;
 use burn::module::Module;
-use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::optim::{GradientsAccumulator, GradientsParams, SgdConfig};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use burn::train::{
     ExecutionStrategy, InferenceStep, Learner, LearningResult, MultiDeviceOptim,
     SupervisedTraining, TrainOutput, TrainStep,
 };
-use burn_preference::reducer::{Local, Reducer, Threads};
-use burn_preference::state::RunningMean;
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
+use burn_preference::training::reducer::{Local, Reducer, Threads};
+use burn_preference::training::state::RunningMean;
 use burn_preference::{
     BcoLossConfig, DpoLossConfig, Frozen, KlEstimate, KtoLossConfig, NllNormalization, Objective,
-    PolicyPair, ReferencedPair, RelativeLogProbs, SequenceLogProbs, SftTerm, TokenLogProbs,
-    Unpaired, WithBaseline, WithNll, WithShift,
+    PolicyPair, ReferencedPair, RelativeLogProbs, SequenceLogProbs, SftTerm, Unpaired,
+    WithBaseline, WithNll, WithShift,
 };
 
 use super::renderer::Lines;
+use crate::support::bigram::Bigram;
 use crate::support::{assert_close, to_vec, tolerance};
 
 const VOCAB: u32 = 7;
 
-#[derive(Module, Debug)]
-struct Bigram {
-    embedding: Embedding,
-    head: Linear,
+fn bigram(device: &Device) -> Bigram {
+    Bigram::new([VOCAB as usize, 4], 0, device)
 }
 
-impl Bigram {
-    fn new(device: &Device) -> Self {
-        // Weights of their own, not of the device's generator: that is shared by all tests.
-        let weights = |rows: usize, columns: usize| {
-            let value = |i| (i as f64 * 1.7).sin();
-            let values: Vec<f64> = (0..rows * columns).map(value).collect();
-            Tensor::<2>::from_data(
-                TensorData::new(values, [rows, columns]),
-                (device, DType::F32),
-            )
-        };
-        let mut embedding = EmbeddingConfig::new(VOCAB as usize, 4).init(device);
-        let mut head = LinearConfig::new(4, VOCAB as usize)
-            .with_bias(false)
-            .init(device);
-        embedding.weight = embedding
-            .weight
-            .map(|_| weights(VOCAB as usize, 4).require_grad());
-        head.weight = head
-            .weight
-            .map(|_| weights(4, VOCAB as usize).require_grad());
-        Self { embedding, head }
-    }
-
-    fn log_probs(&self, batch: &TokenBatch) -> SequenceLogProbs {
-        let logits = self.head.forward(self.embedding.forward(batch.ids.clone()));
-        let mask = batch.completion_mask.clone();
-        let log_probs = TokenLogProbs::from_logits(logits, batch.ids.clone(), mask);
-        log_probs.unwrap().sequence()
-    }
+fn log_probs(model: &Bigram, batch: &TokenBatch) -> SequenceLogProbs {
+    batch.log_probs(model, Bigram::logits).unwrap()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -172,7 +142,7 @@ const BETA: f64 = 0.7;
 
 impl Model {
     fn new(kind: Kind, reducer: Arc<dyn Reducer>, device: &Device) -> Self {
-        let policy = Bigram::new(&device.clone().autodiff());
+        let policy = bigram(&device.clone().autodiff());
         // Another model, so that the first window has log-ratios.
         let mut reference = policy.clone();
         reference.head.weight = reference.head.weight.map(|w| w * 0.5);
@@ -186,16 +156,15 @@ impl Model {
     }
 
     fn ratios(&self, tokens: &TokenBatch) -> RelativeLogProbs {
-        let reference = self.reference.model().log_probs(tokens);
-        self.policy
-            .log_probs(tokens)
+        let reference = log_probs(self.reference.model(), tokens);
+        log_probs(&self.policy, tokens)
             .relative_to(reference)
             .unwrap()
     }
 
     fn pairs(&self, rows: &Rows) -> ReferencedPair {
         let of =
-            |model: &Bigram| PolicyPair::from_concatenated(&model.log_probs(&rows.pairs)).unwrap();
+            |model: &Bigram| PolicyPair::from_concatenated(&log_probs(model, &rows.pairs)).unwrap();
         of(&self.policy)
             .relative_to(of(self.reference.model()))
             .unwrap()

@@ -24,8 +24,8 @@ use burn_preference::data::{
 use burn_preference::log_probs::sequence_kl;
 use burn_preference::modifier::wpo_weights;
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
-use burn_preference::state::{MovingAverage, RunningMean};
 use burn_preference::tokens::Padding;
+use burn_preference::training::state::{MovingAverage, RunningMean};
 use burn_preference::{
     BetaDpoLossConfig, InvalidHyperparameter, InvalidInput, LmHead, Objective, Pair, PolicyPair,
     Ranked, ReferenceSchedule, Scored, SequenceLogProbs, TdpoLossConfig, TokenLogProbs, Unpaired,

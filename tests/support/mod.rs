@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod bigram;
 pub mod device;
 pub mod fuzz;
 pub mod llama;

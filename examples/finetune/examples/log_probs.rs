@@ -13,7 +13,6 @@ use std::fs;
 use std::path::PathBuf;
 
 use burn::tensor::Device;
-use burn_preference::TokenLogProbs;
 use burn_preference::data::{Message, Text};
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use clap::Parser;
@@ -76,9 +75,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
             let found = batch.at_end(model.rewards(batch.ids.clone()))?;
             rewards.push(found.into_scalar::<f64>());
         } else {
-            let hidden = model.hidden(batch.ids.clone());
-            let (ids, mask) = (batch.ids, batch.completion_mask);
-            let found = TokenLogProbs::from_hidden(hidden, &model.lm_head(), ids, mask)?;
+            let found = batch.token_log_probs(&model, Decoder::hidden)?;
             let found: Vec<f64> = found.log_probs().into_data().iter().collect();
             log_probs.push(found);
         }

@@ -30,7 +30,6 @@ use std::time::Instant;
 
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn::tensor::{Device, Tensor};
-use burn_preference::TokenLogProbs;
 use burn_preference::data::{
     Encode, Encoded, Example, JsonLines, OnError, PairFormat, Preference, Tokenized, Truncation,
 };
@@ -294,11 +293,8 @@ impl Run {
         let (padding, sequences) = (Padding::new(END), groups.concat());
         let (dims, log_probs) = if layout == Layout::Padded {
             let batch = TokenBatch::new(sequences, padding, &self.device)?;
-            let hidden = self.model.hidden(batch.ids.clone());
-            let head = self.model.lm_head();
-            let dims = batch.ids.dims();
-            let (ids, mask) = (batch.ids, batch.completion_mask);
-            (dims, TokenLogProbs::from_hidden(hidden, &head, ids, mask)?)
+            let log_probs = batch.log_probs(&self.model, Decoder::hidden)?;
+            (batch.ids.dims(), log_probs)
         } else {
             let sequences = if layout == Layout::Unshared {
                 // Sequences of other contexts share nothing.
@@ -317,16 +313,14 @@ impl Run {
                 _ => packing,
             };
             let batch = PackedBatch::new(sequences, packing, &self.device)?;
-            let hidden = match layout {
-                Layout::Dense => self.model.hidden_masked(&batch),
-                _ => self.model.hidden_packed(&batch),
+            let log_probs = match layout {
+                Layout::Dense => batch.log_probs(&self.model, Decoder::hidden_masked)?,
+                _ => batch.log_probs(&self.model, Decoder::hidden_packed)?,
             };
-            let head = self.model.lm_head();
-            let log_probs = TokenLogProbs::from_packed_hidden(hidden, &head, &batch)?;
             (batch.ids.dims(), log_probs)
         };
-        let sums = log_probs.sequence().sum();
-        let values = log_probs.sequence().mean().without_autodiff();
+        let sums = log_probs.sum();
+        let values = log_probs.mean().without_autodiff();
         // What an objective adds to a step is microseconds; these weights are any objective's.
         let weights: Vec<f32> = (0..sums.dims()[0])
             .map(|i| if i % 2 == 0 { 1.0 } else { -1.0 })

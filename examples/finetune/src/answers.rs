@@ -7,9 +7,7 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType};
 use burn_preference::data::Text;
 use burn_preference::tokens::Sequence;
-use finetune::{
-    Answer, Chat, Decoder, Failure, Judge, Sampling, Top, best_and_worst, load_as, sample,
-};
+use finetune::{Answer, Chat, Decoder, Failure, Judge, Sampling, Top, load_as, pair_of, sample};
 use indicatif::ProgressBar;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -55,7 +53,7 @@ pub fn write_pairs(
     let scores = judge.scores(&answers)?;
     let each = answers.chunks(count).zip(scores.chunks(count));
     let rows: Vec<_> = each
-        .filter_map(|(answers, scores)| best_and_worst(answers, scores))
+        .filter_map(|(answers, scores)| pair_of(answers, scores))
         .collect();
     println!(
         "{} prompts, {} pairs; mean score {:.4}",

@@ -150,13 +150,37 @@ impl Decoder {
         }
     }
 
-    /// Hidden states `[batch, time, hidden]` of right-padded tokens `[batch, time]`.
+    /// Hidden states `[batch, time, hidden]` of right-padded tokens `[batch, time]`, and the head.
     ///
     /// # Panics
     ///
     /// Panics if a row is longer than the model's sliding window.
-    pub fn hidden(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        self.following(ids, &mut self.cache())
+    pub fn hidden(&self, ids: Tensor<2, Int>) -> (Tensor<3>, LmHead) {
+        (self.following(ids, &mut self.cache()), self.lm_head())
+    }
+
+    /// The same of packed rows, without computing what a mask would hide.
+    ///
+    /// # Panics
+    ///
+    /// As [`hidden`](Self::hidden).
+    pub fn hidden_packed(&self, batch: &PackedBatch) -> (Tensor<3>, LmHead) {
+        self.packed(batch, Sees::Segments(&batch.segments))
+    }
+
+    /// The same under a mask over all of each row.
+    ///
+    /// # Panics
+    ///
+    /// As [`hidden`](Self::hidden).
+    pub fn hidden_masked(&self, batch: &PackedBatch) -> (Tensor<3>, LmHead) {
+        self.packed(batch, Sees::Mask(batch.attention_mask()))
+    }
+
+    fn packed(&self, batch: &PackedBatch, sees: Sees<'_>) -> (Tensor<3>, LmHead) {
+        let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
+        let states = self.states(ids, positions, sees, &mut self.cache());
+        (states, self.lm_head())
     }
 
     /// Hidden states of tokens that follow those of `cache`, and the cache with them.
@@ -200,7 +224,9 @@ impl Decoder {
     /// Panics if this is no reward model, and as [`hidden`](Self::hidden).
     pub fn rewards(&self, ids: Tensor<2, Int>) -> Tensor<2> {
         let score = self.score.as_ref().expect("a reward model");
-        score.forward(self.hidden(ids)).squeeze_dim(2)
+        score
+            .forward(self.following(ids, &mut self.cache()))
+            .squeeze_dim(2)
     }
 
     /// The same body, with a new head of one number instead of words.
@@ -217,30 +243,6 @@ impl Decoder {
     /// Nothing yet: what a conversation begins with.
     pub fn cache(&self) -> Cache {
         vec![Past::default(); self.layers.len()]
-    }
-
-    /// The same of packed rows, under a mask over all of each row. [`hidden_packed`] computes less.
-    ///
-    /// # Panics
-    ///
-    /// As [`hidden`](Self::hidden).
-    ///
-    /// [`hidden_packed`]: Self::hidden_packed
-    pub fn hidden_masked(&self, batch: &PackedBatch) -> Tensor<3> {
-        let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
-        let sees = Sees::Mask(batch.attention_mask());
-        self.states(ids, positions, sees, &mut self.cache())
-    }
-
-    /// The same of packed rows, without computing what a mask would hide.
-    ///
-    /// # Panics
-    ///
-    /// As [`hidden`](Self::hidden).
-    pub fn hidden_packed(&self, batch: &PackedBatch) -> Tensor<3> {
-        let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
-        let sees = Sees::Segments(&batch.segments);
-        self.states(ids, positions, sees, &mut self.cache())
     }
 
     /// Hidden states of tokens at `positions`, `[batch or 1, time]`.

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use burn::tensor::{Device, FloatDType};
 use burn_preference::config::{RewardObjective, UnpairedObjective};
 use burn_preference::data::{Desirable, PairFormat, RankedFormat, UnpairedFormat};
-use burn_preference::state::RunningMean;
+use burn_preference::training::state::RunningMean;
 use clap::{Parser, ValueEnum};
 use finetune::{
     Chat, DataOptions, Failure, Kto, Lists, Objective, Pairs, RewardLists, RewardPairs, Rows,

@@ -10,14 +10,14 @@ use burn_preference::config::{
 use burn_preference::data::{
     Collator, Desirable, Example, Preference, Scores, TokenBudget, WithMismatched,
 };
-use burn_preference::metrics::Observe;
 use burn_preference::reference::cache::ReferenceCache;
-use burn_preference::state::RunningMean;
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
+use burn_preference::training::metrics::Observe;
+use burn_preference::training::state::RunningMean;
 use burn_preference::{
     BatchMetrics, Frozen, KlEstimate, KtoLoss, LossOutput, Metrics, Objective as _, Pair,
-    PolicyPair, Ranked, RelativeLogProbs, RewardPair, SequenceLogProbs, TokenLogProbs, Unpaired,
-    WithBaseline, WithShift,
+    PolicyPair, Ranked, RelativeLogProbs, RewardPair, SequenceLogProbs, Unpaired, WithBaseline,
+    WithShift,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -143,22 +143,19 @@ impl Layout {
     ///
     /// # Errors
     ///
-    /// As [`TokenLogProbs::from_hidden`] and [`PackedBatch::new`].
+    /// As [`TokenBatch::log_probs`] and [`PackedBatch::new`].
     pub fn log_probs(
         &self,
         model: &Decoder,
         sequences: Vec<Sequence>,
     ) -> Result<SequenceLogProbs, Failure> {
-        let head = model.lm_head();
-        let log_probs = if let Some(packing) = self.packing {
+        Ok(if let Some(packing) = self.packing {
             let batch = PackedBatch::new(sequences, packing, &self.device)?;
-            TokenLogProbs::from_packed_hidden(model.hidden_packed(&batch), &head, &batch)?
+            batch.log_probs(model, Decoder::hidden_packed)?
         } else {
             let batch = TokenBatch::new(sequences, self.padding, &self.device)?;
-            let hidden = model.hidden(batch.ids.clone());
-            TokenLogProbs::from_hidden(hidden, &head, batch.ids, batch.completion_mask)?
-        };
-        Ok(log_probs.sequence())
+            batch.log_probs(model, Decoder::hidden)?
+        })
     }
 
     /// Parts of a step that fit on the device.

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::chat::Failure;
 use crate::decoder::Decoder;
+use crate::drawn::best_and_worst;
 use crate::objective::{Layout, rewards};
 
 /// A judge of answers.
@@ -101,17 +102,11 @@ fn by_command(command: &str, answers: &[Answer]) -> Result<Vec<f64>, Failure> {
 }
 
 /// Best against worst of a prompt's answers, as a row of TRL's shape; none if all are equally good.
-pub fn best_and_worst(answers: &[Answer], scores: &[f64]) -> Option<serde_json::Value> {
-    let by_score = |a: &usize, b: &usize| scores[*a].total_cmp(&scores[*b]);
-    // Of equal ones the first.
-    let best = (0..scores.len()).rev().max_by(by_score)?;
-    let worst = (0..scores.len()).min_by(by_score)?;
-    if scores[best] <= scores[worst] {
-        return None;
-    }
+pub fn pair_of(answers: &[Answer], scores: &[f64]) -> Option<serde_json::Value> {
+    let (best, worst) = best_and_worst(scores)?;
     let side = |i: usize| match answers[i].prompt {
         Text::Conversation(_) => json!([Message::new("assistant", &answers[i].text)]),
-        _ => json!(answers[i].text),
+        Text::Plain(_) => json!(answers[i].text),
     };
     Some(json!({
         "prompt": answers[best].prompt,

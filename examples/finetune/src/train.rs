@@ -13,7 +13,7 @@ use burn::module::{Module, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams};
 use burn::store::ModuleRecord;
 use burn_preference::data::{Cursor, Example, TokenBudget};
-use burn_preference::gradients::clip_by_global_norm;
+use burn_preference::training::gradients::clip_by_global_norm;
 use burn_preference::{BatchMetrics, Metrics};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};

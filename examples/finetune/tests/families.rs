@@ -6,7 +6,6 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
-use burn_preference::TokenLogProbs;
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence};
 use finetune::{ConfigError, Decoder, DecoderConfig, SaveError, WeightError, load, save};
 use serde_json::{Value, json};
@@ -39,13 +38,9 @@ fn packed_rows_are_the_same() {
         let sequences = vec![of(7), of(3), Sequence::new(&second[..2], &first[..4])];
         let packing = Packing::new(Padding::new(0)).to_rows_of(32).unwrap();
         let packed = PackedBatch::new(sequences, packing, &Device::default()).unwrap();
-        let hidden = decoder.hidden_packed(&packed);
-        let head = decoder.lm_head();
-        let ours = TokenLogProbs::from_packed_hidden(hidden, &head, &packed).unwrap();
-        let ids = packed.unpacked.ids.clone();
-        let hidden = decoder.hidden(ids.clone());
-        let mask = packed.unpacked.completion_mask.clone();
-        let theirs = TokenLogProbs::from_hidden(hidden, &head, ids, mask).unwrap();
+        let ours = packed.token_log_probs(&decoder, Decoder::hidden_packed);
+        let theirs = packed.unpacked.token_log_probs(&decoder, Decoder::hidden);
+        let (ours, theirs) = (ours.unwrap(), theirs.unwrap());
         let difference = (ours.log_probs() - theirs.log_probs())
             .abs()
             .max()

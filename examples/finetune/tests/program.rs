@@ -278,7 +278,7 @@ fn weights_of_fewer_bits() {
         ("--quantize q8", 0.01),
         ("--quantize q4", 0.1),
         ("--dtype bf16", 0.01),
-        ("--dtype f16", 2e-4),
+        ("--dtype f16", 1e-3),
         ("--dtype f16 --quantize q8", 0.01),
     ] {
         let out = arguments.replace([' ', '-'], "");

@@ -7,10 +7,9 @@ use std::path::PathBuf;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use burn_preference::TokenLogProbs;
 use burn_preference::data::{Message, Text};
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
-use finetune::{Chat, Sampling, load, sample};
+use finetune::{Chat, Decoder, Sampling, load, sample};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -41,14 +40,8 @@ fn the_capital_of_france() {
         Sequence::new(&prompt, &longer),
     ];
     let batch = TokenBatch::new(sequences, Padding::new(chat.padding), &device).unwrap();
-    let hidden = model.hidden(batch.ids.clone());
-    let (tokens, mask) = (batch.ids, batch.completion_mask);
-    let log_probs = TokenLogProbs::from_hidden(hidden, &model.lm_head(), tokens, mask).unwrap();
-    let sum = log_probs
-        .sequence()
-        .sum()
-        .narrow(0, 0, 1)
-        .into_scalar::<f32>();
+    let log_probs = batch.log_probs(&model, Decoder::hidden).unwrap();
+    let sum = log_probs.sum().narrow(0, 0, 1).into_scalar::<f32>();
     assert!((sum + 2.8369).abs() < 5e-4, "{sum}");
 
     // And it is the answer that the model itself gives.

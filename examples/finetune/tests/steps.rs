@@ -273,15 +273,8 @@ fn padded_rows_are_trls_step() {
             .collect();
         assert_eq!(counted, models.step.completion_mask.concat());
 
-        let (ids, mask) = (batch.ids, batch.completion_mask);
-        let hidden = models.policy.hidden(ids.clone());
-        let head = models.policy.lm_head();
-        let ours = TokenLogProbs::from_hidden(hidden, &head, ids.clone(), mask.clone()).unwrap();
-        let forward = |model: &Decoder, ids| (model.hidden(ids), model.lm_head());
-        let theirs = models
-            .reference
-            .log_probs_from_hidden(ids, mask, forward)
-            .unwrap();
+        let [ours, theirs] = [&models.policy, models.reference.model()]
+            .map(|model| batch.token_log_probs(model, Decoder::hidden).unwrap());
         compare(family, &models.step, &models.policy, ours, theirs);
     }
 }
@@ -295,15 +288,11 @@ fn packed_rows_are_trls_step() {
         let batch = PackedBatch::new(models.step.sequences(), packing, &models.device).unwrap();
         // Fewer tokens than a row for each sequence.
         assert!(batch.ids.shape().num_elements() < models.step.input_ids.concat().len());
-        let hidden = models.policy.hidden_packed(&batch);
-        let head = models.policy.lm_head();
-        let ours = TokenLogProbs::from_packed_hidden(hidden, &head, &batch).unwrap();
-        let forward =
-            |model: &Decoder, batch: &PackedBatch| (model.hidden_packed(batch), model.lm_head());
-        let theirs = models
-            .reference
-            .packed_log_probs_from_hidden(&batch, forward)
-            .unwrap();
+        let [ours, theirs] = [&models.policy, models.reference.model()].map(|model| {
+            batch
+                .token_log_probs(model, Decoder::hidden_packed)
+                .unwrap()
+        });
         compare(family, &models.step, &models.policy, ours, theirs);
     }
 }

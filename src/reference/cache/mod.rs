@@ -72,7 +72,7 @@ use segment::{EXTENSION, Entry};
 
 use crate::error::InvalidInput;
 use crate::log_probs::SequenceLogProbs;
-use crate::tokens::Sequence;
+use crate::tokens::{Reference, Sealed, Sequence};
 
 /// What is wrong with a cache.
 #[derive(Debug, Error)]
@@ -437,6 +437,21 @@ impl ReferenceCache {
             lengths.push(length as usize);
         }
         Ok(SequenceLogProbs::from_values(&sums, &lengths, device)?)
+    }
+}
+
+impl Sealed for ReferenceCache {}
+
+impl<M> Reference<M> for ReferenceCache {
+    type Error = CacheError;
+
+    fn answer(
+        &self,
+        sequences: &[Sequence],
+        device: &Device,
+        _: impl FnOnce(&M) -> Result<SequenceLogProbs, InvalidInput>,
+    ) -> Result<SequenceLogProbs, CacheError> {
+        self.log_probs(sequences, device)
     }
 }
 

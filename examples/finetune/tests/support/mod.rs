@@ -41,8 +41,8 @@ pub fn token_log_probs(decoder: &Decoder, ids: &[Vec<u32>]) -> Tensor<2> {
     let ids: Vec<i32> = ids.concat().into_iter().map(u32::cast_signed).collect();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
     let mask = Tensor::<2, Bool>::full(shape, true, &device);
-    let hidden = decoder.hidden(ids.clone());
-    let log_probs = TokenLogProbs::from_hidden(hidden, &decoder.lm_head(), ids, mask).unwrap();
+    let (hidden, head) = decoder.hidden(ids.clone());
+    let log_probs = TokenLogProbs::from_hidden(hidden, &head, ids, mask).unwrap();
     log_probs.log_probs()
 }
 

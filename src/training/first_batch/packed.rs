@@ -1,9 +1,9 @@
 use burn::tensor::{Tensor, TensorData};
 
-use super::{Check, Finding, Findings, FirstBatch, Side, TokenRows, with_others};
+use super::{Check, Finding, Findings, FirstBatch, Side, with_others};
 use crate::error::InvalidInput;
 use crate::log_probs::SequenceLogProbs;
-use crate::tokens::PackedBatch;
+use crate::tokens::{PackedBatch, TokenRows};
 
 impl FirstBatch {
     /// Checks that a model gives packed rows the log-probabilities that it gives each sequence in a
@@ -13,7 +13,7 @@ impl FirstBatch {
     /// [`PackedDiffers`](Finding::PackedDiffers), or why that cannot be told
     /// ([`Random`](Finding::Random), [`NotFinite`](Finding::NotFinite)). What else may be wrong with
     /// the batch say [`check_policy`](Self::check_policy) and
-    /// [`check_against`](Self::check_against) of `FirstBatch::of(&batch.unpacked)`.
+    /// [`check_against`](Self::check_against) of `FirstBatch::new(&batch.unpacked)`.
     ///
     /// - `batch`: the sequences of this check, packed
     /// - `padded`: the model on [`PackedBatch::unpacked`]; called once

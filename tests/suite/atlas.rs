@@ -2,7 +2,7 @@
 //! margin: one SVG figure, a panel per objective.
 //!
 //! ```text
-//! cargo run --example atlas [FILE.svg]
+//! UPDATE_DOCS=1 cargo test --test suite atlas
 //! ```
 //!
 //! Every objective stands at β = 1, so a margin of 1 is a nat. The two completions move apart
@@ -11,15 +11,15 @@
 //! Nor have TPO, which is DPO or SimPO and a constant there, and reward models, whose curves are
 //! DPO's and those of ties, with r for ρ.
 
-#[path = "figure/mod.rs"]
-mod figure;
-
 use std::error::Error;
+use std::path::Path;
 
 use burn::tensor::{Bool, Device, Tensor};
 #[allow(clippy::wildcard_imports, reason = "nearly everything there is")]
 use burn_preference::*;
 use plotters::prelude::*;
+
+use crate::figure;
 
 type Forward = Box<dyn Fn(ReferencedPair) -> LossOutput<Pair<Tensor<1>>>>;
 
@@ -152,14 +152,13 @@ const COLORS: [(&str, RGBColor); 3] = [
     ("weight of the rejected, ∂loss/∂ℓ_l", RGBColor(213, 94, 0)),
 ];
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args().nth(1).unwrap_or("atlas.svg".to_owned());
+fn draw(path: &Path) -> Result<(), Box<dyn Error>> {
     let margins: Vec<f32> = (-40_i16..=40).map(|i| f32::from(i) / 10.0).collect();
     let objectives = objectives();
     let (columns, width, height) = (5, 256, 170);
     let rows = u32::try_from(objectives.len())?.div_ceil(columns);
     let size = (columns * width, rows * height + 40);
-    let root = SVGBackend::new(&path, size).into_drawing_area();
+    let root = SVGBackend::new(path, size).into_drawing_area();
     root.fill(&WHITE)?;
     let (head, body) = root.split_vertically(40);
     for (i, (label, color)) in COLORS.iter().enumerate() {
@@ -199,7 +198,35 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     root.present()?;
-    figure::scale_with_the_page(path.as_ref(), size)?;
-    println!("{} objectives: {path}", objectives.len());
+    figure::scale_with_the_page(path, size)?;
     Ok(())
+}
+
+/// Its words, and its numbers.
+fn parts(svg: &str) -> (Vec<&str>, Vec<f64>) {
+    let pieces = svg.split(|c: char| !c.is_ascii_alphanumeric() && !".-#".contains(c));
+    let (numbers, words) = pieces.partition::<Vec<_>, _>(|piece| piece.parse::<f64>().is_ok());
+    (words, numbers.iter().map(|x| x.parse().unwrap()).collect())
+}
+
+/// To a pixel: the last digit of a loss may be another one on another processor.
+#[test]
+fn the_figure_is_up_to_date() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/atlas.svg");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        return draw(&file).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let drawn = dir.path().join("atlas.svg");
+    draw(&drawn).unwrap();
+    let [drawn, kept] = [drawn, file].map(|file| std::fs::read_to_string(file).unwrap());
+    let ((words, numbers), (kept_words, kept_numbers)) = (parts(&drawn), parts(&kept));
+    let hint = "docs/atlas.svg: run UPDATE_DOCS=1 cargo test --test suite atlas";
+    assert!(words == kept_words, "{hint}");
+    assert_eq!(numbers.len(), kept_numbers.len(), "{hint}");
+    let far = numbers
+        .iter()
+        .zip(&kept_numbers)
+        .find(|(a, b)| (*a - *b).abs() > 1.0);
+    assert_eq!(far, None, "{hint}");
 }

@@ -7,7 +7,7 @@
 //! ```
 //! use burn::tensor::Device;
 //! use burn_preference::Metrics;
-//! use burn_preference::state::RunningMean;
+//! use burn_preference::training::state::RunningMean;
 //!
 //! let mut delta = RunningMean::default();
 //! let mut step = Metrics::default(); // of all micro-batches and workers of one step
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{fraction, non_negative};
-use crate::metrics::Metrics;
+use crate::training::metrics::Metrics;
 
 fn scalar(value: f64, device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::from([value]), device)

@@ -1,7 +1,7 @@
 //! What the log-prob head costs, as a multiple of the matrix products that it cannot avoid.
 //!
 //! ```text
-//! cargo run --release --example head_floor -- --shape s1 --mask full
+//! cargo bench --bench head_floor -- --shape s1 --mask full
 //! ```
 //!
 //! The floor is the bare products over the counted rows with the `gemm` crate that Flex uses: one
@@ -9,7 +9,7 @@
 //! keep all logits. Floor and variants are timed in turn, in one process; the table holds medians. Memory
 //! is what a fresh process needs at most beyond inputs and gradients (Linux).
 
-#[path = "measure/mod.rs"]
+#[path = "../examples/measure/mod.rs"]
 mod measure;
 
 use std::hint::black_box;
@@ -48,6 +48,9 @@ struct Arguments {
     /// Print the peak memory of one variant, and nothing else.
     #[arg(long, value_enum, hide = true)]
     memory: Option<Variant>,
+    /// What `cargo bench` says to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
 }
 
 #[derive(Debug, Clone, Copy)]

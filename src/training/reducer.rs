@@ -7,7 +7,7 @@
 //! ```
 //! use std::time::Duration;
 //! use burn::tensor::{Device, Tensor};
-//! use burn_preference::reducer::{Reducer, Threads};
+//! use burn_preference::training::reducer::{Reducer, Threads};
 //!
 //! let workers = Threads::new(2, Duration::from_secs(10))?;
 //! let totals: Vec<f64> = std::thread::scope(|scope| {
@@ -18,7 +18,7 @@
 //!     [count(3), count(5)].map(|worker| worker.join().unwrap()).to_vec()
 //! });
 //! assert_eq!(totals, [8.0, 8.0]); // for `LossOutput::normalized_by` on both
-//! # Ok::<(), burn_preference::reducer::ReduceError>(())
+//! # Ok::<(), burn_preference::training::reducer::ReduceError>(())
 //! ```
 
 use std::fmt;
@@ -78,7 +78,7 @@ pub enum ReduceError {
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
-/// use burn_preference::reducer::{ReduceError, Reducer};
+/// use burn_preference::training::reducer::{ReduceError, Reducer};
 ///
 /// /// Two workers that always have the same numbers.
 /// #[derive(Debug)]

@@ -7,7 +7,7 @@
 //! A step returns a [`PreferenceItem`]; burn-train's metric thread reads it back, once, however
 //! many metrics look at it. Register Burn's own `LossMetric` for the loss (its name is the one that
 //! the default checkpoint strategy looks for) and a [`StatMetric`] per key of
-//! [`metrics`](crate::metrics):
+//! [`metrics`](crate::training::metrics):
 //!
 //! ```text
 //! SupervisedTraining::new(directory, train, valid)
@@ -30,8 +30,8 @@ use burn::train::metric::{
     NumericAttributes, NumericEntry, SerializedEntry,
 };
 
-use crate::metrics::{BatchMetrics, Metrics, Observe};
 use crate::objective::LossOutput;
+use crate::training::metrics::{BatchMetrics, Metrics, Observe};
 
 /// What a training or validation step returns: the losses, and what to log.
 #[derive(Debug)]

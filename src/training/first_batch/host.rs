@@ -1,7 +1,8 @@
 use std::ops::Range;
 
 use super::finding::Finding;
-use super::{Labels, TokenRows, length};
+use super::{Labels, length};
+use crate::tokens::TokenRows;
 
 /// Rows on the host.
 pub(super) struct Host {

@@ -24,6 +24,7 @@
 //! | `length_mismatches` | completions against a reference | share of which policy and reference count unequally many tokens: 0, or something is wrong |
 //! | `kl` | examples | KTO's z₀ |
 //! | `log_odds_chosen`, `log_odds_ratio` | pairs | ORPO's od_w − od_l, and ln σ of it |
+//! | `grad_norm` | steps | of all gradients before they are clipped: [`Accumulation`](crate::training::accumulation::Accumulation) |
 //! | `entropy` | counted tokens | of the policy, nats |
 //! | `mean_logits` | counted tokens | mean of the logits over the vocabulary |
 //! | `mean_token_accuracy` | counted tokens; of pairs the chosen ones', as in TRL | share that greedy decoding takes |

@@ -29,7 +29,7 @@ use crate::hyperparameter::positive;
 /// use burn::nn::LinearConfig;
 /// use burn::optim::GradientsParams;
 /// use burn::tensor::{Device, Tensor};
-/// use burn_preference::gradients::clip_by_global_norm;
+/// use burn_preference::training::gradients::clip_by_global_norm;
 ///
 /// let device = Device::default().autodiff();
 /// let model = LinearConfig::new(1, 1).init(&device);

@@ -10,9 +10,9 @@
 //! use burn::module::Module;
 //! use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 //! use burn::tensor::{Device, Int, Tensor};
-//! use burn_preference::first_batch::{Finding, FirstBatch};
+//! use burn_preference::training::first_batch::{Finding, FirstBatch};
 //! use burn_preference::tokens::{Padding, Sequence, TokenBatch};
-//! use burn_preference::{DpoLossConfig, Frozen, InvalidInput, Objective, Pair, TokenLogProbs};
+//! use burn_preference::{DpoLossConfig, Frozen, InvalidInput, Objective, Pair};
 //!
 //! #[derive(Module, Debug)]
 //! struct Model {
@@ -41,16 +41,9 @@
 //! let rows = vec![Sequence::new(&[0], &[1, 2]), Sequence::new(&[0], &[3, 4, 8])];
 //! let batch = TokenBatch::new(rows, Padding::new(7), &Device::default())?;
 //! let dpo = DpoLossConfig::new().init();
-//! let findings = FirstBatch::of(&batch)?.pairs()?.with_vocab(9).check_against(
-//!     |rows| {
-//!         let (ids, mask) = (rows.ids.clone(), rows.completion_mask.clone());
-//!         let logits = policy.forward(ids.clone());
-//!         TokenLogProbs::from_logits(logits, ids, mask).map(|y| y.sequence())
-//!     },
-//!     |rows| {
-//!         let (ids, mask) = (rows.ids.clone(), rows.completion_mask.clone());
-//!         reference.log_probs(ids, mask, Model::forward).map(|y| y.sequence())
-//!     },
+//! let findings = FirstBatch::new(&batch)?.pairs()?.with_vocab(9).check_against(
+//!     |rows| rows.log_probs(&policy, Model::forward),
+//!     |rows| rows.log_probs(reference.model(), Model::forward),
 //!     |y| Ok(dpo.forward(Pair::from_concatenated(&y)?).losses()),
 //! )?;
 //! // "error: The loss is …, and 0.6931 where policy and reference are equal: it is off by …"
@@ -71,21 +64,9 @@ use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::log_probs::{RelativeLogProbs, SequenceLogProbs};
 use crate::reference::Frozen;
-use crate::tokens::TokenBatch;
+use crate::tokens::TokenRows;
 pub use finding::{Finding, Findings, FirstLoss, Severity, Side};
 use host::Host;
-
-/// What a model is asked about: rows of tokens and their masks, `[rows, time]` each.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct TokenRows {
-    /// Token ids.
-    pub ids: Tensor<2, Int>,
-    /// True for the tokens that count.
-    pub completion_mask: Tensor<2, Bool>,
-    /// True for padding: what Burn's attention calls `mask_pad`.
-    pub pad_mask: Tensor<2, Bool>,
-}
 
 /// What the rows are labelled with.
 #[derive(Debug, Clone)]
@@ -130,55 +111,30 @@ pub struct FirstBatch {
 }
 
 impl FirstBatch {
-    /// From tensors of your own, padded on either side.
-    ///
-    /// # Shapes
-    ///
-    /// - `ids`: `[rows, time]`
-    /// - `completion_mask`: `[rows, time]`, true where a token counts
-    /// - `pad_mask`: `[rows, time]`, true for padding
+    /// Of the `rows` of a collated batch, or of [`TokenRows`] of your own.
     ///
     /// # Errors
     ///
-    /// Shapes or devices differ, there is no row, or fewer than two tokens.
-    pub fn new(
-        ids: Tensor<2, Int>,
-        completion_mask: Tensor<2, Bool>,
-        pad_mask: Tensor<2, Bool>,
-    ) -> Result<Self, InvalidInput> {
+    /// There is no row, or fewer than two tokens; or shapes or devices differ.
+    pub fn new(rows: impl Into<TokenRows>) -> Result<Self, InvalidInput> {
+        let TokenRows {
+            ids,
+            completion_mask,
+            pad_mask,
+        } = rows.into();
         let [rows, time] = ids.dims();
         if rows == 0 || time < 2 {
             let found = format!("shape {:?}", ids.dims());
             return Err(InvalidInput::new("ids", "rows ≥ 1 and time ≥ 2", found));
         }
-        for (name, mask) in [
-            ("completion_mask", &completion_mask),
-            ("pad_mask", &pad_mask),
-        ] {
-            InvalidInput::check_shape(name, &ids.shape(), &mask.shape())?;
-            InvalidInput::check_device(name, &ids.device(), &mask.device())?;
-        }
         Ok(Self {
-            rows: TokenRows {
-                ids,
-                completion_mask,
-                pad_mask,
-            },
+            // Fields may have been assigned since.
+            rows: TokenRows::new(ids, completion_mask, pad_mask)?,
             labels: Labels::None,
             vocab: None,
             adapters: None,
             tolerance: 1e-4,
         })
-    }
-
-    /// Of a batch that this crate padded: the `rows` of a collated batch.
-    ///
-    /// # Errors
-    ///
-    /// There is no row.
-    pub fn of(batch: &TokenBatch) -> Result<Self, InvalidInput> {
-        let (ids, pad_mask) = (batch.ids.clone(), batch.pad_mask.clone());
-        Self::new(ids, batch.completion_mask.clone(), pad_mask)
     }
 
     /// The rows are pairs: all chosen completions, then all rejected ones.
