@@ -16,7 +16,7 @@ use burn::tensor::Device;
 use burn_preference::data::{Message, Text};
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use clap::Parser;
-use finetune::{Chat, Top, load, load_adapter};
+use finetune::{Chat, Decoder, Top, load, load_adapter};
 use serde::Deserialize;
 use serde_json::json;
 
