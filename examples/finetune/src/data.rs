@@ -41,6 +41,9 @@ pub struct Rows<L> {
     pub prompts: Vec<Text>,
 }
 
+/// The rows of a side of the split.
+type Split<L> = Vec<Example<Vec<u32>, L>>;
+
 impl DataOptions {
     fn truncation(&self) -> Truncation {
         Truncation::PromptEndThenCompletionStart {
@@ -157,7 +160,7 @@ impl DataOptions {
         rows: Arc<InMemDataset<Example<Text, L>>>,
         which: Vec<usize>,
         chat: &Chat,
-    ) -> Result<(Vec<Example<Vec<u32>, L>>, Vec<Text>), Failure> {
+    ) -> Result<(Split<L>, Vec<Text>), Failure> {
         let texts = SelectionDataset::<InMemDataset<_>, _>::from_indices_checked(rows, which);
         let options = TokenizeOptions::new(self.truncation()).with_on_error(self.on_error());
         let tokens = Tokenized::new(texts, |text| chat.encode(text), options)?;

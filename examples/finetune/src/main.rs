@@ -54,7 +54,8 @@ struct Args {
     /// Leave rows out that cannot be read, and report them.
     #[arg(long)]
     skip_errors: bool,
-    /// Tokens of prompt and completion, at most; half of them for the prompt.
+    /// Tokens of a prompt with its completion, at most: of a prompt the last ones stay, half of
+    /// these, and of a completion the first ones.
     #[arg(long, default_value_t = 512)]
     max_length: usize,
 
@@ -65,7 +66,7 @@ struct Args {
     /// Where the reference's log-probabilities come from.
     #[arg(long, value_enum, default_value_t = ReferenceFrom::Cache)]
     reference: ReferenceFrom,
-    /// Where they are kept; otherwise in the run's folder.
+    /// The folder where the reference's log-probabilities are kept; otherwise `OUT.run/reference`.
     #[arg(long)]
     cache: Option<PathBuf>,
 
@@ -75,10 +76,10 @@ struct Args {
     /// Rank of the adapters.
     #[arg(long, default_value_t = 8)]
     rank: usize,
-    /// Their α; otherwise twice the rank.
+    /// α of the adapters, which add α/rank·A·B to a weight; otherwise twice the rank.
     #[arg(long)]
     alpha: Option<f64>,
-    /// Projections that get one, by commas: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
+    /// Projections that get an adapter, by commas: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
     /// down_proj; all of them without it.
     #[arg(long, value_delimiter = ',')]
     targets: Vec<String>,
@@ -89,7 +90,7 @@ struct Args {
     /// Optimiser steps; otherwise one epoch.
     #[arg(long)]
     steps: Option<usize>,
-    /// Examples of a step.
+    /// Pairs, thumbs or lists of an optimiser step.
     #[arg(long, default_value_t = 8)]
     batch: usize,
     /// Tokens of a forward, at most, padding included: a step is as many forwards as it takes.
@@ -110,19 +111,19 @@ struct Args {
     /// The norm that gradients are clipped at.
     #[arg(long, default_value_t = 1.0)]
     clip: f64,
-    /// AdamW's.
+    /// Weight decay of AdamW.
     #[arg(long, default_value_t = 0.0)]
     weight_decay: f64,
     /// Compute activations again in the backward instead of keeping them, where Burn does.
     #[arg(long)]
     gradient_checkpointing: bool,
-    /// Steps between two evaluations; otherwise ten in the run.
+    /// Steps between two evaluations, each with a checkpoint; otherwise ten in the run.
     #[arg(long)]
     evaluate_every: Option<usize>,
     /// End after so many evaluations without a smaller held-out loss.
     #[arg(long)]
     patience: Option<usize>,
-    /// Of the split, the order, the adapters and the answers.
+    /// Seed of the split, the order, the adapters and the answers.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Go on where a run with the same arguments was stopped.
@@ -136,10 +137,11 @@ struct Args {
     /// The number type of weights that are not trained; with `--full`, f32 is the only one.
     #[arg(long, value_enum, default_value_t = Numbers::F32)]
     dtype: Numbers,
-    /// The folder that appears when training ends; its metrics and checkpoints are in `OUT.run`.
+    /// The folder that appears when training ends, with the weights of the smallest held-out loss.
+    /// Metrics and checkpoints are in `OUT.run`.
     #[arg(long, default_value = "aligned")]
     out: PathBuf,
-    /// What stands there.
+    /// What is saved as `OUT`.
     #[arg(long, value_enum, default_value_t = Save::Model)]
     save: Save,
 
@@ -149,11 +151,12 @@ struct Args {
     /// Tokens of an answer, at most.
     #[arg(long, default_value_t = 64)]
     answer_tokens: usize,
-    /// Of answers; 0 takes the likeliest word.
+    /// Temperature of answers; 0 takes the likeliest token.
     #[arg(long, default_value_t = 0.7)]
     temperature: f64,
 
-    /// Do not train: answer every prompt so often, and write best against worst into `OUT.jsonl`.
+    /// Do not train: answer every prompt this many times, and write the best answer against the
+    /// worst one into `OUT.jsonl`.
     #[arg(long, requires = "score", conflicts_with_all = [
         "held_out_data", "held_out", "group", "loss", "reference", "cache", "full", "rank", "alpha",
         "targets", "quantize", "steps", "batch", "budget", "shared_prefix", "rate", "schedule",

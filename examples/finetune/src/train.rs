@@ -344,7 +344,7 @@ where
 
             let last = step == options.steps;
             let stop = self.stop.load(Ordering::Relaxed);
-            let measured = last || step % options.evaluate_every == 0;
+            let measured = last || step.is_multiple_of(options.evaluate_every);
             if measured && !held_out.is_empty() {
                 let held = self.measure(&policy, held_out)?;
                 writeln!(log, "{}", json!({"step": step, "held_out": table(&held)}))?;
@@ -506,7 +506,7 @@ impl Progress {
             text += &format!(", accuracy {accuracy:.2}");
         }
         text += &format!(", {tokens_a_second:.0} tokens/s");
-        if self.bar.is_hidden() && self.bar.position() % self.every == 0 {
+        if self.bar.is_hidden() && self.bar.position().is_multiple_of(self.every) {
             println!("step {}: {text}", self.bar.position());
         }
         self.bar.set_message(text);

@@ -512,7 +512,7 @@ impl Weights {
             FloatDType::F16 => f16::MAX.to_f32(),
             _ => f32::MAX,
         };
-        match numbers.iter().position(|x| !(x.abs() <= largest)) {
+        match numbers.iter().position(|x| x.is_nan() || x.abs() > largest) {
             None => Ok(numbers),
             Some(place) => Err(WeightError::NotFinite {
                 name: name.to_owned(),

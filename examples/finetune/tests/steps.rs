@@ -1,9 +1,11 @@
 //! One DPO step of every family against TRL's on the same weights and pairs (scripts/steps.py):
 //! log-probabilities, the loss and every gradient, from padded rows and from packed ones.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor};
@@ -13,8 +15,7 @@ use finetune::{Decoder, load};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
-
-const FAMILIES: [&str; 6] = ["gemma2", "llama", "llama3", "mistral", "qwen2", "qwen3"];
+use support::{FAMILIES, data, difference};
 
 /// In f32, TRL's own step is off by 5e-6 nats, 6e-7 of the loss and 1e-5 of a gradient's largest
 /// entry from the same step in f64.
@@ -58,12 +59,6 @@ impl Step {
         })
         .collect()
     }
-}
-
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(name)
 }
 
 fn read_tensors(path: &Path) -> Tensors {
@@ -177,18 +172,6 @@ impl ModuleVisitor for Found<'_> {
     }
 }
 
-/// The largest distance; NaN where a number is.
-fn difference(ours: impl IntoIterator<Item = f64>, theirs: impl IntoIterator<Item = f64>) -> f64 {
-    let (ours, theirs): (Vec<f64>, Vec<f64>) =
-        (ours.into_iter().collect(), theirs.into_iter().collect());
-    assert_eq!(ours.len(), theirs.len());
-    let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs());
-    apart.fold(
-        0.0,
-        |worst, x| if x > worst || x.is_nan() { x } else { worst },
-    )
-}
-
 fn mean(values: Tensor<1>) -> f64 {
     values.mean().into_scalar::<f64>()
 }
@@ -202,7 +185,10 @@ fn compare(
     theirs: TokenLogProbs,
 ) {
     for (found, expected) in [(&ours, &step.policy), (&theirs, &step.reference)] {
-        let worst = difference(found.log_probs().into_data().iter(), expected.concat());
+        let worst = difference(
+            &found.log_probs().into_data().iter().collect::<Vec<_>>(),
+            &expected.concat(),
+        );
         println!("{family}: off by {worst:.1e} nats a token at most");
         assert!(worst < NATS, "{family}: {worst}");
     }
@@ -241,7 +227,7 @@ fn compare(
         assert_eq!(ours_shape, shape, "{family}: {name}");
         let largest = numbers.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
         let wide = |numbers: &[f32]| numbers.iter().copied().map(f64::from).collect::<Vec<_>>();
-        let off = difference(wide(ours), wide(numbers)) / f64::from(largest);
+        let off = difference(&wide(ours), &wide(numbers)) / f64::from(largest);
         assert!(off < OF_LARGEST, "{family}: {name}: {off}");
         if off > worst.0 {
             worst = (off, name);
