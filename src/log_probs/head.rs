@@ -2,8 +2,7 @@ use burn::nn::{Embedding, Linear};
 use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor};
 
 use super::kernel::{self, HeadTensors, Shaping};
-use super::output::Walked;
-use super::predictions::Predictions;
+use super::predictions::{Predictions, Walked};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::math::upcast;

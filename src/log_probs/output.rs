@@ -1,7 +1,8 @@
 use burn::tensor::{Bool, Int, Tensor};
 
 use super::packed::{self, PackedRows};
-use super::{LmHead, TokenLogProbs, TokenStatistics, head, token};
+use super::predictions::Walked;
+use super::{LmHead, head, token};
 use crate::error::InvalidInput;
 
 /// What the forward of a model returns: logits, or what it has before them.
@@ -15,9 +16,6 @@ use crate::error::InvalidInput;
 pub trait ModelOutput: sealed::ModelOutput {}
 
 impl<O: sealed::ModelOutput> ModelOutput for O {}
-
-/// Log-probabilities, and what else the same walk tells where it was asked for.
-pub(crate) type Walked = (TokenLogProbs, Option<TokenStatistics>);
 
 pub(crate) mod sealed {
     use super::{Bool, Int, InvalidInput, PackedRows, Tensor, Walked};

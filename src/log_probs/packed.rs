@@ -3,8 +3,7 @@
 use burn::tensor::{Bool, Device, Int, Tensor};
 
 use super::head::{CountedRows, nothing, walk_rows};
-use super::output::Walked;
-use super::predictions::Predictions;
+use super::predictions::{Predictions, Walked};
 use super::token::check_logits;
 use super::{LmHead, kernel};
 use crate::error::InvalidInput;

@@ -3,6 +3,9 @@ use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor};
 use super::{TokenLogProbs, TokenStatistics};
 use crate::error::InvalidInput;
 
+/// Log-probabilities, and what else the same walk tells where it was asked for.
+pub(crate) type Walked = (TokenLogProbs, Option<TokenStatistics>);
+
 /// Which rows of a model's output `[batch, time, …]` predict a counted token, and which token.
 pub(super) struct Predictions {
     /// `[batch, time]`. Shifting the small mask left instead of slicing the output saves a copy

@@ -1,7 +1,6 @@
 use burn::tensor::{Bool, FloatDType, Int, Tensor};
 
-use super::output::Walked;
-use super::predictions::{Predictions, shift_left};
+use super::predictions::{Predictions, Walked, shift_left};
 use super::{LmHead, RelativeTokenLogProbs, SequenceLogProbs, TokenStatistics, head, kernel};
 use crate::error::InvalidInput;
 use crate::math::{sum_columns, upcast};
