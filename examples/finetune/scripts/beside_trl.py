@@ -100,7 +100,9 @@ def child(args):
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(config))
     model.load_state_dict(loaded.state_dict())
     del loaded
-    tok = tokenizer(args)
+    # Ours, which was saved beside the trained model: what transformers makes of a GGUF file's
+    # tokenizer takes digits together, and would give other ids.
+    tok = transformers.AutoTokenizer.from_pretrained(args.work / "ours")
     data = {n: datasets.load_dataset("json", data_files=str(args.work / f"{n}.jsonl"), split="train")
             for n in ("train", "held_out")}
     shared = dict(
@@ -175,7 +177,8 @@ def main():
     if args.child:
         return child(args)
     rows(args)
-    programs = {"TRL": by_trl, "ours": ours}
+    # TRL takes the tokenizer that ours saves.
+    programs = {"ours": ours, "TRL": by_trl}
     if args.only:
         programs = {k: v for k, v in programs.items() if k.lower() == args.only}
     results = {name: [] for name in programs}
