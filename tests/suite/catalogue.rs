@@ -230,7 +230,13 @@ fn statements(objective: &str) -> &'static [Statement] {
 
 /// What each objective was checked against, beside the scalar code that all are.
 fn checked(reader: For) -> String {
-    let or_dash = |text: &str| if text.is_empty() { "—".into() } else { text.to_owned() };
+    let or_dash = |text: &str| {
+        if text.is_empty() {
+            "—".into()
+        } else {
+            text.to_owned()
+        }
+    };
     let mut table = String::from(
         "| objective | peers | what its paper says of the minimum, tested |\n\
          |---|---|---|\n",
