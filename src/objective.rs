@@ -89,7 +89,7 @@ impl<R: Rewards> LossOutput<R> {
         self.losses.clone()
     }
 
-    /// Implicit rewards, without autodiff: for logs and metrics.
+    /// Implicit rewards, without autodiff, for logs and metrics: [what they hold](crate::loss#rewards).
     pub fn rewards(&self) -> &R {
         &self.rewards
     }
