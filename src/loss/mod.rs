@@ -35,7 +35,7 @@
 //! | ln, e | the natural logarithm, and its base |
 //! | (x)⁺ | max(x, 0) |
 //! | KL(p ‖ q) | Kullback–Leibler divergence, in nats |
-//! | E | expectation |
+//! | P, E | probability and expectation |
 //!
 //! Other letters are fields or columns of one objective (γ, λ, z₀, …), and its page explains them.
 //!
