@@ -43,7 +43,7 @@
 //!     {"weight": 0.2, "objective": {"loss": "bco"}}]}}
 //! ```
 //!
-//! What a file builds takes plain pairs. BCO then has δ = 0, and an SFT term with a mean over tokens
+//! What a [`PairObjectiveConfig`] builds takes plain pairs. BCO then has δ = 0, and an SFT term with a mean over tokens
 //! takes the tokens of the batch at hand. For a moving δ ([`WithShift`](crate::batch::WithShift)) or
 //! the tokens of a whole step ([`WithNll::over_step`](crate::batch::WithNll::over_step)) build the
 //! objective in code.

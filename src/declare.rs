@@ -205,8 +205,8 @@ macro_rules! objective {
         /// # Example
         ///
         #[doc = concat!("[`", stringify!($config), "`] builds the objective.")]
-        /// [One step](crate#one-step) shows how a model gives a batch, the guide's
-        /// [first chapter](crate::guide::choosing) when to take which objective.
+        /// [One step](crate#one-step) shows how a model gives a batch; the guide's chapter on
+        /// [choosing](crate::guide::choosing) says when to take which objective.
         $(
             #[doc = concat!(
                 "\n\n```\n",

@@ -58,14 +58,18 @@ fn pages() -> Vec<(String, String, String)> {
 fn every_letter_of_a_formula_is_explained() {
     let loss = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/loss/mod.rs");
     let loss = fs::read_to_string(loss).unwrap();
-    let (_, table) = loss.split_once("//! # Symbols").expect("a table of symbols");
+    let (_, table) = loss
+        .split_once("//! # Symbols")
+        .expect("a table of symbols");
     let (table, _) = table.split_once("//! # ").expect("the next section");
     let rows = table.lines().filter_map(|line| line.split('|').nth(1));
     let known: BTreeSet<char> = rows.flat_map(symbols).chain(['Σ']).collect();
     assert!(known.contains(&'ρ') && known.contains(&'ℓ'), "{known:?}");
 
     let pages = pages();
-    let (_, exports) = loss.split_once("\npub use ").expect("what the module exports");
+    let (_, exports) = loss
+        .split_once("\npub use ")
+        .expect("what the module exports");
     let exported = exports.matches("LossConfig").count();
     assert_eq!(pages.len(), exported, "a page for each objective");
     for (name, formula, rest) in pages {
