@@ -12,6 +12,7 @@
 //! DPO's and those of ties, with r for ρ.
 
 use std::error::Error;
+use std::fmt::Write;
 use std::path::Path;
 
 use burn::tensor::{Bool, Device, Tensor};
@@ -263,10 +264,11 @@ fn compact(svg: &str) -> String {
         let mut path = String::new();
         let mut last = None;
         for (x, y) in points {
-            path += &match last {
-                None => format!("M {x} {y} l"),
-                Some((from_x, from_y)) => format!(" {} {}", x - from_x, y - from_y),
-            };
+            match last {
+                None => write!(path, "M {x} {y} l"),
+                Some((from_x, from_y)) => write!(path, " {} {}", x - from_x, y - from_y),
+            }
+            .expect("a string takes everything");
             last = Some((x, y));
         }
         let style = ["stroke", "stroke-width", "opacity"].map(|name| match of(name) {
@@ -275,15 +277,15 @@ fn compact(svg: &str) -> String {
         });
         add(&mut paths, style.concat(), &(path + "\n"));
     }
-    let mut figure = format!("{opening}\n{background}\n");
-    for (style, path) in paths {
-        figure += &format!("<path fill=\"none\"{style} d=\"{}\"/>\n", path.trim());
-    }
-    for (style, texts) in texts {
-        figure +=
-            &format!("<g font-family=\"sans-serif\" fill=\"#000000\" {style}>\n{texts}</g>\n");
-    }
-    figure + "</svg>\n"
+    let paths = paths.iter().map(|(style, path)| {
+        let path = path.trim();
+        format!("<path fill=\"none\"{style} d=\"{path}\"/>\n")
+    });
+    let texts = texts.iter().map(|(style, texts)| {
+        format!("<g font-family=\"sans-serif\" fill=\"#000000\" {style}>\n{texts}</g>\n")
+    });
+    let drawn: String = paths.chain(texts).collect();
+    format!("{opening}\n{background}\n{drawn}</svg>\n")
 }
 
 /// Its words, and its numbers.

@@ -39,14 +39,18 @@ fn pages() -> Vec<(String, String, String)> {
             let name = name.split(' ').next().unwrap().to_owned();
             let (mut formula, mut rest, mut inside) = (String::new(), String::new(), false);
             for line in declaration.lines().map(str::trim) {
-                match line.strip_prefix("///") {
-                    Some(line) if line.contains("```") => inside = !inside,
-                    Some(line) if inside => formula += &format!("{line}\n"),
-                    Some(line) => rest += &format!("{line}\n"),
+                let page = match line.strip_prefix("///") {
+                    Some(line) if line.contains("```") => {
+                        inside = !inside;
+                        continue;
+                    }
+                    Some(_) if inside => &mut formula,
+                    Some(_) => &mut rest,
                     // What a required number is.
-                    None if line.starts_with('"') => rest += &format!("{line}\n"),
-                    None => {}
-                }
+                    None if line.starts_with('"') => &mut rest,
+                    None => continue,
+                };
+                page.extend([line.trim_start_matches('/'), "\n"]);
             }
             pages.push((name, formula, rest));
         }
