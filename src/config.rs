@@ -12,11 +12,28 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! `loss` names the objective in snake case, and the other keys are the fields of its config. A
-//! missing key takes its default, so a file of an older version loads; an unknown key, an unknown
-//! objective and a missing `loss` are errors of the parser that name the key, and a value outside
-//! its range is an error of `try_init` that carries name, value and range. All enums implement
-//! [`burn::config::Config`], so `load` and `save` work with JSON files.
+//! `loss` names the objective ([all names](crate::loss#all-objectives)), and the other keys are the
+//! fields of its config.
+//!
+//! - A missing key takes its default, so a file of an older version loads.
+//! - An unknown key, an unknown objective and a missing `loss` are errors of the parser that name
+//!   the key.
+//! - A value outside its range is an error of `try_init` that carries name, value and range.
+//!
+//! All enums implement Burn's
+//! [`Config`](https://docs.rs/burn/0.22.1/burn/config/trait.Config.html), so `load` and `save` work
+//! with JSON files. Which enum to take depends on the batch:
+//!
+//! | batch | enum |
+//! |---|---|
+//! | pairs | [`PairObjectiveConfig`] |
+//! | pairs with scores | [`ScoredPairObjectiveConfig`] |
+//! | pairs that may be ties | [`TiedPairObjectiveConfig`] |
+//! | labelled completions, completions to unlearn | [`UnpairedObjectiveConfig`] |
+//! | completions with a scalar score | [`ScoredObjectiveConfig`] |
+//! | lists | [`RankedObjectiveConfig`] |
+//! | rewards of a reward model | [`RewardObjectiveConfig`] |
+//! | pairs with another column | the config itself: [`BetaDpoLossConfig`], [`TdpoLossConfig`], [`TpoLossConfig`] |
 //!
 //! Mixtures and the SFT term nest:
 //!
@@ -26,23 +43,19 @@
 //!     {"weight": 0.2, "objective": {"loss": "bco"}}]}}
 //! ```
 //!
-//! What they build takes plain pairs: a BCO of a file has no moving δ (it is 0), and an SFT term
-//! that is a mean over tokens is one over those of the batch at hand. For δ
-//! ([`WithShift`](crate::batch::WithShift)) or the tokens of a whole step
-//! ([`WithNll::over_step`](crate::batch::WithNll::over_step)) build the objective in code.
+//! What a [`PairObjectiveConfig`] builds takes plain pairs. BCO then has δ = 0, and an SFT term with a mean over tokens
+//! takes the tokens of the batch at hand. For a moving δ ([`WithShift`](crate::batch::WithShift)) or
+//! the tokens of a whole step ([`WithNll::over_step`](crate::batch::WithNll::over_step)) build the
+//! objective in code.
 //!
-//! What is done to token log-probabilities before they are summed is a [`TokenModifierConfig`], and
-//! TR-DPO's moving reference a [`ReferenceSchedule`](crate::reference::ReferenceSchedule):
+//! Two more things come from a file: what is done to token log-probabilities before they are summed
+//! ([`TokenModifierConfig`]), and TR-DPO's moving reference
+//! ([`ReferenceSchedule`](crate::reference::ReferenceSchedule)).
 //!
 //! ```json
 //! {"modifier": "length_desensitized", "alpha": 0.5}
 //! {"modifier": "clamped", "low": -1.5, "high": 1.5}
 //! ```
-//!
-//! Completions with a scalar score have a [`ScoredObjectiveConfig`], reward models a
-//! [`RewardObjectiveConfig`]. Objectives that need a column have an enum of their own ([`ScoredPairObjectiveConfig`],
-//! [`TiedPairObjectiveConfig`]), or, where there is one alone, their config is the file:
-//! [`BetaDpoLossConfig`], [`TdpoLossConfig`], [`TpoLossConfig`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -130,7 +143,7 @@ macro_rules! objectives {
             }
         }
 
-        #[doc = concat!("What a [`", stringify!($name), "`] builds, by what it takes.")]
+        #[doc = concat!("What a [`", stringify!($name), "`] builds: a variant for each kind of batch.")]
         #[derive(Debug, Clone)]
         pub enum $built {
             $(
@@ -182,7 +195,7 @@ macro_rules! objectives {
             }
         }
 
-        #[doc = concat!("What a [`", stringify!($name), "`] builds. Each takes another batch, so each is itself.")]
+        #[doc = concat!("What a [`", stringify!($name), "`] builds: the objective itself, since each takes another batch.")]
         #[derive(Debug, Clone, PartialEq)]
         #[non_exhaustive]
         pub enum $built {

@@ -4,7 +4,7 @@
 macro_rules! example_batch {
     (referenced) => {
         concat!(
-            "// One pair: ρ_w = 2, ρ_l = −8, four tokens each.\n",
+            "// `batch` is a `ReferencedPair` of one pair: ρ_w = 2, ρ_l = −8, four tokens each.\n",
             "# let device = burn::tensor::Device::default();\n",
             "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
             "# let policy = PolicyPair::new(y(-10.0), y(-30.0))?;\n",
@@ -13,7 +13,7 @@ macro_rules! example_batch {
     };
     (policy) => {
         concat!(
-            "// One pair of mean token probabilities ½ and ¼: ℓ_w = 4·ln ½, ℓ_l = 4·ln ¼.\n",
+            "// `batch` is a `PolicyPair` of one pair, four tokens each: ℓ_w = 4·ln ½, ℓ_l = 4·ln ¼.\n",
             "# let device = burn::tensor::Device::default();\n",
             "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
             "# let batch = PolicyPair::new(y(-4.0 * 2_f32.ln()), y(-4.0 * 4_f32.ln()))?;\n",
@@ -22,14 +22,14 @@ macro_rules! example_batch {
     (with_gold) => {
         concat!(
             $crate::declare::example_batch!(policy),
-            "// A gold completion of ℓ = −2, four tokens.\n",
+            "// A `WithNll` column: a gold completion of ℓ = −2, four tokens.\n",
             "# let batch = WithNll::new(batch, y(-2.0))?;\n",
         )
     };
     (scored) => {
         concat!(
             $crate::declare::example_batch!(referenced),
-            "// Scores s_w = 2, s_l = 1.\n",
+            "// A `WithScores` column: s_w = 2, s_l = 1.\n",
             "# let score = |s| burn::tensor::Tensor::<1>::from_floats([s], &device);\n",
             "# let scores = Pair::new(score(2.0), score(1.0))?;\n",
             "# let batch = WithScores::new(batch, scores)?;\n",
@@ -38,7 +38,7 @@ macro_rules! example_batch {
     (untied) => {
         concat!(
             $crate::declare::example_batch!(referenced),
-            "// Not a tie.\n",
+            "// A `WithTies` column: not a tie.\n",
             "# use burn::tensor::{Bool, Tensor};\n",
             "# let tied = Tensor::<1, Bool>::from_bool([false], &device);\n",
             "# let batch = WithTies::new(batch, tied)?;\n",
@@ -47,6 +47,7 @@ macro_rules! example_batch {
     (with_mean_margin) => {
         concat!(
             $crate::declare::example_batch!(referenced),
+            "// A `WithMeanMargin` column: M₀ = 0.\n",
             "# let mean = burn::tensor::Tensor::<1>::zeros([1], &device);\n",
             "# let batch = WithMeanMargin::new(batch, mean)?;\n",
         )
@@ -54,6 +55,7 @@ macro_rules! example_batch {
     (with_sequence_kl) => {
         concat!(
             $crate::declare::example_batch!(referenced),
+            "// A `WithSequenceKl` column: K_w = 1, K_l = 3.\n",
             "# let kl = |k| burn::tensor::Tensor::<1>::from_floats([k], &device);\n",
             "# let kl = Pair::new(kl(1.0), kl(3.0))?;\n",
             "# let batch = WithSequenceKl::new(batch, kl)?;\n",
@@ -61,7 +63,7 @@ macro_rules! example_batch {
     };
     (rewards) => {
         concat!(
-            "// One pair: a reward model says 2 and 0.5.\n",
+            "// `batch` is a `RewardPair` of one pair: a reward model says 2 and 0.5.\n",
             "# let device = burn::tensor::Device::default();\n",
             "# let says = |r| burn::tensor::Tensor::<1>::from_floats([r], &device);\n",
             "# let batch = RewardPair::new(says(2.0), says(0.5))?;\n",
@@ -70,7 +72,7 @@ macro_rules! example_batch {
     (untied_rewards) => {
         concat!(
             $crate::declare::example_batch!(rewards),
-            "// Not a tie.\n",
+            "// A `WithTies` column: not a tie.\n",
             "# use burn::tensor::{Bool, Tensor};\n",
             "# let tied = Tensor::<1, Bool>::from_bool([false], &device);\n",
             "# let batch = WithTies::new(batch, tied)?;\n",
@@ -78,7 +80,7 @@ macro_rules! example_batch {
     };
     (ranked_rewards) => {
         concat!(
-            "// Two candidates: a reward model says 2 and 0.5, scores 1 and 0.\n",
+            "// `batch` is a `Ranked` of two candidates: a reward model says 2 and 0.5, scores 1 and 0.\n",
             "# use burn::tensor::{Bool, Device, Tensor};\n",
             "# let device = Device::default();\n",
             "# let rewards = Tensor::<2>::from_floats([[2.0, 0.5]], &device);\n",
@@ -89,14 +91,14 @@ macro_rules! example_batch {
     };
     (undesirable_policy) => {
         concat!(
-            "// One completion to unlearn: ℓ = −10, four tokens.\n",
+            "// `batch` is a `SequenceLogProbs` of one completion to unlearn: ℓ = −10, four tokens.\n",
             "# let device = burn::tensor::Device::default();\n",
             "# let batch = SequenceLogProbs::from_values(&[-10.0], &[4], &device)?;\n",
         )
     };
     (undesirable) => {
         concat!(
-            "// One completion to unlearn: ρ = 2, four tokens.\n",
+            "// `batch` is a `RelativeLogProbs` of one completion to unlearn: ρ = 2, four tokens.\n",
             "# let device = burn::tensor::Device::default();\n",
             "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
             "# let batch = y(-10.0).relative_to(y(-12.0))?;\n",
@@ -104,7 +106,7 @@ macro_rules! example_batch {
     };
     (scored_with_value) => {
         concat!(
-            "// One completion: ρ = 2, r = 3, V = 2.5.\n",
+            "// `batch` is a `Scored` of one completion with a `WithValue` column: ρ = 2, r = 3, V = 2.5.\n",
             "# use burn::tensor::{Device, Tensor};\n",
             "# let device = Device::default();\n",
             "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
@@ -115,7 +117,7 @@ macro_rules! example_batch {
     };
     (quantiles) => {
         concat!(
-            "// One completion, better than three quarters of the reference's: ρ = 2.\n",
+            "// `batch` is a `Scored` of one completion, better than ¾ of the reference's: ρ = 2.\n",
             "# use burn::tensor::{Device, Tensor};\n",
             "# let device = Device::default();\n",
             "# let y = |sum| SequenceLogProbs::from_values(&[sum], &[4], &device).unwrap();\n",
@@ -125,7 +127,7 @@ macro_rules! example_batch {
     };
     (unpaired) => {
         concat!(
-            "// A thumb up with ρ = 10, a thumb down with ρ = 0.\n",
+            "// `batch` is an `Unpaired`: a thumb up with ρ = 10, a thumb down with ρ = 0.\n",
             "# use burn::tensor::{Bool, Device, Tensor};\n",
             "# let device = Device::default();\n",
             "# let y = |sums| SequenceLogProbs::from_values(sums, &[4, 4], &device).unwrap();\n",
@@ -137,13 +139,13 @@ macro_rules! example_batch {
     (unpaired_with_baseline) => {
         concat!(
             $crate::declare::example_batch!(unpaired),
-            "// z₀ = 0.\n",
+            "// A `WithBaseline` column: z₀ = 0.\n",
             "# let batch = WithBaseline::new(batch, Tensor::<1>::zeros([1], &device))?;\n",
         )
     };
     (ranked_policy) => {
         concat!(
-            "// Two candidates of two tokens: ℓ = −1 and −4, scores 0.3 and 0.9.\n",
+            "// `batch` is a `Ranked` of two candidates, two tokens each: ℓ = −1 and −4, scores 0.3 and 0.9.\n",
             "# use burn::tensor::{Bool, Device, Tensor};\n",
             "# let device = Device::default();\n",
             "# let y = SequenceLogProbs::from_values(&[-1.0, -4.0], &[2, 2], &device)?;\n",
@@ -154,7 +156,7 @@ macro_rules! example_batch {
     };
     (ranked) => {
         concat!(
-            "// Two candidates: ρ = 2 and −8, scores 1 and 0.\n",
+            "// `batch` is a `Ranked` of two candidates: ρ = 2 and −8, scores 1 and 0.\n",
             "# use burn::tensor::{Bool, Device, Tensor};\n",
             "# let device = Device::default();\n",
             "# let y = |sums| SequenceLogProbs::from_values(sums, &[4, 4], &device).unwrap();\n",
@@ -176,11 +178,12 @@ pub(crate) use example_batch;
 /// an argument of `new`. Saved configs may lack fields (they take their defaults) but not have
 /// unknown ones; without the required one, `try_init` fails.
 /// An `example` becomes a documentation test: the batch, `of` the required number, what follows
-/// `Config::new(…)`, the expected mean loss, and the arithmetic behind it.
+/// `Config::new(…)`, the expected mean loss, and the arithmetic behind it. The page of an objective
+/// also says what its symbols are, and where the batch comes from.
 macro_rules! objective {
     (
         $(#[$meta:meta])*
-        $(example $batch:ident $(of $such:literal)? $with_fields:literal = $value:literal, $arithmetic:literal;)*
+        $(example $batch:ident $(of $such:literal)? $with_fields:literal = $value:literal, $arithmetic:literal;)+
         pub struct $loss:ident from $config:ident
             $(requires $required:ident / $with_required:ident: f64, $required_range:ident,
                 $required_doc:literal)?
@@ -192,6 +195,18 @@ macro_rules! objective {
         }
     ) => {
         $(#[$meta])*
+        ///
+        /// # Symbols
+        ///
+        /// ℓ is the log-probability of a completion in nats, ℓ̄ is ℓ per token, ° marks the reference,
+        /// and ρ = ℓ − ℓ° is the log-ratio; w is the chosen completion of a pair, l the rejected one.
+        /// [All symbols](crate::loss#symbols) stand in one table.
+        ///
+        /// # Example
+        ///
+        #[doc = concat!("[`", stringify!($config), "`] builds the objective.")]
+        /// [One step](crate#one-step) shows how a model gives a batch; the guide's chapter on
+        /// [choosing](crate::guide::choosing) says when to take which objective.
         $(
             #[doc = concat!(
                 "\n\n```\n",
@@ -205,7 +220,7 @@ macro_rules! objective {
                 "# Ok::<(), InvalidInput>(())\n",
                 "```\n",
             )]
-        )*
+        )+
         #[derive(Debug, Clone, PartialEq)]
         pub struct $loss {
             $($required: f64,)?

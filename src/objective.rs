@@ -45,8 +45,8 @@ use crate::math::logsumexp;
 pub trait Objective<B: Batch>: Debug + Send + Sync {
     /// The loss of every example, and its implicit rewards.
     ///
-    /// Reads no tensor back: a device queue never stalls, and nothing branches on values. What an
-    /// objective panics on, if on anything, its documentation says.
+    /// It reads no tensor back: a device queue never stalls, and nothing branches on values. If an
+    /// objective can panic, its documentation says on what.
     fn forward(&self, batch: B) -> LossOutput<B::Rewards>;
 }
 
@@ -76,7 +76,7 @@ pub struct LossOutput<R> {
 }
 
 impl<R: Rewards> LossOutput<R> {
-    /// From `[batch]` losses and rewards, which lose their autodiff here.
+    /// From `[batch]` losses and rewards; the rewards lose their autodiff here.
     pub fn new(losses: Tensor<1>, rewards: R) -> Self {
         Self {
             losses,
@@ -89,7 +89,7 @@ impl<R: Rewards> LossOutput<R> {
         self.losses.clone()
     }
 
-    /// Implicit rewards, without autodiff: for logs and metrics.
+    /// Implicit rewards, without autodiff, for logs and metrics: [what they hold](crate::loss#rewards).
     pub fn rewards(&self) -> &R {
         &self.rewards
     }

@@ -62,6 +62,8 @@ mod rows;
 mod scalar;
 #[path = "suite/subjects.rs"]
 mod subjects;
+#[path = "suite/symbols.rs"]
+mod symbols;
 #[path = "suite/train.rs"]
 mod train;
 #[path = "suite/trl_rows.rs"]

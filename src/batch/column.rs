@@ -129,8 +129,8 @@ column! {
 }
 
 column! {
-    /// A batch with the probability that the chosen completion is the better one, `[batch]`, in
-    /// \[0, 1\], which is not checked: a graded label.
+    /// A batch with the probability that the chosen completion is the better one, `[batch]`: a graded
+    /// label. It belongs into \[0, 1\], which is not checked.
     WithPreference, win_probability: Tensor<1>, |room, p| room.constant("win_probability", p)
 }
 
@@ -178,15 +178,17 @@ column! {
 /// A batch with the sequences whose negative log-likelihood is added: an NLL term then takes these
 /// instead of the chosen completions.
 ///
-/// Three things need it. [`TpoLoss`](crate::TpoLoss) imitates a gold completion beside the pair. The
-/// authors of ORPO, and TRL, count the prompt's tokens too: give the
-/// log-probabilities of prompt and chosen completion. And a mean over the *tokens* of a step with
-/// several micro-batches needs the tokens of all of them: see [`over_step`](Self::over_step).
+/// Three things need it:
 ///
-/// [`TpoLoss`](crate::TpoLoss) needs the column; [`OrpoLoss`](crate::OrpoLoss),
-/// [`CpoLoss`](crate::CpoLoss) and [`SftTerm`](crate::SftTerm) take
-/// the column; the latter hands the batch without it on. One sequence per example; gradients flow
-/// through them.
+/// - [`TpoLoss`](crate::TpoLoss) imitates a gold completion beside the pair.
+/// - The authors of ORPO, and TRL, count the prompt's tokens too: give the log-probabilities of
+///   prompt and chosen completion.
+/// - A mean over the *tokens* of a step with several micro-batches needs the number of tokens in all
+///   of them: see [`over_step`](Self::over_step).
+///
+/// [`TpoLoss`](crate::TpoLoss) requires the column. [`OrpoLoss`](crate::OrpoLoss),
+/// [`CpoLoss`](crate::CpoLoss) and [`SftTerm`](crate::SftTerm) may have it; an `SftTerm` gives its
+/// objective the batch without it. There is one sequence per example, and gradients flow through it.
 #[derive(Debug, Clone)]
 pub struct WithNll<B> {
     pub(crate) batch: B,

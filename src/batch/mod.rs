@@ -10,15 +10,46 @@
 //! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | what a reward model says of them | reward models: Bradley–Terry |
 //! | [`SequenceLogProbs`], [`RelativeLogProbs`] | completions alone | unlearning: NPO, SimNPO |
 //!
-//! Data that belongs to an example is a [`Column`] around a batch, never a field of a loss:
-//! [`WithMargin`], [`WithPreference`], [`WithScores`], [`WithTies`], [`WithWeights`],
-//! [`WithNll`], [`WithSequenceKl`], [`WithValue`]; so is a statistic of many batches that the caller holds:
-//! [`WithBaseline`], [`WithShift`], [`WithMeanMargin`]. A scale per example is
-//! [`Pair::scaled_by`].
+//! The batches of [`tokens`](crate::tokens) and [`data`](crate::data) make them from a model. From
+//! numbers of your own:
 //!
-//! Columns nest. What wants one takes it off from the outside: `Weighted` of BCO takes a
-//! `WithWeights<WithShift<ReferencedPair>>`. An objective that has no use for a column takes the
-//! batch below it through [`WithoutColumn`](crate::modifier::WithoutColumn).
+//! ```
+//! use burn::tensor::Device;
+//! use burn_preference::{PolicyPair, SequenceLogProbs};
+//!
+//! let device = Device::default();
+//! // Sum and length of the log-probabilities of two completions, one per pair.
+//! let chosen = SequenceLogProbs::from_values(&[-10.0, -7.0], &[4, 3], &device)?;
+//! let rejected = SequenceLogProbs::from_values(&[-30.0, -9.0], &[4, 5], &device)?;
+//! let pairs = PolicyPair::new(chosen, rejected)?; // `.relative_to(reference)?` for DPO
+//! assert_eq!(pairs.chosen.sum().into_data().to_vec::<f32>().unwrap(), [-10.0, -7.0]);
+//! # Ok::<(), burn_preference::InvalidInput>(())
+//! ```
+//!
+//! # Columns
+//!
+//! Data beside an example is a [`Column`] around a batch, never a field of a loss. So is a statistic
+//! of many batches, which you hold:
+//!
+//! | column | holds | for |
+//! |---|---|---|
+//! | [`WithMargin`] | a margin to reach | DPO, Bradley–Terry |
+//! | [`WithPreference`] | the probability that the chosen completion is better | DPO, SPPO, Bradley–Terry |
+//! | [`WithScores`] | a score per completion of a pair | RPO, REBEL |
+//! | [`WithTies`] | which pairs are ties | Rao–Kupper, Davidson, Bradley–Terry with ties |
+//! | [`WithWeights`] | a weight per example | [`Weighted`](crate::modifier::Weighted) |
+//! | [`WithNll`] | the sequences to imitate | TPO, ORPO, CPO, [`SftTerm`](crate::modifier::SftTerm) |
+//! | [`WithSequenceKl`] | KL(π° ‖ π) per completion | TDPO |
+//! | [`WithValue`] | the value of the prompt | DRO, A*-PO |
+//! | [`WithBaseline`] | z₀, from mismatched completions | KTO |
+//! | [`WithShift`] | δ, from the rewards so far | BCO |
+//! | [`WithMeanMargin`] | M₀, from the margins so far | β-DPO |
+//!
+//! A scale per example is a method: [`Pair::scaled_by`].
+//!
+//! Columns nest, and the outermost is taken off first: `Weighted` around BCO takes a
+//! `WithWeights<WithShift<ReferencedPair>>`. To give an objective a batch with a column that it does
+//! not use, wrap it in [`WithoutColumn`](crate::modifier::WithoutColumn).
 
 mod column;
 mod pair;

@@ -4,7 +4,10 @@ use super::{Batch, Rewards, Rows};
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 
-/// A chosen (y_w) and a rejected (y_l) something of the same prompt.
+/// The chosen (y_w) and the rejected (y_l) side of pairs of the same prompts: log-probabilities,
+/// rewards, scores, statistics.
+///
+/// As a batch it is a [`PolicyPair`], a [`ReferencedPair`] or a [`RewardPair`].
 ///
 /// [`new`](Self::new) and [`from_concatenated`](Self::from_concatenated) make one; both see to it
 /// that the sides fit together. What you assign to a field afterwards is not checked.

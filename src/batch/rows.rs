@@ -7,7 +7,7 @@ use crate::log_probs::{
 /// Something with a row per completion, which [`Pair`](super::Pair) takes apart: a tensor, or the
 /// log-probabilities of tokens or sequences.
 ///
-/// It is sealed: what it wants to know is the crate's own business.
+/// It is sealed.
 pub trait Rows: sealed::Rows {}
 
 impl<T: sealed::Rows> Rows for T {}

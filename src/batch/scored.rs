@@ -8,8 +8,8 @@ use crate::math::{bounded_expm1, upcast};
 
 /// Completions with a scalar score each; they need not share prompts.
 ///
-/// What the score is, the objective says: a reward, or where it stands among the rewards of
-/// reference samples ([`quantile_scores`]).
+/// The objective says what the score is: a reward, or its place among the rewards of samples of the
+/// reference ([`quantile_scores`]).
 #[derive(Debug, Clone)]
 pub struct Scored<L> {
     log_probs: L,
@@ -68,8 +68,8 @@ impl<L: LogProbs<1>> Batch for Scored<L> {
 /// each of their prompts. A NaN among them gives NaN. No gradient flows through it. The result is f32
 /// at least.
 ///
-/// It is uniform where rewards are continuous. Of verdicts of 0 and 1, or many ties, it is not:
-/// break ties at random, or take another objective.
+/// If rewards are continuous, R_q is uniform under the reference. With verdicts of 0 and 1, or with
+/// many ties, it is not: break ties at random, or take another objective.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -119,8 +119,8 @@ pub fn quantile_scores(
 /// V* = β·ln (1/n)·Σ_i e^(r°_i/β)
 /// ```
 ///
-/// β → 0 is the highest reward of the samples, β → ∞ their mean; authors' code takes ½, for rewards
-/// of 0 and 1. No gradient flows through it.
+/// For β → 0 it is the highest reward of the samples, for β → ∞ their mean. The authors' code takes
+/// β = ½, for rewards of 0 and 1. No gradient flows through it.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};

@@ -22,9 +22,9 @@ impl Pair<TokenLogProbs> {
         self.zip(reference, TokenLogProbs::relative_to)
     }
 
-    /// These pairs against a reference that gives every token log-probability 0: the way to
-    /// [`length_desensitized`](Pair::length_desensitized) and the others for an objective without
-    /// a reference, which takes `.sequences().policy()`.
+    /// These pairs against a reference that gives every token log-probability 0. With it, an
+    /// objective without a reference can use [`length_desensitized`](Pair::length_desensitized) and
+    /// the others: it takes `.sequences().policy()`.
     pub fn with_uniform_reference(self) -> Pair<RelativeTokenLogProbs> {
         self.map(RelativeTokenLogProbs::against_uniform)
     }
@@ -61,14 +61,15 @@ impl Pair<RelativeTokenLogProbs> {
         self.map_ref(RelativeTokenLogProbs::sequence)
     }
 
-    /// LD-DPO (Liu et al., 2409.06411): tokens past the shorter completion's length count α.
+    /// LD-DPO (Liu et al., 2409.06411): tokens beyond the length of the shorter
+    /// completion are weighted by α.
     ///
     /// ```text
     /// ℓ = Σ_{t ≤ n} ln π(y_t) + α·Σ_{t > n} ln π(y_t)      n = min(len_w, len_l)
     /// ```
     ///
-    /// α = 1 changes nothing, α = 0 cuts. Lengths stay the completions' own. An NLL term is not
-    /// discounted, as in TRL; LLaMA-Factory discounts it.
+    /// α = 1 changes nothing, α = 0 drops these tokens. Lengths stay those of the whole completions.
+    /// An NLL term is not discounted, as in TRL; LLaMA-Factory discounts it.
     ///
     /// # Errors
     ///

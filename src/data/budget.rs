@@ -12,8 +12,8 @@ use crate::tokens::{Packing, Padding, Sequence};
 ///
 /// It is Burn's `BatchStrategy`: [`EpochLoader::with_strategy`](super::EpochLoader::with_strategy)
 /// takes it, and so does Burn's `BatchDataLoader`. Rows come in their order; the one that does not
-/// fit begins the next batch. Batches have several sizes, so divide a loss by the examples or
-/// tokens of the batch, not by a constant. Workers with a share of the rows each may have several
+/// fit begins the next batch. Batches have different sizes, so divide a loss by the examples
+/// or tokens of the batch, not by a constant. Workers with a share of the rows each may have several
 /// numbers of batches, which a [`Reducer`](crate::training::reducer::Reducer) does not stand: there, split
 /// each batch over the workers instead.
 ///

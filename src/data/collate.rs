@@ -100,7 +100,7 @@ pub struct UnpairedTokens<L = Desirable> {
     pub rows: TokenBatch,
     /// `[batch]`, true for a thumb up.
     pub desirable: Tensor<1, Bool>,
-    /// Nothing of a dataset without.
+    /// None where the dataset has no mismatched completions.
     mismatched: Option<TokenBatch>,
     /// Where the rows come from; for columns of your own.
     pub examples: Vec<Example<Vec<u32>, L>>,

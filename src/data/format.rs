@@ -44,9 +44,9 @@ pub trait Format: Send + Sync {
 /// {"prompt": [{"role": "user", "content": "2+2?"}], "chosen": […], "rejected": […]}
 /// ```
 ///
-/// Without a `prompt`, what both texts begin with is the prompt, as TRL takes it: their common
-/// messages, or their common characters; a space at their end belongs to the completions. Of
-/// a text that the other one only continues, the last message or character is its completion.
+/// Without a `prompt`, what both texts begin with is the prompt, as in TRL: their common messages, or
+/// their common characters. A space at its end belongs to the completions. If one text is the
+/// beginning of the other, its last message or character is its completion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairFormat {
     /// The field of the prompt: `prompt`.

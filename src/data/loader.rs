@@ -22,7 +22,7 @@ use crate::error::InvalidInput;
 ///
 /// # Several workers
 ///
-/// burn-train's `MultiDevice` gives each worker a [`slice`](DataLoader::slice) of the items. A
+/// burn-train's `MultiDevice` gives each worker a [`slice`](Self::slice) of the items. A
 /// slice is a *share*: items `start..end` of `n` are the rows from place `start·r/n` to `end·r/n`,
 /// rounded down, of the `r` rows that the epoch has left. A whole epoch has all `n`; one that the
 /// cursor begins in the middle of has fewer. The slices of all workers together are the rows that

@@ -16,10 +16,11 @@ pub struct WithMismatched {
 
 /// Thumbs with mismatched completions, on which KTO's z₀ is estimated.
 ///
-/// Each row gets the completion (and its mask of tokens that count) of the next row, after the last
-/// the first, that has another prompt and fits. A pairing by batch, as TRL makes it, gives a batch of one its own completion
-/// and neighbours of one prompt each other's; this one does neither, and does not change with the
-/// batch. Shuffle before, if the order of the rows means something.
+/// Each row gets the completion (and its mask of tokens that count) of the next row that has another
+/// prompt and fits; after the last row comes the first. TRL pairs within a batch: a batch of one then
+/// gets its own completion, and neighbours with the same prompt get each other's. Here neither
+/// happens, and the pairing does not depend on the batch. Shuffle before, if the order of the rows
+/// means something.
 #[derive(Debug)]
 pub struct Mismatched<D> {
     dataset: D,

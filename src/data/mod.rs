@@ -5,13 +5,16 @@
 //!          rows         your closure makes ids      which count, truncated, reported
 //! ```
 //!
-//! Every stage but the last is a Burn [`Dataset`](burn::data::dataset::Dataset), read when it is
-//! asked for: a file may be larger than memory. What an example is labelled with is its type:
-//! [`Preference`] for pairs, [`Desirable`] for thumbs, [`Scores`] for lists.
+//! Every stage but the last is a Burn
+//! [`Dataset`](https://docs.rs/burn/0.22.1/burn/data/dataset/trait.Dataset.html): a row is read when
+//! it is asked for, so a file may be larger than memory. The type of an example says how it is
+//! labelled: [`Preference`] for pairs, [`Desirable`] for thumbs, [`Scores`] for lists.
 //!
-//! A batch asks your models ([`TokenBatch::log_probs`](crate::tokens::TokenBatch::log_probs)) and
-//! makes what an objective takes ([`PairTokens::pair`], [`UnpairedTokens::unpaired`],
-//! [`RankedTokens::ranked`]): the guide's [training loop](crate::guide::training_loop).
+//! A batch asks your models for log-probabilities
+//! ([`TokenBatch::log_probs`](crate::tokens::TokenBatch::log_probs)) and makes of them what an
+//! objective takes ([`PairTokens::pair`], [`UnpairedTokens::unpaired`], [`RankedTokens::ranked`]).
+//! The guide's chapter on [data](crate::guide::data) explains tokenizers, conversations and what
+//! counts; its [training loop](crate::guide::training_loop) uses the batches.
 //!
 //! ```
 //! use burn::data::dataloader::batcher::Batcher;

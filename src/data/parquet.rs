@@ -21,9 +21,9 @@ use super::tokenized::OnError;
 /// decimals strings. The line of an example is its row, from 1. A file is one row group in memory at
 /// a time.
 ///
-/// Structs of Parquet have all their fields in every row: what a message lacks is null, and the
-/// arguments of one tool have those of all others. Data sets keep them as a string of JSON instead,
-/// which stays one.
+/// Structs of Parquet have all their fields in every row: a field that a message lacks is null, and
+/// the arguments of one tool have the fields of all other tools. Data sets therefore keep arguments
+/// as a string of JSON, and a string stays a string.
 #[derive(Debug, Clone)]
 pub struct ParquetFile<F> {
     path: PathBuf,

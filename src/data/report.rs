@@ -88,8 +88,8 @@ pub struct Report {
     pub counted: Vec<Spread>,
     /// Desirable and undesirable rows, of thumbs.
     pub classes: Option<(usize, usize)>,
-    /// Pairs whose chosen completion has more tokens that count, and pairs whose rejected one has:
-    /// far from equal numbers are a lesson about length.
+    /// Pairs whose chosen completion has more tokens that count, and pairs whose rejected one has
+    /// more. If the two numbers are far apart, a model can learn length instead of preference.
     pub longer: Option<(usize, usize)>,
     /// Best score less worst, of lists.
     pub score_gaps: Option<Spread>,
@@ -97,8 +97,9 @@ pub struct Report {
     pub identical_pairs: usize,
     /// Kept lists whose scores are all the same: they order nothing.
     pub tied_lists: usize,
-    /// Rows whose prompt ends otherwise once a completion follows: tokens merge, or the template
-    /// opens an answer otherwise than it shows it. The completion begins where they part.
+    /// Rows whose prompt has other last tokens once a completion follows: tokens merge, or the
+    /// template opens an answer in another way than it shows it. The completion begins at the first
+    /// token that differs.
     pub moved_starts: usize,
     /// The most tokens that a prompt gave away for this reason.
     pub moved_tokens: usize,

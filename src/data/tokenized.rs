@@ -38,7 +38,7 @@ pub struct TokenizeOptions {
 }
 
 impl TokenizeOptions {
-    /// What is too long is cut so; the assistant's turns count, and a bad row is an error.
+    /// With this truncation; the assistant's turns count, and a bad row is an error.
     pub fn new(truncation: Truncation) -> Self {
         Self {
             truncation,
@@ -67,9 +67,9 @@ impl From<Truncation> for TokenizeOptions {
 /// A dataset of texts as a dataset of token ids: those rows that survive truncation.
 ///
 /// The tokenizer is yours: a closure that turns an [`Encode`] into ids, or into ids and marks of
-/// those that the assistant writes. What a completion is and which of its tokens count is found
-/// here: [`completion_start`], [`Turns`]. **Of a conversation only the assistant's messages count,
-/// unless you say otherwise.**
+/// those that the assistant writes. This dataset finds where a completion begins
+/// ([`completion_start`]) and which of its tokens count ([`Turns`]). **Of a conversation only the
+/// assistant's messages count, unless you say otherwise.**
 ///
 /// The closure runs once over all rows for the [`Report`], and again whenever a row is asked for;
 /// wrap the dataset into Burn's `InMemDataset` to keep the ids instead. A pair of single answers

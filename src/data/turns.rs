@@ -30,9 +30,9 @@ pub enum Turns {
 /// Where completions begin, as TRL has it: the number of ids with which the prompt alone and the
 /// prompt with every completion begin.
 ///
-/// Tokens merge across the border, and some templates open an answer otherwise than they show it
-/// later. The ids from here on are the completion, so that no text is lost, and the prompt ends
-/// here for all completions alike.
+/// Tokens may merge across the border, and some templates open an answer in another way than they
+/// show it later. The ids from here on are the completion, so that no text is lost, and the prompt
+/// ends here for all completions alike.
 pub fn completion_start<'a>(
     prompt: &[u32],
     with_completions: impl IntoIterator<Item = &'a [u32]>,

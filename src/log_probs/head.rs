@@ -19,10 +19,10 @@ const RETAINED_BYTES: usize = 8 << 20;
 /// logits = softcap(scale·(W·hidden + b)) / temperature
 /// ```
 ///
-/// Look into your model's config: a head that scales or caps its logits
-/// ([`with_logit_scale`](Self::with_logit_scale), [`with_softcap`](Self::with_softcap)) and is
-/// not said to is another model, and nothing notices. Both act in f32, whatever the head's number
-/// type.
+/// Look into your model's config: does its head scale or cap its logits? If you do not say so
+/// ([`with_logit_scale`](Self::with_logit_scale), [`with_softcap`](Self::with_softcap)), the
+/// log-probabilities are those of another model, and no error tells. Both act in f32, whatever the
+/// head's number type.
 ///
 /// Which gradients are computed follows from the tensors: a weight without `require_grad` (LoRA,
 /// [`Frozen`](crate::Frozen)) costs nothing in the backward.
@@ -102,14 +102,14 @@ impl LmHead {
         Ok(self)
     }
 
-    /// Lets a trainable head keep so many bytes of logits from forward to backward; the default
-    /// is 8 MiB.
+    /// How many bytes of logits a trainable head may keep from forward to backward; the default is
+    /// 8 MiB.
     ///
-    /// What is not kept is computed again: a fourth product of the size of the three that a
-    /// trainable head needs. All of them take 4·rows·vocab bytes of counted tokens (8 in f64),
-    /// rounded up to whole tiles, and only whole columns of tiles are kept. On Flex the gradient
-    /// takes their place, and the numbers are the same whatever is kept. A frozen head keeps none
-    /// and needs none; kernels for GPUs keep none.
+    /// Logits that are not kept are computed again: a fourth product of the size of the three that a
+    /// trainable head needs. All of them take 4·rows·vocab bytes (8 in f64), where `rows` counts the
+    /// tokens that count, rounded up to whole tiles; only whole columns of tiles are kept. On Flex
+    /// the gradient takes the place of the logits, and the numbers are the same whatever is kept. A
+    /// frozen head keeps none and needs none. Kernels for GPUs keep none.
     ///
     /// Measure before you raise it: a buffer that large costs fresh pages in every step, unless
     /// the allocator keeps them. `cargo bench --bench head_floor` compares all and none.

@@ -40,9 +40,9 @@ pub fn sequence_kl(
 /// [`sequence_kl`] from hidden states and heads: no logits on the tape, and only the rows that
 /// predict a counted token reach the heads.
 ///
-/// Policy and reference may have hidden states of different width; they share the vocabulary. The
-/// logits of a block of rows exist at a time, and again in the backward: two products forward, and
-/// backward two more and one for each gradient that is wanted.
+/// Policy and reference may have hidden states of different width; they share the vocabulary. Only
+/// the logits of one block of rows exist at a time, and the backward computes them again. That is
+/// two products in the forward; in the backward two more, and one for each gradient that is wanted.
 ///
 /// # Shapes
 ///

@@ -1,4 +1,23 @@
 //! From model outputs to log-probabilities: per token, per sequence, against a reference.
+//!
+//! ```text
+//! logits, or hidden states and a head
+//!     ─→ TokenLogProbs: a column per predicted token
+//!     ─→ RelativeTokenLogProbs: the reference beside them, where tokens are weighed or clamped
+//!     ─→ SequenceLogProbs or RelativeLogProbs: a sum and a length per completion, for a batch
+//! ```
+//!
+//! Most programs never name these types: [`TokenBatch::log_probs`](crate::tokens::TokenBatch::log_probs)
+//! makes them from the forward of a model. Use them directly for tensors of your own
+//! ([`TokenLogProbs::from_hidden`]), for numbers of your own ([`SequenceLogProbs::new`]), and for
+//! what else the logits say ([`TokenStatistics`]).
+//!
+//! # Memory
+//!
+//! The logits of 4 × 512 tokens over 128k words are 1 GB in f32, and their gradient another. Let the
+//! forward return hidden states and the head ([`ModelOutput`], [`LmHead`]) instead: rows that predict
+//! no completion token are dropped, and all logits never exist at once. Everything after it stays
+//! as it is.
 
 mod head;
 #[allow(

@@ -5,7 +5,7 @@ use super::predictions::Walked;
 use super::{LmHead, head, token};
 use crate::error::InvalidInput;
 
-/// What the forward of a model returns: logits, or what it has before them.
+/// What the forward of a model returns: logits, or the hidden states before them.
 ///
 /// | type | holds |
 /// |---|---|

@@ -6,9 +6,9 @@ use crate::hyperparameter::bounds;
 
 /// The policy's log-probabilities of tokens, and the reference's of the same ones.
 ///
-/// It is where tokens are weighed or clamped before they are summed, because both sides have to
-/// take part: a sum that is altered on one side alone is no log-ratio. What needs both completions
-/// of a pair, LD-DPO and SamPO, are methods of
+/// Tokens are weighed or clamped here, before they are summed, because it has to happen to both
+/// sides: a sum that is changed on one side alone gives no log-ratio. LD-DPO and SamPO need both
+/// completions of a pair; they are methods of
 /// [`Pair<RelativeTokenLogProbs>`](crate::batch::Pair).
 ///
 /// ```

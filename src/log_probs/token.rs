@@ -9,6 +9,16 @@ use crate::math::{sum_columns, upcast};
 ///
 /// Column `t` belongs to token `t + 1`, predicted from the tokens `0..=t`: a batch of `time`
 /// tokens has `time − 1` columns, and a `completion_mask` marks tokens, not predictions.
+///
+/// | you have | call |
+/// |---|---|
+/// | token ids and a model | [`TokenBatch::token_log_probs`](crate::tokens::TokenBatch::token_log_probs), which is one of the next two |
+/// | hidden states and a head | [`from_hidden`](Self::from_hidden): all logits never exist at once |
+/// | logits | [`from_logits`](Self::from_logits) |
+/// | log-probabilities | [`new`](Self::new) |
+///
+/// Then [`relative_to`](Self::relative_to) puts the reference's beside them, where tokens are
+/// weighed or clamped; [`sequence`](Self::sequence) sums them for an objective.
 #[derive(Debug, Clone)]
 pub struct TokenLogProbs {
     log_probs: Tensor<2>,
@@ -16,61 +26,11 @@ pub struct TokenLogProbs {
 }
 
 impl TokenLogProbs {
-    /// From the logits of a causal model over whole sequences; the shift happens here.
-    ///
-    /// ```text
-    /// log π(y_t) = logits[t − 1, y_t] − ln Σ_v exp(logits[t − 1, v])
-    /// ```
-    ///
-    /// # Shapes
-    ///
-    /// - `logits`: `[batch, time, vocab]`, aligned with `tokens`: row `t` predicts token `t + 1`.
-    ///   They are final: scaled and capped already, as your model's forward returns them
-    /// - `tokens`: `[batch, time]`, prompt and completion
-    /// - `completion_mask`: `[batch, time]`, true where a token counts; false for the prompt and
-    ///   for padding on either side
-    ///
-    /// # Numerics
-    ///
-    /// bf16 and f16 logits are upcast to f32 before the normaliser. Logits of positions that do
-    /// not count may hold anything, NaN included: they reach neither value nor gradient. Token 0
-    /// never counts, since nothing predicts it. A counted token outside the vocabulary gets NaN,
-    /// never a plausible number: check ids on the host with [`check_tokens`](Self::check_tokens)
-    /// where the batch is built.
-    ///
-    /// # Errors
-    ///
-    /// Shapes that do not fit together, fewer than two time steps (nothing is predicted),
-    /// no vocabulary, or several devices.
-    pub fn from_logits(
-        logits: Tensor<3>,
-        tokens: Tensor<2, Int>,
-        completion_mask: Tensor<2, Bool>,
-    ) -> Result<Self, InvalidInput> {
-        let (log_probs, _) = walk(logits, tokens, completion_mask, false)?;
-        Ok(log_probs)
-    }
-
-    /// [`from_logits`](Self::from_logits), and what else the same walk tells.
-    ///
-    /// # Errors
-    ///
-    /// As [`from_logits`](Self::from_logits).
-    #[allow(clippy::missing_panics_doc, reason = "they are there when asked for")]
-    pub fn from_logits_with_statistics(
-        logits: Tensor<3>,
-        tokens: Tensor<2, Int>,
-        completion_mask: Tensor<2, Bool>,
-    ) -> Result<(Self, TokenStatistics), InvalidInput> {
-        let (log_probs, statistics) = walk(logits, tokens, completion_mask, true)?;
-        Ok((log_probs, statistics.expect("asked for")))
-    }
-
     /// From the hidden states before the head, without the logits `[batch, time, vocab]`.
     ///
     /// Equal to [`from_logits`](Self::from_logits) of what the head returns. Rows that predict no
-    /// counted token are dropped before the product, the others are walked block by block, and
-    /// the backward knows its gradients in closed form:
+    /// counted token are dropped before the product with the head, the others are taken block by
+    /// block, and the backward has its gradients in closed form:
     ///
     /// | head | products of 2·rows·hidden·vocab | kept from forward to backward |
     /// |---|---|---|
@@ -136,6 +96,56 @@ impl TokenLogProbs {
         completion_mask: Tensor<2, Bool>,
     ) -> Result<(Self, TokenStatistics), InvalidInput> {
         let (log_probs, statistics) = head::walk(hidden, head, tokens, completion_mask, true)?;
+        Ok((log_probs, statistics.expect("asked for")))
+    }
+
+    /// From the logits of a causal model over whole sequences; the shift happens here.
+    ///
+    /// ```text
+    /// log π(y_t) = logits[t − 1, y_t] − ln Σ_v exp(logits[t − 1, v])
+    /// ```
+    ///
+    /// # Shapes
+    ///
+    /// - `logits`: `[batch, time, vocab]`, aligned with `tokens`: row `t` predicts token `t + 1`.
+    ///   They are final: scaled and capped already, as your model's forward returns them
+    /// - `tokens`: `[batch, time]`, prompt and completion
+    /// - `completion_mask`: `[batch, time]`, true where a token counts; false for the prompt and
+    ///   for padding on either side
+    ///
+    /// # Numerics
+    ///
+    /// bf16 and f16 logits are upcast to f32 before the normaliser. Logits of positions that do
+    /// not count may hold anything, NaN included: they reach neither value nor gradient. Token 0
+    /// never counts, since nothing predicts it. A counted token outside the vocabulary gets NaN,
+    /// never a plausible number: check ids on the host with [`check_tokens`](Self::check_tokens)
+    /// where the batch is built.
+    ///
+    /// # Errors
+    ///
+    /// Shapes that do not fit together, fewer than two time steps (nothing is predicted),
+    /// no vocabulary, or several devices.
+    pub fn from_logits(
+        logits: Tensor<3>,
+        tokens: Tensor<2, Int>,
+        completion_mask: Tensor<2, Bool>,
+    ) -> Result<Self, InvalidInput> {
+        let (log_probs, _) = walk(logits, tokens, completion_mask, false)?;
+        Ok(log_probs)
+    }
+
+    /// [`from_logits`](Self::from_logits), and what else the same walk tells.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_logits`](Self::from_logits).
+    #[allow(clippy::missing_panics_doc, reason = "they are there when asked for")]
+    pub fn from_logits_with_statistics(
+        logits: Tensor<3>,
+        tokens: Tensor<2, Int>,
+        completion_mask: Tensor<2, Bool>,
+    ) -> Result<(Self, TokenStatistics), InvalidInput> {
+        let (log_probs, statistics) = walk(logits, tokens, completion_mask, true)?;
         Ok((log_probs, statistics.expect("asked for")))
     }
 

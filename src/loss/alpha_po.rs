@@ -14,7 +14,7 @@ objective! {
     /// reward = β·r
     /// ```
     ///
-    /// α = 0 is SimPO. The exponent is held at 80.
+    /// α = 0 is SimPO. The exponent is clamped to 80.
     example policy "" = 0.371085, "2·4·(4^¼ − 2^¼) − 1 = 0.80005, and −ln σ of it";
     pub struct AlphaPoLoss from AlphaPoLossConfig {
         /// β > 0: reward per unit of r.

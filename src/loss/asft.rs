@@ -15,8 +15,8 @@ objective! {
     /// ```
     ///
     /// σ of the log-odds is the probability itself, so ln σ(od_w) = ℓ̄_w and
-    /// ln σ(−od_l) = ln(1 − e^ℓ̄_l). As for ORPO, ℓ̄_l is held at −1e-30 or below. Derived again
-    /// from the paper; no peer's code was checked.
+    /// ln σ(−od_l) = ln(1 − e^ℓ̄_l). As in ORPO, ℓ̄_l is clamped to at most −1e-30. The formula was
+    /// derived again from the paper; no peer's code was compared.
     example policy "" = 1.673976, "ln 2 + [ln 2 − ln ¾]";
     pub struct AsftLoss from AsftLossConfig {
         /// λ ≥ 0: the weight of the alignment.

@@ -18,10 +18,11 @@ objective! {
     /// [`MovingAverage`](crate::training::state::MovingAverage) of momentum 0.9 over the mean Δ of each
     /// step, which is the metric `rewards/margins` divided by β. The losses depend on the batch.
     ///
-    /// a acts on Δ, as in the authors' code, and not on β·Δ. Their code does two more things.
-    /// It moves M₀ before it uses it, so that M₀ knows the batch already: update the average
-    /// first to have the same. And it leaves 20% of the pairs out of loss and mean, drawn
-    /// against exp(−½·((Δ − M₀)/s)²), s a moving standard deviation: this crate keeps all pairs.
+    /// The sensitivity a acts on Δ, as in the authors' code, and not on β·Δ. Their code does two more
+    /// things. It moves M₀ before it uses it, so that the batch at hand counts: to have the same,
+    /// update the average first. And it leaves 20% of the pairs out of loss and mean, drawn with
+    /// weights exp(−½·((Δ − M₀)/s)²), where s is a moving standard deviation. This crate keeps all
+    /// pairs.
     example with_mean_margin "" = 0.000911, "M₀ = 0: β′ = 0.1·(1 + 0.6·10) = 0.7, and −ln σ(7)";
     pub struct BetaDpoLoss from BetaDpoLossConfig {
         /// β > 0: reward per nat of log-ratio of an average batch.

@@ -14,9 +14,9 @@ objective! {
     /// reward = β·g(ρ)
     /// ```
     ///
-    /// Not convex, and not monotone around h = 0. The second term is computed as one exponential,
-    /// e^(ln σ(h/t) − h): its factors may be 0 and ∞, whose product is NaN. For t > 1 its exponent
-    /// is held at 80.
+    /// The loss is not convex, and not monotone around h = 0. Its second term is computed as one
+    /// exponential, e^(ln σ(h/t) − h), because its factors may be 0 and ∞, whose product is NaN. For
+    /// t > 1 the exponent is clamped to 80.
     example referenced "" = 0.367879, "h = 1, σ(1/0.05) ≈ 1, so e^−1";
     pub struct DiscopopLoss from DiscopopLossConfig {
         /// β > 0: reward per nat of log-ratio.

@@ -15,7 +15,8 @@ objective! {
     /// reward = β·g(ρ)
     /// ```
     ///
-    /// At ε = 0 it is infinite: an error here, as in TRL 1.16 (0.24 took 1e-3 instead).
+    /// At ε = 0 the loss is infinite, so that ε = 0 is an error, as in TRL 1.16. (TRL 0.24 took 1e-3
+    /// instead.)
     example referenced "" = 1.276310, "h = 1: 0.731·(−0.313 + 0.001) + 0.269·(−1.313 + 6.908)";
     pub struct ExoPairLoss from ExoPairLossConfig {
         /// β > 0: reward per nat of log-ratio.

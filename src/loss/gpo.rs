@@ -24,7 +24,7 @@ objective! {
     pub struct GpoLoss from GpoLossConfig {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
-        /// f.
+        /// f: the loss of a margin.
         link / with_link: Link = Link::Exponential;
     }
 }

@@ -14,11 +14,12 @@ objective! {
     /// reward = τ·r
     /// ```
     ///
-    /// The paper's letter and the first public code sum over tokens
-    /// ([`paper`](IpoLossConfig::paper)); its authors' results, TRL and HALOs divide by the length,
-    /// which is the default here. g(ρ) = ρ in the paper; TRL takes other
-    /// divergences as well, whose g may be as large as e^80: the square is held where f32 ends. At
-    /// policy = reference the loss is 1/(4τ²).
+    /// The equation in the paper and the first public code sum over tokens:
+    /// [`paper`](IpoLossConfig::paper). The authors' results, TRL and HALOs divide by the length, and
+    /// so does the default here. At policy = reference the loss is 1/(4τ²).
+    ///
+    /// In the paper g(ρ) = ρ. TRL takes other divergences as well, whose g may be as large as e^80.
+    /// What is squared is clamped to 1e18 in f32, so that the square is finite.
     example referenced ".with_tau(0.1)" = 6.25, "Δ = 2/4 + 8/4, and (2.5 − 1/0.2)²";
     example referenced ".with_normalization(Normalization::Sum)" = 25.0, "Δ = 10, and (10 − 5)²";
     pub struct IpoLoss from IpoLossConfig {
@@ -32,7 +33,7 @@ objective! {
 }
 
 impl IpoLossConfig {
-    /// The paper's letter, and the first public code: log-ratios summed over tokens.
+    /// As printed in the paper, and in the first public code: log-ratios summed over tokens.
     pub fn paper() -> Self {
         Self::new().with_normalization(Normalization::Sum)
     }

@@ -1,9 +1,82 @@
-//! The objectives, one file each. They never import each other.
+//! The objectives: a config, the objective that it builds, and a loss for every example of a batch.
 //!
-//! Loss (black), and how hard it pushes the chosen log-probability up (blue) and the rejected one
-//! down (orange), against the reward margin; `UPDATE_DOCS=1 cargo test --test suite atlas` draws it.
+//! ```text
+//! DpoLossConfig::new().with_beta(0.1)  ─→  .init()  ─→  .forward(batch)  ─→  LossOutput
+//! fields with defaults                     DpoLoss                           losses, rewards
+//! ```
+//!
+//! # All objectives
+//!
+//! The second column is the name in a [config file](crate::config); what has none there is built in
+//! code. "pairs" and the other words of the third column are types of [`batch`](crate::batch); what
+//! follows a `+` is optional.
+//!
+#![doc = include_str!("../../docs/rustdoc/objectives.md")]
+//!
+//! # Symbols
+//!
+//! | symbol | meaning |
+//! |---|---|
+//! | w, l | as an index: the chosen completion of a pair (the winner), and the rejected one (the loser) |
+//! | i, j, k | as an index: candidates of a list |
+//! | π, π° | policy and reference; ° marks what belongs to the reference |
+//! | ℓ, ℓ° | log-probability of a completion after its prompt: the sum over its tokens, in nats |
+//! | ℓ̄ | ℓ / length: the mean per token |
+//! | ρ | ℓ − ℓ°, the log-ratio, in nats |
+//! | g(ρ) | what is compared instead of ρ: a [`Divergence`](crate::part::Divergence). By default g(ρ) = ρ |
+//! | Δ | ρ_w − ρ_l, in nats |
+//! | β | reward per nat; a large β keeps the policy near the reference |
+//! | r | a reward: of a model, of the data, or the implicit one, such as β·ρ |
+//! | h | r_w − r_l, the margin of the rewards |
+//! | q | the implicit reward of a candidate of a list |
+//! | s | a score that the data gives a completion |
+//! | NLL | −ℓ̄ of the completion to imitate; see [`NllNormalization`](crate::part::NllNormalization) |
+//! | σ(x) | 1 / (1 + e^(−x)) |
+//! | ln, e | the natural logarithm, and its base |
+//! | (x)⁺ | max(x, 0) |
+//! | KL(p ‖ q) | Kullback–Leibler divergence, in nats |
+//! | P, E | probability and expectation |
+//!
+//! Other letters are fields or columns of one objective (γ, λ, z₀, …), and its page explains them.
+//!
+//! # Curves
+//!
+//! The loss (black) against the reward margin, and how hard it pushes the chosen log-probability up
+//! (blue) and the rejected one down (orange). A negative weight pushes the other way.
 //!
 #![doc = include_str!("../../docs/atlas.svg")]
+//!
+//! # Rewards
+//!
+//! The rewards of [`LossOutput`](crate::LossOutput) are for logs. They are β (IPO's τ) times what
+//! the loss compares: the log-ratio or the log-probability, after a divergence or a normalisation.
+//! What else acts on the margin is not in them: a target margin, DPOP's penalty, R-DPO's length,
+//! DPO-Shift's λ, BCO's δ, β-DPO's β of the batch, TDPO's KL. The objectives say so, and what their
+//! authors log. TRL logs β·ρ under any divergence or normalisation. The rewards of a reward model
+//! are what the model says.
+//!
+//! # Extremes
+//!
+//! - **Finite log-probabilities give finite losses and gradients** where the true value fits the
+//!   number type. In f32, log-probabilities of −1e5 and reward margins of ±1e4 do, for every
+//!   objective. Exponents are clamped to 80, and IPO's square to 1e18 (f32), as the objectives say.
+//!   A square beyond the type is ∞.
+//! - **A NaN that goes in comes out**, in the example that it belongs to: a NaN of a
+//!   log-probability, of a score in a list, of a column. The NaN of an absent candidate or of a
+//!   token that does not count does not come out.
+//! - **±∞ gives the limit, ±∞ or NaN**, never another number.
+//! - **An empty completion** has sum, mean and length 0, and no gradient: its log-ratio is 0. The
+//!   objective decides what that means: DPO of two empty completions is ln 2.
+//! - **An empty batch** has mean and sum 0.
+//! - **Hyperparameters are numbers that f32 holds.** 1e-300 would be 0 there, and is an error.
+//!
+//! WGSL, the shading language of `wgpu`, lets a device assume that there is no NaN: there the device
+//! decides about the second point. And `ln(1 + u)` has an absolute error of 1e-7 there: a loss of
+//! 1e-9 may read 0, but its gradient keeps its digits.
+//!
+//! # What they were checked against
+//!
+#![doc = include_str!("../../docs/rustdoc/checked.md")]
 
 mod alpha_po;
 mod aot;

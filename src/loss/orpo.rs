@@ -22,8 +22,8 @@ objective! {
     /// - **Which mean.** [`NllNormalization`]: per sequence (default) or over all tokens of the
     ///   batch, as TRL and HF's cross-entropy do.
     ///
-    /// ℓ̄ is held at −1e-30 or below, where its log-odds is 69: a completion of probability 1, or
-    /// an empty one, gives a finite loss, and no gradient of the odds ratio.
+    /// ℓ̄ is clamped to at most −1e-30, where its log-odds is 69. So a completion of probability 1, or
+    /// an empty one, gives a finite loss, and the odds ratio gives it no gradient.
     ///
     /// # Panics
     ///

@@ -13,9 +13,9 @@ objective! {
     /// reward = β·ρ
     /// ```
     ///
-    /// The sign follows from a reward r − α·length that the policy maximises: then r_w − r_l is
-    /// h + α·(len_w − len_l), so a longer winner is taken for granted. Several codes subtract. The
-    /// rewards leave the length out.
+    /// The sign follows from what the policy maximises, r − α·length. At its optimum r_w − r_l is
+    /// h + α·(len_w − len_l), so that a chosen completion which is longer gets a weaker push. Several
+    /// implementations subtract instead. The rewards leave the length out.
     example referenced "" = 0.313262, "equal lengths, so DPO: −ln σ(1)";
     pub struct RdpoLoss from RdpoLossConfig {
         /// β > 0: reward per nat of log-ratio.

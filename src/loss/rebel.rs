@@ -15,7 +15,7 @@ objective! {
     /// ```
     ///
     /// The two differ by the factor η², and so by the learning rate: [`RegressionUnit`]. The
-    /// authors' code regresses nats, compose-rl scores. The scores are a [`WithScores`] column;
+    /// authors' code regresses nats, compose-rl regresses scores. The scores are a [`WithScores`] column;
     /// which completion is called chosen does not matter.
     example scored "" = 81.0, "(10 − 1·(2 − 1))²";
     example scored ".with_score_scale(4.0).with_unit(RegressionUnit::Score)" = 2.25, "(10/4 − (2 − 1))²";

@@ -14,15 +14,15 @@ objective! {
     /// reward = r
     /// ```
     ///
-    /// It takes what the model says of the two completions, a [`RewardPair`], instead of
+    /// It takes the model's rewards of the two completions, a [`RewardPair`], instead of
     /// log-probabilities. With a [`WithMargin`] column the first term is that of h − m (Llama 2,
     /// 2307.09288); with a [`WithPreference`] column of p it is p·loss(h) + (1 − p)·loss(−h). For
     /// ties see [`BradleyTerryTiesLoss`], for lists [`RewardRankingLoss`].
     ///
-    /// Only the difference of two rewards is learned, so that their level is free: λ pulls the sum
-    /// of each pair to 0 (Eisenstein et al., 2312.09244). It is TRL's
-    /// `center_rewards_coefficient`, which recommends 0.01 and is off by default, as here. Rewards
-    /// in half precision are upcast to f32.
+    /// The first term only knows the difference of two rewards, so that their level is free. λ pulls
+    /// the sum of each pair to 0 (Eisenstein et al., 2312.09244). It is TRL's
+    /// `center_rewards_coefficient`: TRL recommends 0.01, and it is off by default, there and here.
+    /// Rewards in half precision are upcast to f32.
     example rewards "" = 0.201413, "r = 2 and 0.5: −ln σ(1.5)";
     example rewards ".with_centering_weight(0.01)" = 0.263913, "the same + 0.01·2.5²";
     pub struct BradleyTerryLoss from BradleyTerryLossConfig {
@@ -116,10 +116,11 @@ objective! {
     /// reward = r
     /// ```
     ///
-    /// The lists are [`Ranked`] whose candidates are rewards, `[batch, candidates]`. Two candidates
-    /// are [`BradleyTerryLoss`], centring included, whose form for more of them is this crate's.
-    /// InstructGPT (2203.02155, Eq. 1) takes all pairs of a list instead: pairs of the same batch.
-    /// Candidates of equal score keep their order in the list. A list without candidates has loss 0.
+    /// The lists are [`Ranked`] whose candidates are rewards, `[batch, candidates]`. For two candidates
+    /// it is [`BradleyTerryLoss`], centring included; the centring of longer lists is this crate's
+    /// own. InstructGPT (2203.02155, Eq. 1) takes all pairs of a list instead: give them as the pairs
+    /// of one batch. Candidates of equal score keep their order in the list. A list without
+    /// candidates has loss 0.
     example ranked_rewards "" = 0.201413, "r = 2 and 0.5, in that order: −ln σ(1.5)";
     pub struct RewardRankingLoss from RewardRankingLossConfig {
         /// λ ≥ 0: the weight of the centring.

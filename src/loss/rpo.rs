@@ -21,7 +21,7 @@ objective! {
         beta / with_beta: f64 = 0.1, positive;
         /// η > 0: reward per unit of score.
         score_scale / with_score_scale: f64 = 1.0, positive;
-        /// D.
+        /// D: how far the margin is from the gap.
         distance / with_distance: GapDistance = GapDistance::BackwardKl;
     }
 }

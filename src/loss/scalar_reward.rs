@@ -7,20 +7,20 @@ use crate::math::upcast;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
-    /// Direct reward optimisation with a value, DRO-V (Richemond et al., 2405.19107): a
-    /// regression of one completion's reward, whoever wrote it.
+    /// Direct reward optimisation with a value, DRO-V (Richemond et al., 2405.19107): a regression on
+    /// the rewards of single completions, whoever wrote them.
     ///
     /// ```text
     /// loss   = ½·(r − V − τ·ρ)²
     /// reward = τ·ρ
     /// ```
     ///
-    /// r is the score of a [`Scored`] batch, V a [`WithValue`] column: the output of a model of the
-    /// prompt that learns from the same loss, since gradients flow through the column. At the optimum
-    /// V = τ·ln E e^(r/τ) over the reference's completions, and ρ = (r − V)/τ.
+    /// r is the score of a [`Scored`] batch. V is a [`WithValue`] column, the output of a model of the
+    /// prompt. Gradients flow through the column, so that this model learns from the same loss. At
+    /// the optimum V = τ·ln E e^(r/τ) over the reference's completions, and ρ = (r − V)/τ.
     ///
-    /// The gradient is that of the equation for policy and value. The paper's Algorithm 1 divides
-    /// the policy's by τ, which is a learning rate: at τ = 1 they agree.
+    /// The gradients of policy and value are those of the equation. The paper's Algorithm 1 divides
+    /// the policy's gradient by τ, which acts as a learning rate; at τ = 1 both agree.
     example scored_with_value "" = 1.125, "r = 3, V = 2.5, ρ = 2: ½·(3 − 2.5 − 2)²";
     pub struct DroLoss from DroLossConfig {
         /// τ > 0: reward per nat of log-ratio.
@@ -49,8 +49,8 @@ impl Objective<WithValue<Scored<RelativeLogProbs>>> for DroLoss {
 }
 
 objective! {
-    /// A*-PO (Brantley et al., 2505.20686): the same regression on the policy's own samples, with
-    /// the value of the best policy, computed once.
+    /// A*-PO (Brantley et al., 2505.20686): the regression of [`DroLoss`] on the policy's own samples,
+    /// with the value of the best policy, which is computed once.
     ///
     /// ```text
     /// loss   = (β₂·ρ − (r − V*))²
@@ -80,16 +80,18 @@ objective! {
     /// whose partition function is known.
     ///
     /// ```text
-    /// loss   = (R_q − β·ln Z − β·ρ)²          Z = E e^(u/β) = β·(e^(1/β) − 1),  u uniform on [0, 1]
+    /// loss   = (R_q − β·ln Z − β·ρ)²          Z = E e^(u/β) = β·(e^(1/β) − 1),  u ∈ [0, 1] uniform
     /// reward = β·ρ
     /// ```
     ///
     /// The score is R_q ∈ \[0, 1\], the share of the reference's samples that are not better:
-    /// [`quantile_scores`](crate::batch::quantile_scores). Of continuous rewards it is uniform under
-    /// the reference, so that Z needs no samples; of verdicts of 0 and 1 it is not, and no policy
-    /// reaches the minimum: take A*-PO or DRO there. This is the paper's identity transformation; its others change
-    /// score and Z. Z is exact here, where the authors' code drops the −1, by which ln Z differs
-    /// 5e-5 at β = 0.1 and 0.15 at β = 0.5. β is that of their configuration.
+    /// [`quantile_scores`](crate::batch::quantile_scores). If the rewards are continuous, R_q is
+    /// uniform under the reference, so that Z needs no samples. If they are verdicts of 0 and 1, it is
+    /// not uniform, and no policy reaches the minimum: take A*-PO or DRO then.
+    ///
+    /// Z is exact here. The authors' code drops the −1, and its ln Z differs by 5e-5 at β = 0.1 and by
+    /// 0.15 at β = 0.5. This is the paper's identity transformation; its other transformations change
+    /// the score and Z. The default β is that of the authors' configuration.
     example quantiles ".with_beta(0.1)" = 0.048284, "R_q = 0.75, ρ = 2, β·ln Z = 1 + 0.1·ln 0.1 + 0.1·ln(1 − e^−10)";
     pub struct QrpoLoss from QrpoLossConfig {
         /// β > 0: reward per nat of log-ratio.

@@ -18,8 +18,8 @@ objective! {
     /// The best-scored candidate of each list is the chosen one, the first where several tie; all
     /// others are rejected, whatever their scores. It is the first stage of
     /// [`PlackettLuceLoss`](crate::PlackettLuceLoss); two candidates are DPO. At policy = reference
-    /// the loss is ln K. A list of one has loss 0, as one without candidates has. β is that of the
-    /// authors' script; their code's default is 0.1.
+    /// the loss is ln K, of K candidates. A list of one candidate, or of none, has loss 0. The default β
+    /// is that of the authors' script; the default of their code is 0.1.
     example ranked "" = 0.000045, "two candidates: DPO, −ln σ(10)";
     pub struct SdpoLoss from SdpoLossConfig {
         /// β > 0: reward per nat of log-ratio.

@@ -15,10 +15,11 @@ objective! {
     /// reward = β·r
     /// ```
     ///
-    /// The gold completions are a [`WithNll`] column; without one it does not compile. CPO
-    /// imitates the chosen completion instead. TPO has γ = 0; TPO-L is
-    /// [`tpo_l`](TpoLossConfig::tpo_l). The NLL of TRL is the mean over the tokens of the batch:
-    /// [`trl`](TpoLossConfig::trl). The authors' code does so over prompt and completion: give the
+    /// The gold completions are a [`WithNll`] column; a batch without it does not compile. CPO imitates
+    /// the chosen completion instead. TPO has γ = 0; TPO-L is [`tpo_l`](TpoLossConfig::tpo_l).
+    ///
+    /// TRL's NLL is the mean over the tokens of the batch: [`trl`](TpoLossConfig::trl). The authors'
+    /// code takes that mean over prompt and completion: for theirs, give the column the
     /// log-probabilities of both.
     ///
     /// # Panics

@@ -1,4 +1,15 @@
-//! Objectives made of objectives.
+//! What goes on top of objectives. Each of these is an objective again, so they nest.
+//!
+//! | you want | take |
+//! |---|---|
+//! | to imitate the chosen completion as well | [`SftTerm`] |
+//! | a weight per example, such as WPO's ([`wpo_weights`]) | [`Weighted`] |
+//! | a sum of objectives, such as MPO | [`Mixture`] |
+//! | a reference-free objective in a mixture with others | [`PolicySide`] |
+//! | an objective that does not use a column, on a batch that has it | [`WithoutColumn`] |
+//!
+//! What is done to tokens before they are summed is not here: see
+//! [`RelativeTokenLogProbs`](crate::RelativeTokenLogProbs) and [`Pair`](crate::Pair).
 
 mod adapt;
 mod mixture;

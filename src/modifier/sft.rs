@@ -11,10 +11,10 @@ use crate::part::NllNormalization;
 /// loss = objective + α·NLL_w          NLL_w = −ℓ̄_w
 /// ```
 ///
-/// RPO's α, iterative RPO (2404.19733); CPO (2401.08417) has the same term. It keeps the chosen
-/// log-probability from falling together with the rejected one. The likelihood is that of the whole
-/// completion, whatever LD-DPO, SamPO, a clamp or weights do to the comparison; LLaMA-Factory
-/// discounts it with LD-DPO, TRL does not.
+/// It keeps the chosen log-probability from falling together with the rejected one. α is that of
+/// iterative RPO (2404.19733), `rpo_alpha` of TRL 0.24; CPO (2401.08417) has the same term. The likelihood
+/// is that of the whole completion, whatever LD-DPO, SamPO, a clamp or weights do to the comparison;
+/// LLaMA-Factory discounts it with LD-DPO, TRL does not.
 ///
 /// With a [`WithNll`] column it is the likelihood of the column's sequences: of prompt and
 /// completion, say, or over the tokens of several micro-batches. The objective gets the batch

@@ -9,7 +9,7 @@ use crate::math::{bounded_exp, sigmoid};
 #[non_exhaustive]
 #[serde(rename_all = "snake_case")]
 pub enum Link {
-    /// e^(−h), its exponent held at 80.
+    /// e^(−h), its exponent clamped to 80.
     Exponential,
     /// ((1 − h)⁺)².
     SquaredHinge,

@@ -1,4 +1,15 @@
-//! Alternatives of one stage of an objective: an enum with one method each.
+//! Choices that several objectives have in common: the values of their configs' fields.
+//!
+//! ```
+//! use burn_preference::{Divergence, DpoLossConfig, LabelNoise};
+//!
+//! let config = DpoLossConfig::new()
+//!     .with_label_noise(LabelNoise::Conservative(0.1))
+//!     .with_divergence(Divergence::JensenShannon);
+//! assert!(config.try_init().is_ok());
+//! ```
+//!
+//! Each is an enum with one method, which an objective of your own can call as well.
 
 mod divergence;
 mod gap_distance;

@@ -11,9 +11,9 @@ use crate::tokens::{Reference, Sealed, Sequence};
 
 /// A model that nothing trains: the reference π° of a preference objective.
 ///
-/// It is a [`Module`], so a struct that derives `Module` may hold it beside the policy, but an
-/// empty one: no optimiser, checkpoint, parameter count, `unfreeze` or `train` ever sees its
-/// parameters. A plain second copy of the policy is a trap: clones keep their parameter ids, so
+/// It is a [`Module`](https://docs.rs/burn/0.22.1/burn/module/trait.Module.html), so a struct that
+/// derives `Module` may hold it beside the policy. But it is an empty one: no optimiser, checkpoint,
+/// parameter count, `unfreeze` or `train` ever sees its parameters. A plain second copy of the policy is a trap: clones keep their parameter ids, so
 /// an optimiser can feed the policy's gradients to it.
 ///
 /// The weights are shared with the policy until its first optimiser step writes new ones. A

@@ -94,8 +94,8 @@ impl<M: Module> Frozen<M> {
     /// Parameters are paired by their path in the module, since a resumed run has other ids. Cached
     /// log-probabilities of this reference are worthless for the new one.
     ///
-    /// Adapters (LoRA) are copied at α = 1. In between there is no mixture of them: that of the
-    /// factors is not the factors of the mixture. Quantised weights stay, since nothing trains them.
+    /// Adapters (LoRA) are copied at α = 1. For 0 < α < 1 they cannot be mixed: a mixture of their
+    /// factors is not a factorisation of the mixture. Quantised weights stay, since nothing trains them.
     ///
     /// # Errors
     ///

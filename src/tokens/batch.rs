@@ -4,7 +4,7 @@ use super::{Reference, Sequence};
 use crate::error::InvalidInput;
 use crate::log_probs::{ModelOutput, SequenceLogProbs, TokenLogProbs, TokenStatistics, Walked};
 
-/// How sequences of several lengths become rows of one.
+/// How sequences of different lengths become rows of the same length.
 ///
 /// They are padded at their end: a causal model then sees no padding before a token that counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,10 @@ pub(super) fn signed(id: u32) -> Result<i32, InvalidInput> {
     i32::try_from(id).map_err(|_| InvalidInput::new("tokens", "ids below 2^31", id))
 }
 
-/// Sequences as tensors, `[sequences, time]` each.
+/// Sequences as tensors, `[sequences, time]` each: what a model is called with.
+///
+/// For pairs, give all chosen sequences, then all rejected ones:
+/// [`Pair::from_concatenated`](crate::Pair::from_concatenated) takes the log-probabilities apart.
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -123,12 +126,12 @@ impl TokenBatch {
 
     /// Sum and length of each sequence's completion under `model`.
     ///
-    /// `forward` gets the model and [`ids`](Self::ids), and returns logits or hidden states and the
-    /// head: a method of your model as it is. What else a model wants, such as
-    /// [`pad_mask`](Self::pad_mask), a closure takes with it; so does one that has run the model
-    /// already: `|_, _| output`.
+    /// `forward` gets the model and [`ids`](Self::ids), and returns logits, or hidden states and the
+    /// head. A method of your model is one. A closure can give the model more, such as
+    /// [`pad_mask`](Self::pad_mask), or return an output that is there already: `|_, _| output`.
     ///
-    /// It is [`TokenLogProbs::from_logits`] or [`TokenLogProbs::from_hidden`], to the last digit.
+    /// The result is that of [`TokenLogProbs::from_logits`] or [`TokenLogProbs::from_hidden`], to the
+    /// last digit.
     ///
     /// ```
     /// use burn::module::Module;
@@ -176,7 +179,7 @@ impl TokenBatch {
         Ok(self.token_log_probs(model, forward)?.sequence())
     }
 
-    /// [`log_probs`](Self::log_probs) of every token: for what is done to tokens before they are
+    /// [`log_probs`](Self::log_probs) of every token, for what you do to tokens before they are
     /// summed. The reference's side is that of [`Frozen::model`](crate::Frozen::model).
     ///
     /// # Errors
@@ -246,10 +249,10 @@ impl TokenBatch {
         }
     }
 
-    /// Of the values that a model gives every token, `[sequences, time]`, that of each sequence's
-    /// last token, `[sequences]`: the reward of a reward model. Padding is not read.
+    /// The value at the last token of each sequence, `[sequences]`, of the values that a model gives
+    /// every token, `[sequences, time]`: the reward of a reward model. Padding is not read.
     ///
-    /// Its last token is the last of its completion, whether that counts or not.
+    /// The last token is the last one of the completion, whether it counts or not.
     ///
     /// ```
     /// use burn::tensor::{Device, Tensor};

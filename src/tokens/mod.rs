@@ -1,5 +1,13 @@
-//! Token ids on the host, how they become a batch of tensors ([`TokenBatch`], a row per sequence, or
-//! [`PackedBatch`], with each prompt once), and what a model says of them.
+//! Token ids as a batch of tensors, and what a model says of them.
+//!
+//! A [`Sequence`] is a prompt and a completion in token ids, on the host. Of several sequences make
+//!
+//! - a [`TokenBatch`], which has a row per sequence: begin here;
+//! - a [`PackedBatch`], in which completions of one prompt share it: fewer tokens, for models that
+//!   take a mask and positions ([each prompt once](crate::guide::shared_prefixes));
+//! - [`TokenRows`], if the ids are tensors already.
+//!
+//! All of them ask a model in the same way:
 //!
 //! ```text
 //! batch.log_probs(&policy, Model::hidden)?
@@ -8,7 +16,8 @@
 //!
 //! The forward of your model returns logits, or hidden states and the head ([`ModelOutput`]). The
 //! reference is a [`Frozen`](crate::Frozen) model or a
-//! [`ReferenceCache`](crate::reference::cache::ReferenceCache).
+//! [`ReferenceCache`](crate::reference::cache::ReferenceCache). The crate's front page has
+//! [one step](crate#one-step) as a whole.
 //!
 //! [`ModelOutput`]: crate::log_probs::ModelOutput
 

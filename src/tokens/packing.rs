@@ -7,8 +7,9 @@ use crate::error::InvalidInput;
 ///
 /// Sequences whose prompts are the same ids from first to last, and whose contexts are the same, are
 /// a group, wherever they stand in the batch: the two sides of a pair, a list. A group is its
-/// prompt, once, and its completions one after the other. Prompts that were cut to several lengths
-/// share nothing: truncate for a whole row, as [`Truncation`](crate::data::Truncation) does.
+/// prompt, once, and its completions one after the other. Prompts that were cut to different lengths
+/// are different prompts: cut all completions of a row with the same prompt, as
+/// [`Truncation`](crate::data::Truncation) does.
 ///
 /// ```text
 /// one group a row     P P P a a b b b · ·        padded to the longest group
@@ -16,10 +17,12 @@ use crate::error::InvalidInput;
 /// rows of 18 tokens   Q Q c c c c d d d d P P P a a b b b
 /// ```
 ///
-/// First-fit decreasing says how many rows there are: the longest group first, into the first row
-/// that has room. The groups are then spread over so many rows, the longest first into the emptiest
-/// one, so that little is padded, unless that makes rows longer. The same sequences always give the same rows, and rows change
-/// nothing of the order in which log-probabilities come out.
+/// The number of rows is that of first-fit decreasing: the longest group first, into the first row
+/// that has room. The groups are then spread over that many rows, the longest first into the
+/// emptiest one, so that little is padded; they stay where they are if that would make rows longer.
+///
+/// The same sequences always give the same rows, and log-probabilities come in the order of the
+/// sequences, whatever the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packing {
     padding: Padding,
@@ -47,9 +50,9 @@ impl Packing {
     /// padding asks for. A group that is longer takes several rows, each with the prompt again and
     /// the longest completions first.
     ///
-    /// Attention over a row costs the square of its length where a model computes it with a dense
-    /// mask: the best length is a little above that of the longest group, unless the model skips
-    /// what the mask hides.
+    /// With a dense mask, attention over a row costs the square of its length: the best length is
+    /// then a little above that of the longest group. It may be larger for a model that skips what
+    /// the mask hides.
     ///
     /// # Errors
     ///

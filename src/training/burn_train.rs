@@ -220,6 +220,7 @@ impl Numeric for StatMetric {
         Some(self.aggregated(&self.epoch))
     }
 
+    /// Of the whole epoch.
     fn final_value(&self) -> NumericEntry {
         NumericEntry::Final(self.entry(&self.epoch).0)
     }

@@ -9,6 +9,21 @@
 //! | [`gradients`] | `optim` | clipping by the global norm |
 //! | [`accumulation`] | `optim` | gradients and metrics of a step, from parts of its batch |
 //! | [`burn_train`] | `train` | an item and metrics for burn-train |
+//!
+//! # Reproducibility
+//!
+//! On Flex, the same inputs give the same bits on any number of threads: log-probabilities, losses of
+//! every objective (those that sort included), gradients, a training run with AdamW.
+//!
+//! Not promised are the same bits
+//!
+//! - for another batch size, or another layout of the head: the order of their sums is another one;
+//! - on another processor, whose vectors are shorter or longer;
+//! - on GPUs, whose atomic additions have no order.
+//!
+//! Lists break ties by their own order, on every device. Burn's sort does not say which of two equal
+//! values comes first. [`AotLoss`](crate::AotLoss) then has the same losses, and its gradient may go to either
+//! one; [`Pair::subsampled`](crate::Pair::subsampled) may keep either of two tokens of equal noise.
 
 #[cfg(feature = "optim")]
 pub mod accumulation;

@@ -12,6 +12,7 @@
 //! DPO's and those of ties, with r for ρ.
 
 use std::error::Error;
+use std::fmt::Write;
 use std::path::Path;
 
 use burn::tensor::{Bool, Device, Tensor};
@@ -153,7 +154,9 @@ const COLORS: [(&str, RGBColor); 3] = [
 ];
 
 fn draw(path: &Path) -> Result<(), Box<dyn Error>> {
-    let margins: Vec<f32> = (-40_i16..=40).map(|i| f32::from(i) / 10.0).collect();
+    // A point per five pixels, and two more where DiscoPOP bends.
+    let tenths = (-40_i16..=40).filter(|i| i % 2 == 0 || i.abs() == 1);
+    let margins: Vec<f32> = tenths.map(|i| f32::from(i) / 10.0).collect();
     let objectives = objectives();
     let (columns, width, height) = (5, 256, 170);
     let rows = u32::try_from(objectives.len())?.div_ceil(columns);
@@ -186,7 +189,7 @@ fn draw(path: &Path) -> Result<(), Box<dyn Error>> {
             .build_cartesian_2d(-4.0_f32..4.0, low - 0.1..high + 0.1)?;
         chart
             .configure_mesh()
-            .light_line_style(WHITE)
+            .max_light_lines(0)
             .x_labels(5)
             .y_labels(5)
             .draw()?;
@@ -198,8 +201,91 @@ fn draw(path: &Path) -> Result<(), Box<dyn Error>> {
         }
     }
     root.present()?;
+    drop((head, panels, body, root));
     figure::scale_with_the_page(path, size)?;
+    let svg = std::fs::read_to_string(path)?;
+    std::fs::write(path, compact(&svg))?;
     Ok(())
+}
+
+/// The same picture in few bytes, since the documentation includes it: lines of one
+/// style are one path of relative steps, and texts of one style share their attributes.
+fn compact(svg: &str) -> String {
+    // By style, in the order in which they are first drawn: panels do not overlap.
+    let mut paths: Vec<(String, String)> = Vec::new();
+    let mut texts: Vec<(String, String)> = Vec::new();
+    let add = |groups: &mut Vec<(String, String)>, style: String, what: &str| match groups
+        .iter_mut()
+        .find(|(known, _)| *known == style)
+    {
+        Some((_, all)) => all.push_str(what),
+        None => groups.push((style, what.to_owned())),
+    };
+    let (mut opening, mut background) = (String::new(), String::new());
+    for element in svg.split('<').skip(1) {
+        let (tag, text) = element.split_once('>').expect("an element ends");
+        let value = |name: &str| {
+            let start = tag.find(&format!(" {name}=\""))? + name.len() + 3;
+            tag[start..].split('"').next()
+        };
+        let of = |name: &str| value(name).unwrap_or_else(|| panic!("<{tag}> has {name}"));
+        let points = match tag.split(' ').next() {
+            Some("svg") => {
+                opening = format!("<{tag}>");
+                continue;
+            }
+            Some("rect") => {
+                background = format!("<{tag}>");
+                continue;
+            }
+            Some("text") => {
+                let size: f64 = of("font-size").parse().expect("a number");
+                let style = format!(
+                    r#"text-anchor="{}" font-size="{size:.1}""#,
+                    of("text-anchor")
+                );
+                let (x, y, dy) = (of("x"), of("y"), of("dy"));
+                let text = format!(
+                    "<text x=\"{x}\" y=\"{y}\" dy=\"{dy}\">{}</text>\n",
+                    text.trim()
+                );
+                add(&mut texts, style, &text);
+                continue;
+            }
+            Some("line") => format!("{},{} {},{}", of("x1"), of("y1"), of("x2"), of("y2")),
+            Some("polyline") => of("points").to_owned(),
+            _ => continue, // what closes an element
+        };
+        let points = points.split_whitespace().map(|point| {
+            let (x, y) = point.split_once(',').expect("x and y");
+            let number = |n: &str| n.parse::<i32>().expect("whole pixels");
+            (number(x), number(y))
+        });
+        let mut path = String::new();
+        let mut last = None;
+        for (x, y) in points {
+            match last {
+                None => write!(path, "M {x} {y} l"),
+                Some((from_x, from_y)) => write!(path, " {} {}", x - from_x, y - from_y),
+            }
+            .expect("a string takes everything");
+            last = Some((x, y));
+        }
+        let style = ["stroke", "stroke-width", "opacity"].map(|name| match of(name) {
+            "1" if name != "stroke" => String::new(),
+            value => format!(r#" {name}="{value}""#),
+        });
+        add(&mut paths, style.concat(), &(path + "\n"));
+    }
+    let paths = paths.iter().map(|(style, path)| {
+        let path = path.trim();
+        format!("<path fill=\"none\"{style} d=\"{path}\"/>\n")
+    });
+    let texts = texts.iter().map(|(style, texts)| {
+        format!("<g font-family=\"sans-serif\" fill=\"#000000\" {style}>\n{texts}</g>\n")
+    });
+    let drawn: String = paths.chain(texts).collect();
+    format!("{opening}\n{background}\n{drawn}</svg>\n")
 }
 
 /// Its words, and its numbers.

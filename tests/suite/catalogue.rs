@@ -1,9 +1,11 @@
-//! The table of objectives in README.md and in the crate documentation comes from here, and the one
-//! of what each was checked against.
+//! The tables of objectives, and of what each was checked against, come from here.
 //!
 //! ```console
 //! UPDATE_DOCS=1 cargo test --test suite catalogue
 //! ```
+//!
+//! `docs/objectives.md` and `docs/checked.md` are for readers of the repository, `docs/rustdoc/` is
+//! what the documentation includes. They differ in the links of names alone.
 
 use std::fmt::{Debug, Write};
 use std::fs;
@@ -105,13 +107,39 @@ const TIERS: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
-fn tiers() -> String {
+/// Where a table is read, which decides what a name links to.
+#[derive(Clone, Copy)]
+enum For {
+    /// The page of docs.rs.
+    Repository,
+    /// The item, which rustdoc checks.
+    Rustdoc,
+}
+
+impl For {
+    fn link(self, name: &str) -> String {
+        let target = match self {
+            Self::Repository => format!(
+                "https://docs.rs/burn-preference/latest/burn_preference/loss/struct.{name}.html"
+            ),
+            Self::Rustdoc => format!("crate::{name}"),
+        };
+        format!("[`{name}`]({target})")
+    }
+
+    fn links(self, names: &[&str]) -> String {
+        let names: Vec<String> = names.iter().map(|name| self.link(name)).collect();
+        names.join(", ")
+    }
+}
+
+/// Which objectives to look at first.
+fn tiers(reader: For) -> String {
     let mut table = String::from("| tier | objectives | advice |\n|---|---|---|\n");
     for (tier, advice, names) in TIERS {
-        let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-        writeln!(table, "| {tier} | {} | {advice} |", names.join(", ")).unwrap();
+        let names = reader.links(names);
+        writeln!(table, "| {tier} | {names} | {advice} |").unwrap();
     }
-    table.push('\n');
     table
 }
 
@@ -151,12 +179,13 @@ fn defaults(name: &str, tag: &str) -> Map<String, Value> {
     panic!("no config file can name `{tag}`");
 }
 
-fn table() -> String {
+/// Every objective: what it takes, its fields and its paper.
+fn table(reader: For) -> String {
     let mut table = String::from(
-        "| objective | in a file | takes | fields and defaults | paper | peers |\n\
-         |---|---|---|---|---|---|\n",
+        "| objective | in a file | takes | fields and defaults | paper |\n\
+         |---|---|---|---|---|\n",
     );
-    for (name, tag, takes, paper, peers) in ROWS {
+    for (name, tag, takes, paper, _) in ROWS {
         let fields = defaults(name, tag);
         let fields = fields.iter().map(|(key, value)| match value {
             Value::String(text) => format!("`{key}` {text}"),
@@ -178,11 +207,8 @@ fn table() -> String {
             format!("`{tag}`")
         };
         let paper = format!("[{paper}](https://arxiv.org/abs/{paper})");
-        writeln!(
-            table,
-            "| `{name}` | {tag} | {takes} | {fields} | {paper} | {peers} |"
-        )
-        .unwrap();
+        let name = reader.link(name);
+        writeln!(table, "| {name} | {tag} | {takes} | {fields} | {paper} |").unwrap();
     }
     table
 }
@@ -203,30 +229,36 @@ fn statements(objective: &str) -> &'static [Statement] {
 }
 
 /// What each objective was checked against, beside the scalar code that all are.
-fn checked() -> String {
-    let or_dash = |text: String| if text.is_empty() { "—".into() } else { text };
+fn checked(reader: For) -> String {
+    let or_dash = |text: &str| {
+        if text.is_empty() {
+            "—".into()
+        } else {
+            text.to_owned()
+        }
+    };
     let mut table = String::from(
-        "| objective | agrees with the code of | what its paper says of the minimum, tested |\n\
+        "| objective | peers | what its paper says of the minimum, tested |\n\
          |---|---|---|\n",
     );
     let (mut nobody, mut alone) = (Vec::new(), Vec::new());
     for (name, .., peers) in ROWS {
-        let peers = or_dash(compared(peers).join(", "));
         let claims: Vec<&str> = statements(name).iter().map(|claim| claim.0).collect();
-        let claims = or_dash(claims.join("; "));
-        writeln!(table, "| `{name}` | {peers} | {claims} |").unwrap();
-        let name = format!("`{name}`");
-        match (peers.as_str(), claims.as_str()) {
-            ("—", "—") => alone.push(name),
-            ("—", _) => nobody.push(name),
-            _ => {}
+        // E[r] is no link.
+        let claims = claims.join("; ").replace('[', "\\[").replace(']', "\\]");
+        match (compared(peers).is_empty(), claims.is_empty()) {
+            (true, true) => alone.push(*name),
+            (true, false) => nobody.push(*name),
+            (false, _) => {}
         }
+        let (name, peers, claims) = (reader.link(name), or_dash(peers), or_dash(&claims));
+        writeln!(table, "| {name} | {peers} | {claims} |").unwrap();
     }
-    let sentence = |what: &str, names: &[String]| {
+    let sentence = |what: &str, names: &[&str]| {
         let names = if names.is_empty() {
             "none".into()
         } else {
-            names.join(", ")
+            reader.links(names)
         };
         format!("\n{what}: {names}.\n")
     };
@@ -238,46 +270,71 @@ fn checked() -> String {
     table
 }
 
-const START: &str = "<!-- objectives: from tests/suite/catalogue.rs -->\n\n";
-const END: &str = "\n<!-- end of objectives -->";
+const OBJECTIVES: &str = "\
+# Objectives
+
+All objectives of burn-preference: which to look at first, then what each takes, its fields with
+their defaults, and its paper. [What each was checked against](checked.md) is a table of its own.
+
+";
+
+const CHECKED: &str = "\
+# What the objectives were checked against
+
+Every objective agrees, with its gradients, with scalar f64 code of the tests that was written from
+its paper. That code may misread the paper as the objective does, so there are two more witnesses:
+code that others wrote, and what the paper says of the minimum of its loss, which a test reaches by
+optimising a policy over three completions on every pair of them. Peers in brackets have the
+objective, but their values were not compared, or belong to another formula. A dash means that there
+is nothing to compare with, or no such statement that we know of.
+
+";
+
+/// Each file that is written here, and its text.
+fn files() -> [(&'static str, String); 5] {
+    use For::{Repository, Rustdoc};
+    // Its title is the one of the section that includes it.
+    let (_, checked_text) = CHECKED.split_once("\n\n").unwrap();
+    [
+        (
+            "docs/objectives.md",
+            format!("{OBJECTIVES}{}\n{}", tiers(Repository), table(Repository)),
+        ),
+        (
+            "docs/checked.md",
+            format!("{CHECKED}{}", checked(Repository)),
+        ),
+        ("docs/rustdoc/tiers.md", tiers(Rustdoc)),
+        ("docs/rustdoc/objectives.md", table(Rustdoc)),
+        (
+            "docs/rustdoc/checked.md",
+            format!("{checked_text}{}", checked(Rustdoc)),
+        ),
+    ]
+}
 
 #[test]
 fn the_tables_are_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (file, readme) = (root.join("docs/objectives.md"), root.join("README.md"));
-    let table = tiers() + &table();
-    let text = fs::read_to_string(&readme).unwrap();
-    let (before, rest) = text
-        .split_once(START)
-        .expect("README.md has the start mark");
-    let (old, after) = rest.split_once(END).expect("README.md has the end mark");
-    // E[r] is no link of rustdoc.
-    let checked = checked().replace('[', "\\[").replace(']', "\\]");
-    let checked_file = root.join("docs/checked.md");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&file, &table).unwrap();
-        fs::write(&checked_file, &checked).unwrap();
-        fs::write(&readme, format!("{before}{START}{table}{END}{after}")).unwrap();
-        return;
+    for (name, text) in files() {
+        let file = root.join(name);
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            fs::write(&file, &text).unwrap();
+            continue;
+        }
+        let kept = fs::read_to_string(&file).unwrap();
+        assert_eq!(
+            kept, text,
+            "{name}: run UPDATE_DOCS=1 cargo test --test suite catalogue"
+        );
     }
-    let hint = "run UPDATE_DOCS=1 cargo test --test suite catalogue";
-    assert_eq!(
-        fs::read_to_string(&file).unwrap(),
-        table,
-        "docs/objectives.md: {hint}"
-    );
-    assert_eq!(old, table, "README.md: {hint}");
-    assert_eq!(
-        fs::read_to_string(&checked_file).unwrap(),
-        checked,
-        "docs/checked.md: {hint}"
-    );
 }
 
 #[test]
 fn every_objective_has_a_row() {
     let exports = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/loss/mod.rs"));
     let exports = exports.unwrap();
+    let (_, exports) = exports.split_once("\npub use ").expect("what it exports");
     let names = exports.split(|c: char| !c.is_alphanumeric());
     let mut names: Vec<&str> = names
         .filter(|name| name.ends_with("Loss") && name.len() > 4)
