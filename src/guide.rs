@@ -39,6 +39,8 @@ chapters! {
     your_own_objective: "your_own_objective.md",
     beyond_text: "beyond_text.md",
     coming_from_trl: "coming_from_trl.md",
+    recipes: "recipes.md",
+    questions: "questions.md",
     reward_models: "reward_models.md",
     dpo_variants: "dpo_variants.md",
 }

@@ -1,0 +1,34 @@
+// What the recipes have in common, for their hidden lines: a language model of nine words, and
+// four pairs. `include!` takes no inner documentation, hence these plain comments.
+
+use burn::data::dataloader::batcher::Batcher;
+use burn::module::Module;
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::tensor::{Device, Int, Tensor};
+use burn_preference::LmHead;
+use burn_preference::data::{Collator, Example, PairTokens};
+use burn_preference::tokens::Padding;
+
+#[derive(Module, Debug)]
+pub struct Model {
+    embedding: Embedding,
+    head: Linear,
+}
+
+impl Model {
+    pub fn new(device: &Device) -> Self {
+        Self {
+            embedding: EmbeddingConfig::new(9, 4).init(device),
+            head: LinearConfig::new(4, 9).init(device),
+        }
+    }
+
+    pub fn hidden(&self, ids: Tensor<2, Int>) -> (Tensor<3>, LmHead) {
+        (self.embedding.forward(ids), LmHead::from(&self.head))
+    }
+}
+
+pub fn pairs(device: &Device) -> PairTokens {
+    let pair = |i: u32| Example::pair(vec![i], vec![i + 1, 8], vec![i + 2, i, 8]);
+    Collator::new(Padding::new(0)).batch((1..5).map(pair).collect(), device)
+}
