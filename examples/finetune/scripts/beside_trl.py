@@ -5,7 +5,8 @@
     cargo build --release -p finetune
     .venv/bin/python examples/finetune/scripts/beside_trl.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data pairs.jsonl
 
-Rows of at most `--max-length` tokens are kept, so that nobody cuts any; conversations (`tree`) are
+Answers are cut to `--max-length` tokens before, so that neither program cuts any, and prompts of more
+than half of them are left out; conversations (`tree`) are
 split; each program trains on all training rows once, in an order of its own. Each runs in a process
 of its own, one after the other, `--rounds` times. Printed are seconds a pair of training, without
 the reference's log-probabilities, which both compute once before it, and without evaluation; peak
@@ -55,13 +56,16 @@ def rows(args):
 
     tok = tokenizer(args)
     opened = gzip.open if args.data.suffix == ".gz" else open
+    length = lambda messages: len(tok.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
     trees = {}
     for line in opened(args.data, "rt", encoding="utf-8"):
         row = json.loads(line)
-        sides = {s: [{"role": "assistant", "content": row[s]}] for s in ("chosen", "rejected")}
-        lengths = [len(tok.apply_chat_template(row["prompt"] + side, tokenize=True, return_dict=True)["input_ids"])
-                   for side in sides.values()]
-        if max(lengths) <= args.max_length:
+        room = args.max_length - length(row["prompt"]) - 8
+        if room < args.max_length // 2:
+            continue
+        cut = lambda text: tok.decode(tok(text, add_special_tokens=False)["input_ids"][:room])
+        sides = {s: [{"role": "assistant", "content": cut(row[s])}] for s in ("chosen", "rejected")}
+        if max(length(row["prompt"] + side) for side in sides.values()) <= args.max_length:
             trees.setdefault(row["tree"], []).append(dict(prompt=row["prompt"], **sides))
     names = sorted(trees)
     random.Random(0).shuffle(names)

@@ -1,7 +1,7 @@
 //! Five families of objectives align a language model, and a program judges the result.
 //!
 //! ```text
-//! cargo run --release --example align
+//! cargo run --release -p align
 //! ```
 //!
 //! 1. A small transformer is fitted to noisy demonstrations of a task (sort six digits).
@@ -16,7 +16,9 @@
 //! With `--model stories260K.bin --tokenizer tok512.bin` the same code aligns that pretrained
 //! model; README.md says where to get the two files.
 
-#[path = "../llama/mod.rs"]
+#[path = "../../answers/mod.rs"]
+mod answers;
+#[path = "../../llama/mod.rs"]
 #[allow(dead_code, reason = "other examples attend by segments")]
 mod llama;
 mod objective;
@@ -140,7 +142,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let stories = Stories::load(tokenizer, base.embedding.weight.shape()[0])?;
         // Beginnings of stories, by the model itself; it never ends one so early.
         let starts = vec![vec![stories::START]; count];
-        let openings = sample(&base, &starts, usize::MAX, 12, &mut rng);
+        let openings = sample(&base, &starts, None, 12, &mut rng);
         prompts = openings
             .iter()
             .map(|o| [&[stories::START], &o[..]].concat())

@@ -1,13 +1,13 @@
 //! Completions of a model: sampled, scored, and turned into tensors.
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::Device;
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
 use burn_preference::{InvalidInput, SequenceLogProbs};
-use rand::RngExt;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use crate::answers::{Sampling, best_and_worst, draw_answers};
 use crate::llama::{Llama, Sees};
 use crate::task::Task;
 
@@ -24,10 +24,7 @@ pub struct List {
 impl List {
     /// The best and the worst candidate, unless all have the same score.
     pub fn pair(&self) -> Option<(usize, usize)> {
-        let by_score = |&a: &usize, &b: &usize| self.scores[a].total_cmp(&self.scores[b]);
-        let all = 0..self.scores.len();
-        let (best, worst) = (all.clone().max_by(by_score)?, all.min_by(by_score)?);
-        (self.scores[best] > self.scores[worst]).then_some((best, worst))
+        best_and_worst(&self.scores)
     }
 
     pub fn mean_score(&self) -> f64 {
@@ -71,54 +68,38 @@ const ROWS: usize = 128;
 pub fn sample(
     model: &Llama,
     prompts: &[Vec<usize>],
-    end: usize,
+    end: Option<usize>,
     max_completion: usize,
     rng: &mut ChaCha8Rng,
 ) -> Vec<Vec<usize>> {
     let model = model.valid();
     let device = model.devices()[0].clone();
-    let mut completions = Vec::new();
-    for prompts in prompts.chunks(ROWS) {
-        let mut cache = vec![None; model.blocks.len()];
-        let mut rows = vec![Vec::new(); prompts.len()];
-        let mut tokens: Vec<Vec<usize>> = prompts.to_vec();
-        let mut start = 0;
-        while rows
-            .iter()
-            .any(|row: &Vec<usize>| row.last() != Some(&end) && row.len() < max_completion)
-        {
-            let time = tokens[0].len();
-            let logits = model.forward_cached(token_tensor(&tokens, &device), start, &mut cache);
+    let ends: Vec<u32> = end.map(id).into_iter().collect();
+    let sampling = Sampling {
+        temperature: 1.0,
+        max_tokens: max_completion,
+    };
+    let prompts: Vec<Vec<u32>> = prompts.iter().map(|prompt| ids(prompt)).collect();
+    let completions = prompts.chunks(ROWS).flat_map(|prompts| {
+        let (mut cache, mut start) = (vec![None; model.blocks.len()], 0);
+        draw_answers(prompts, &ends, sampling, &device, rng, |tokens| {
+            let [_, time] = tokens.dims();
+            let logits = model.forward_cached(tokens, start, &mut cache);
             start += time;
-            let vocab = logits.dims()[2];
-            let last: Vec<f32> = logits.narrow(1, time - 1, 1).into_data().iter().collect();
-            tokens.clear();
-            for (row, logits) in rows.iter_mut().zip(last.chunks(vocab)) {
-                // Always draw, so that one row's end does not change another row's numbers.
-                let token = draw(logits, rng.random());
-                if row.last() != Some(&end) && row.len() < max_completion {
-                    row.push(token);
-                }
-                tokens.push(vec![token]);
-            }
-        }
-        completions.extend(rows);
-    }
+            logits.narrow(1, time - 1, 1).squeeze_dim(1)
+        })
+    });
     completions
+        .map(|ids| ids.into_iter().map(|id| id as usize).collect())
+        .collect()
 }
 
-/// The token at quantile `u` of softmax(logits).
-fn draw(logits: &[f32], u: f64) -> usize {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f64> = logits.iter().map(|x| f64::from(x - max).exp()).collect();
-    let mut rest = u * weights.iter().sum::<f64>();
-    for (token, weight) in weights.iter().enumerate() {
-        rest -= weight;
-        if rest < 0.0 {
-            return token;
-        }
-    }
-    weights.len() - 1
+fn id(token: usize) -> u32 {
+    u32::try_from(token).expect("a small vocabulary")
+}
+
+fn ids(tokens: &[usize]) -> Vec<u32> {
+    tokens.iter().copied().map(id).collect()
 }
 
 /// `candidates` completions per prompt, scored.
@@ -133,7 +114,13 @@ pub fn rollout(
         .iter()
         .flat_map(|prompt| std::iter::repeat_n(prompt.clone(), candidates))
         .collect();
-    let completions = sample(model, &repeated, task.end(), task.max_completion(), rng);
+    let completions = sample(
+        model,
+        &repeated,
+        Some(task.end()),
+        task.max_completion(),
+        rng,
+    );
     let lists = prompts.iter().zip(completions.chunks(candidates));
     lists
         .map(|(prompt, candidates)| List {
@@ -160,10 +147,6 @@ pub enum Rows {
 }
 
 fn sequences<'a>(rows: impl Iterator<Item = (&'a [usize], &'a [usize])>) -> Vec<Sequence> {
-    let ids = |tokens: &[usize]| -> Vec<u32> {
-        let id = |&token: &usize| u32::try_from(token).expect("a small vocabulary");
-        tokens.iter().map(id).collect()
-    };
     rows.map(|(prompt, completion)| Sequence::new(&ids(prompt), &ids(completion)))
         .collect()
 }
@@ -202,16 +185,6 @@ impl Rows {
             }),
         }
     }
-}
-
-fn token_tensor(rows: &[Vec<usize>], device: &Device) -> Tensor<2, Int> {
-    let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
-    let ids: Vec<i64> = rows
-        .iter()
-        .flatten()
-        .map(|id| id.cast_signed() as i64)
-        .collect();
-    Tensor::from_data(TensorData::new(ids, shape), device)
 }
 
 /// The log-probability of every candidate under a model that is not trained here.
