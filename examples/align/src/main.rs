@@ -181,16 +181,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         layout: layout.clone(),
     };
 
-    let before = held.measure(0, &base, false)?;
+    let before = held.measure(0, &base)?;
     println!("before: {}", held.example(&base));
     let mut after = Vec::new();
     let mut curves = Vec::new();
     for loss in arguments.loss.0 {
         let start = Instant::now();
-        let (policy, curve, result) =
-            train::align(loss, &base, &train, &held, &plan, seed, &layout)?;
+        let (policy, curve) = train::align(loss, &base, &train, &held, &plan, seed, &layout)?;
         let seconds = start.elapsed().as_secs_f64();
         println!("{:>6}: {}", loss.name(), held.example(&policy));
+        let result = curve.last().expect("the last step is measured").clone();
         after.push((loss.name(), result, seconds));
         curves.push((loss.name(), curve));
     }

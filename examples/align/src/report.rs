@@ -94,10 +94,9 @@ impl Point {
 }
 
 impl Held<'_> {
-    /// Measures a policy; `quick` looks at a quarter of the prompts.
-    pub fn measure(&self, step: usize, policy: &Llama, quick: bool) -> Result<Point, InvalidInput> {
-        let count = self.lists.len() / if quick { 4 } else { 1 };
-        let lists = &self.lists[..count];
+    /// Measures a policy.
+    pub fn measure(&self, step: usize, policy: &Llama) -> Result<Point, InvalidInput> {
+        let (lists, count) = (&self.lists, self.lists.len());
         let prompts: Vec<_> = lists.iter().map(|list| list.prompt.clone()).collect();
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let fresh = rollout(policy, self.task, &prompts, 1, &mut rng);

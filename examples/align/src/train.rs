@@ -74,8 +74,8 @@ pub fn base_model(plan: &Plan, seed: u64, layout: &Layout) -> Result<Llama, Inva
     Ok(model)
 }
 
-/// A policy, its curve on a part of the held-out prompts, and its result on all of them.
-pub type Aligned = (Llama, Vec<Point>, Point);
+/// A policy, and its curve on the held-out prompts, up to the last step.
+pub type Aligned = (Llama, Vec<Point>);
 
 /// Aligns a copy of `base` on the training lists.
 pub fn align(
@@ -92,7 +92,7 @@ pub fn align(
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut optimizer = optimizer();
     let mut batches = Batches::new(train, plan.batch);
-    let mut curve = vec![held.measure(0, &policy, true)?];
+    let mut curve = vec![held.measure(0, &policy)?];
     let progress = Progress::new(loss.name(), plan.steps);
     for step in 1..=plan.steps {
         let lists = batches.next(&mut rng);
@@ -108,10 +108,9 @@ pub fn align(
             let accuracy = accuracy.map_or(String::new(), |a| format!("  accuracy {a:.2}"));
             format!("loss {loss:.3}{accuracy}")
         });
-        if step % plan.every == 0 {
-            curve.push(held.measure(step, &policy, true)?);
+        if step.is_multiple_of(plan.every) || step == plan.steps {
+            curve.push(held.measure(step, &policy)?);
         }
     }
-    let result = held.measure(plan.steps, &policy, false)?;
-    Ok((policy, curve, result))
+    Ok((policy, curve))
 }

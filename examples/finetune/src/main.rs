@@ -30,134 +30,134 @@ use session::Session;
 struct Args {
     /// A folder with `config.json`, `model*.safetensors`, `tokenizer.json` and
     /// `tokenizer_config.json`, or a GGUF file of the architecture `llama`.
-    #[arg(long)]
+    #[arg(help_heading = "Model and data", long)]
     model: PathBuf,
     /// A PEFT adapter that is merged into the model before anything else.
-    #[arg(long)]
+    #[arg(help_heading = "Model and data", long)]
     adapter: Option<PathBuf>,
     /// Rows of JSON lines (gzip or not) or Parquet, in TRL's shapes: pairs, thumbs or lists, as the
     /// objective takes them. With `--sample`, anything with prompts.
-    #[arg(long)]
+    #[arg(help_heading = "Model and data", long)]
     data: PathBuf,
     /// Rows to measure on; otherwise some of `--data` are held out.
-    #[arg(long, conflicts_with_all = ["held_out", "group"])]
+    #[arg(help_heading = "Model and data", long, conflicts_with_all = ["held_out", "group"])]
     held_out_data: Option<PathBuf>,
     /// Share of the groups of rows that are held out; with 0 nothing is measured.
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(help_heading = "Model and data", long, default_value_t = 0.1)]
     held_out: f64,
     /// The column that says which rows belong together; without it, the prompt.
-    #[arg(long)]
+    #[arg(help_heading = "Model and data", long)]
     group: Option<String>,
     /// Strings stay plain text, also where the model has a chat template.
-    #[arg(long)]
+    #[arg(help_heading = "Model and data", long)]
     plain: bool,
     /// Leave rows out that cannot be read, and report them.
-    #[arg(long)]
+    #[arg(help_heading = "Model and data", long)]
     skip_errors: bool,
     /// Tokens of a prompt with its completion, at most: of a prompt the last ones stay, half of
     /// these, and of a completion the first ones.
-    #[arg(long, default_value_t = 512)]
+    #[arg(help_heading = "Model and data", long, default_value_t = 512)]
     max_length: usize,
 
     /// An objective's name, its config as JSON, or a file of it: dpo, '{"loss": "ipo", "tau": 0.5}',
     /// kto (thumbs), rrhf (lists), bradley_terry (a reward model).
-    #[arg(long, default_value = "dpo")]
+    #[arg(help_heading = "Objective", long, default_value = "dpo")]
     loss: String,
     /// Where the reference's log-probabilities come from.
-    #[arg(long, value_enum, default_value_t = ReferenceFrom::Cache)]
+    #[arg(help_heading = "Objective", long, value_enum, default_value_t = ReferenceFrom::Cache)]
     reference: ReferenceFrom,
     /// The folder where the reference's log-probabilities are kept; otherwise `OUT.run/reference`.
-    #[arg(long)]
+    #[arg(help_heading = "Objective", long)]
     cache: Option<PathBuf>,
 
     /// Train all weights instead of adapters.
-    #[arg(long, conflicts_with_all = ["rank", "alpha", "targets", "quantize"])]
+    #[arg(help_heading = "What is trained", long, conflicts_with_all = ["rank", "alpha", "targets", "quantize"])]
     full: bool,
     /// Rank of the adapters.
-    #[arg(long, default_value_t = 8)]
+    #[arg(help_heading = "What is trained", long, default_value_t = 8)]
     rank: usize,
     /// α of the adapters, which add α/rank·A·B to a weight; otherwise twice the rank.
-    #[arg(long)]
+    #[arg(help_heading = "What is trained", long)]
     alpha: Option<f64>,
     /// Projections that get an adapter, by commas: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
     /// down_proj; all of them without it.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(help_heading = "What is trained", long, value_delimiter = ',')]
     targets: Vec<String>,
     /// Hold the weights beside the adapters in few bits (QLoRA).
-    #[arg(long, value_enum)]
+    #[arg(help_heading = "What is trained", long, value_enum)]
     quantize: Option<Bits>,
 
     /// Optimiser steps; otherwise one epoch.
-    #[arg(long)]
+    #[arg(help_heading = "Steps", long)]
     steps: Option<usize>,
     /// Pairs, thumbs or lists of an optimiser step.
-    #[arg(long, default_value_t = 8)]
+    #[arg(help_heading = "Steps", long, default_value_t = 8)]
     batch: usize,
     /// Tokens of a forward, at most, padding included: a step is as many forwards as it takes.
-    #[arg(long, default_value_t = 2048)]
+    #[arg(help_heading = "Steps", long, default_value_t = 2048)]
     budget: usize,
     /// Each prompt once, with its completions in one row.
-    #[arg(long)]
+    #[arg(help_heading = "Steps", long)]
     shared_prefix: bool,
     /// The largest learning rate; otherwise 1e-4 for adapters and 5e-6 for all weights.
-    #[arg(long)]
+    #[arg(help_heading = "Steps", long)]
     rate: Option<f64>,
     /// What follows the warm-up.
-    #[arg(long, value_enum, default_value_t = Schedule::Cosine)]
+    #[arg(help_heading = "Steps", long, value_enum, default_value_t = Schedule::Cosine)]
     schedule: Schedule,
     /// Share of the steps in which the rate rises.
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(help_heading = "Steps", long, default_value_t = 0.1)]
     warm_up: f64,
     /// The norm that gradients are clipped at.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(help_heading = "Steps", long, default_value_t = 1.0)]
     clip: f64,
     /// Weight decay of AdamW.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(help_heading = "Steps", long, default_value_t = 0.0)]
     weight_decay: f64,
     /// Compute activations again in the backward instead of keeping them, where Burn does.
-    #[arg(long)]
+    #[arg(help_heading = "Steps", long)]
     gradient_checkpointing: bool,
     /// Steps between two evaluations, each with a checkpoint; otherwise ten in the run.
-    #[arg(long)]
+    #[arg(help_heading = "Steps", long)]
     evaluate_every: Option<usize>,
     /// End after so many evaluations without a smaller held-out loss.
-    #[arg(long)]
+    #[arg(help_heading = "Steps", long)]
     patience: Option<usize>,
     /// Seed of the split, the order, the adapters and the answers.
-    #[arg(long, default_value_t = 0)]
+    #[arg(help_heading = "Steps", long, default_value_t = 0)]
     seed: u64,
     /// Go on where a run with the same arguments was stopped.
-    #[arg(long)]
+    #[arg(help_heading = "Steps", long)]
     resume: bool,
 
     /// flex; wgpu, cuda or tch with the feature of this name; ws://HOST:PORT of a burn-remote server
     /// with the feature remote.
-    #[arg(long, default_value = "flex")]
+    #[arg(help_heading = "Devices and files", long, default_value = "flex")]
     device: String,
     /// The number type of weights that are not trained; with `--full`, f32 is the only one.
-    #[arg(long, value_enum, default_value_t = Numbers::F32)]
+    #[arg(help_heading = "Devices and files", long, value_enum, default_value_t = Numbers::F32)]
     dtype: Numbers,
     /// The folder that appears when training ends, with the weights of the smallest held-out loss.
     /// Metrics and checkpoints are in `OUT.run`.
-    #[arg(long, default_value = "aligned")]
+    #[arg(help_heading = "Devices and files", long, default_value = "aligned")]
     out: PathBuf,
     /// What is saved as `OUT`.
-    #[arg(long, value_enum, default_value_t = Save::Model)]
+    #[arg(help_heading = "Devices and files", long, value_enum, default_value_t = Save::Model)]
     save: Save,
 
     /// Held-out prompts that the model answers before and after.
-    #[arg(long, default_value_t = 2)]
+    #[arg(help_heading = "Answers", long, default_value_t = 2)]
     answers: usize,
     /// Tokens of an answer, at most.
-    #[arg(long, default_value_t = 64)]
+    #[arg(help_heading = "Answers", long, default_value_t = 64)]
     answer_tokens: usize,
     /// Temperature of answers; 0 takes the likeliest token.
-    #[arg(long, default_value_t = 0.7)]
+    #[arg(help_heading = "Answers", long, default_value_t = 0.7)]
     temperature: f64,
 
     /// Do not train: answer every prompt this many times, and write the best answer against the
     /// worst one into `OUT.jsonl`.
-    #[arg(long, requires = "score", conflicts_with_all = [
+    #[arg(help_heading = "On-policy pairs", long, requires = "score", conflicts_with_all = [
         "held_out_data", "held_out", "group", "loss", "reference", "cache", "full", "rank", "alpha",
         "targets", "quantize", "steps", "batch", "budget", "shared_prefix", "rate", "schedule",
         "warm_up", "clip", "weight_decay", "gradient_checkpointing", "evaluate_every", "patience",
@@ -166,7 +166,7 @@ struct Args {
     sample: Option<usize>,
     /// Who says which answer is better: a folder with a reward model, or a command that reads
     /// `{"prompt": …, "completion": …}` line by line and writes a number a line.
-    #[arg(long, requires = "sample")]
+    #[arg(help_heading = "On-policy pairs", long, requires = "sample")]
     score: Option<String>,
 }
 
