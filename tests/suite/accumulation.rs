@@ -2,7 +2,7 @@
 //! means give, which the guide shows:
 //!
 //! ```text
-//! UPDATE_DOCS=1 cargo test --test suite accumulation
+//! UPDATE_DOCS=1 cargo test --workspace --test suite accumulation
 //! ```
 
 use std::fmt::Write as _;
@@ -260,6 +260,6 @@ fn the_figure_is_up_to_date() {
         return std::fs::write(file, drawn).unwrap();
     }
     let kept = std::fs::read_to_string(file).unwrap();
-    let hint = "docs/accumulation.svg: run UPDATE_DOCS=1 cargo test --test suite accumulation";
+    let hint = "docs/accumulation.svg: run UPDATE_DOCS=1 cargo test --workspace --test suite accumulation";
     assert!(drawn == kept, "{hint}");
 }
