@@ -260,6 +260,7 @@ fn the_figure_is_up_to_date() {
         return std::fs::write(file, drawn).unwrap();
     }
     let kept = std::fs::read_to_string(file).unwrap();
-    let hint = "docs/accumulation.svg: run UPDATE_DOCS=1 cargo test --workspace --test suite accumulation";
+    let hint =
+        "docs/accumulation.svg: run UPDATE_DOCS=1 cargo test --workspace --test suite accumulation";
     assert!(drawn == kept, "{hint}");
 }
