@@ -86,8 +86,8 @@ fn logits_that_no_machine_holds_are_never_made() {
         .autodiff()
         .require_grad();
     let ids = Tensor::<2, Int>::zeros([1, time], &device);
-    let place = Tensor::<1, Int>::arange(0..i64::from(time as u32), &device).unsqueeze::<2>();
-    let mask: Tensor<2, Bool> = place.greater_equal_elem((time - counted) as i64);
+    let place = Tensor::<1, Int>::arange(0..i64::from(time), &device).unsqueeze::<2>();
+    let mask: Tensor<2, Bool> = place.greater_equal_elem(i64::from(time - counted));
     let head = LmHead::new(weight.clone());
     let log_probs = TokenLogProbs::from_hidden(hidden, &head, ids, mask).unwrap();
     let sum = log_probs.sequence().sum();
@@ -121,7 +121,10 @@ fn the_tests_that_the_guide_names_exist() {
         let mut names = Vec::new();
         let mut files = 0;
         for word in answer.split('`').skip(1).step_by(2) {
-            if word.ends_with(".rs") {
+            if Path::new(word)
+                .extension()
+                .is_some_and(|extension| extension == "rs")
+            {
                 let source = read(word);
                 assert!(!names.is_empty(), "{answer}");
                 for name in names.drain(..) {
