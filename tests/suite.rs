@@ -52,6 +52,8 @@ mod optimum;
 mod packed;
 #[path = "suite/problem.rs"]
 mod problem;
+#[path = "suite/questions.rs"]
+mod questions;
 #[path = "suite/reducer.rs"]
 mod reducer;
 #[path = "suite/reference.rs"]

@@ -1,12 +1,25 @@
-//! Parts of a step: the gradient and the metrics of one large batch.
+//! Parts of a step: the gradient and the metrics of one large batch. And the figure of what other
+//! means give, which the guide shows:
+//!
+//! ```text
+//! UPDATE_DOCS=1 cargo test --workspace --test suite accumulation
+//! ```
+
+use std::fmt::Write as _;
+use std::path::Path;
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
 use burn_preference::data::{Collator, Example, PairTokens};
 use burn_preference::tokens::Padding;
 use burn_preference::training::accumulation::Accumulation;
 use burn_preference::training::gradients::clip_by_global_norm;
-use burn_preference::{BatchMetrics, DpoLossConfig, Error, Frozen, Objective, ReferencedPair};
+use burn_preference::training::metrics::Observe;
+use burn_preference::{
+    BatchMetrics, DpoLossConfig, Error, Frozen, NllNormalization, Objective, ReferencedPair,
+    SftTerm, WithNll,
+};
 
 use crate::support::bigram::Bigram;
 use crate::support::{assert_close, device, to_vec};
@@ -27,7 +40,10 @@ impl Step {
 
     /// Pairs `from..to` of a data set.
     fn pairs(&self, from: u32, to: u32) -> ReferencedPair {
-        let pair = |i: u32| Example::pair(vec![i % 9], vec![(i + 1) % 9, 8], vec![(i + 2) % 9; 3]);
+        // Completions of 2 to 12 and of 3 to 7 tokens.
+        let chosen = |i: u32| (0..=1 + i * 7 % 11).map(|t| (i + t * t + 1) % 9).collect();
+        let rejected = |i: u32| vec![(i + 2) % 9; 3 + i as usize % 5];
+        let pair = |i: u32| Example::pair(vec![i % 9], chosen(i), rejected(i));
         let batch: PairTokens =
             Collator::new(Padding::new(0)).batch((from..to).map(pair).collect(), &device());
         let ours = batch.rows.log_probs(&self.policy, Bigram::hidden).unwrap();
@@ -112,4 +128,139 @@ fn what_does_not_fit_is_an_error() {
     assert!(format!("{nothing:?}").starts_with("Accumulation { total: 1.0, seen: 0"));
     let error = nothing.clipped(&step.policy, 0.0).unwrap_err();
     assert_eq!(error.name(), "max_norm");
+}
+
+/// Parts of a step of 32 pairs.
+const ONES: [u32; 32] = [1; 32];
+const FOURS: [u32; 8] = [4; 8];
+const UNEQUAL: [u32; 6] = [1, 2, 3, 5, 8, 13];
+
+impl Step {
+    fn parts(&self, sizes: &[u32]) -> Vec<ReferencedPair> {
+        let mut from = 0;
+        let part = |&size| {
+            from += size;
+            self.pairs(from - size, from)
+        };
+        sizes.iter().map(part).collect()
+    }
+
+    fn accumulated<B: Observe + Clone>(
+        &self,
+        parts: impl IntoIterator<Item = B>,
+        objective: &impl Objective<B>,
+    ) -> Vec<f64> {
+        let mut step = Accumulation::over(32.0).unwrap();
+        for part in parts {
+            let output = objective.forward(part.clone());
+            step.add(&self.policy, &part, output).unwrap();
+        }
+        // Far above the norm: nothing is clipped.
+        let (grads, _) = step.clipped(&self.policy, 1e6).unwrap();
+        self.numbers(&grads)
+    }
+
+    /// Each part its own mean, and then the mean of these.
+    fn mean_of_means(&self, sizes: &[u32], objective: &impl Objective<ReferencedPair>) -> Vec<f64> {
+        let means = self.parts(sizes).into_iter();
+        let means: Vec<Tensor<1>> = means.map(|part| objective.forward(part).mean()).collect();
+        let loss = Tensor::cat(means, 0).mean();
+        let grads = GradientsParams::from_grads(loss.backward(), &self.policy);
+        self.numbers(&grads)
+    }
+
+    /// ‖g − g₃₂‖/‖g₃₂‖ of the gradient g of each way to take the step, g₃₂ of one batch of 32.
+    fn errors(&self) -> [(&'static str, f64); 7] {
+        let dpo = DpoLossConfig::new().init();
+        let sft = SftTerm::new(dpo.clone(), 1.0).unwrap();
+        let sft = sft.with_normalization(NllNormalization::Token);
+        let of_whole = [
+            self.mean_of_means(&[32], &dpo),
+            self.mean_of_means(&[32], &sft),
+        ];
+        let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let error = |g: Vec<f64>, whole: &[f64]| {
+            let difference: Vec<f64> = g.iter().zip(whole).map(|(a, b)| a - b).collect();
+            norm(&difference) / norm(whole)
+        };
+        let by_sizes = |sizes| error(self.accumulated(self.parts(sizes), &dpo), &of_whole[0]);
+        let by_means = |sizes| error(self.mean_of_means(sizes, &dpo), &of_whole[0]);
+
+        let tokens = to_vec(self.pairs(0, 32).chosen.policy().lengths())
+            .iter()
+            .sum();
+        let over_step = |part: ReferencedPair| {
+            let chosen = part.policy().chosen;
+            let part = WithNll::new(part, chosen).unwrap();
+            part.over_step(tokens, 32.0).unwrap()
+        };
+        let of_step = self.accumulated(self.parts(&FOURS).into_iter().map(over_step), &sft);
+        [
+            ("32 parts of 1, Accumulation", by_sizes(&ONES)),
+            ("8 parts of 4, Accumulation", by_sizes(&FOURS)),
+            ("1 + 2 + 3 + 5 + 8 + 13, Accumulation", by_sizes(&UNEQUAL)),
+            ("8 parts of 4, mean of their means", by_means(&FOURS)),
+            (
+                "1 + 2 + 3 + 5 + 8 + 13, mean of their means",
+                by_means(&UNEQUAL),
+            ),
+            (
+                "8 parts of 4, NLL over the tokens of the step",
+                error(of_step, &of_whole[1]),
+            ),
+            (
+                "8 parts of 4, NLL over the tokens of each part",
+                error(self.accumulated(self.parts(&FOURS), &sft), &of_whole[1]),
+            ),
+        ]
+    }
+}
+
+#[test]
+fn a_mean_of_means_is_another_gradient() {
+    for (i, (way, error)) in Step::new().errors().into_iter().enumerate() {
+        println!("{way}: {error:.2e}");
+        let right = ![4, 6].contains(&i);
+        assert!(
+            if right { error < 1e-6 } else { error > 0.01 },
+            "{way}: {error}"
+        );
+    }
+}
+
+/// Bars of the errors. No line is empty: the guide holds the figure as a block of HTML.
+fn figure(errors: &[(&str, f64)]) -> String {
+    let height = 44 + 24 * errors.len();
+    let mut svg = format!(
+        "<svg viewBox=\"0 0 720 {height}\" xmlns=\"http://www.w3.org/2000/svg\" font-family=\"sans-serif\" font-size=\"13\">\n\
+         <rect width=\"720\" height=\"{height}\" fill=\"#FFFFFF\"/>\n\
+         <text x=\"16\" y=\"24\" font-weight=\"bold\">Error of the gradient against one batch of 32 pairs</text>\n"
+    );
+    let largest = errors.iter().map(|(_, error)| *error).fold(0.0, f64::max);
+    for (i, (way, error)) in errors.iter().enumerate() {
+        let (y, width) = (56 + 24 * i, 260.0 * error / largest);
+        let (bar, end) = (y - 12, 352.0 + width);
+        let percent = 100.0 * error;
+        writeln!(
+            svg,
+            "<text x=\"16\" y=\"{y}\">{way}</text>\n\
+             <rect x=\"344\" y=\"{bar}\" width=\"{width:.0}\" height=\"16\" fill=\"#D55E00\"/>\n\
+             <text x=\"{end:.0}\" y=\"{y}\">{percent:.0} %</text>"
+        )
+        .unwrap();
+    }
+    svg + "</svg>\n"
+}
+
+#[test]
+fn the_figure_is_up_to_date() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/accumulation.svg");
+    let drawn = figure(&Step::new().errors());
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        return std::fs::write(file, drawn).unwrap();
+    }
+    let kept = std::fs::read_to_string(file).unwrap();
+    let hint =
+        "docs/accumulation.svg: run UPDATE_DOCS=1 cargo test --workspace --test suite accumulation";
+    assert!(drawn == kept, "{hint}");
 }
