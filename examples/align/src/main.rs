@@ -14,7 +14,7 @@
 //! good the result is.
 //!
 //! With `--model stories260K.bin --tokenizer tok512.bin` the same code aligns that pretrained
-//! model; README.md says where to get the two files.
+//! model; docs/measured.md says where to get the two files.
 
 #[path = "../../answers/mod.rs"]
 mod answers;

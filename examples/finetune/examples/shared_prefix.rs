@@ -18,7 +18,7 @@
 //! | shared | a prompt and its completions each | within segments |
 //! | packed | prompts and their completions, several | within segments |
 //!
-//! README.md says where the data and SmolLM2's file come from. Without `--model` it is a small
+//! docs/measured.md says where the data and SmolLM2's file come from. Without `--model` it is a small
 //! model with random weights, to which four characters are a token.
 
 #[path = "../../measure/mod.rs"]

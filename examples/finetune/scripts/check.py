@@ -11,7 +11,7 @@ of a row) is off by less than 1e-4, and their tokenizer gives the same ids.
 
     --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf --data PAIRS.jsonl.gz
 
-does so with a GGUF file as well (README.md says where it comes from). `--programs DIR` is where cargo
+does so with a GGUF file as well (docs/measured.md says where it comes from). `--programs DIR` is where cargo
 puts programs, target/release without it.
 """
 import argparse

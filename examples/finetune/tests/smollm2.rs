@@ -1,6 +1,6 @@
 //! SmolLM2-135M-Instruct against numbers that other programs give for it.
 //!
-//! They need the file, at `SMOLLM2` or where README.md puts it, and are ignored otherwise:
+//! They need the file, at `SMOLLM2` or where docs/measured.md puts it, and are ignored otherwise:
 //! `cargo test --workspace --test smollm2 -- --ignored`.
 
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ fn file() -> PathBuf {
 
 /// llama.cpp's greedy answer, and the log-probability that transformers gives it in f32.
 #[test]
-#[ignore = "wants the model file, from where README.md says, and `-- --ignored`"]
+#[ignore = "wants the model file, from where docs/measured.md says, and `-- --ignored`"]
 fn the_capital_of_france() {
     let device = Device::default();
     let model = load(&file(), &device).unwrap();
