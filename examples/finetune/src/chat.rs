@@ -165,10 +165,7 @@ impl Chat {
         let messages = match text.content {
             Content::Conversation(messages) => messages,
             Content::Plain(plain) => {
-                let mut ids = self.tokenizer.encode(plain, true)?.get_ids().to_vec();
-                if ids.last() == Some(&self.end) {
-                    ids.pop();
-                }
+                let mut ids = self.open_text(plain)?;
                 ids.extend((!text.add_generation_prompt).then_some(self.end));
                 return Ok(ids.into());
             }
@@ -191,21 +188,20 @@ impl Chat {
     /// As [`encode`](Self::encode).
     pub fn prompt(&self, prompt: &Text) -> Result<Vec<u32>, Failure> {
         match prompt {
-            Text::Plain(text) => {
-                let mut ids = self
-                    .tokenizer
-                    .encode(text.as_str(), true)?
-                    .get_ids()
-                    .to_vec();
-                if ids.last() == Some(&self.end) {
-                    ids.pop();
-                }
-                Ok(ids)
-            }
+            Text::Plain(text) => self.open_text(text),
             Text::Conversation(messages) => Ok(self
                 .render(messages, None, true, &Value::from(Serde(())))?
                 .0),
         }
+    }
+
+    /// The ids of a text that may go on: with its special tokens, but for an end.
+    fn open_text(&self, text: &str) -> Result<Vec<u32>, Failure> {
+        let mut ids = self.tokenizer.encode(text, true)?.get_ids().to_vec();
+        if ids.last() == Some(&self.end) {
+            ids.pop();
+        }
+        Ok(ids)
     }
 
     /// The ids of a rendered conversation, and which of them the template says are the assistant's.

@@ -30,19 +30,19 @@ pub struct DataOptions {
     pub seed: u64,
 }
 
+/// Rows as token ids.
+pub type Examples<L> = Vec<Example<Vec<u32>, L>>;
+
 /// Rows to train on, and rows of other conversations.
 #[derive(Debug, Clone)]
 pub struct Rows<L> {
     /// To train on.
-    pub train: Vec<Example<Vec<u32>, L>>,
+    pub train: Examples<L>,
     /// To be measured.
-    pub held_out: Vec<Example<Vec<u32>, L>>,
+    pub held_out: Examples<L>,
     /// The prompts of the latter, as the file has them.
     pub prompts: Vec<Text>,
 }
-
-/// The rows of a side of the split.
-type Split<L> = Vec<Example<Vec<u32>, L>>;
 
 impl DataOptions {
     fn truncation(&self) -> Truncation {
@@ -160,7 +160,7 @@ impl DataOptions {
         rows: Arc<InMemDataset<Example<Text, L>>>,
         which: Vec<usize>,
         chat: &Chat,
-    ) -> Result<(Split<L>, Vec<Text>), Failure> {
+    ) -> Result<(Examples<L>, Vec<Text>), Failure> {
         let texts = SelectionDataset::<InMemDataset<_>, _>::from_indices_checked(rows, which);
         let options = TokenizeOptions::new(self.truncation()).with_on_error(self.on_error());
         let tokens = Tokenized::new(texts, |text| chat.encode(text), options)?;

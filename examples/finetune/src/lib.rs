@@ -31,7 +31,7 @@ mod weights;
 pub use adapter::{AdapterError, LoraOptions, TARGETS, load_adapter, save_adapter};
 pub use chat::{Chat, ChatError, Failure};
 pub use config::{Activation, ConfigError, DecoderConfig, Rope, RopeScaling, Top};
-pub use data::{DataOptions, Rows};
+pub use data::{DataOptions, Examples, Rows};
 pub use decoder::{Cache, Decoder, Layer, Past};
 pub use drawn::Sampling;
 pub use figure::draw;

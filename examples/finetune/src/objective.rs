@@ -8,21 +8,22 @@ use burn_preference::config::{
     RewardObjectiveConfig, UnpairedObjective, UnpairedObjectiveConfig,
 };
 use burn_preference::data::{
-    Collator, Desirable, Example, Preference, Scores, TokenBudget, WithMismatched,
+    Collator, Desirable, Example, PairTokens, Preference, RankedTokens, Scores, TokenBudget,
+    UnpairedTokens, WithMismatched,
 };
 use burn_preference::reference::cache::ReferenceCache;
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
 use burn_preference::training::metrics::Observe;
 use burn_preference::training::state::RunningMean;
 use burn_preference::{
-    BatchMetrics, Frozen, KlEstimate, KtoLoss, LossOutput, Metrics, Objective as _, Pair,
-    PolicyPair, Ranked, RelativeLogProbs, RewardPair, SequenceLogProbs, Unpaired, WithBaseline,
-    WithShift,
+    BatchMetrics, Frozen, KlEstimate, KtoLoss, LossOutput, Metrics, Objective as _, Ranked,
+    RelativeLogProbs, RewardPair, SequenceLogProbs, WithBaseline, WithShift,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::chat::Failure;
+use crate::data::Examples;
 use crate::decoder::Decoder;
 
 /// An objective, by the kind of rows that it learns from.
@@ -139,6 +140,23 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Rows on the device, as the batch of their label has them.
+    fn batch<L, B>(&self, examples: Examples<L>) -> B
+    where
+        Collator: Batcher<Example<Vec<u32>, L>, B>,
+    {
+        Collator::new(self.padding).batch(examples, &self.device)
+    }
+
+    /// A row on the device for each sequence.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenBatch::new`].
+    pub fn rows(&self, sequences: Vec<Sequence>) -> Result<TokenBatch, Failure> {
+        Ok(TokenBatch::new(sequences, self.padding, &self.device)?)
+    }
+
     /// Log-probabilities of completions, in their order, by hidden states and the head.
     ///
     /// # Errors
@@ -147,19 +165,18 @@ impl Layout {
     pub fn log_probs(
         &self,
         model: &Decoder,
-        sequences: Vec<Sequence>,
+        rows: &TokenBatch,
     ) -> Result<SequenceLogProbs, Failure> {
         Ok(if let Some(packing) = self.packing {
-            let batch = PackedBatch::new(sequences, packing, &self.device)?;
-            batch.log_probs(model, Decoder::hidden_packed)?
+            let packed = PackedBatch::new(rows.sequences.clone(), packing, &self.device)?;
+            packed.log_probs(model, Decoder::hidden_packed)?
         } else {
-            let batch = TokenBatch::new(sequences, self.padding, &self.device)?;
-            batch.log_probs(model, Decoder::hidden)?
+            rows.log_probs(model, Decoder::hidden)?
         })
     }
 
     /// Parts of a step that fit on the device.
-    pub fn parts<L>(&self, examples: Vec<Example<Vec<u32>, L>>) -> Vec<Vec<Example<Vec<u32>, L>>>
+    pub fn parts<L>(&self, examples: Examples<L>) -> Vec<Examples<L>>
     where
         TokenBudget<L>: BatchStrategy<Example<Vec<u32>, L>>,
     {
@@ -190,14 +207,10 @@ pub enum Reference {
 }
 
 impl Reference {
-    fn log_probs(
-        &self,
-        layout: &Layout,
-        sequences: &[Sequence],
-    ) -> Result<SequenceLogProbs, Failure> {
+    fn log_probs(&self, layout: &Layout, rows: &TokenBatch) -> Result<SequenceLogProbs, Failure> {
         match self {
-            Self::Cached(cache) => Ok(cache.log_probs(sequences, &layout.device)?),
-            Self::Live(model) => layout.log_probs(model.model(), sequences.to_vec()),
+            Self::Cached(cache) => Ok(cache.log_probs(&rows.sequences, &layout.device)?),
+            Self::Live(model) => layout.log_probs(model.model(), rows),
             Self::None => Err("an objective with a reference, and none was made".into()),
         }
     }
@@ -212,13 +225,13 @@ pub struct Around<'a> {
 }
 
 impl Around<'_> {
-    fn policy(&self, model: &Decoder, rows: Vec<Sequence>) -> Result<SequenceLogProbs, Failure> {
+    fn policy(&self, model: &Decoder, rows: &TokenBatch) -> Result<SequenceLogProbs, Failure> {
         self.layout.log_probs(model, rows)
     }
 
     /// log π/π°.
-    fn relative(&self, model: &Decoder, rows: Vec<Sequence>) -> Result<RelativeLogProbs, Failure> {
-        let theirs = self.reference.log_probs(self.layout, &rows)?;
+    fn relative(&self, model: &Decoder, rows: &TokenBatch) -> Result<RelativeLogProbs, Failure> {
+        let theirs = self.reference.log_probs(self.layout, rows)?;
         Ok(self.policy(model, rows)?.relative_to(theirs)?)
     }
 }
@@ -246,7 +259,9 @@ pub trait Task {
     type Label: Clone + Send + Sync + 'static;
 
     /// Every sequence of a row whose log-probability is asked for.
-    fn sequences(example: &Example<Vec<u32>, Self::Label>) -> Vec<Sequence>;
+    fn sequences(example: &Example<Vec<u32>, Self::Label>) -> Vec<Sequence> {
+        example.sequences()
+    }
 
     /// Takes note of what the parts of a step have in common, before the first of them.
     ///
@@ -256,7 +271,7 @@ pub trait Task {
     fn begin(
         &mut self,
         _: &Decoder,
-        _: &[Vec<Example<Vec<u32>, Self::Label>>],
+        _: &[Examples<Self::Label>],
         _: &Around<'_>,
     ) -> Result<(), Failure> {
         Ok(())
@@ -270,7 +285,7 @@ pub trait Task {
     fn step(
         &self,
         model: &Decoder,
-        examples: Vec<Example<Vec<u32>, Self::Label>>,
+        examples: Examples<Self::Label>,
         around: &Around<'_>,
     ) -> Result<Step, Failure>;
 
@@ -292,37 +307,26 @@ pub trait Task {
     }
 }
 
-/// The chosen rows, then the rejected ones.
-fn both_sides(examples: &[Example<Vec<u32>, Preference>]) -> Vec<Sequence> {
-    let sides: Vec<Vec<Sequence>> = examples.iter().map(Example::sequences).collect();
-    let side = |i: usize| sides.iter().map(move |of| of[i].clone());
-    side(0).chain(side(1)).collect()
-}
-
 /// An objective over pairs.
 pub struct Pairs(pub PairObjective);
 
 impl Task for Pairs {
     type Label = Preference;
 
-    fn sequences(example: &Example<Vec<u32>, Preference>) -> Vec<Sequence> {
-        example.sequences()
-    }
-
     fn step(
         &self,
         model: &Decoder,
-        examples: Vec<Example<Vec<u32>, Preference>>,
+        examples: Examples<Preference>,
         around: &Around<'_>,
     ) -> Result<Step, Failure> {
-        let rows = both_sides(&examples);
+        let batch: PairTokens = around.layout.batch(examples);
         Ok(match &self.0 {
             PairObjective::Referenced(objective) => {
-                let pair = Pair::from_concatenated(&around.relative(model, rows)?)?;
+                let pair = batch.pair(around.relative(model, &batch.rows)?)?;
                 Step::new(&pair, &objective.forward(pair.clone()))
             }
             PairObjective::ReferenceFree(objective) => {
-                let pair = PolicyPair::from_concatenated(&around.policy(model, rows)?)?;
+                let pair = batch.pair(around.policy(model, &batch.rows)?)?;
                 Step::new(&pair, &objective.forward(pair.clone()))
             }
         })
@@ -358,14 +362,15 @@ impl Task for Kto {
     fn begin(
         &mut self,
         model: &Decoder,
-        parts: &[Vec<Example<Vec<u32>, WithMismatched>>],
+        parts: &[Examples<WithMismatched>],
         around: &Around<'_>,
     ) -> Result<(), Failure> {
         let frozen = Frozen::new(model);
         let mut all: Option<KlEstimate> = None;
         for part in parts {
-            let rows = part.iter().map(|row| row.label.sequence.clone()).collect();
-            let part = KlEstimate::from_mismatched(&around.relative(frozen.model(), rows)?);
+            let batch: UnpairedTokens<WithMismatched> = around.layout.batch(part.clone());
+            let relative = around.relative(frozen.model(), batch.mismatched())?;
+            let part = KlEstimate::from_mismatched(&relative);
             all = Some(match all {
                 Some(all) => all.merge(part),
                 None => part,
@@ -378,13 +383,12 @@ impl Task for Kto {
     fn step(
         &self,
         model: &Decoder,
-        examples: Vec<Example<Vec<u32>, WithMismatched>>,
+        examples: Examples<WithMismatched>,
         around: &Around<'_>,
     ) -> Result<Step, Failure> {
         let baseline = self.baseline.clone().ok_or("a step that has not begun")?;
-        let batch = Collator::new(around.layout.padding).batch(examples, &around.layout.device);
-        let relative = around.relative(model, batch.rows.sequences)?;
-        let thumbs = Unpaired::new(relative, batch.desirable)?;
+        let batch: UnpairedTokens<WithMismatched> = around.layout.batch(examples);
+        let thumbs = batch.unpaired(around.relative(model, &batch.rows)?)?;
         let thumbs = WithBaseline::new(thumbs, baseline)?;
         Ok(Step::new(&thumbs, &self.objective.forward(thumbs.clone())))
     }
@@ -401,19 +405,14 @@ pub struct Thumbs {
 impl Task for Thumbs {
     type Label = Desirable;
 
-    fn sequences(example: &Example<Vec<u32>, Desirable>) -> Vec<Sequence> {
-        example.sequences()
-    }
-
     fn step(
         &self,
         model: &Decoder,
-        examples: Vec<Example<Vec<u32>, Desirable>>,
+        examples: Examples<Desirable>,
         around: &Around<'_>,
     ) -> Result<Step, Failure> {
-        let device = &around.layout.device;
-        let batch = Collator::new(around.layout.padding).batch(examples, device);
-        let rows = batch.rows.sequences.clone();
+        let batch: UnpairedTokens = around.layout.batch(examples);
+        let rows = &batch.rows;
         if let UnpairedObjective::Simnpo(objective) = &self.objective {
             let log_probs = around.policy(model, rows)?;
             return Ok(Step::new(&log_probs, &objective.forward(log_probs.clone())));
@@ -422,10 +421,10 @@ impl Task for Thumbs {
         if let UnpairedObjective::Npo(objective) = &self.objective {
             return Ok(Step::new(&relative, &objective.forward(relative.clone())));
         }
-        let thumbs = Unpaired::new(relative, batch.desirable)?;
+        let thumbs = batch.unpaired(relative)?;
         Ok(match &self.objective {
             UnpairedObjective::Bco(objective) => {
-                let thumbs = WithShift::new(thumbs, self.rewards.tensor(device))?;
+                let thumbs = WithShift::new(thumbs, self.rewards.tensor(&around.layout.device))?;
                 Step::new(&thumbs, &objective.forward(thumbs.clone()))
             }
             UnpairedObjective::ApoZero(objective) => {
@@ -455,18 +454,14 @@ pub struct Lists(pub RankedObjective);
 impl Task for Lists {
     type Label = Scores;
 
-    fn sequences(example: &Example<Vec<u32>, Scores>) -> Vec<Sequence> {
-        example.sequences()
-    }
-
     fn step(
         &self,
         model: &Decoder,
-        examples: Vec<Example<Vec<u32>, Scores>>,
+        examples: Examples<Scores>,
         around: &Around<'_>,
     ) -> Result<Step, Failure> {
-        let batch = Collator::new(around.layout.padding).batch(examples, &around.layout.device);
-        let rows = batch.rows.sequences.clone();
+        let batch: RankedTokens = around.layout.batch(examples);
+        let rows = &batch.rows;
         Ok(match &self.0 {
             RankedObjective::Referenced(objective) => {
                 let lists = batch.ranked(around.relative(model, rows)?)?;
@@ -486,18 +481,14 @@ pub struct RewardPairs(pub burn_preference::BradleyTerryLoss);
 impl Task for RewardPairs {
     type Label = Preference;
 
-    fn sequences(example: &Example<Vec<u32>, Preference>) -> Vec<Sequence> {
-        example.sequences()
-    }
-
     fn step(
         &self,
         model: &Decoder,
-        examples: Vec<Example<Vec<u32>, Preference>>,
+        examples: Examples<Preference>,
         around: &Around<'_>,
     ) -> Result<Step, Failure> {
-        let rewards = rewards(model, both_sides(&examples), around.layout)?;
-        let pair = RewardPair::from_concatenated(&rewards)?;
+        let batch: PairTokens = around.layout.batch(examples);
+        let pair: RewardPair = batch.pair(rewards(model, &batch.rows)?)?;
         Ok(Step::new(&pair, &self.0.forward(pair.clone())))
     }
 }
@@ -508,20 +499,15 @@ pub struct RewardLists(pub burn_preference::RewardRankingLoss);
 impl Task for RewardLists {
     type Label = Scores;
 
-    fn sequences(example: &Example<Vec<u32>, Scores>) -> Vec<Sequence> {
-        example.sequences()
-    }
-
     fn step(
         &self,
         model: &Decoder,
-        examples: Vec<Example<Vec<u32>, Scores>>,
+        examples: Examples<Scores>,
         around: &Around<'_>,
     ) -> Result<Step, Failure> {
         let lists = examples.len();
-        let batch = Collator::new(around.layout.padding).batch(examples, &around.layout.device);
-        let rewards = rewards(model, batch.rows.sequences.clone(), around.layout)?;
-        let rewards = rewards.reshape([lists, batch.candidates]);
+        let batch: RankedTokens = around.layout.batch(examples);
+        let rewards = rewards(model, &batch.rows)?.reshape([lists, batch.candidates]);
         let lists = Ranked::new(rewards, batch.scores, batch.present)?;
         Ok(Step::new(&lists, &self.0.forward(lists.clone())))
     }
@@ -532,11 +518,6 @@ impl Task for RewardLists {
 /// # Errors
 ///
 /// A sequence is empty.
-pub fn rewards(
-    model: &Decoder,
-    sequences: Vec<Sequence>,
-    layout: &Layout,
-) -> Result<Tensor<1>, Failure> {
-    let batch = TokenBatch::new(sequences, layout.padding, &layout.device)?;
-    Ok(batch.at_end(model.rewards(batch.ids.clone()))?)
+pub fn rewards(model: &Decoder, rows: &TokenBatch) -> Result<Tensor<1>, Failure> {
+    Ok(rows.at_end(model.rewards(rows.ids.clone()))?)
 }

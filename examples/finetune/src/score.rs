@@ -46,7 +46,11 @@ impl Judge {
                 let mut scores = Vec::new();
                 for some in answers.chunks(8) {
                     let rows = some.iter().map(|answer| answer.ids.clone()).collect();
-                    scores.extend(rewards(model, rows, layout)?.into_data().iter::<f64>());
+                    scores.extend(
+                        rewards(model, &layout.rows(rows)?)?
+                            .into_data()
+                            .iter::<f64>(),
+                    );
                 }
                 scores
             }

@@ -375,7 +375,10 @@ impl<'a> Session<'a> {
         cache.fill::<Failure>(
             &sequences,
             rows,
-            |some| self.layout.log_probs(model.model(), some.to_vec()),
+            |some| {
+                let rows = self.layout.rows(some.to_vec())?;
+                self.layout.log_probs(model.model(), &rows)
+            },
             |progress| {
                 bar.set_length(progress.total as u64);
                 bar.set_position(progress.done as u64);

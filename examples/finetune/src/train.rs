@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::chat::Failure;
+use crate::data::Examples;
 use crate::decoder::Decoder;
 use crate::objective::{Around, Layout, Task};
 use crate::schedule::Schedule;
@@ -232,7 +233,7 @@ fn next_rows<L: Clone + Send + Sync + 'static>(
     cursor: &Cursor,
     train: &Arc<InMemDataset<Example<Vec<u32>, L>>>,
     batch: usize,
-) -> Result<Vec<Example<Vec<u32>, L>>, Failure> {
+) -> Result<Examples<L>, Failure> {
     let rows = cursor.remaining(train)?;
     Ok(rows.get_many((0..rows.len().min(batch)).collect())?)
 }
@@ -258,7 +259,7 @@ where
     pub fn train(
         &mut self,
         mut policy: Decoder,
-        train: Vec<Example<Vec<u32>, T::Label>>,
+        train: Examples<T::Label>,
         held_out: &[Example<Vec<u32>, T::Label>],
         resume: bool,
     ) -> Result<Trained, Failure> {

@@ -136,12 +136,14 @@ pub fn load(model: &Path, device: &Device) -> Result<Decoder, WeightError> {
 ///
 /// As [`load`]; a weight that is not finite in this type is one, too.
 pub fn load_as(dtype: FloatDType, model: &Path, device: &Device) -> Result<Decoder, WeightError> {
-    let config = DecoderConfig::parse(config_of(model)?)?;
-    let files = if model.is_file() {
-        Files::Gguf(open_gguf(model)?)
+    let (config, files) = if model.is_file() {
+        let gguf = open_gguf(model)?;
+        (gguf.config().map_err(file(model))?, Files::Gguf(gguf))
     } else {
-        Files::Safetensors(Shards::open(&files(model)?)?)
+        let config = DecoderConfig::values(model)?;
+        (config, Files::Safetensors(Shards::open(&files(model)?)?))
     };
+    let config = DecoderConfig::parse(config)?;
     let mut weights = Weights {
         left: files.names(),
         files,
@@ -160,7 +162,7 @@ fn open_gguf(path: &Path) -> Result<Gguf, WeightError> {
 }
 
 /// What `config.json` says, or would say.
-pub(crate) fn config_of(model: &Path) -> Result<Map<String, Value>, WeightError> {
+fn config_of(model: &Path) -> Result<Map<String, Value>, WeightError> {
     if model.is_file() {
         return open_gguf(model)?.config().map_err(file(model));
     }
