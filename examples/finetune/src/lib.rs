@@ -27,6 +27,7 @@ mod score;
 mod template;
 mod train;
 mod weights;
+mod workers;
 
 pub use adapter::{AdapterError, LoraOptions, TARGETS, load_adapter, save_adapter};
 pub use chat::{Chat, ChatError, Failure};

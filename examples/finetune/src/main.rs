@@ -96,6 +96,10 @@ struct Args {
     /// Tokens of a forward, at most, padding included: a step is as many forwards as it takes.
     #[arg(help_heading = "Steps", long, default_value_t = 2048)]
     budget: usize,
+    /// Forwards at once, which share `--budget`; otherwise 2 for adapters on flex, and 1 elsewhere
+    /// or where a loss is of a whole step.
+    #[arg(help_heading = "Steps", long)]
+    workers: Option<usize>,
     /// Each prompt once, with its completions in one row.
     #[arg(help_heading = "Steps", long)]
     shared_prefix: bool,
@@ -159,7 +163,7 @@ struct Args {
     /// worst one into `OUT.jsonl`.
     #[arg(help_heading = "On-policy pairs", long, requires = "score", conflicts_with_all = [
         "held_out_data", "held_out", "group", "loss", "reference", "cache", "full", "rank", "alpha",
-        "targets", "quantize", "steps", "batch", "budget", "shared_prefix", "rate", "schedule",
+        "targets", "quantize", "steps", "batch", "budget", "workers", "shared_prefix", "rate", "schedule",
         "warm_up", "clip", "weight_decay", "gradient_checkpointing", "evaluate_every", "patience",
         "resume", "save", "answers",
     ])]
@@ -286,6 +290,7 @@ fn check(args: &Args) -> Result<(), Failure> {
         ("--rank", args.rank, 1),
         ("--batch", args.batch, 1),
         ("--budget", args.budget, 1),
+        ("--workers", args.workers.unwrap_or(1), 1),
         ("--steps", args.steps.unwrap_or(1), 1),
         ("--evaluate-every", args.evaluate_every.unwrap_or(1), 1),
         ("--patience", args.patience.unwrap_or(1), 1),

@@ -135,6 +135,8 @@ pub struct Layout {
     pub packing: Option<Packing>,
     /// Tokens of a forward, at most, padding included.
     pub budget: usize,
+    /// Forwards at once.
+    pub workers: usize,
     /// Where.
     pub device: Device,
 }
@@ -254,7 +256,7 @@ impl Step {
 }
 
 /// An objective with the kind of rows that it learns from.
-pub trait Task {
+pub trait Task: Sync {
     /// What a row is labelled with.
     type Label: Clone + Send + Sync + 'static;
 

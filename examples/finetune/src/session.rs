@@ -67,6 +67,7 @@ pub fn layout(args: &Args, chat: &Chat, device: &Device) -> Layout {
         padding,
         packing: args.shared_prefix.then(|| Packing::new(padding)),
         budget: args.budget,
+        workers: 1,
         device: device.clone(),
     }
 }
@@ -115,7 +116,17 @@ impl<'a> Session<'a> {
         } else if args.cache.is_some() || args.reference == ReferenceFrom::Live {
             return Err("--reference and --cache: this objective has no reference".into());
         }
-        let layout = layout(args, &chat, &device);
+        let whole = objective.needs_whole_steps();
+        if whole && args.workers.is_some_and(|workers| workers > 1) {
+            return Err("--workers: the loss of this objective is of a whole step".into());
+        }
+        // Of full weights, each worker would have gradients of its own, as large as the model.
+        let two = args.device == "flex" && !args.full && !whole;
+        let workers = args.workers.unwrap_or(if two { 2 } else { 1 });
+        // What runs at once shares the budget.
+        let mut layout = layout(args, &chat, &device);
+        layout.budget = (layout.budget / workers).max(1);
+        layout.workers = workers;
         if objective.learns_rewards() && layout.packing.is_some() {
             return Err("--shared-prefix: a reward stands at the end of a row of its own".into());
         }
@@ -131,7 +142,7 @@ impl<'a> Session<'a> {
             loss,
             needs_reference: objective.needs_reference(),
             learns_rewards: objective.learns_rewards(),
-            needs_whole_steps: objective.needs_whole_steps(),
+            needs_whole_steps: whole,
         })
     }
 
@@ -327,6 +338,7 @@ impl<'a> Session<'a> {
             "dtype": format!("{:?}", args.dtype),
             "budget": args.budget,
             "shared_prefix": args.shared_prefix,
+            "workers": self.layout.workers,
         })
     }
 
@@ -369,7 +381,7 @@ impl<'a> Session<'a> {
         let sequences: Vec<Sequence> = sequences.collect();
         let longest = sequences.iter().map(|s| s.ids().len()).max().unwrap_or(1);
         // Nothing is kept for a backward: as many rows as a step's forward has, at least.
-        let rows = (self.layout.budget / longest).max(1);
+        let rows = (self.args.budget / longest).max(1);
         let bar = ProgressBar::new(sequences.len() as u64).with_message("reference");
         let (start, found) = (Instant::now(), cache.len());
         cache.fill::<Failure>(

@@ -25,6 +25,7 @@ use crate::decoder::Decoder;
 use crate::objective::{Around, Layout, Task};
 use crate::schedule::Schedule;
 use crate::weights::at_once;
+use crate::workers::Workers;
 
 /// How long and how fast.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -265,6 +266,8 @@ where
     ) -> Result<Trained, Failure> {
         let train = Arc::new(InMemDataset::new(train));
         let options = self.options.clone();
+        let workers = Workers::new(self.around.layout.workers)?;
+        let device = policy.embedding.weight.device();
         let decay = options.weight_decay;
         #[allow(clippy::cast_possible_truncation, reason = "Burn takes it as f32")]
         let mut optimizer = AdamWConfig::new().with_weight_decay(decay as f32).init();
@@ -310,11 +313,16 @@ where
             let mut accumulator = GradientsAccumulator::new();
             let parts = self.around.layout.parts(rows);
             self.task.begin(&policy, &parts, &self.around)?;
-            for part in parts {
+            let parts = workers.map(parts, |part| {
+                // Leaves of its own: Burn locks graphs that share one against each other.
+                let policy = policy.clone().fork(&device);
                 let part = self.task.step(&policy, part, &self.around)?;
-                metrics = metrics.merge(part.metrics);
                 let loss = part.sum * (count as f64).recip();
                 let grads = GradientsParams::from_grads(loss.backward(), &policy);
+                Ok((part.metrics, grads))
+            })?;
+            for (of_part, grads) in parts {
+                metrics = metrics.merge(of_part);
                 accumulator.accumulate(&policy, grads);
             }
             let (grads, norm) = clip_by_global_norm(accumulator.grads(), &policy, options.clip)?;
@@ -398,13 +406,14 @@ where
         policy: &Decoder,
         rows: &[Example<Vec<u32>, T::Label>],
     ) -> Result<Metrics, Failure> {
+        let workers = Workers::new(self.around.layout.workers)?;
         let model = policy.valid();
         let mut metrics = Metrics::default();
         for rows in rows.chunks(self.options.batch) {
             let parts = self.around.layout.parts(rows.to_vec());
             self.task.begin(&model, &parts, &self.around)?;
-            for part in parts {
-                let step = self.task.step(&model, part, &self.around)?;
+            let steps = workers.map(parts, |part| self.task.step(&model, part, &self.around))?;
+            for step in steps {
                 metrics.merge(&step.metrics.read()?);
             }
         }

@@ -256,6 +256,9 @@ fn the_same_numbers_another_way() {
     compare("", "--budget 40", 1e-5);
     compare("--shared-prefix", "--shared-prefix --budget 40", 1e-5);
     compare("--full", "--full --budget 40", 1e-5);
+    // One after the other, and three at once; the reference is computed in other batches.
+    compare("--workers 1 --budget 40", "--workers 3 --budget 120", 1e-6);
+    compare("--full --workers 1", "--full --workers 2", 1e-5);
     for (rows, loss) in [
         // Their z₀ and δ are of a step, whatever its parts.
         ("thumbs", "kto"),
@@ -424,6 +427,7 @@ fn losses_of_a_whole_step_are_not_split() {
         let loss = format!("--loss {loss} --batch 2");
         place.run(&format!("{i}"), &format!("{loss} --budget 120"));
         place.fails(&format!("{loss} --budget 100"), "2 forwards, and the loss");
+        place.fails(&format!("{loss} --workers 2"), "of a whole step");
         place.fails(
             &format!("{loss} --budget 60 --steps 1 --shared-prefix"),
             "2 forwards",
