@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Open-Assistant conversation trees as pairs, in the shape that the example `smollm2` reads.
+"""Open-Assistant conversation trees as pairs, in the shape that `finetune` reads.
 
     url=https://raw.githubusercontent.com/LAION-AI/Open-Assistant/f1e6ed9526f5817531f3ab85441a40b3671ddccb
     curl -O $url/model/model_eval/manual/data/en_100_tree.jsonl

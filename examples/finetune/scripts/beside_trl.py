@@ -36,6 +36,7 @@ def arguments():
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--evaluate-every", type=int, default=1000000, help="steps, for our figure")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("target/trl"))
     parser.add_argument("--only", choices=["trl", "ours"])
@@ -159,7 +160,7 @@ def ours(args):
                "--held-out-data", str(args.work / "held_out.jsonl"), "--loss", args.loss,
                "--batch", str(args.batch), "--budget", str(2 * args.micro * args.max_length),
                "--max-length", str(2 * args.max_length), "--rank", str(args.rank), "--rate", str(args.rate),
-               "--evaluate-every", "1000000", "--answers", "0", "--out", str(out), *args.options]
+               "--evaluate-every", str(args.evaluate_every), "--answers", "0", "--out", str(out), *args.options]
     text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True,
                           env={**os.environ, "RAYON_NUM_THREADS": "2"}).stdout
     print(text, file=sys.stderr)

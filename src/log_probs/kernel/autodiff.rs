@@ -1,4 +1,5 @@
-//! The backward, by hand: the tape holds one node, and of its inputs only what that node needs.
+//! The backward, written by hand. Each operation is one node on the tape, and the node keeps only
+//! what its backward needs.
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -119,7 +120,7 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
     }
 }
 
-/// A head off the tape.
+/// The head as plain tensors, without their nodes on the tape.
 fn plain<B: Backend, C: CheckpointStrategy>(
     tensors: [&FloatTensor<Autodiff<B, C>>; 3],
     targets: IntTensor<B>,
@@ -129,7 +130,8 @@ fn plain<B: Backend, C: CheckpointStrategy>(
     Head::new(hidden, weight, bias, targets, form)
 }
 
-/// Both outputs; the by-products have no gradient.
+/// Both outputs. Only the log-probabilities are on the tape, because the by-products have no
+/// gradient.
 fn with_statistics<B: Backend, C: CheckpointStrategy>(
     forward: Forward<B>,
     finish: impl FnOnce(FloatTensor<B>) -> FloatTensor<Autodiff<B, C>>,
@@ -139,7 +141,8 @@ fn with_statistics<B: Backend, C: CheckpointStrategy>(
     (finish(log_probs), statistics)
 }
 
-/// `∂L/∂h_n = g_n · ∂log p_n/∂h_n`, which is linear in the g_n that only the backward knows.
+/// `∂L/∂h_n = g_n · ∂log p_n/∂h_n`. The second factor does not depend on `g_n`, so the forward
+/// computes it as the slope. The backward then only multiplies the slope by `g_n`.
 #[derive(Debug)]
 struct FrozenHead;
 
@@ -156,7 +159,7 @@ impl<B: Backend> Backward<B, 1> for FrozenHead {
     }
 }
 
-/// A head on the tape: hidden states, weight and bias are checkpoints.
+/// A head that a node saves. Hidden states, weight and bias are checkpoints.
 #[derive(Debug, Clone)]
 struct SavedHead<B: Backend> {
     inputs: [NodeId; 3],
@@ -173,8 +176,8 @@ impl<B: Backend> SavedHead<B> {
     }
 }
 
-/// Hands hidden states, weight and bias the gradients that `of` finds, from the state of the node,
-/// its gradient and which are wanted.
+/// Registers the gradients of hidden states, weight and bias. `of` computes them from the state of
+/// the node, the gradient of the node and the flags of the wanted gradients.
 fn hand_out<B: Backend, S>(
     ops: Ops<S, 3>,
     grads: &mut Gradients,
@@ -220,7 +223,7 @@ impl<B: LogProbKernel> Backward<B, 3> for TrainableHead {
 struct TwoHeads;
 
 impl<B: LogProbKernel> Backward<B, 3> for TwoHeads {
-    /// The policy's head, and the reference's, a constant.
+    /// The policy's head and the reference's head. The reference is a constant.
     type State = (SavedHead<B>, Head<B>);
 
     fn backward(
@@ -238,8 +241,8 @@ impl<B: LogProbKernel> Backward<B, 3> for TwoHeads {
 #[derive(Debug)]
 struct Logits;
 
-/// The logits themselves, not a checkpoint of them: the only handle lets the backward write into
-/// their buffer.
+/// The state holds the logits themselves, not a checkpoint of the logits. If this is the only
+/// handle, the backward can write into the buffer of the logits.
 #[derive(Debug, Clone)]
 struct LogitsState<B: Backend> {
     logits: FloatTensor<B>,

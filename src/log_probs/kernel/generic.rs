@@ -1,6 +1,7 @@
-//! The kernels in Burn's own operations, for every backend.
+//! The kernels for every backend, built from Burn's own operations.
 //!
-//! They walk blocks of rows, never of the vocabulary: fused GPU backends panic on slices of it.
+//! The kernels walk over blocks of rows and never slice the vocabulary, because fused GPU backends
+//! panic on such slices.
 
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
@@ -8,7 +9,7 @@ use burn::tensor::{DType, IndexingUpdateOp, Shape, Slice, TensorData};
 
 use super::{Forward, Head, HeadGradients, Save, Shaping};
 
-/// Logits of one block of rows, in bytes of f32: large enough to keep a GPU busy.
+/// Bytes of f32 logits in one block of rows. The block is large enough to keep a GPU busy.
 const BLOCK_BYTES: usize = 64 << 20;
 
 fn dims<B: Backend>(tensor: &FloatTensor<B>) -> [usize; 2] {
@@ -85,7 +86,7 @@ fn times<B: Backend>(tensor: FloatTensor<B>, factor: f64) -> FloatTensor<B> {
     B::float_mul_scalar(tensor, factor.into())
 }
 
-/// What a head makes of x = W h + b.
+/// Turns x = W h + b into logits.
 fn shaped<B: Backend>(x: FloatTensor<B>, shaping: Shaping) -> FloatTensor<B> {
     match shaping.softcap {
         None => times::<B>(x, shaping.factor()),
@@ -96,15 +97,15 @@ fn shaped<B: Backend>(x: FloatTensor<B>, shaping: Shaping) -> FloatTensor<B> {
     }
 }
 
-/// u·logit, all that the gradient of a softcap needs; none without one, so that nothing holds the
-/// logits.
+/// `u·logit`, the only input of the gradient of a softcap. Without a softcap the result is `None`,
+/// so that no second handle keeps the logits in memory.
 fn bent<B: Backend>(logits: &FloatTensor<B>, shaping: Shaping) -> Option<FloatTensor<B>> {
     let capped = shaping.softcap.is_some();
     capped.then(|| times::<B>(logits.clone(), shaping.bend()))
 }
 
-/// The gradient of x from that of the logits, or anything else times ∂logit/∂x:
-/// factor·(1 − (u·logit)²).
+/// Multiplies by `∂logit/∂x = factor·(1 − (u·logit)²)`. This turns the gradient of the logits into
+/// the gradient of x.
 fn unshaped<B: Backend>(
     gradient: FloatTensor<B>,
     bent: Option<FloatTensor<B>>,
@@ -130,7 +131,7 @@ fn blocks(rows: usize, vocab: usize) -> impl Iterator<Item = (usize, usize)> {
         .map(move |start| (start, step.min(rows - start)))
 }
 
-/// What a block of logits gives.
+/// The results of one block of logits.
 struct Normalized<B: Backend> {
     /// `[rows, 1]`
     log_probs: FloatTensor<B>,
@@ -141,14 +142,16 @@ struct Normalized<B: Backend> {
     statistics: Option<FloatTensor<B>>,
 }
 
-/// `[1, vocab]`: vocab, vocab − 1, …, 1. Among equal words the first one has the largest.
+/// `[1, vocab]` with the values vocab, vocab − 1, …, 1. Among words with equal logits, the first
+/// word has the largest value.
 fn precedence<B: Backend>(like: &FloatTensor<B>, vocab: usize) -> FloatTensor<B> {
     let values: Vec<f64> = (1..=vocab).rev().map(|place| place as f64).collect();
     let data = TensorData::new(values, [1, vocab]).convert_dtype(wide(like.dtype()));
     B::float_from_data(data, &like.device())
 }
 
-/// 1 where the target is the first of the largest logits, 0 where it is not, NaN where one is NaN.
+/// For each row: 1 if the target is the first of the largest logits, 0 if not, and NaN if any logit
+/// is NaN.
 fn top1<B: Backend>(
     logits: FloatTensor<B>,
     max: FloatTensor<B>,
@@ -161,12 +164,13 @@ fn top1<B: Backend>(
     let candidates = B::float_mul(largest, precedence);
     let first = B::float_max_dim(candidates.clone(), 1);
     let behind = B::float_sign(B::float_sub(B::float_gather(1, candidates, targets), first));
-    // A NaN among the logits is in `log_sum`, whatever a backend's maximum and sign make of it.
+    // If a logit is NaN, `log_sum` is NaN on every backend. The maximum and the sign of NaN differ
+    // between backends.
     let nan_or_0 = B::float_sub(log_sum.clone(), log_sum);
     B::float_add(B::float_add_scalar(behind, 1.0.into()), nan_or_0)
 }
 
-/// By-products are asked for by the [`precedence`] of the words.
+/// Computes by-products only if the [`precedence`] of the words is given.
 fn normalize<B: Backend>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
@@ -185,7 +189,8 @@ fn normalize<B: Backend>(
         .clone()
         .zip(precedence)
         .map(|(softmax, precedence)| {
-            // e^−1e4 is 0 already; −∞ times that 0 would be NaN.
+            // exp(−1e4) is 0 already, so the bound changes no sum. Without the bound, 0 · (−∞)
+            // would be NaN.
             let bounded = B::float_clamp_min(shifted, (-1e4).into());
             let expected = B::float_sum_dim(B::float_mul(softmax.clone(), bounded), 1);
             let entropy = B::float_sub(log_sum.clone(), expected);
@@ -301,7 +306,7 @@ pub fn head_backward<B: Backend>(
     sums.finish(&head)
 }
 
-/// Sums of what the blocks give.
+/// Adds the part of one block to a total.
 pub(super) fn add<B: Backend>(total: &mut Option<FloatTensor<B>>, part: FloatTensor<B>) {
     *total = Some(match total.take() {
         Some(total) => B::float_add(total, part),
@@ -309,11 +314,11 @@ pub(super) fn add<B: Backend>(total: &mut Option<FloatTensor<B>>, part: FloatTen
     });
 }
 
-/// Gradients of a head, added up block by block.
+/// Gradients of a head, collected block by block.
 struct Sums<B: Backend> {
     wanted: [bool; 3],
     hidden: Vec<FloatTensor<B>>,
-    /// In f32 at least, as the bias.
+    /// Summed in f32 at least, as the bias is.
     weight: Option<FloatTensor<B>>,
     bias: Option<FloatTensor<B>>,
 }
@@ -328,7 +333,7 @@ impl<B: Backend> Sums<B> {
         }
     }
 
-    /// What the gradient `delta` of the logits of a block adds.
+    /// Adds the part of one block; `delta` is the gradient of the block's x = W h + b.
     fn add(&mut self, head: &Head<B>, block: Block<B>, delta: FloatTensor<B>) {
         let dtype = head.hidden.dtype();
         let [wants_hidden, wants_weight, wants_bias] = self.wanted;
@@ -364,7 +369,7 @@ impl<B: Backend> Sums<B> {
     }
 }
 
-/// ln π of logits `[rows, vocab]`.
+/// Log-softmax (ln π) of logits `[rows, vocab]`.
 fn log_softmax<B: Backend>(logits: FloatTensor<B>) -> FloatTensor<B> {
     let max = B::float_max_dim(logits.clone(), 1);
     let shifted = B::float_sub(logits, max);
@@ -382,7 +387,8 @@ pub fn kl_forward<B: Backend>(policy: Head<B>, reference: Head<B>) -> FloatTenso
             .map(|head| log_softmax::<B>(Block::new(head, start, length).logits(head)));
         let theirs = cast::<B>(theirs, dtype);
         let bools = get_device_settings::<B>(&theirs.device()).bool_dtype;
-        // A word that the reference rules out contributes 0·(−∞) = 0.
+        // A word with the reference probability 0 contributes 0. Its term is 0·(−∞), which floating
+        // point evaluates to NaN.
         let ruled_out = B::float_equal_elem(theirs.clone(), f64::NEG_INFINITY.into(), bools);
         let difference = B::float_sub(theirs.clone(), ours);
         let terms = B::float_mul(B::float_exp(theirs), difference);
@@ -392,7 +398,7 @@ pub fn kl_forward<B: Backend>(policy: Head<B>, reference: Head<B>) -> FloatTenso
     flat::<B>(found)
 }
 
-/// ∂K/∂logits = π − π°.
+/// The gradient is ∂KL/∂logits = π − π°.
 pub fn kl_backward<B: Backend>(
     policy: Head<B>,
     reference: Head<B>,
@@ -418,7 +424,8 @@ pub fn kl_backward<B: Backend>(
     sums.finish(&policy)
 }
 
-/// `[rows]` as a mask of the rows of `[rows, width]` that do not count.
+/// Turns `counted`, `[rows]`, into a mask `[rows, width]` that is true in the rows that do not
+/// count.
 fn not_counted<B: Backend>(counted: BoolTensor<B>, width: usize) -> BoolTensor<B> {
     let rows = counted.shape().num_elements();
     let column = B::bool_reshape(B::bool_not(counted), Shape::new([rows, 1]));

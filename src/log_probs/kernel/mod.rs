@@ -4,10 +4,10 @@
 //! x_n = W h_n + b,    log p_n = x_n[y_n] − ln Σ_v exp x_n[v]
 //! ```
 //!
-//! [`LogProbOps`] is what Burn dispatches to: its autodiff side (`autodiff.rs`) writes the
-//! backward by hand. [`LogProbKernel`] is what a backend computes: the default bodies
-//! (`generic.rs`) are made of Burn's own operations. Flex and GPUs have kernels of their own
-//! (`flex/`, `cube/`).
+//! Burn dispatches to [`LogProbOps`]; its implementation for autodiff (`autodiff.rs`) has a
+//! backward written by hand. A backend computes [`LogProbKernel`]; the default bodies
+//! (`generic.rs`) use Burn's own operations. Flex and GPUs have their own kernels (`flex/`,
+//! `cube/`).
 
 mod autodiff;
 #[cfg(feature = "_cube")]
@@ -20,11 +20,11 @@ use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, DispatchTensor, backend_extension};
 use burn::tensor::{Bool, Device, Int, Tensor};
 
-/// What a head makes of x = W h + b: the logits `softcap(scale·x) / temperature`.
+/// How a head turns x = W h + b into logits: `softcap(scale·x) / temperature`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shaping {
     pub scale: f64,
-    /// c·tanh(x/c); none leaves x.
+    /// The c of `c·tanh(x/c)`. `None` leaves x as it is.
     pub softcap: Option<f64>,
     pub temperature: f64,
 }
@@ -36,7 +36,7 @@ impl Shaping {
         temperature: 1.0,
     };
 
-    /// Whether the logits are x itself.
+    /// Whether the logits are equal to x.
     #[cfg(any(feature = "flex", feature = "_cube"))]
     pub fn is_none(self) -> bool {
         self == Self::NONE
@@ -47,39 +47,40 @@ impl Shaping {
         self.scale / self.temperature
     }
 
-    /// u with ∂logit/∂x = factor·(1 − (u·logit)²): 0 without a softcap.
+    /// The u of `∂logit/∂x = factor·(1 − (u·logit)²)`; u is 0 without a softcap.
     pub fn bend(self) -> f64 {
         self.softcap.map_or(0.0, |cap| self.temperature / cap)
     }
 }
 
-/// What of a head is no tensor.
+/// The properties of a head that are not tensors.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadForm {
-    /// The weight is `[vocab, hidden]`; otherwise `[hidden, vocab]`.
+    /// If true, the weight is `[vocab, hidden]`; otherwise the weight is `[hidden, vocab]`.
     pub words_first: bool,
-    /// The bias counts; otherwise it is a placeholder.
+    /// If true, the head has a bias; otherwise the bias tensor is a placeholder.
     pub biased: bool,
     pub shaping: Shaping,
 }
 
-/// What a head is, and what else a call wants beside the log-probabilities.
+/// The form of a head, and what a call wants in addition to the log-probabilities.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadOptions {
     pub form: HeadForm,
     /// Bytes of logits that a trainable head may keep for its backward.
     pub retained_bytes: usize,
-    /// The second output holds the by-products.
+    /// If true, the second output holds the by-products.
     pub statistics: bool,
 }
 
-/// By-products per row, in this order: entropy, ln Σp², top-1 hit, mean logit.
+/// Number of by-products of a row. Their order is: entropy, ln Σp², top-1 hit, mean logit.
 pub const STATISTICS: usize = 4;
 
-/// Log-probabilities with a gradient, and by-products without: `[rows]` and `[rows, 4]`.
+/// The operations return log-probabilities `[rows]`, which have a gradient, and by-products
+/// `[rows, 4]`, which have none.
 ///
-/// The second output means nothing unless the by-products were asked for. Targets are inside the
-/// vocabulary.
+/// The second output has no meaning if the caller did not ask for by-products. All targets must be
+/// inside the vocabulary.
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
@@ -89,7 +90,7 @@ pub const STATISTICS: usize = 4;
     Autodiff
 )]
 pub trait LogProbOps: Backend {
-    /// From hidden states `[rows, hidden]`.
+    /// Log-probabilities from hidden states `[rows, hidden]`.
     fn head_log_probs(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -98,7 +99,8 @@ pub trait LogProbOps: Backend {
         options: HeadOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// From logits `[rows, vocab]`; a row that is not counted may hold anything.
+    /// Log-probabilities from logits `[rows, vocab]`. A row that is not counted may hold any
+    /// values.
     fn logits_log_probs(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
@@ -106,8 +108,9 @@ pub trait LogProbOps: Backend {
         statistics: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// KL(π° ‖ π) of every row, `[rows]`, each of the two from its hidden states and its head; the
-    /// gradient is the policy's. `targets` is any `[rows]`.
+    /// KL(π° ‖ π) of every row, `[rows]`. Policy π and reference π° each have their own hidden
+    /// states and head. Only the policy gets a gradient. `targets` may hold any values; only the
+    /// shape `[rows]` matters.
     #[allow(clippy::too_many_arguments, reason = "two heads")]
     fn head_kl(
         hidden: FloatTensor<Self>,
@@ -122,14 +125,14 @@ pub trait LogProbOps: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// Hidden states, the head and the words, as one backend holds them.
+/// Hidden states, weight, bias and targets, as tensors of one backend.
 #[derive(Debug, Clone)]
 pub struct Head<B: Backend> {
     /// `[rows, hidden]`
     pub hidden: FloatTensor<B>,
     /// `[vocab, hidden]` or `[hidden, vocab]`
     pub weight: FloatTensor<B>,
-    /// `[vocab]`, or a placeholder
+    /// `[vocab]`, or a placeholder if the head has no bias
     pub bias: FloatTensor<B>,
     /// `[rows]`
     pub targets: IntTensor<B>,
@@ -157,42 +160,43 @@ impl<B: Backend> Head<B> {
 /// What the forward saves for the backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Save {
-    /// No graph.
+    /// Nothing, because there is no backward.
     Nothing,
     /// The gradient of each log-probability with respect to its own hidden state.
     ///
-    /// It is all that a frozen head needs: row n of the backward is `g_n` times it.
+    /// A frozen head needs nothing else: row n of the backward is `g_n` times row n of the slope.
     Slope,
-    /// The normaliser, and as many tiles of logits as fit into so many bytes.
+    /// The normaliser, and as many tiles of logits as fit into this number of bytes.
     Tiles(usize),
 }
 
-/// What a forward returns; `[rows]` unless said otherwise, f32 or f64.
+/// What a forward returns. Tensors are f32 or f64, with the shape `[rows]` unless another one is
+/// given.
 #[derive(Debug, Clone)]
 pub struct Forward<B: Backend> {
     pub log_probs: FloatTensor<B>,
-    /// `[rows, 2]`: the largest logit m, and `ln Σ exp(x − m)`. Their sum would round at the
-    /// magnitude of the logits.
+    /// `[rows, 2]`: the largest logit m, and `ln Σ exp(x − m)`. Both are stored, and not their sum
+    /// (the log-sum-exp), because the sum would round at the magnitude of the logits.
     pub normalizer: FloatTensor<B>,
     /// `[rows, 4]`, if asked for.
     pub statistics: Option<FloatTensor<B>>,
-    /// [`Save::Slope`]: `[rows, hidden]`.
+    /// `[rows, hidden]`, only with [`Save::Slope`].
     pub slope: Option<FloatTensor<B>>,
-    /// [`Save::Tiles`]: as the kernel likes them.
+    /// Only with [`Save::Tiles`]. Each kernel chooses the layout.
     pub tiles: Vec<FloatTensor<B>>,
 }
 
-/// Gradients of hidden states, weight and bias; `None` where not wanted.
+/// Gradients of hidden states, weight and bias; `None` for a gradient that is not wanted.
 pub type HeadGradients<B> = [Option<FloatTensor<B>>; 3];
 
-/// What a backend computes, without autodiff.
+/// The computations of a backend, without autodiff.
 pub trait LogProbKernel: Backend {
     /// The forward of [`LogProbOps::head_log_probs`].
     fn head_forward(head: Head<Self>, save: Save, statistics: bool) -> Forward<Self> {
         generic::head_forward(head, save, statistics)
     }
 
-    /// Its backward after [`Save::Tiles`]; `grad` is `[rows]`.
+    /// The backward of [`Self::head_forward`] after [`Save::Tiles`]. `grad` is `[rows]`.
     fn head_backward(
         head: Head<Self>,
         normalizer: FloatTensor<Self>,
@@ -213,7 +217,8 @@ pub trait LogProbKernel: Backend {
         generic::logits_forward::<Self>(logits, targets, counted, statistics)
     }
 
-    /// Its backward: the gradient of the logits, in their own buffer where nobody else holds it.
+    /// The backward of [`Self::logits_forward`]: the gradient of the logits. The gradient takes the
+    /// buffer of the logits if no other tensor holds this buffer.
     fn logits_backward(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
@@ -229,7 +234,7 @@ pub trait LogProbKernel: Backend {
         generic::kl_forward(policy, reference)
     }
 
-    /// Its backward, for the policy's head.
+    /// The backward of [`Self::kl_forward`], for the policy's head.
     fn kl_backward(
         policy: Head<Self>,
         reference: Head<Self>,
@@ -249,9 +254,10 @@ impl LogProbKernel for burn::backend::LibTorch {}
 #[cfg(feature = "remote")]
 impl LogProbKernel for burn::backend::Remote {}
 
-/// The outputs of an operation from what the kernel computed.
+/// Turns the result of a kernel into the two outputs of an operation.
 fn outputs<B: Backend>(forward: Forward<B>) -> (FloatTensor<B>, FloatTensor<B>) {
-    // Every output is a tensor: where no by-product was asked for, another handle to the first.
+    // An operation always returns two tensors. Without by-products, the second one is another
+    // handle to the log-probabilities.
     let statistics = forward
         .statistics
         .unwrap_or_else(|| forward.log_probs.clone());
@@ -305,8 +311,8 @@ impl<B: LogProbKernel> LogProbOps for B {
 
 /// Whether `device` runs on a backend that [`LogProbOps`] was built for.
 ///
-/// A backend may be on in the user's `burn` but not in our features: then the kernel's own steps
-/// are recorded on the tape, at the price of keeping the logits.
+/// A backend may be enabled in the user's `burn` but not in our features. In this case the tape
+/// records the single steps of the generic kernel, and therefore keeps the logits in memory.
 fn is_supported(device: &Device) -> bool {
     fn on(device: &DispatchDevice) -> bool {
         match device {
@@ -328,8 +334,8 @@ fn is_supported(device: &Device) -> bool {
     on(device.as_dispatch())
 }
 
-/// Log-probability of each row's target under a head, `[rows]`, and `[rows, 4]` by-products if
-/// asked for. A trainable head may keep `retained_bytes` of logits for its backward.
+/// Log-probability of each row's target under a head, `[rows]`. With `statistics`, also by-products
+/// `[rows, 4]`. A trainable head may keep `retained_bytes` of logits for its backward.
 pub fn head_log_probs(
     head: HeadTensors,
     targets: Tensor<1, Int>,
@@ -363,7 +369,7 @@ fn head_log_probs_by(
     tensors(found, statistics)
 }
 
-/// Hidden states and a head as tensors: `[rows, hidden]`, weight, bias.
+/// Hidden states `[rows, hidden]` and a head, as tensors.
 #[derive(Debug, Clone)]
 pub struct HeadTensors {
     pub hidden: Tensor<2>,
@@ -387,7 +393,7 @@ impl HeadTensors {
     }
 }
 
-/// KL(π° ‖ π) of every row, `[rows]`.
+/// KL(π° ‖ π) of every row, `[rows]`, where π° is the reference and π is the policy.
 pub fn head_kl(policy: HeadTensors, reference: HeadTensors) -> Tensor<1> {
     let supported = is_supported(&policy.hidden.device());
     head_kl_by(supported, policy, reference)
@@ -410,7 +416,8 @@ fn head_kl_by(extension: bool, policy: HeadTensors, reference: HeadTensors) -> T
     })
 }
 
-/// As [`head_log_probs`], from logits `[rows, vocab]`; a row that is not counted may hold anything.
+/// As [`head_log_probs`], but from logits `[rows, vocab]`. A row that is not counted may hold any
+/// values.
 pub fn logits_log_probs(
     logits: Tensor<2>,
     targets: Tensor<1, Int>,
@@ -465,7 +472,7 @@ mod tests {
         }
     }
 
-    /// What a backend gets that is on in burn, but not in our features.
+    /// Tests the path of a backend that is enabled in `burn` but not in our features.
     #[test]
     fn without_the_extension() {
         let device = Device::flex();

@@ -1,7 +1,7 @@
-//! The same behind Burn's fusion: one opaque operation a call.
+//! The same kernels behind Burn's fusion. Each call is one opaque operation.
 //!
-//! What runs inside sees plain tensors, so that fusion neither splits a kernel nor sees a slice of
-//! the vocabulary, on which it panics.
+//! The code inside an operation works on plain tensors. So fusion neither splits a kernel nor sees
+//! a slice of the vocabulary. Fusion panics on such slices.
 
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
@@ -17,7 +17,8 @@ type Handles<B> =
     HandleContainer<<<B as FusionBackend>::FusionRuntime as FusionRuntime>::FusionHandle>;
 type Fused<B> = FusionTensor<<B as FusionBackend>::FusionRuntime>;
 
-/// Runs `run` when the stream comes to it: from the inputs to as many outputs as described.
+/// Registers an operation. When the stream reaches the operation, `run` computes the outputs from
+/// the inputs. `outputs` describes the shape and type of each output.
 fn later<B: FusionBackend>(
     id: &'static str,
     inputs: Vec<Fused<B>>,
@@ -43,14 +44,15 @@ fn later<B: FusionBackend>(
     client.into_iter().collect::<Vec<_>>().into_iter()
 }
 
-/// [`later`] for a forward over so many rows; `slope` is the shape of one, where it is asked for.
+/// [`later`] for a forward over `rows` rows. `slope` is the shape of the slope, if the caller asks
+/// for the slope.
 fn forward<B: FusionBackend>(
     id: &'static str,
     inputs: Vec<Fused<B>>,
     (rows, slope, statistics): (usize, Option<Shape>, bool),
     run: impl Fn(&mut Handles<B>, &[TensorIr]) -> Forward<B> + Send + Sync + 'static,
 ) -> Forward<Fusion<B>> {
-    // Logits or hidden states.
+    // The first input is the logits or the hidden states.
     let dtype = wide(inputs[0].dtype);
     let with_slope = slope.is_some();
     let by_products = statistics.then(|| Shape::new([rows, STATISTICS]));
@@ -73,7 +75,7 @@ fn forward<B: FusionBackend>(
     }
 }
 
-/// A head whose tensors are the first four inputs of an operation.
+/// The head, from the first four inputs of an operation.
 fn head_of<B: FusionBackend>(
     handles: &mut Handles<B>,
     inputs: &[TensorIr],
@@ -90,7 +92,7 @@ fn head_of<B: FusionBackend>(
 
 impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
     fn head_forward(head: Head<Self>, save: Save, statistics: bool) -> Forward<Self> {
-        // What a backward would keep stays inside: nothing is kept.
+        // Tiles do not leave the opaque operation, so the forward keeps none.
         let save = match save {
             Save::Tiles(_) => Save::Tiles(0),
             save => save,

@@ -1,10 +1,11 @@
-//! The kernel of GPUs: products by Burn's own matmul, with f32 logits whatever the operands are,
-//! and everything else by the two kernels of `rows.rs`.
+//! The kernel for GPUs. Burn's own matmul computes the products. The logits are always f32,
+//! whatever the type of the operands. The two kernels of `rows.rs` compute the rest.
 //!
-//! A forward walks blocks of rows. The backward of a trained head walks blocks of *words* over all
-//! rows, so that each row of the weight's gradient is one product, written once.
+//! A forward walks over blocks of rows. The backward of a trained head walks over blocks of
+//! *words*, each with all rows. So each row of the weight's gradient is one product and is written
+//! once.
 //!
-//! f64 goes the way of the other backends.
+//! f64 uses the generic kernel, as on other backends.
 
 mod fusion;
 #[allow(
@@ -32,13 +33,16 @@ use self::rows::{TURNS, reduce_rows, turn_rows};
 use super::generic::{add, cast, words};
 use super::{Forward, Head, HeadGradients, LogProbKernel, STATISTICS, Save, Shaping, generic};
 
-/// Logits of a block, in bytes: enough to fill a GPU, little beside the weights of a model.
+/// Bytes of the logits of a block. They are enough to fill a GPU, and few compared with the weights
+/// of a model.
 const BLOCK_BYTES: usize = 256 << 20;
-/// Rows of a block of a trained backward at most: more would leave too few words.
+/// Maximum number of rows of a block in the backward of a trained head. With more rows, a block of
+/// [`BLOCK_BYTES`] would have too few words.
 const BACKWARD_ROWS: usize = 8192;
-/// Blocks of words begin at multiples of it: views have to start at 512 bytes on CUDA.
+/// Blocks of words begin at multiples of this number, because a view on CUDA must start at a
+/// multiple of 512 bytes.
 const WORDS: usize = 512;
-/// Units of a cube of the gradient kernel.
+/// Units in one cube of the gradient kernel.
 const UNITS: u32 = 256;
 
 impl LogProbKernel for CubeBackend {
@@ -98,12 +102,12 @@ impl LogProbKernel for CubeBackend {
     }
 }
 
-/// Log-prob, maximum and log-sum, and the by-products.
+/// Columns of the reduced output: log-prob, maximum and log-sum, then the by-products.
 fn columns(statistics: bool) -> usize {
     if statistics { 3 + STATISTICS } else { 3 }
 }
 
-/// −1 for rows that do not count.
+/// The targets, with −1 in the rows that do not count.
 fn counted_targets(targets: CubeTensor, counted: CubeTensor) -> CubeTensor {
     let not_counted = CubeBackend::bool_not(counted);
     into_contiguous(CubeBackend::int_mask_fill(
@@ -113,7 +117,7 @@ fn counted_targets(targets: CubeTensor, counted: CubeTensor) -> CubeTensor {
     ))
 }
 
-/// The same logits with the words of a row side by side.
+/// The same logits, in a layout where the words of a row are contiguous.
 fn rows_in_line(logits: CubeTensor) -> CubeTensor {
     if logits.meta.strides()[1] == 1 {
         return logits;
@@ -129,7 +133,8 @@ fn transposed(tensor: &CubeTensor) -> CubeTensor {
     CubeBackend::float_transpose(tensor.clone())
 }
 
-/// `start..start + length` of a dimension; a view where the device can.
+/// The range `start..start + length` of a dimension. The result is a view if the device allows the
+/// offset, and a copy otherwise.
 fn part(tensor: &CubeTensor, dim: usize, start: usize, length: usize) -> CubeTensor {
     let mut slices = vec![Slice::full(); dim];
     slices.push(Slice::from(start..start + length));
@@ -145,8 +150,9 @@ fn empty(like: &CubeTensor, shape: [usize; 2], dtype: DType) -> CubeTensor {
     )
 }
 
-/// A part to write into. It has to start where the device can: rows of a pitched tensor do, and
-/// so do multiples of [`WORDS`].
+/// A view of a part of `tensor`, to write into. The view must start at an offset that the device
+/// accepts. Row starts of a pitched tensor are such offsets, and multiples of [`WORDS`] are as
+/// well.
 fn place(tensor: &CubeTensor, dim: usize, start: usize, length: usize) -> CubeTensor {
     let mut view = tensor.clone();
     let size = tensor.dtype.size() as u64;
@@ -159,7 +165,7 @@ fn place(tensor: &CubeTensor, dim: usize, start: usize, length: usize) -> CubeTe
     view
 }
 
-/// The widest vector that rows of `tensors` can be read in.
+/// The widest vector that can read the rows of all `tensors`.
 fn vector_size(tensors: &[&CubeTensor]) -> usize {
     let widest = |tensor: &&CubeTensor| {
         let stride = tensor.meta.strides()[0];
@@ -177,7 +183,7 @@ fn address_type(tensors: &[&CubeTensor]) -> AddressType {
     types.max().unwrap_or_default()
 }
 
-/// x = W h + b of some rows and words, not yet shaped.
+/// Unfinished logits of some rows and words. The kernels add `bias` to `x` and shape the sum.
 struct Block {
     x: CubeTensor,
     bias: Option<CubeTensor>,
@@ -195,7 +201,8 @@ impl Block {
         [!capped && !self.shaping.is_none(), capped]
     }
 
-    /// `outside·tanh(inside·x)` or `inside·x`; factor and bend of the gradient.
+    /// `[inside, outside, factor, bend]`. The logits are `outside·tanh(inside·x)` with a softcap
+    /// and `inside·x` without one. The gradient needs factor and bend.
     fn factors(&self) -> [f32; 4] {
         let Shaping {
             scale,
@@ -214,8 +221,9 @@ impl Block {
         [inside, outside, self.shaping.factor(), self.shaping.bend()].map(narrow)
     }
 
-    /// What vectors of logits may be read in: a bias has no row to pad, so that its vectors have
-    /// to end where it does.
+    /// The vector width in which the logits may be read. A row of logits may be padded to whole
+    /// vectors, but a bias is not padded. So the length of the bias must be a multiple of the
+    /// width; otherwise the width is 1.
     fn width(&self, others: &[&CubeTensor]) -> usize {
         let width = vector_size(&[&[&self.x], others].concat());
         match &self.bias {
@@ -224,7 +232,8 @@ impl Block {
         }
     }
 
-    /// Reads the logits once; writes a row of `out` for each, from `first_row` on.
+    /// Reads the logits once. Writes one row of `out` for each row of logits, starting at
+    /// `first_row`.
     fn reduce(&self, targets: &CubeTensor, out: &CubeTensor, first_row: usize, statistics: bool) {
         let [rows, vocab] = self.x.meta.shape().dims();
         let of_bias = self.bias.as_ref().map_or(out.dtype, |bias| bias.dtype);
@@ -255,8 +264,9 @@ impl Block {
         );
     }
 
-    /// The gradient of x in `dtype`, in the buffer of x where that is its own and nobody else's.
-    /// `normalizer` is `[rows, 2 or more]`, of which the first two columns are read.
+    /// The gradient of x in `dtype`. The gradient overwrites x if x has this type and no other
+    /// tensor holds the buffer of x. `normalizer` is `[rows, 2 or more]`; only the first two
+    /// columns are read.
     fn turn(
         self,
         targets: &CubeTensor,
@@ -316,13 +326,13 @@ fn count(n: usize) -> u32 {
     u32::try_from(n).expect("rows and words are fewer than 2³²")
 }
 
-/// Units that share a row: many where the row is long, since there are few rows at a time.
+/// Number of units that share a row. A long row gets many units, because a block then has few rows.
 fn units(x: &CubeTensor, vectors: usize) -> u32 {
     let hardware = &x.client.properties().hardware;
     if hardware.num_cpu_cores.is_some() {
         return 1;
     }
-    // Six numbers a unit.
+    // Each unit stores six numbers in shared memory.
     let memory = hardware.max_shared_memory_size / (6 * size_of::<f32>());
     let most = (hardware.max_units_per_cube as usize).min(memory).min(1024);
     let most = 1 << most.ilog2();
@@ -340,17 +350,17 @@ fn blocks(all: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
         .map(move |start| (start, step.min(all - start)))
 }
 
-/// A multiple of `to`, one at least.
+/// `size` rounded down to a multiple of `to`, but at least `to`.
 fn align(size: usize, to: usize) -> usize {
     (size / to).max(1) * to
 }
 
-/// `[vocab]`, if there is one.
+/// The bias `[vocab]`, if the head has one.
 fn bias(head: &Head<CubeBackend>) -> Option<CubeTensor> {
     head.form.biased.then(|| into_contiguous(head.bias.clone()))
 }
 
-/// The columns of what the rows gave.
+/// Splits the reduced output of the rows into its columns.
 fn outputs(
     reduced: &CubeTensor,
     statistics: bool,
@@ -385,7 +395,7 @@ fn head_forward(head: &Head<CubeBackend>, slope: bool, statistics: bool) -> Forw
         let block = Block::new(x, bias.clone(), head.form.shaping);
         block.reduce(&targets, &reduced, start, statistics);
         if let Some(ones) = &ones {
-            // The gradient of each log-probability itself.
+            // With a `grad` of ones, the result is the gradient of each log-probability.
             let normalizer = into_contiguous(part(&reduced, 1, 1, 2));
             let dtype = head.hidden.dtype;
             let delta = block.turn(&targets, &normalizer, ones, [start, 0], dtype);
@@ -397,8 +407,8 @@ fn head_forward(head: &Head<CubeBackend>, slope: bool, statistics: bool) -> Forw
     outputs(&reduced, statistics, slope)
 }
 
-/// Blocks of words outside, blocks of `most_rows` inside: what the rows add to a block of words is
-/// summed in f32 and written once.
+/// The outer loop walks over blocks of words, the inner loop over blocks of `most_rows` rows. So
+/// the parts of all rows for one block of words are summed in f32, and the sum is written once.
 fn head_backward(
     head: &Head<CubeBackend>,
     normalizer: &CubeTensor,
@@ -465,7 +475,7 @@ fn head_backward(
     [joined(hidden), weight, joined(biases)]
 }
 
-/// One after another.
+/// Concatenates the parts along the first dimension; a single part is not copied.
 fn cat(mut parts: Vec<CubeTensor>) -> CubeTensor {
     match parts.len() {
         1 => parts.remove(0),

@@ -1,16 +1,17 @@
-//! Two kernels over a block of logits: one read for everything that a row gives, one read and one
-//! write for its gradient.
+//! Two kernels over a block of logits. The first reads the logits once and computes all results of
+//! a row. The second reads the logits once and writes their gradient once.
 //!
-//! No subgroup operation is needed, so that every device runs them.
+//! The kernels need no subgroup operation, so every device can run them.
 
-// Links to `cubecl` for the macro.
+// The code that the `cube` macro generates refers to the name `cubecl`.
 use burn_cubecl::cubecl;
 use cubecl::prelude::*;
 
-/// Vectors that a unit of the gradient kernel turns.
+/// Number of vectors that one unit of the gradient kernel turns into gradients.
 pub const TURNS: usize = 4;
 
-/// The Padé approximant of degree 7 over 6 near 0, where WGSL's tanh has no digits.
+/// The tanh of x. Near 0 the result is the Padé approximant of degree 7 over 6, because WGSL's tanh
+/// has no correct digits there.
 #[cube]
 fn tanh<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let half = Vector::<f32, N>::new(0.5_f32);
@@ -33,7 +34,7 @@ fn tanh<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     value
 }
 
-/// What a head makes of x = W h + b: `outside·tanh(inside·x)`, `inside·x` or x.
+/// Turns x = W h + b into logits: `outside·tanh(inside·x)`, `inside·x` or x.
 #[cube]
 fn shaped<N: Size>(
     x: Vector<f32, N>,
@@ -52,12 +53,12 @@ fn shaped<N: Size>(
     logits
 }
 
-/// What a row is made of so far, all relative to `max`.
+/// The running sums of a row. All powers are relative to `max`, the largest logit so far.
 #[derive(CubeType)]
 struct Row {
-    /// Finite from the start, so that no ∞ − ∞ and no 0 · ∞ arises.
+    /// The largest logit so far. The start value is finite, so that ∞ − ∞ and 0 · ∞ do not occur.
     max: f32,
-    /// The first word that has it.
+    /// The first word whose logit is `max`.
     first: u32,
     /// Σ e^(x − max)
     sum: f32,
@@ -82,12 +83,13 @@ impl Row {
         }
     }
 
-    /// Raises the largest logit.
+    /// Raises the largest logit to `top` and rescales the sums.
     fn raise(&mut self, top: f32, #[comptime] statistics: bool) {
         let down = self.max - top;
         let factor = down.exp();
         if comptime!(statistics) {
-            // −∞ · 0 again, from the start of a row of huge logits.
+            // The bound avoids −∞ · 0, as in `add`. If the first logits of a row are huge, `down`
+            // overflows to −∞ while `sum` is still 0.
             self.moment = factor * (self.moment + max(down, -1.0e4_f32) * self.sum);
             self.squares = factor * factor * self.squares;
         }
@@ -95,13 +97,14 @@ impl Row {
         self.max = top;
     }
 
-    /// One logit, at most `max`.
+    /// Adds one logit, which must not be larger than `max`.
     fn add(&mut self, x: f32, #[comptime] statistics: bool) {
         let down = x - self.max;
         let power = down.exp();
         self.sum += power;
         if comptime!(statistics) {
-            // e^−1e4 is 0 already; −∞ times that 0 would be NaN.
+            // exp(−1e4) is 0 already, so the bound changes no sum. Without the bound, 0 · (−∞)
+            // would be NaN.
             self.moment += power * max(down, -1.0e4_f32);
             self.squares += power * power;
             self.total += x;
@@ -109,9 +112,9 @@ impl Row {
     }
 }
 
-/// Everything about a row in one read: `out[row]` is log-prob, largest logit, ln Σ e^(x − max),
-/// and with `statistics` entropy, ln Σ p², top-1 and mean. A cube per row; a row whose target is
-/// negative is not read, and gets zeros.
+/// Computes all results of a row in one read. `out[row]` is log-prob, largest logit and ln Σ e^(x −
+/// max). With `statistics`, entropy, ln Σ p², top-1 and mean follow. Each cube reduces one row. A
+/// row with a negative target is not read and gets zeros.
 #[cube(launch, address_type = "dynamic")]
 pub fn reduce_rows<L: Float, B: Float, I: Int, N: Size>(
     logits: &Tensor<Vector<L, N>>,
@@ -249,7 +252,7 @@ pub fn reduce_rows<L: Float, B: Float, I: Int, N: Size>(
             out[into + 3] = log_sum - moments[0] / sums[0];
             out[into + 4] = squares[0].ln() - log_sum - log_sum;
             let hit = firsts[0] == target as u32;
-            // A NaN among the logits is in the sum, and so in `log_sum`.
+            // If a logit is NaN, the sum is NaN, and so is `log_sum`.
             let nan_or_0 = log_sum - log_sum;
             out[into + 5] = select(hit, 1.0_f32, 0.0_f32) + nan_or_0;
             out[into + 6] = totals[0] / f32::cast_from(vocab as u32);
@@ -257,8 +260,8 @@ pub fn reduce_rows<L: Float, B: Float, I: Int, N: Size>(
     }
 }
 
-/// `(onehot − softmax)·grad·∂logit/∂x`, where `output` may be `logits`. A cube turns one stretch of
-/// a row; a row whose target is negative gets zeros.
+/// Writes `(onehot − softmax)·grad·∂logit/∂x`. `output` may be the buffer of `logits`. Each cube
+/// handles one stretch of a row. A row with a negative target gets zeros.
 #[cube(launch, address_type = "dynamic")]
 pub fn turn_rows<L: Float, B: Float, O: Float, I: Int, N: Size>(
     logits: &Tensor<Vector<L, N>>,
@@ -311,7 +314,8 @@ pub fn turn_rows<L: Float, B: Float, O: Float, I: Int, N: Size>(
                 #[unroll]
                 for lane in 0..width {
                     if first_word as usize + vector * width + lane == target {
-                        // Before it is rounded: near 1 the difference is all there is.
+                        // Subtract in f32, before the result is rounded to the output type. If
+                        // softmax is near 1, two rounded terms would lose the small difference.
                         delta.insert(lane, (1.0_f32 - softmax.extract(lane)) * grad);
                     }
                 }

@@ -1,6 +1,7 @@
-//! What the parity suite cannot see: limits that its shapes do not reach, and launches.
+//! Tests for what the parity suite cannot see: limits that the shapes of that suite do not reach,
+//! and the number of launches.
 //!
-//! The device is the one that the feature brings: a GPU or a software device.
+//! The enabled feature decides the device: a GPU or a software device.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +22,8 @@ fn device() -> CubeDevice {
     }
 }
 
-/// Sixteenths from 0 to 1, which every number type holds; all of one sign, so that sums grow.
+/// Sixteenths from 0 to 1. Every number type holds these values exactly. All have the same sign, so
+/// sums grow.
 fn tensor<B: Backend>(shape: [usize; 2], dtype: DType, device: &B::Device) -> FloatTensor<B> {
     let values = (0..shape[0] * shape[1]).map(|i| (i * 7919 % 17) as f64 / 16.0);
     let data = TensorData::new(values.collect::<Vec<_>>(), shape);
@@ -62,7 +64,8 @@ fn numbers<B: Backend>(tensor: FloatTensor<B>) -> Vec<f64> {
     data.iter::<f64>().collect()
 }
 
-/// One row that counts much, and many that f16 would lose beside it one by one.
+/// One row has a large gradient and many rows have small ones. If f16 added the small gradients one
+/// by one to the large one, each of them would be lost.
 #[test]
 fn blocks_of_rows_are_summed_in_f32() {
     let (shape, most_rows) = ([256, 8, 20], 4);
@@ -105,7 +108,7 @@ impl LaunchObserver for Launches {
     }
 }
 
-/// Kernels that `call` launches.
+/// Number of kernels that `call` launches.
 fn launches_of<T>(device: &CubeDevice, call: impl FnOnce() -> T) -> usize {
     Cube::sync(device).expect("a device that answers");
     let launches = Arc::new(Launches::default());
@@ -116,7 +119,7 @@ fn launches_of<T>(device: &CubeDevice, call: impl FnOnce() -> T) -> usize {
     launches.0.load(Ordering::Relaxed)
 }
 
-/// What a backend computes for one form of the head, with the gradient of the log-probs.
+/// One line of the table: a forward and, after [`Save::Tiles`], its backward.
 struct Call {
     name: &'static str,
     save: Save,
@@ -150,23 +153,27 @@ impl Call {
         (forward, backward)
     }
 
-    /// Bytes of a logit that the kernels read and write, and the generic steps without fusion:
-    /// counted in the code, one read or write of a block after another.
+    /// Bytes per logit that the kernels read and write, and bytes per logit of the generic steps
+    /// without fusion. The numbers are counted from the code: each read or write of a block counts
+    /// once.
     fn bytes(&self, dtype: DType) -> [usize; 2] {
         let (wide, narrow) = (4, dtype.size());
-        // The product, and what half precision is widened to or narrowed to.
+        // A cast between half precision and f32 reads one type and writes the other. The product
+        // writes the logits, and a cast then widens half precision.
         let cast = if narrow < wide { narrow + wide } else { 0 };
         let logits = narrow + cast;
-        // Maximum, differences, powers, sum.
+        // The steps are maximum, differences, powers and sum.
         let forward = logits + 6 * wide;
         match self.save {
-            // The walk over the logits.
+            // The product writes the logits, and one kernel reads them.
             Save::Nothing if !self.statistics => [2 * wide, forward],
-            // Softmax; for entropy, Σp², top-1 and mean 5, 4, 10 and 1 more.
+            // The softmax comes on top, then 5, 4, 10 and 1 more for entropy, Σp², top-1 and mean.
             Save::Nothing => [2 * wide, forward + 22 * wide],
-            // The gradient in place, or in half; its product with the words.
+            // The gradient is written in place or in half precision. The product of gradient and
+            // words reads the gradient.
             Save::Slope => [3 * wide + 2 * narrow, forward + 2 * wide + cast + narrow],
-            // Logits again, their gradient, its products with words and hidden states.
+            // The backward computes the logits again, then their gradient. The products of this
+            // gradient with words and with hidden states read it twice.
             Save::Tiles(_) => [
                 4 * wide + 3 * narrow,
                 forward + logits + 8 * wide + cast + 2 * narrow,

@@ -1,11 +1,11 @@
-//! The order of a walk over words, and the room that its backward takes: first what the forward
-//! kept, then what is computed again.
+//! The order of a walk over words, and the buffers of its backward. Tiles that the forward kept
+//! come first; tiles that are computed again follow.
 
 use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
 
-/// Steps over `0..kept`, then over `kept..all`.
+/// Ranges of at most `step`, first over `0..kept`, then over `kept..all`.
 pub fn bands(kept: usize, all: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
     let steps = move |from: usize, to: usize| {
         let band = move |first: usize| first..(first + step).min(to);
@@ -14,7 +14,7 @@ pub fn bands(kept: usize, all: usize, step: usize) -> impl Iterator<Item = Range
     steps(0, kept).chain(steps(kept, all))
 }
 
-/// The logits that a forward left.
+/// The logits that a forward kept.
 pub fn kept(tiles: &mut [FlexTensor]) -> &mut [f32] {
     let Some(tiles) = tiles.first_mut() else {
         return &mut [];
@@ -23,16 +23,16 @@ pub fn kept(tiles: &mut [FlexTensor]) -> &mut [f32] {
     &mut tiles.storage_mut()[start..][..len]
 }
 
-/// Where a backward puts its deltas.
+/// The buffers for the deltas of a backward.
 pub struct Room<'a> {
-    /// In the place of logits that are not yet used.
+    /// Kept logits that the backward has not used yet. Their deltas overwrite them.
     pub kept: &'a mut [f32],
-    /// One buffer again and again.
+    /// One buffer, which all other bands use in turn.
     pub scratch: &'a mut [f32],
 }
 
 impl Room<'_> {
-    /// For the next band, of so many numbers.
+    /// The buffer for the next band, which has `len` numbers.
     pub fn of(&mut self, is_kept: bool, len: usize) -> &mut [f32] {
         if !is_kept {
             return &mut self.scratch[..len];
@@ -43,7 +43,7 @@ impl Room<'_> {
     }
 }
 
-/// Zeros for a gradient that is wanted.
+/// Zeros for a wanted gradient; otherwise empty.
 pub fn gradient(wanted: bool, len: usize) -> Vec<f32> {
     vec![0.0; if wanted { len } else { 0 }]
 }

@@ -1,4 +1,5 @@
-//! From logits that are there: one pass forward, one backward in their own buffer.
+//! The kernel for given logits. The forward is one pass; the backward is one pass that writes into
+//! the buffer of the logits.
 
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
@@ -15,7 +16,7 @@ fn is_counted(counted: &FlexTensor) -> Vec<bool> {
     counted.to_contiguous().into_data().iter::<bool>().collect()
 }
 
-/// Walks rows of logits in pieces that stay in the first cache.
+/// Walks over the rows of logits in pieces that stay in the L1 cache.
 pub fn forward(
     logits: &FlexTensor,
     targets: IntTensor<Flex>,
@@ -62,7 +63,7 @@ pub fn backward(
     if !whole {
         logits = logits.to_contiguous();
     }
-    // In place, unless somebody else still holds the logits.
+    // The gradient overwrites the logits, unless another tensor still holds their buffer.
     let values: &mut [f32] = logits.storage_mut();
     values
         .par_chunks_mut(vocab)

@@ -1,8 +1,8 @@
-//! Matrix products on slices: the one place with `unsafe`.
+//! Matrix products on slices. This is the only file with `unsafe`.
 
 use std::ops::Range;
 
-/// A matrix inside a slice, strides in elements.
+/// A matrix inside a slice. Offset and strides are in elements.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     pub data: &'a [f32],
@@ -12,7 +12,7 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Rows of `columns` numbers, `row_stride` apart.
+    /// A matrix whose contiguous rows start every `row_stride` elements of `data`.
     pub fn rows_of(data: &'a [f32], shape: [usize; 2], row_stride: usize) -> Self {
         let strides = [row_stride.cast_signed(), 1];
         Self {
@@ -52,7 +52,7 @@ impl<'a> Matrix<'a> {
         self.data[(self.offset.cast_signed() + offset).cast_unsigned()]
     }
 
-    /// A row of a matrix whose rows are stretches of its slice.
+    /// One row as a slice. The rows of the matrix must be contiguous.
     pub fn row(&self, row: usize) -> &'a [f32] {
         assert_eq!(self.strides[1], 1);
         let start = self.offset.cast_signed() + row.cast_signed() * self.strides[0];
@@ -71,8 +71,9 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// `a · b`, or `a · b` added to what is there, into rows of `b.shape[1]` numbers that are
-/// `row_stride` apart in `out`. On the calling thread.
+/// Writes `a · b` to `out`, or adds `a · b` to `out` if `accumulate` is true. A row of the result
+/// has `b.shape[1]` numbers, and the rows start every `row_stride` numbers in `out`. The product
+/// runs on the calling thread.
 pub fn multiply(a: Matrix, b: Matrix, out: &mut [f32], row_stride: usize, accumulate: bool) {
     let ([m, k], [inner, n]) = (a.shape, b.shape);
     assert_eq!(k, inner, "inner dimensions");
@@ -84,11 +85,12 @@ pub fn multiply(a: Matrix, b: Matrix, out: &mut [f32], row_stride: usize, accumu
         "operands leave their slices"
     );
     assert!(row_stride >= n && (m - 1) * row_stride + n <= out.len());
-    // SAFETY: `gemm` reads element (i, j) of an operand at its pointer plus i·row stride plus
-    // j·column stride for i, j inside the shapes passed, which `is_inside` has shown to lie in the
-    // operand's slice, and writes element (i, j) of the destination at i·row_stride + j, inside
-    // `out` by the assertion above and distinct for distinct (i, j), since row_stride ≥ n. `out` is
-    // borrowed mutably, so it overlaps neither operand. All three are initialised f32.
+    // SAFETY: `gemm` reads element (i, j) of an operand at the operand's pointer plus i·row stride
+    // plus j·column stride, for i, j inside the shapes passed. `is_inside` has shown that all these
+    // places lie in the operand's slice. `gemm` writes element (i, j) of the destination at
+    // i·row_stride + j. These places are inside `out` by the assertion above. They are distinct for
+    // distinct (i, j), since row_stride ≥ n. `out` is borrowed mutably, so `out` overlaps neither
+    // operand. All three are initialised f32.
     #[allow(unsafe_code, reason = "gemm's interface is raw pointers")]
     unsafe {
         gemm::gemm(
@@ -121,7 +123,7 @@ mod tests {
 
     use super::{Matrix, multiply};
 
-    /// A view into a buffer of its own, with NaN wherever the view does not look.
+    /// A view that owns its buffer. The buffer holds NaN in all places outside the view.
     #[derive(Debug)]
     struct Stored {
         data: Vec<f32>,
@@ -197,7 +199,7 @@ mod tests {
                     let expected: f32 = (0..inner)
                         .map(|i| a.view().at(row, i) * b.view().at(i, column))
                         .sum();
-                    // Whole numbers below 2²⁴: exact in any order.
+                    // All values are whole numbers below 2²⁴, so f32 sums are exact in any order.
                     prop_assert_eq!(out[row * stride + column], before + expected);
                 }
             }

@@ -1,8 +1,8 @@
-//! The kernel of Flex for f32, f16 and bf16. f64 goes the way of the other backends.
+//! The kernels of Flex for f32, f16 and bf16. f64 uses the generic kernel, as on other backends.
 //!
-//! Rayon runs tiles of rows × words side by side. What a tile computes does not depend on how many
-//! threads there are, and what several tiles found is combined in a fixed order, so neither do the
-//! results.
+//! Rayon runs tiles of rows × words in parallel. The computation of a tile does not depend on the
+//! number of threads, and the results of several tiles are combined in a fixed order. So the final
+//! results do not depend on the number of threads either.
 
 mod bands;
 mod lanes;
@@ -92,7 +92,7 @@ impl LogProbKernel for Flex {
     }
 }
 
-/// f32 of half precision.
+/// Casts half precision to f32.
 fn single(logits: FlexTensor) -> FlexTensor {
     if logits.dtype() == DType::F32 {
         return logits;

@@ -1,4 +1,4 @@
-//! What logits say of their row, in parts that can be put together.
+//! Partial results of a row of logits, and how two partial results are combined.
 
 use burn::backend::Flex;
 
@@ -6,11 +6,12 @@ use super::super::{Forward, STATISTICS};
 use super::row::narrow;
 use super::tensor;
 
-/// What a stretch of logits x says, relative to its largest m; a NaN makes every sum NaN.
+/// The sums over a stretch of logits x. The powers are relative to m, the largest logit of the
+/// stretch. A NaN logit makes every sum NaN.
 #[derive(Debug, Clone, Copy)]
 pub struct Partial {
     pub max: f32,
-    /// Where the first of the largest stands, if by-products were asked for.
+    /// Position of the first largest logit. Only known with by-products.
     first: usize,
     /// `Σ exp(x − m)`
     pub sum: f64,
@@ -32,7 +33,7 @@ impl Partial {
         total: 0.0,
     };
 
-    /// One logit of 0.
+    /// The result of a single logit of value 0.
     pub const ONE: Self = Self {
         max: 0.0,
         first: 0,
@@ -53,7 +54,7 @@ impl Partial {
         }
     }
 
-    /// Both stretches as one.
+    /// The result of both stretches together.
     pub fn and(self, other: Self) -> Self {
         let max = if other.max > self.max {
             other.max
@@ -73,7 +74,8 @@ impl Partial {
     }
 
     fn relative_to(self, max: f32) -> Self {
-        // Nothing but −∞ weighs nothing; −∞ − (−∞) would be NaN.
+        // A stretch that has only −∞ has only zero powers and needs no rescaling. The code below
+        // would compute −∞ − (−∞), which is NaN.
         if max == self.max || self.max == f32::NEG_INFINITY {
             return Self { max, ..self };
         }
@@ -88,7 +90,7 @@ impl Partial {
         }
     }
 
-    /// The same stretch, which begins at `word` of its row.
+    /// Moves the stretch so that it begins at `word` of its row.
     pub fn starting_at(self, word: usize) -> Self {
         Self {
             first: self.first.saturating_add(word),
@@ -101,7 +103,7 @@ impl Partial {
         self.sum.ln()
     }
 
-    /// The by-products of a row of `words` logits, of which `target` was asked for.
+    /// The by-products of a row of `words` logits with the target `target`.
     pub fn statistics(self, target: usize, words: usize) -> [f32; STATISTICS] {
         let top1 = if self.sum.is_nan() {
             f64::NAN
@@ -118,7 +120,7 @@ impl Partial {
     }
 }
 
-/// What some logits of a row say, its target's logit included if it was among them.
+/// The result of some logits of a row, and the target's logit if it is among them.
 #[derive(Clone, Copy)]
 pub struct Found {
     pub partial: Partial,
@@ -126,7 +128,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// A row that does not count: finite numbers, which the mask then drops.
+    /// A row that does not count. The numbers are finite, and the mask drops them later.
     pub const NOT_COUNTED: Self = Self {
         partial: Partial::ONE,
         target: 0.0,
@@ -139,7 +141,8 @@ impl Found {
     pub fn and(self, other: Self) -> Self {
         Self {
             partial: self.partial.and(other.partial),
-            // Only one of them met the target. NaN is no smaller than −∞, but stays.
+            // Only one of the two parts contains the target; the other part holds −∞. The test with
+            // `==` keeps a target logit of NaN.
             target: if self.target == f32::NEG_INFINITY {
                 other.target
             } else {
@@ -149,7 +152,7 @@ impl Found {
     }
 }
 
-/// The outputs of a forward from what is known of every row.
+/// Computes the outputs of a forward from the results of all rows.
 pub fn outputs(rows: &[Found], targets: &[usize], words: usize, statistics: bool) -> Forward<Flex> {
     let log_prob = |found: &Found| {
         let below = f64::from(found.target) - f64::from(found.partial.max);

@@ -1,7 +1,8 @@
-//! Passes over a stretch of one row of logits, in vector instructions chosen at run time.
+//! Passes over a stretch of one row of logits. The vector instructions are chosen at run time.
 //!
-//! Loops are over arrays of [`LANES`] numbers, which the compiler turns into vectors. No fused
-//! multiply-add and no reordering that depends on the width: every machine gets the same bits.
+//! The loops are over arrays of [`LANES`] numbers, which the compiler turns into vectors. The code
+//! uses no fused multiply-add, and the order of its sums does not depend on the vector width. So
+//! every machine gets the same bits.
 
 #![allow(
     clippy::inline_always,
@@ -25,17 +26,18 @@ pub fn narrow(x: f64) -> f32 {
     x as f32
 }
 
-/// `eˣ` for x ≤ 0, or a little above; 0 below the smallest normal number, NaN for NaN.
+/// `eˣ` for x ≤ 0 or slightly above 0. Results below the smallest normal number become 0, and NaN
+/// stays NaN.
 ///
-/// Cody and Waite: x = n·ln 2 + r, then the Taylor polynomial in |r| ≤ ln 2 / 2. Relative error
-/// below 2e-7.
+/// The range reduction is that of Cody and Waite: `x = n·ln 2 + r`. Then comes the Taylor
+/// polynomial of r, with |r| ≤ ln 2 / 2. The relative error is below 2e-7.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    // ln 2 in two parts, the first so short that n·LN_2_HIGH is exact.
+    // ln 2 in two parts. The first part has so few bits that n·LN_2_HIGH is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // Adding 1.5·2²³ rounds to an integer, which then stands in the low bits.
+    // Adding 1.5·2²³ rounds to an integer. The low bits of the sum then hold this integer.
     const ROUND: f32 = 12_582_912.0;
     const SMALLEST: f32 = -87.3;
     let shifted = x * LOG2_E + ROUND;
@@ -73,10 +75,10 @@ fn wide_sum(lanes: Lanes) -> f64 {
     lanes.into_iter().map(f64::from).sum()
 }
 
-/// `tanh x`, right to 2e-7 relatively.
+/// `tanh x` with a relative error of 2e-7.
 ///
-/// The Padé approximant of degree 7 over 6 for |x| ≤ ½, and beyond it (1 − e)/(1 + e) of
-/// e = exp(−2|x|), which has no digits near 0.
+/// For |x| ≤ ½ the result is the Padé approximant of degree 7 over 6. For larger |x| the result is
+/// `(1 − e)/(1 + e)` with `e = exp(−2|x|)`. Near 0 that formula would lose all digits.
 #[inline(always)]
 fn tanh(x: f32) -> f32 {
     let square = x * x;
@@ -92,15 +94,15 @@ fn tanh(x: f32) -> f32 {
     }
 }
 
-/// What powers are relative to where the largest logit is m: nothing but −∞ has the power 0, not
-/// NaN.
+/// The number to subtract from logits before exp, where `max` is the largest logit. This is 0 if
+/// all logits are −∞: then each power is 0, while −∞ − (−∞) would make NaN.
 #[inline(always)]
 pub fn shift(max: f32) -> f32 {
     if max == f32::NEG_INFINITY { 0.0 } else { max }
 }
 
-/// What a logit adds to the sums of its row: power, power·(x − m), power², x; without by-products
-/// the first alone.
+/// The terms that a logit adds to the sums of its row: power, power·(x − m), power², x. Without
+/// by-products only the first term is computed.
 #[inline(always)]
 pub fn terms<const BY_PRODUCTS: bool>(x: f32, shift: f32) -> [f32; STATISTICS] {
     let below = x - shift;
@@ -108,12 +110,14 @@ pub fn terms<const BY_PRODUCTS: bool>(x: f32, shift: f32) -> [f32; STATISTICS] {
     if !BY_PRODUCTS {
         return [power, 0.0, 0.0, 0.0];
     }
-    // e^−1e4 is 0 already; −∞ times that 0 would be NaN.
+    // exp(−1e4) is 0 already, so the bound changes no sum. Without the bound, 0 · (−∞) would be
+    // NaN.
     let bounded = if below < -1e4 { -1e4 } else { below };
     [power, power * bounded, power * power, x]
 }
 
-/// `factor · exp((x − max) − log_sum)`; `BENT` times `1 − (bend·x)²`.
+/// `factor · exp((x − max) − log_sum)`. With `BENT`, the result is also multiplied by
+/// `1 − (bend·x)²`.
 #[inline(always)]
 pub fn turned<const BENT: bool>(x: f32, [max, log_sum]: [f32; 2], factor: f32, bend: f32) -> f32 {
     let power = factor * exp((x - max) - log_sum);
@@ -124,8 +128,8 @@ pub fn turned<const BENT: bool>(x: f32, [max, log_sum]: [f32; 2], factor: f32, b
     power - power * (bent * bent)
 }
 
-/// Sums of powers relative to `before` as of those relative to the larger `max`. Sums of nothing
-/// are zeros.
+/// Rescales sums of powers: powers relative to `before` become powers relative to the larger `max`.
+/// If `before` is −∞, all sums are still zero and need no rescaling.
 pub fn rescale(sums: &mut [f32], before: f32, max: f32) {
     if before < max && before > f32::NEG_INFINITY {
         let factor = (before - max).exp();
@@ -169,7 +173,8 @@ impl<const BY_PRODUCTS: bool> WithSimd for Observe<'_, BY_PRODUCTS> {
     }
 }
 
-/// What a stretch of logits says, relative to the largest of them and `at_least`.
+/// Reduces a stretch of logits. The powers are relative to the largest of the logits and
+/// `at_least`.
 pub fn observe(arch: Arch, x: &[f32], at_least: f32, statistics: bool) -> Partial {
     if statistics {
         arch.dispatch(Observe::<true> { x, at_least })
@@ -203,7 +208,7 @@ impl WithSimd for Shape<'_> {
     }
 }
 
-/// Turns W h + b into logits.
+/// Turns `W h + b` into logits, in place.
 pub fn shape(arch: Arch, x: &mut [f32], shaping: Shaping) {
     if !shaping.is_none() {
         arch.dispatch(Shape { x, shaping });
@@ -228,8 +233,8 @@ impl<const BENT: bool> WithSimd for Turn<'_, BENT> {
     }
 }
 
-/// Turns logits into `factor · exp((x − max) − log_sum)`, with a `bend` u that is not 0 times
-/// `1 − (u·x)²`: what a softcap leaves of a gradient.
+/// Turns logits into `factor · exp((x − max) − log_sum)`. If `bend` (u) is not 0, the result is
+/// also multiplied by `1 − (u·x)²`, which comes from the derivative of a softcap.
 pub fn turn(arch: Arch, x: &mut [f32], normalizer: [f32; 2], factor: f32, bend: f32) {
     if bend == 0.0 {
         arch.dispatch(Turn::<false> {
@@ -248,8 +253,8 @@ pub fn turn(arch: Arch, x: &mut [f32], normalizer: [f32; 2], factor: f32, bend: 
     }
 }
 
-/// [`turned`] where the probability is 1: what the word of a token gains. It is rounded alike, so that
-/// a certain word has a gradient of 0.
+/// [`turned`] for the probability 1. This is the onehot term of the gradient at the target. The
+/// rounding is the same as in [`turned`], so the gradient of a certain word is exactly 0.
 pub fn turned_if_certain(logit: f32, factor: f32, bend: f32) -> f32 {
     if bend == 0.0 {
         return factor;
@@ -300,7 +305,7 @@ mod tests {
         assert!(tanh(f32::NAN).is_nan());
     }
 
-    /// Every length up to a few vectors: whole ones and what is left.
+    /// Tests every length up to a few vectors, so that whole vectors and the rest after them occur.
     #[test]
     fn stretches_of_any_length() {
         let arch = Arch::new();
@@ -312,7 +317,7 @@ mod tests {
             assert_eq!(whole.max, max);
             assert!((whole.sum - sum).abs() <= 1e-6 * sum);
 
-            // Two parts make the whole, and so does a larger logit from elsewhere.
+            // Two parts together give the same result as the whole stretch.
             let (mut a, mut b) = (x.clone(), Vec::new());
             b.extend(a.drain(length / 3..));
             let part = |x: &[f32]| observe(arch, x, f32::NEG_INFINITY, true);

@@ -1,4 +1,4 @@
-//! Both kernels against f64, on shapes that neither would be given.
+//! Compares both kernels with f64, also on shapes for which the dispatch would not choose them.
 
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
@@ -15,7 +15,7 @@ fn wide(tensor: &FlexTensor) -> Vec<f64> {
     tensor.to_contiguous().into_data().iter::<f64>().collect()
 }
 
-/// Numbers that look like any, between −1 and 1.
+/// Pseudo-random numbers between −1 and 1.
 fn numbers(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     let next = |_| {
@@ -96,7 +96,7 @@ fn case() -> impl Strategy<Value = Case> {
     })
 }
 
-/// What differs is below `bound` of the largest.
+/// Asserts that no difference is above `bound` times the largest value.
 fn close(name: &str, ours: &FlexTensor, theirs: &FlexTensor, bound: f64) {
     let (ours, theirs) = (wide(ours), wide(theirs));
     assert_eq!(ours.len(), theirs.len(), "{name}");
@@ -109,8 +109,8 @@ fn close(name: &str, ours: &FlexTensor, theirs: &FlexTensor, bound: f64) {
     }
 }
 
-/// What f32 may lose of a slope: a logit sums `width` products, and a probability has the
-/// relative error that its logit has absolutely.
+/// The rounding error of f32 that a slope may have. A logit is a sum of `width` products. The
+/// relative error of a probability is the absolute error of its logit.
 fn rounding(width: usize) -> f64 {
     f64::from(f32::EPSILON) * (width as f64 / 3.0).max(42.0)
 }
@@ -134,7 +134,7 @@ fn gradients_agree(ours: HeadGradients<Flex>, exact: HeadGradients<Flex>, bound:
 type Run<'a> = &'a dyn Fn(Save) -> Forward<Flex>;
 type Back<'a> = &'a dyn Fn(&Forward<Flex>) -> HeadGradients<Flex>;
 
-/// Every mode of a kernel against f64, whatever it keeps.
+/// Compares every mode of a kernel with f64, for any number of kept tiles.
 fn check(case: &Case, run: Run, back: Back) {
     let head = doubled(case.head());
     let bound = rounding(case.width);
@@ -153,7 +153,7 @@ fn check(case: &Case, run: Run, back: Back) {
         forwards_agree(&ours, &exact, bound);
         let ours = back(&ours).map(|of| of.unwrap_or_else(|| tensor(vec![0.0], [1])));
         let these: Vec<Vec<f32>> = ours.iter().map(f32s).collect();
-        // What was kept is what would be computed again.
+        // Kept logits and recomputed logits must have the same bits, and so must the gradients.
         assert!(
             *bits.get_or_insert(these.clone()) == these,
             "{bytes} bytes kept"
@@ -198,7 +198,7 @@ proptest! {
     }
 }
 
-/// A word that is certain, since there is no other: every gradient is 0, a softcap or not.
+/// With only one word, this word is certain. So every gradient is 0, with and without a softcap.
 #[test]
 fn the_only_word() {
     for softcap in [None, Some(3.0)] {
@@ -230,7 +230,7 @@ fn the_only_word() {
     }
 }
 
-/// The same bits on any number of threads.
+/// The results have the same bits on any number of threads.
 #[test]
 fn threads() {
     let case = Case {
@@ -260,7 +260,7 @@ fn threads() {
     assert!([2, 3, 5].into_iter().all(|threads| on(threads) == one));
 }
 
-/// A logit that is NaN or infinite stays in its row.
+/// A NaN or infinite logit changes only its own row.
 #[test]
 fn rows_that_are_not_finite() {
     let case = Case {

@@ -1,4 +1,4 @@
-//! The weight of a head as f32, some words at a time.
+//! Access to the weight of a head as f32, some words at a time.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use burn::tensor::{DType, bf16, f16};
 
 use super::matrix::Matrix;
 
-/// The weight of a head, `[vocab, hidden]`, in whatever type and layout they are stored.
+/// The weight of a head, `[vocab, hidden]`, in any type and layout.
 pub struct Words {
     pub tensor: FlexTensor,
 }
@@ -17,7 +17,7 @@ impl Words {
         self.tensor.layout().shape()[0]
     }
 
-    /// Those in `words`; half precision becomes f32, in `scratch`.
+    /// The rows of the words in `words`. Half precision is converted to f32 in `scratch`.
     pub fn rows<'a>(&'a self, words: Range<usize>, scratch: &'a mut Vec<f32>) -> Matrix<'a> {
         match self.tensor.dtype() {
             DType::F32 => Matrix {

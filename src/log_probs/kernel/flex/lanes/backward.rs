@@ -1,4 +1,4 @@
-//! Both gradients, some chunks of words at a time.
+//! The gradients of hidden states, weight and bias, some chunks of words at a time.
 
 use std::ops::Range;
 
@@ -14,11 +14,11 @@ use super::panel::{Product, padded};
 use super::passes::{PerRow, turn};
 use super::{Aligned, Lanes, of_blocks, split};
 
-/// Bytes of logits that are worked on at a time.
+/// Bytes of logits that a backward works on at a time.
 const WORKSPACE: usize = 6 << 20;
 
 impl Lanes {
-    /// `retained` are the logits that the forward left; their place is taken by the deltas.
+    /// `retained` holds the logits that the forward kept. The deltas overwrite these logits.
     pub fn backward(
         &self,
         normalizer: &FlexTensor,
@@ -86,7 +86,8 @@ impl Lanes {
         ]
     }
 
-    /// What turns the logits of a block into deltas, without the targets' share.
+    /// The numbers that turn the logits of a block into deltas, except for the onehot term at the
+    /// targets.
     fn per_row(&self, block: &Range<usize>, normalizer: &[[f32; 2]], grad: &[f32]) -> PerRow {
         let factor = narrow(self.shaping.factor());
         let normalizer = &normalizer[block.clone()];
@@ -104,7 +105,8 @@ impl Lanes {
         of
     }
 
-    /// `(onehot − softmax)·g` of all tiles of some chunks.
+    /// Writes `(onehot − softmax)·g` of all tiles of some chunks to `out`. If `is_kept`, `out`
+    /// holds the logits at the start.
     fn deltas(&self, chunks: &Range<usize>, is_kept: bool, of: &[PerRow], out: &mut [f32]) {
         let (blocks, bend) = (&self.blocks, narrow(self.shaping.bend()));
         let tiles = split(out, self.tiles(chunks.clone()));
@@ -116,11 +118,13 @@ impl Lanes {
             }
             let targets = self.targets[block.clone()].iter().enumerate();
             let targets = targets.filter(|(_, target)| words.contains(target));
-            // The target's share, a softcap considered, before its logit is gone.
+            // The onehot term at the target, with the derivative of a softcap. The term needs the
+            // target's logit, so compute the term before `turn` overwrites the logit.
             let gains: Vec<(usize, f32)> = targets
                 .map(|(lane, target)| {
                     let place = (target - words.start) * of.max.len() + lane;
-                    // The block's factors take from every word what the target gains.
+                    // `of.factor` has a minus sign for the softmax term. The onehot term has the
+                    // opposite sign.
                     (
                         place,
                         turned_if_certain(tile[place], -of.factor[lane], bend),
@@ -134,7 +138,7 @@ impl Lanes {
         });
     }
 
-    /// The tiles of some chunks, chunk by chunk, block by block.
+    /// Cuts the deltas of some chunks into tiles, in the order `[chunk][block]`.
     fn cut<'a>(&self, chunks: &Range<usize>, deltas: &'a [f32]) -> Vec<&'a [f32]> {
         let mut rest = deltas;
         let cut = |len: usize| {
@@ -167,7 +171,7 @@ impl Lanes {
             );
     }
 
-    /// Hidden states in panels of `[row][width]` per block.
+    /// Hidden states, packed into panels of `[row][width]` for each block.
     fn columns(&self) -> Aligned {
         of_blocks(
             &self.blocks,

@@ -1,8 +1,9 @@
-//! The kernel for an f32 weight `[vocab, hidden]` of some size: no operand is packed tile by tile.
+//! The kernel for a large f32 weight `[vocab, hidden]`. The logits of a tile need no packing: the
+//! hidden states are packed once before, and the weight is read where it is stored.
 //!
-//! Rows come in blocks and words in chunks; a tile is a block times a chunk, `[word][row]`, and a
-//! chunk of the weight stays in the second cache while the blocks pass. Hidden states are packed
-//! once. What a tile computes depends on neither the number of threads nor the tiles beside it.
+//! Rows are cut into blocks and words into chunks. A tile is a block times a chunk, `[word][row]`.
+//! A chunk of the weight stays in the L2 cache while the kernel walks over the blocks. The
+//! computation of a tile depends neither on the number of threads nor on other tiles.
 
 mod backward;
 mod panel;
@@ -26,16 +27,18 @@ use super::{f32s, indices, tensor};
 
 /// Rows of a block.
 const BLOCK: usize = 256;
-/// Bytes of a chunk of the weight: half of a second cache.
+/// Bytes of a chunk of the weight: half of an L2 cache.
 const CHUNK_BYTES: usize = 440 << 10;
-/// Tiles that threads share between two waits, at least.
+/// Minimum number of tiles that the threads share between two synchronisation points.
 const TASKS: usize = 64;
-/// Tasks of a frozen head's forward, at least: each holds a gradient of its rows.
+/// Minimum number of tasks in the forward of a frozen head. More tasks need more memory, because
+/// each task holds its own gradient of its rows.
 const SEGMENTS: usize = 8;
-/// Multiplications of a product from which packing pays.
+/// A product with at least this number of multiplications is worth the packing.
 const WORTH: usize = 200_000_000;
 
-/// Numbers from a cache line on: a vector that lies in two is read twice.
+/// A buffer of numbers that starts at a cache line. A vector that crosses into a second cache line
+/// would need two reads.
 struct Aligned {
     data: Vec<f32>,
     start: usize,
@@ -63,7 +66,7 @@ impl Aligned {
     }
 }
 
-/// Consecutive parts of so many numbers.
+/// Splits `all` into consecutive parts of the lengths `lens`.
 fn split<T>(mut all: &mut [T], lens: impl IntoIterator<Item = usize>) -> Vec<&mut [T]> {
     lens.into_iter()
         .map(|len| {
@@ -74,7 +77,8 @@ fn split<T>(mut all: &mut [T], lens: impl IntoIterator<Item = usize>) -> Vec<&mu
         .collect()
 }
 
-/// As many numbers of each block as `len` says of its rows, filled side by side.
+/// A buffer with one part for each block. `len` gives the length of a part from the number of rows
+/// of the block. `fill` writes the parts in parallel.
 fn of_blocks(
     blocks: &[Range<usize>],
     len: impl Fn(usize) -> usize,
@@ -89,7 +93,8 @@ fn of_blocks(
     all
 }
 
-/// Adds what several parts of the vocabulary say of all rows, in their order.
+/// Adds the results of several parts of the vocabulary to the results `all` of the rows. The order
+/// is the order of the parts.
 fn add(all: &mut [Found], parts: &[Found]) {
     for part in parts.chunks(all.len()) {
         for (all, part) in all.iter_mut().zip(part) {
@@ -113,14 +118,14 @@ pub struct Lanes {
     blocks: Vec<Range<usize>>,
     width: usize,
     vocab: usize,
-    /// Words of a chunk.
+    /// Number of words in a chunk.
     chunk: usize,
-    /// Hidden states as lanes: per block panels of `[width][row]`.
+    /// Hidden states, packed so that rows are lanes: each block has panels of `[width][row]`.
     packed: Aligned,
 }
 
 impl Lanes {
-    /// None where the kernel of `tiles` is the better one.
+    /// `None` if the kernel of `tiles` is faster or the only possible one.
     pub fn new(head: &Head<Flex>) -> Option<Self> {
         let [rows, width] = head.hidden.layout().shape().dims();
         let [words, ..] = head.weight.layout().shape().dims::<2>();
@@ -129,7 +134,7 @@ impl Lanes {
             .flatten()
     }
 
-    /// None where the operands or the machine are not what it is written for.
+    /// `None` if this kernel does not support the operands or the machine.
     pub fn of(head: &Head<Flex>) -> Option<Self> {
         let [rows, width] = head.hidden.layout().shape().dims();
         let [vocab, ..] = head.weight.layout().shape().dims::<2>();
@@ -190,7 +195,8 @@ impl Lanes {
         &weight[words.start * self.width..words.end * self.width]
     }
 
-    /// Numbers of the tiles of some chunks in all blocks, `[chunk][block][word][row]`.
+    /// The length of each tile of some chunks in all blocks. The layout is
+    /// `[chunk][block][word][row]`.
     fn tiles(&self, chunks: Range<usize>) -> impl Iterator<Item = usize> {
         chunks.flat_map(|chunk| {
             let words = self.words_of(chunk).len();
@@ -199,7 +205,7 @@ impl Lanes {
         })
     }
 
-    /// Logits of a tile.
+    /// Computes the logits of a tile.
     fn logits(&self, block: &Range<usize>, words: &Range<usize>, out: &mut [f32]) {
         let rows = padded(block.len());
         self.arch.dispatch(Product {
@@ -224,7 +230,7 @@ impl Lanes {
         shape(self.arch, out, self.shaping);
     }
 
-    /// Adds what the logits of a tile say to what is known of its rows.
+    /// Adds the results of a tile of logits to the results of its rows.
     fn observe(
         &self,
         block: &Range<usize>,
@@ -252,7 +258,7 @@ impl Lanes {
         }
     }
 
-    /// Log-probabilities, and the logits of the first chunks that fit into so many bytes.
+    /// Log-probabilities, and the logits of as many first chunks as fit into `bytes`.
     pub fn forward(&self, bytes: usize, statistics: bool) -> Forward<Flex> {
         let chunks = self.chunks();
         let of_chunk = size_of::<f32>() * padded(self.rows) * self.chunk;
@@ -282,7 +288,8 @@ impl Lanes {
         }
     }
 
-    /// Adds what some chunks say; their logits are left in `kept`.
+    /// Adds the results of some chunks to `all`. `kept`, if given, receives the logits of the
+    /// chunks.
     fn forward_of(
         &self,
         chunks: Range<usize>,
@@ -314,8 +321,8 @@ impl Lanes {
         add(all, &found);
     }
 
-    /// Adds `Σ_word delta[word][row]·W[word]` of a tile to rows of a gradient; `scratch` has room
-    /// for a chunk of the weight.
+    /// Adds `Σ_word delta[word][row]·W[word]` of a tile to the rows of a gradient. `scratch` must
+    /// have room for a packed chunk of the weight.
     fn add_words(
         &self,
         delta: &[f32],
@@ -339,7 +346,7 @@ impl Lanes {
         });
     }
 
-    /// Log-probabilities, and the gradient of each with respect to its hidden state:
+    /// Log-probabilities, and the gradient of each one with respect to its hidden state:
     /// `W[y] − Σ_v softmax_v W[v]`.
     pub fn forward_with_slope(&self, statistics: bool) -> Forward<Flex> {
         let blocks = &self.blocks;
@@ -393,8 +400,9 @@ impl Lanes {
         }
     }
 
-    /// What some chunks say of a block, and the sum of their words, weighted by powers relative to
-    /// the largest logit.
+    /// Adds the results of some chunks for one block to `found`. Adds the weighted sum of the words
+    /// `W[v]` to `expected`. The weights are the powers of the logits, relative to the largest
+    /// logit so far.
     fn slope_of(
         &self,
         chunks: Range<usize>,

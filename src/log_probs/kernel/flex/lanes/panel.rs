@@ -1,8 +1,9 @@
-//! Matrix products in registers, in safe Rust.
+//! Matrix products with accumulators in registers, in safe Rust.
 //!
-//! A tile is a few vectors of one operand's columns times [`ROWS`] numbers of the other that are
-//! broadcast. The operand in vectors is cut into panels that are read from front to back; the
-//! other is read where it lies.
+//! A register tile multiplies a few vectors of columns of one operand with [`ROWS`] numbers of the
+//! other operand. Each of these numbers is broadcast to a vector. The first operand is packed into
+//! panels, which are read from front to back. The second operand is read where it is stored,
+//! without packing.
 
 #![allow(
     clippy::inline_always,
@@ -15,29 +16,30 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// What columns are padded to: the longest vector there is.
+/// Columns are padded to a multiple of this number, the length of the longest vector.
 pub const LANES: usize = 16;
-/// Columns of a panel at most.
+/// Maximum number of columns of a panel.
 const PANEL: usize = 64;
-/// Numbers that are broadcast against one vector.
+/// Number of broadcast values that are multiplied with each vector.
 const ROWS: usize = 6;
-/// Terms of a sum at most, before it is added to the sums before it: errors grow with the longer
-/// of the two.
+/// Maximum number of terms that are summed in a register before the sum is added to the earlier
+/// sums in memory. The rounding error grows with the larger of two counts: the terms of one such
+/// sum, and the number of sums.
 const DEPTH: usize = 256;
 
-/// A multiple of [`LANES`].
+/// `columns`, rounded up to a multiple of [`LANES`].
 pub fn padded(columns: usize) -> usize {
     columns.next_multiple_of(LANES)
 }
 
-/// How columns are cut into panels: as wide as the registers of the machine allow.
+/// How columns are cut into panels. A panel is as wide as the registers of the machine allow.
 #[derive(Debug, Clone, Copy)]
 pub struct Panels {
     width: usize,
 }
 
 impl Panels {
-    /// None for a machine whose vectors these products were not written for.
+    /// `None` if these products do not support the vectors of the machine.
     pub fn new(arch: Arch) -> Option<Self> {
         match arch {
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
@@ -54,7 +56,7 @@ impl Panels {
         (0..columns).step_by(self.width).map(panel)
     }
 
-    /// Cuts rows of `columns` numbers, `[panel][row][column]`.
+    /// Packs rows of `columns` numbers into panels: `[panel][row][column]`.
     pub fn pack(self, rows: &[f32], columns: usize, out: &mut [f32]) {
         let depth = rows.len() / columns;
         for (first, width) in self.of(columns) {
@@ -66,7 +68,8 @@ impl Panels {
         }
     }
 
-    /// The same of the transposed matrix: its columns are `rows` of `depth` numbers.
+    /// Packs the transposed matrix in the same way. The columns of that matrix are the `rows` of
+    /// `depth` numbers.
     pub fn pack_transposed(self, rows: &[f32], depth: usize, out: &mut [f32]) {
         for (first, width) in self.of(rows.len() / depth) {
             let panel = &mut out[first * depth..][..width * depth];
@@ -80,20 +83,21 @@ impl Panels {
     }
 }
 
-/// `out[j][c] = Σ_k b[j][k]·a[k][c]`, or that added to what is there.
+/// `out[j][c] = Σ_k b[j][k]·a[k][c]`; with `accumulate`, the sum is added to `out[j][c]`.
 pub struct Product<'a> {
     pub panels: Panels,
-    /// In panels.
+    /// The operand `a`, packed in panels.
     pub a: &'a [f32],
     pub columns: usize,
     pub depth: usize,
-    /// `[j][k]` at `j·stride[0] + k·stride[1]`, of which one is 1. If it is the first, j may run
-    /// to the next even number.
+    /// Element `[j][k]` is at `j·strides[0] + k·strides[1]`. One of the two strides must be 1. If
+    /// `strides[0]` is 1, the product may read j up to the next even number, so `b` must contain
+    /// these numbers.
     pub b: &'a [f32],
     pub strides: [usize; 2],
-    /// How many j there are.
+    /// Number of values of j.
     pub rows: usize,
-    /// Rows `out_stride` apart.
+    /// The rows of the result start every `out_stride` numbers.
     pub out: &'a mut [f32],
     pub out_stride: usize,
     pub accumulate: bool,
@@ -105,7 +109,7 @@ impl WithSimd for Product<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let accumulate = self.accumulate;
-        // Pieces of one length.
+        // Cut the depth into pieces of equal length; only the last piece may be shorter.
         let pieces = self.depth.div_ceil(DEPTH);
         let length = self.depth.div_ceil(pieces.max(1));
         for (first, width) in self.panels.of(self.columns) {
@@ -127,7 +131,7 @@ impl WithSimd for Product<'_> {
 }
 
 impl Product<'_> {
-    /// The panel that begins at column `first`.
+    /// Computes the columns of the panel that begins at column `first`.
     #[inline(always)]
     fn panel<S: Simd, const V: usize>(
         &mut self,
@@ -151,7 +155,8 @@ impl Product<'_> {
                 tile::<S, V>(simd, a, b, out, self.out_stride, self.accumulate);
                 continue;
             }
-            // The last columns, which do not fill their panel.
+            // The last columns do not fill their panel. Compute a whole panel, then copy these
+            // columns.
             let mut whole = [0.0; ROWS * PANEL];
             tile::<S, V>(simd, a, b, &mut whole, PANEL, false);
             for (out, whole) in out
@@ -167,7 +172,7 @@ impl Product<'_> {
     }
 }
 
-/// Some rows of the operand that is broadcast.
+/// Some rows of the operand whose numbers are broadcast.
 #[derive(Clone, Copy)]
 struct Broadcast<'a> {
     values: &'a [f32],
@@ -191,7 +196,8 @@ fn tile<S: Simd, const V: usize>(
     }
 }
 
-/// One way to write the sums, and one only: a second one, and they are kept in memory.
+/// The function must write `sums` to `out` in only one place in the code. With a second place, the
+/// compiler keeps `sums` in memory instead of registers.
 #[inline(always)]
 fn tile_of<S: Simd, const V: usize, const R: usize>(
     simd: S,

@@ -1,5 +1,5 @@
-//! Passes over a tile of logits, `[word][row]`: rows are lanes, so that nothing is summed across a
-//! vector.
+//! Passes over a tile of logits, `[word][row]`. Each lane of a vector is one row, so no pass needs
+//! a sum across the lanes of a vector.
 
 #![allow(
     clippy::inline_always,
@@ -14,7 +14,7 @@ use super::super::partial::Partial;
 use super::super::row::{shift, terms, turned};
 use super::panel::LANES;
 
-/// Words of a sum in f32, before it is added in f64.
+/// Number of words that are summed in f32. The f32 sum is then added to a sum in f64.
 const PIECE: usize = 96;
 
 struct Observe<'a, const BY_PRODUCTS: bool> {
@@ -62,7 +62,8 @@ impl<const BY_PRODUCTS: bool> WithSimd for Observe<'_, BY_PRODUCTS> {
     }
 }
 
-/// What logits say of [`LANES`] rows, whose largest so far is `at_least`; lines are `rows` apart.
+/// Reduces the logits of [`LANES`] rows. The largest logit of each row so far is `at_least`. The
+/// lines of `tile` (one for each word) start every `rows` numbers.
 pub fn observe(
     arch: Arch,
     tile: &[f32],
@@ -93,7 +94,7 @@ pub fn observe(
     found
 }
 
-/// Numbers of every row of a tile.
+/// Numbers for each row of a tile.
 #[derive(Debug, Clone)]
 pub struct PerRow {
     pub max: Vec<f32>,
@@ -122,8 +123,8 @@ impl<const BENT: bool> WithSimd for Turn<'_, BENT> {
     }
 }
 
-/// Turns logits into `factor · exp((x − max) − log_sum)`, with a `bend` u that is not 0 times
-/// `1 − (u·x)²`: what a softcap leaves of a gradient.
+/// Turns logits into `factor · exp((x − max) − log_sum)`. If `bend` (u) is not 0, the result is
+/// also multiplied by `1 − (u·x)²`, which comes from the derivative of a softcap.
 pub fn turn(arch: Arch, tile: &mut [f32], of: &PerRow, bend: f32) {
     if bend == 0.0 {
         arch.dispatch(Turn::<false> { tile, of, bend });

@@ -1,4 +1,4 @@
-//! Both gradients, a group of tiles at a time.
+//! The gradients of hidden states, weight and bias, a group of tiles at a time.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use super::super::{f32s, tensor};
 use super::{SUB_WORDS, Tiles, WORKSPACE};
 
 impl Tiles {
-    /// `retained` are the logits that the forward left; their place is taken by the deltas.
+    /// `retained` holds the logits that the forward kept. The deltas overwrite these logits.
     pub fn backward(
         &self,
         normalizer: &FlexTensor,
@@ -102,7 +102,8 @@ struct Delta<'a> {
 }
 
 impl Delta<'_> {
-    /// In the place of the logits, if they were kept.
+    /// Writes the deltas of a tile to `out`. If `is_kept`, `out` holds the logits of the tile at
+    /// the start; otherwise the logits are computed first.
     fn tile(
         &self,
         block: usize,
@@ -123,7 +124,8 @@ impl Delta<'_> {
             let (normalizer, grad) = (self.normalizer[row], factor * self.grad[row]);
             let target = words.contains(&problem.targets[row]);
             let target = target.then(|| problem.targets[row] - words.start);
-            // What the target gains, a softcap considered, before its logit is gone.
+            // The onehot term at the target, with the derivative of a softcap. The term needs the
+            // target's logit, so compute the term before `turn` overwrites the logit.
             let gain = target.map(|target| turned_if_certain(out[target], grad, bend));
             turn(problem.arch, out, normalizer, -grad, bend);
             if let Some((target, gain)) = target.zip(gain) {
@@ -133,7 +135,7 @@ impl Delta<'_> {
     }
 }
 
-/// The deltas of a group of tiles, `[tile, padded row, word]`.
+/// The deltas of a group of tiles: `[tile, padded row, word]`.
 struct Deltas<'a> {
     problem: &'a Tiles,
     /// The first tile of the group.
@@ -142,7 +144,7 @@ struct Deltas<'a> {
 }
 
 impl Deltas<'_> {
-    /// All rows of a tile, `[rows, words]`.
+    /// The deltas of all rows of a tile, `[rows, words]`.
     fn of(&self, tile: usize) -> Matrix<'_> {
         let problem = self.problem;
         let column = problem.grid[0] * problem.tile_len();
@@ -152,7 +154,7 @@ impl Deltas<'_> {
     }
 
     fn add_to_hidden(&self, group: Range<usize>, hidden: &mut [f32]) {
-        /// Rows that a task adds to.
+        /// Rows of the gradient that one task adds to.
         const HIDDEN_ROWS: usize = 256;
         let problem = self.problem;
         hidden
@@ -169,7 +171,7 @@ impl Deltas<'_> {
             });
     }
 
-    /// Whole rows of the gradient of a weight `[vocab, hidden]`.
+    /// Writes whole rows of the gradient of a weight `[vocab, hidden]`.
     fn write_words(&self, words: Range<usize>, weight: &mut [f32]) {
         let problem = self.problem;
         weight
@@ -182,9 +184,10 @@ impl Deltas<'_> {
             });
     }
 
-    /// Some columns of the gradient of a weight `[hidden, vocab]`.
+    /// Writes some columns of the gradient of a weight `[hidden, vocab]`.
     fn write_columns(&self, group: Range<usize>, weight: &mut [f32]) {
-        /// Rows of the weight, numbers of a hidden state, that a task writes.
+        /// Rows of the weight that one task writes. Each row belongs to one number of a hidden
+        /// state.
         const ROWS: usize = 128;
         let problem = self.problem;
         let vocab = problem.words.len();
@@ -219,7 +222,8 @@ impl Deltas<'_> {
             });
     }
 
-    /// `len` words, the `index`th such part of the group's; tiles are a multiple of it wide.
+    /// The deltas of `len` words: part `index` of `words`, in parts of [`SUB_WORDS`]. The width of
+    /// a tile is a multiple of [`SUB_WORDS`], so a part never crosses two tiles.
     fn sub(&self, words: &Range<usize>, index: usize, len: usize) -> Matrix<'_> {
         let start = words.start + index * SUB_WORDS;
         let tile = start / self.problem.tile[1];

@@ -1,6 +1,7 @@
-//! The kernel for any weight and machine: tiles whose products are `gemm`'s.
+//! The kernel for any weight and any machine. `gemm` computes the matrix products of the tiles.
 //!
-//! A task is one tile: a matrix product on the calling thread, and passes over its rows.
+//! A task is one tile: a matrix product on the calling thread, then passes over the rows of the
+//! tile.
 
 mod backward;
 
@@ -18,20 +19,22 @@ use super::row::{narrow, observe, rescale, shape, shift, turn, turned_if_certain
 use super::words::Words;
 use super::{f32s, indices, tensor};
 
-/// Rows of a tile; fewer would pack the words more often, more would leave tasks too few.
+/// Rows of a tile. With fewer rows, the words would be packed more often. With more rows, there
+/// would be too few tasks.
 const ROWS: usize = 512;
-/// Rows of a tile where there is only one product.
+/// Rows of a tile if the logits are the only product.
 const REFERENCE_ROWS: usize = 1024;
 /// Words of a tile.
 const WORDS: usize = 2048;
-/// Words of a task that computes the gradient of the weight.
+/// Words of one task that computes the gradient of the weight.
 const SUB_WORDS: usize = 256;
 /// Bytes of logits that a backward works on at a time.
 const WORKSPACE: usize = 16 << 20;
-/// Tasks of a frozen head's forward, at least: it has no other parallelism than rows.
+/// Minimum number of tasks in the forward of a frozen head. Blocks of rows alone could be too few
+/// tasks, so the vocabulary is cut into segments as well.
 const TASKS: usize = 16;
 
-/// What a task needs room for.
+/// The buffers of one task.
 #[derive(Default)]
 struct Scratch {
     logits: Vec<f32>,
@@ -49,17 +52,17 @@ pub struct Tiles {
     targets: Vec<usize>,
     rows: usize,
     width: usize,
-    /// What the gradients are returned in.
+    /// Type of the returned gradients.
     dtype: FloatDType,
     words_first: bool,
     /// Rows and words of a tile.
     tile: [usize; 2],
-    /// Tiles over the rows and over the words.
+    /// Number of tiles over the rows and over the words.
     grid: [usize; 2],
 }
 
 impl Tiles {
-    /// For a forward that is one product.
+    /// Tiles for a forward that computes only one product, the logits.
     pub fn of_reference(head: Head<Flex>) -> Self {
         Self::with_rows(head, REFERENCE_ROWS)
     }
@@ -97,7 +100,7 @@ impl Tiles {
         }
     }
 
-    /// Numbers of a tile.
+    /// Count of the numbers in a tile.
     fn tile_len(&self) -> usize {
         self.tile[0] * self.tile[1]
     }
@@ -114,7 +117,7 @@ impl Tiles {
         Matrix::rows_of(&self.hidden, [self.rows, self.width], self.width).rows(rows)
     }
 
-    /// The logits of a tile, rows `self.tile[1]` apart.
+    /// Computes the logits of a tile. The rows of `out` start every `self.tile[1]` numbers.
     fn logits(
         &self,
         rows: Range<usize>,
@@ -141,7 +144,7 @@ impl Tiles {
         }
     }
 
-    /// Log-probabilities, and the logits of the first tiles that fit into so many bytes.
+    /// Log-probabilities, and the logits of as many first tiles as fit into `retained_bytes`.
     pub fn forward(&self, retained_bytes: usize, statistics: bool) -> Forward<Flex> {
         let [blocks, tiles] = self.grid;
         let column = blocks * self.tile_len();
@@ -183,7 +186,7 @@ impl Tiles {
         }
     }
 
-    /// The logits of a tile, and what they say.
+    /// Computes the logits of a tile, and adds their results to `found`.
     fn walk(
         &self,
         block: usize,
@@ -206,7 +209,7 @@ impl Tiles {
         }
     }
 
-    /// What all tiles found of each row; `found` holds columns of padded rows.
+    /// Combines the results of all tiles for each row. `found` is `[tile][padded row]`.
     fn combined(&self, found: &[Found]) -> Vec<Found> {
         let column = self.grid[0] * self.tile[0];
         let of = |row: usize| {
@@ -220,7 +223,7 @@ impl Tiles {
         outputs(rows, &self.targets, self.words.len(), statistics)
     }
 
-    /// The same, and the gradient of each log-probability with respect to its hidden state:
+    /// Log-probabilities, and the gradient of each one with respect to its hidden state:
     /// `W[y] − Σ_v softmax_v W[v]`.
     pub fn forward_with_slope(&self, statistics: bool) -> Forward<Flex> {
         let [blocks, tiles] = self.grid;
@@ -274,7 +277,8 @@ impl Tiles {
         }
     }
 
-    /// Adds a tile to what a segment found, with powers relative to the largest logit so far.
+    /// Adds a tile to the results of a segment. The powers are relative to the largest logit so
+    /// far.
     fn walk_with_slope(
         &self,
         block: usize,
