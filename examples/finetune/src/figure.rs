@@ -81,8 +81,7 @@ fn panels_into(figure: &Path, panels: &[Panel]) -> Result<(), Box<dyn Error + Se
             let line = LineSeries::new(line, color.stroke_width(2));
             chart.draw_series(line)?.label(label).legend(key);
         }
-        let mut labels = chart.configure_series_labels();
-        labels.background_style(WHITE.mix(0.8)).draw()?;
+        chart.configure_series_labels().draw()?;
     }
     root.present()?;
     drop(root);
