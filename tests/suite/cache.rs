@@ -106,6 +106,25 @@ fn what_is_computed_once_is_there() {
     );
 }
 
+/// Of a row that a list lacks: nothing is computed, and nothing kept.
+#[test]
+fn a_sum_over_nothing_is_known() {
+    let dir = TempDir::new().unwrap();
+    let mut cache = open(dir.path()).unwrap();
+    let sequences = [Sequence::new(&[1, 2], &[]), sequence(4)];
+    let mut asked = Vec::new();
+    let compute = |batch: &[Sequence]| {
+        asked.extend(batch.to_vec());
+        values(batch).map_err(CacheError::from)
+    };
+    cache.fill(&sequences, 8, compute, |_| {}).unwrap();
+    assert_eq!(asked, [sequence(4)]);
+    assert_eq!(cache.len(), 1);
+    let found = cache.log_probs(&sequences, &device()).unwrap();
+    assert_eq!(read(found.sum()), [0.0, sum_of(4)]);
+    assert_eq!(read(found.lengths()), [0.0, 5.0]);
+}
+
 #[test]
 fn the_prompt_is_part_of_the_key() {
     let dir = TempDir::new().unwrap();

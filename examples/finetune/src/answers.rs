@@ -7,13 +7,14 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType};
 use burn_preference::data::Text;
 use burn_preference::tokens::Sequence;
-use finetune::{Answer, Chat, Decoder, Failure, Judge, Sampling, Top, load_as, pair_of, sample};
+use finetune::{Answer, Chat, Decoder, Failure, Judge, Top, load_as, pair_of};
 use indicatif::ProgressBar;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
 
 use crate::Args;
-use crate::session::{data_options, layout, prompt_ids};
+use crate::session::{answers_to, data_options, layout, prompt_ids};
 
 /// Answers every prompt `count` times and writes pairs into `OUT.jsonl`, which appears when all of
 /// them are there.
@@ -50,7 +51,20 @@ pub fn write_pairs(
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let scores = judge.scores(&answers)?;
+    let is_cut = |answer: &&Answer| {
+        let last = answer.ids.completion().last();
+        !last.is_some_and(|last| chat.ends.contains(last))
+    };
+    let cut = answers.iter().filter(is_cut).count();
+    if cut > 0 {
+        let of = answers.len();
+        println!(
+            "look: {cut} of {of} answers were cut by --answer-tokens: pairs of them teach the model \
+             to stop there"
+        );
+    }
+    let scores = judge.scores(&answers);
+    let scores = scores.map_err(|error| keep(&answers, &args.out, &error))?;
     let each = answers.chunks(count).zip(scores.chunks(count));
     let rows: Vec<_> = each
         .filter_map(|(answers, scores)| pair_of(answers, scores))
@@ -64,6 +78,13 @@ pub fn write_pairs(
     if rows.is_empty() {
         return Err("all answers to each prompt have one score: there is no pair".into());
     }
+    write_lines(to, &rows)?;
+    println!("pairs: {}", to.display());
+    Ok(())
+}
+
+/// Lines of JSON into a file that appears when all of them are there.
+fn write_lines(to: &Path, rows: &[Value]) -> Result<(), Failure> {
     let scratch = to.with_extension(format!("jsonl.{}", std::process::id()));
     let written = fs::File::create(&scratch).and_then(|mut file| {
         rows.iter().try_for_each(|row| writeln!(file, "{row}"))?;
@@ -74,9 +95,18 @@ pub fn write_pairs(
         // What went wrong is what matters.
         let _ = fs::remove_file(&scratch);
     }
-    written.map_err(|error| format!("{}: {error}", to.display()))?;
-    println!("pairs: {}", to.display());
-    Ok(())
+    Ok(written.map_err(|error| format!("{}: {error}", to.display()))?)
+}
+
+/// The judge has failed, and the answers took long: they stay in `OUT.answers.jsonl`.
+fn keep(answers: &[Answer], out: &Path, error: &Failure) -> Failure {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".answers.jsonl");
+    let rows: Vec<Value> = answers.iter().map(Answer::to_json).collect();
+    match write_lines(name.as_ref(), &rows) {
+        Ok(()) => format!("{error}; the answers are in {}", name.display()).into(),
+        Err(other) => format!("{error}; the answers could not be kept: {other}").into(),
+    }
 }
 
 /// A folder is a reward model, anything else a command.
@@ -105,13 +135,8 @@ fn answer(
     rng: &mut ChaCha8Rng,
 ) -> Result<Vec<Answer>, Failure> {
     let ids = prompt_ids(args, chat, prompt)?;
-    let sampling = Sampling {
-        temperature: args.temperature,
-        max_tokens: args.answer_tokens,
-    };
-    let sampling = sampling.within(model, ids.len())?;
-    let answers = sample(model, &ids, count, &chat.ends, sampling, rng).into_iter();
-    let answers = answers.map(|said| {
+    let said = answers_to(args, chat, model, &ids, count, rng)?;
+    let answers = said.into_iter().map(|said| {
         Ok(Answer {
             prompt: prompt.clone(),
             text: chat.decode(&said)?.trim().to_owned(),

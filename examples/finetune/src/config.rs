@@ -138,6 +138,8 @@ pub struct DecoderConfig {
     pub attention_softcap: Option<f64>,
     /// The same for logits.
     pub logit_softcap: Option<f64>,
+    /// Tokens of the longest rows that the model was trained on, where it says so.
+    pub positions: Option<usize>,
     /// How many tokens a sequence may have so that a sliding window hides nothing.
     pub window: Option<usize>,
 }
@@ -156,7 +158,6 @@ const IRRELEVANT: &[&str] = &[
     "initializer_range",
     "is_llama_config",
     "label2id",
-    "max_position_embeddings",
     "max_window_layers",
     "model_type",
     "output_attentions",
@@ -334,6 +335,7 @@ impl DecoderConfig {
             attention_softcap,
             logit_softcap,
             window,
+            positions: keys.size("max_position_embeddings")?,
         };
         let unknown = keys.values.iter().find(|(key, value)| {
             let known = keys.asked.contains(key) || IRRELEVANT.contains(&key.as_str());
@@ -422,6 +424,13 @@ fn rope(keys: &mut Keys) -> Result<Rope, ConfigError> {
     let theta = keys.number("rope_theta")?;
     let old = keys.get("rope_scaling");
     let new = keys.get("rope_parameters");
+    let name = match (&old, &new) {
+        (Some(old), Some(_)) => {
+            return Err(wrong("rope_scaling", "nothing beside rope_parameters", old));
+        }
+        (_, None) => "rope_scaling",
+        (None, Some(_)) => "rope_parameters",
+    };
     let Some(parameters) = new.or(old) else {
         return Ok(Rope {
             theta: theta.unwrap_or(1e4),
@@ -429,13 +438,22 @@ fn rope(keys: &mut Keys) -> Result<Rope, ConfigError> {
         });
     };
     let Value::Object(values) = parameters else {
-        return Err(wrong("rope_scaling", "an object", parameters));
+        return Err(wrong(name, "an object", parameters));
     };
     let mut inner = Keys {
         values,
         asked: Vec::new(),
     };
-    let theta = inner.number("rope_theta")?.or(theta).unwrap_or(1e4);
+    let theta = match (inner.number("rope_theta")?, theta) {
+        (Some(inner), Some(outer)) if inner != outer => {
+            return Err(wrong(
+                "rope_theta",
+                &format!("{inner}, as in {name}"),
+                outer,
+            ));
+        }
+        (inner, outer) => inner.or(outer).unwrap_or(1e4),
+    };
     let kind = inner.get("rope_type").or_else(|| inner.get("type"));
     let kind = kind
         .as_ref()
@@ -444,7 +462,7 @@ fn rope(keys: &mut Keys) -> Result<Rope, ConfigError> {
         .to_owned();
     let mut needs = |key: &str| {
         let number = inner.number(key)?;
-        number.ok_or_else(|| wrong(&format!("rope_scaling.{key}"), "a number > 0", "nothing"))
+        number.ok_or_else(|| wrong(&format!("{name}.{key}"), "a number > 0", "nothing"))
     };
     let scaling = match kind.as_str() {
         "default" => None,
@@ -454,13 +472,16 @@ fn rope(keys: &mut Keys) -> Result<Rope, ConfigError> {
             high: needs("high_freq_factor")?,
             original: needs("original_max_position_embeddings")?,
         }),
-        other => return Err(wrong("rope_scaling.rope_type", "default or llama3", other)),
+        other => {
+            let key = format!("{name}.rope_type");
+            return Err(wrong(&key, "default or llama3", other));
+        }
     };
     inner.get("type");
     let unknown = inner.values.keys().find(|key| !inner.asked.contains(key));
     match unknown {
         Some(key) => Err(wrong(
-            &format!("rope_scaling.{key}"),
+            &format!("{name}.{key}"),
             "nothing",
             "a key that is not known",
         )),

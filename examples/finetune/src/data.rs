@@ -166,7 +166,8 @@ impl DataOptions {
         let tokens = Tokenized::new(texts, |text| chat.encode(text), options)?;
         print!("{name} {}", tokens.report());
         if tokens.is_empty() {
-            let what = "the file, --held-out and --max-length say how many there are";
+            let what = "the file, --held-out and --max-length say how many there are; \
+                        --held-out 0 measures nothing";
             return Err(format!("no row of the split `{name}` is left: {what}").into());
         }
         let kept = tokens.kept().iter().map(|row| tokens.texts().get(*row));

@@ -178,6 +178,11 @@ impl Decoder {
     }
 
     fn packed(&self, batch: &PackedBatch, sees: Sees<'_>) -> (Tensor<3>, LmHead) {
+        let seen = batch
+            .segments
+            .iter()
+            .map(|s| s.prompt.len() + s.tokens.len());
+        self.check_window(seen.max().unwrap_or(0));
         let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
         let states = self.states(ids, positions, sees, &mut self.cache());
         (states, self.lm_head())
@@ -192,6 +197,7 @@ impl Decoder {
         let ([_, time], device) = (ids.dims(), ids.device());
         let start = cache.first().map_or(0, Past::len);
         let total = start + time;
+        self.check_window(total);
         let positions = Tensor::<1, Int>::arange(start as i64..total as i64, &device);
         let future = Tensor::<2, Bool>::tril_mask([time, total], start as i64, &device);
         let sees = Sees::Mask(future.unsqueeze());
@@ -245,6 +251,17 @@ impl Decoder {
         vec![Past::default(); self.layers.len()]
     }
 
+    /// That no token looks back further than the model does.
+    fn check_window(&self, tokens: usize) {
+        if let Some(window) = self.config.window {
+            assert!(
+                tokens <= window,
+                "{tokens} tokens: this model attends to {window}, and the window is not \
+                 implemented; cut the sequences"
+            );
+        }
+    }
+
     /// Hidden states of tokens at `positions`, `[batch or 1, time]`.
     fn states(
         &self,
@@ -253,14 +270,6 @@ impl Decoder {
         sees: Sees<'_>,
         cache: &mut Cache,
     ) -> Tensor<3> {
-        let time = cache.first().map_or(0, Past::len) + ids.dims()[1];
-        if let Some(window) = self.config.window {
-            assert!(
-                time <= window,
-                "rows of {time} tokens: this model attends to {window}, and the window is not \
-                 implemented; cut the rows"
-            );
-        }
         let places = self.places(positions, sees);
         let mut x = self.embedding.forward(ids);
         if self.config.gemma {

@@ -93,7 +93,8 @@ struct Args {
     /// Pairs, thumbs or lists of an optimiser step.
     #[arg(help_heading = "Steps", long, default_value_t = 8)]
     batch: usize,
-    /// Tokens of a forward, at most, padding included: a step is as many forwards as it takes.
+    /// Tokens of a forward, at most, padding included: a step is as many forwards as it takes. An
+    /// example that is longer is a forward of its own.
     #[arg(help_heading = "Steps", long, default_value_t = 2048)]
     budget: usize,
     /// Forwards at once, which share `--budget`; otherwise 2 for adapters on flex, and 1 elsewhere
@@ -230,6 +231,14 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     let chat = Chat::open(&args.model, base.config())?;
     let longest = base.config().window.unwrap_or(usize::MAX);
+    if let Some(known) = base
+        .config()
+        .positions
+        .filter(|known| *known < args.max_length)
+    {
+        let asked = args.max_length;
+        println!("look: --max-length is {asked}, and the model was trained on {known} tokens");
+    }
     if args.max_length > longest {
         let what = "this model attends to a window of that many tokens, which is not implemented";
         return Err(format!("--max-length: at most {longest}: {what}").into());
@@ -242,7 +251,8 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let loss = fs::read_to_string(&args.loss).unwrap_or_else(|_| args.loss.clone());
-    let objective = Objective::parse(&loss, DataOptions::has_thumbs(&args.data)?)?;
+    let objective = Objective::parse(&loss, DataOptions::has_thumbs(&args.data)?)
+        .map_err(|error| format!("--loss {}: {error}", args.loss))?;
     if base.config().top == Top::Reward && !objective.learns_rewards() {
         return Err(
             "--model: a reward model has no words whose probability could be learnt".into(),

@@ -68,8 +68,8 @@ impl Objective {
         if let Some(config) = read::<RewardObjectiveConfig>(&config, "rewards", &mut known)? {
             return Ok(Self::Rewards(config.try_init()?));
         }
-        let (name, known) = (&config["loss"], known.join("; "));
-        Err(format!("{name}: no file, and no objective has this name; there are {known}").into())
+        let known = known.join("; ");
+        Err(format!("no file, and no objective that can be chosen here; there are {known}").into())
     }
 
     /// Whether an example's loss depends on what else is in its forward, so that the parts of a

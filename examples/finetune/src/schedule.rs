@@ -18,10 +18,12 @@ impl Schedule {
     /// What the rate is multiplied by in `step`, from 1 to `steps`, of which the first `warm_up`
     /// rise to 1 in equal parts. A function of the step alone: a run that goes on needs no state.
     pub fn factor(self, step: usize, steps: usize, warm_up: usize) -> f64 {
-        if step <= warm_up {
+        // The first step with the whole rate.
+        let peak = warm_up.max(1);
+        if step < peak {
             return step as f64 / warm_up as f64;
         }
-        let done = (step - warm_up) as f64 / (steps - warm_up + 1) as f64;
+        let done = (step - peak) as f64 / (steps - peak + 1) as f64;
         match self {
             Self::Cosine => f64::midpoint(1.0, (std::f64::consts::PI * done).cos()),
             Self::Linear => 1.0 - done,

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use burn_preference::data::{Message, Text};
 use burn_preference::tokens::Sequence;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::chat::Failure;
 use crate::decoder::Decoder;
@@ -32,6 +32,13 @@ pub struct Answer {
     pub ids: Sequence,
 }
 
+impl Answer {
+    /// As a judge reads it.
+    pub fn to_json(&self) -> Value {
+        json!({"prompt": self.prompt, "completion": self.text})
+    }
+}
+
 impl Judge {
     /// A score for each answer.
     ///
@@ -56,7 +63,7 @@ impl Judge {
             }
         };
         match scores.iter().position(|score| !score.is_finite()) {
-            Some(i) => Err(format!("answer {i} has the score {}", scores[i]).into()),
+            Some(i) => Err(format!("--score: answer {i} has the score {}", scores[i]).into()),
             None => Ok(scores),
         }
     }
@@ -71,10 +78,7 @@ fn by_command(command: &str, answers: &[Answer]) -> Result<Vec<f64>, Failure> {
     let mut input = child.stdin.take().expect("piped");
     let lines: Vec<String> = answers
         .iter()
-        .map(|answer| {
-            let line = json!({"prompt": answer.prompt, "completion": answer.text});
-            format!("{line}\n")
-        })
+        .map(|answer| format!("{}\n", answer.to_json()))
         .collect();
     // A program may answer before it has read everything: write beside reading.
     let writer = std::thread::spawn(move || {
@@ -106,7 +110,7 @@ fn by_command(command: &str, answers: &[Answer]) -> Result<Vec<f64>, Failure> {
 }
 
 /// Best against worst of a prompt's answers, as a row of TRL's shape; none if all are equally good.
-pub fn pair_of(answers: &[Answer], scores: &[f64]) -> Option<serde_json::Value> {
+pub fn pair_of(answers: &[Answer], scores: &[f64]) -> Option<Value> {
     let (best, worst) = best_and_worst(scores)?;
     let side = |i: usize| match answers[i].prompt {
         Text::Conversation(_) => json!([Message::new("assistant", &answers[i].text)]),

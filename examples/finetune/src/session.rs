@@ -79,6 +79,23 @@ pub fn prompt_ids(args: &Args, chat: &Chat, prompt: &Text) -> Result<Vec<u32>, F
     Ok(ids.split_off(ids.len().saturating_sub(room)))
 }
 
+/// Answers to the prompt `ids`, as the arguments say.
+pub fn answers_to(
+    args: &Args,
+    chat: &Chat,
+    model: &Decoder,
+    ids: &[u32],
+    count: usize,
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<Vec<u32>>, Failure> {
+    let sampling = Sampling {
+        temperature: args.temperature,
+        max_tokens: args.answer_tokens,
+    };
+    let sampling = sampling.within(model, ids.len())?;
+    Ok(sample(model, ids, count, &chat.ends, sampling, rng))
+}
+
 impl<'a> Session<'a> {
     /// # Errors
     ///
@@ -239,14 +256,10 @@ impl<'a> Session<'a> {
         let policy = self.policy(&frozen)?;
         let before = policy.valid();
         println!("{}", self.sizes(&policy));
+        let all = || rows.train.iter().chain(&rows.held_out);
+        let contents = contents(&frozen, all().flat_map(T::sequences));
         self.folder.create()?;
-        let reference = self.reference(
-            &frozen,
-            rows.train
-                .iter()
-                .chain(&rows.held_out)
-                .flat_map(T::sequences),
-        )?;
+        let reference = self.reference(&frozen, all().flat_map(T::sequences))?;
         let stop = Arc::new(AtomicBool::new(false));
         let mut trainer = Trainer {
             task,
@@ -256,7 +269,7 @@ impl<'a> Session<'a> {
             },
             options,
             folder: self.folder.clone(),
-            settings: self.settings(),
+            settings: self.settings(&contents),
             stop: Arc::clone(&stop),
         };
         // A second Ctrl-C leaves at once; the first one ends the run after its step.
@@ -304,8 +317,14 @@ impl<'a> Session<'a> {
             };
             println!("| held out | loss | reward accuracy | margin | chosen | rejected |");
             println!("|---|---|---|---|---|---|");
+            let mut losses = Vec::new();
             for (name, model) in [("before", &before), ("after", &policy), (loaded, &again)] {
-                print_row(name, &trainer.measure(model, &rows.held_out)?);
+                let metrics = trainer.measure(model, &rows.held_out)?;
+                print_row(name, &metrics);
+                losses.extend(metrics.get("loss"));
+            }
+            if losses[1] >= losses[0] {
+                println!("look: the held-out loss has not fallen");
             }
         }
         if !self.learns_rewards {
@@ -315,7 +334,7 @@ impl<'a> Session<'a> {
     }
 
     /// What has to be the same when a run goes on.
-    fn settings(&self) -> Value {
+    fn settings(&self, contents: &Fingerprint) -> Value {
         let args = self.args;
         json!({
             "model": args.model,
@@ -339,6 +358,7 @@ impl<'a> Session<'a> {
             "budget": args.budget,
             "shared_prefix": args.shared_prefix,
             "workers": self.layout.workers,
+            "weights and tokens": contents.to_string(),
         })
     }
 
@@ -408,22 +428,28 @@ impl<'a> Session<'a> {
     /// What two models say to the same prompts.
     fn print_answers(&self, prompts: &[Text], models: [&Decoder; 2]) -> Result<(), Failure> {
         let args = self.args;
-        let sampling = Sampling {
-            temperature: args.temperature,
-            max_tokens: args.answer_tokens,
-        };
         for prompt in prompts.iter().take(args.answers) {
             let ids = prompt_ids(args, &self.chat, prompt)?;
             println!("\n{}", self.chat.decode(&ids)?.trim());
             for (name, model) in ["before", "after"].into_iter().zip(models) {
-                let sampling = sampling.within(model, ids.len())?;
                 let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
-                let answer = sample(model, &ids, 1, &self.chat.ends, sampling, &mut rng);
+                let answer = answers_to(args, &self.chat, model, &ids, 1, &mut rng)?;
                 println!("  {name}: {}", self.chat.decode(&answer[0])?.trim());
             }
         }
         Ok(())
     }
+}
+
+/// What a run begins with, whatever the names of its files are.
+fn contents(frozen: &Decoder, sequences: impl Iterator<Item = Sequence>) -> Fingerprint {
+    let mut bytes = Vec::new();
+    for sequence in sequences {
+        let lengths = [sequence.prompt().len(), sequence.completion().len()];
+        bytes.extend(lengths.iter().flat_map(|len| (*len as u64).to_le_bytes()));
+        bytes.extend(sequence.ids().iter().flat_map(|id| id.to_le_bytes()));
+    }
+    Fingerprint::of(frozen).with("tokens", &bytes)
 }
 
 fn print_row(name: &str, metrics: &Metrics) {

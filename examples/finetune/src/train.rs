@@ -330,7 +330,7 @@ where
             let loss = metrics.get("loss").unwrap_or(f64::NAN);
             if !(loss.is_finite() && norm.is_finite()) {
                 let what = format!("step {step}: loss {loss}, gradient {norm}: not finite");
-                return Err(what.into());
+                return Err(format!("{what}; a smaller --rate may help").into());
             }
             let factor = options
                 .schedule
@@ -359,6 +359,10 @@ where
                 writeln!(log, "{}", json!({"step": step, "held_out": table(&held)}))?;
                 let loss = held.get("loss").unwrap_or(f64::NAN);
                 progress.measured(step, &held);
+                if !loss.is_finite() {
+                    let what = format!("step {step}: the held-out loss is {loss}");
+                    return Err(format!("{what}; a smaller --rate may help").into());
+                }
                 if state.best.is_none_or(|best| loss < best.loss) {
                     state.best = Some(Best { step, loss });
                     state.stale = 0;

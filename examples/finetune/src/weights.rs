@@ -372,7 +372,11 @@ pub(crate) fn write_tensors(tensors: &[Bytes], path: &Path) -> Result<(), Weight
         )
     });
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    // safetensors writes a scratch file that only its owner may read, and renames it.
+    let usual = fs::File::create(path).and_then(|made| made.metadata());
+    let usual = usual.map_err(file(path))?.permissions();
     safetensors::serialize_to_file(views, Some(metadata), path).map_err(format(path))?;
+    fs::set_permissions(path, usual).map_err(file(path))?;
     let written = fs::File::open(path).map_err(file(path))?;
     written.sync_all().map_err(file(path))
 }

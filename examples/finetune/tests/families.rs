@@ -99,6 +99,9 @@ fn what_would_be_another_model_is_refused_by_name() {
     old.insert("rope_scaling".into(), yarn);
     let error = DecoderConfig::parse(old).unwrap_err().to_string();
     assert!(error.starts_with("`rope_scaling.rope_type`"), "{error}");
+    let linear = json!({"type": "linear", "factor": 2.0});
+    fails("llama3", "rope_scaling", linear, "beside rope_parameters");
+    fails("llama3", "rope_theta", json!(3.0), "as in rope_parameters");
 
     // Older files say the same otherwise.
     let mut old = config("llama3");

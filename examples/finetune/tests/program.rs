@@ -259,6 +259,15 @@ fn the_same_numbers_another_way() {
     // One after the other, and three at once; the reference is computed in other batches.
     compare("--workers 1 --budget 40", "--workers 3 --budget 120", 1e-6);
     compare("--full --workers 1", "--full --workers 2", 1e-5);
+    // Lists of several lengths, whose batches have rows of a prompt alone.
+    let ranked = place.text("ranked.jsonl");
+    let mut row: Value = serde_json::from_str(ranked.lines().next().unwrap()).unwrap();
+    for key in ["responses", "scores"] {
+        row[key].as_array_mut().unwrap().pop();
+    }
+    place.write("uneven.jsonl", &format!("{row}\n{ranked}"));
+    let uneven = "--data uneven.jsonl --loss plackett_luce --rate 0.01";
+    compare(uneven, &format!("{uneven} --reference live"), 1e-4);
     for (rows, loss) in [
         // Their z₀ and δ are of a step, whatever its parts.
         ("thumbs", "kto"),
@@ -271,6 +280,15 @@ fn the_same_numbers_another_way() {
         let usual = format!("--data {rows}.jsonl --loss {loss} --rate 0.01");
         compare(&usual, &format!("{usual} --budget 40"), 1e-4);
     }
+}
+
+/// A row of several sequences is longer than the window, and none of them.
+#[test]
+fn packed_rows_of_a_model_with_a_window() {
+    let place = Place::new("gemma2");
+    let usual = place.run("usual", "");
+    let packed = place.run("packed", "--shared-prefix");
+    near(&usual.losses(), &packed.losses(), 1e-4);
 }
 
 #[test]
@@ -518,6 +536,10 @@ fn another_run_does_not_go_on() {
     ] {
         resume(format!("{usual} {other}"), text);
     }
+    let rows = place.text("pairs.jsonl");
+    place.write("pairs.jsonl", &rows.replace("red", "wet"));
+    resume(usual.clone(), "weights and tokens");
+    place.write("pairs.jsonl", &rows);
     place.fails("--resume", "there is no checkpoint to go on from");
     place.run("there", "");
     let again = |arguments: &str| {
@@ -642,6 +664,8 @@ fn pairs_of_the_models_own_answers() {
     fails("cat", "is no number");
     fails("sed s/.*/nan/", "answer 0 has the score NaN");
     fails("sed s/.*/1/", "there is no pair");
+    // What a judge could not judge is not lost.
+    assert_eq!(place.text("failed.answers.jsonl").lines().count(), 96);
     fails("no-such-program", "exit status: 127");
     let mut training = sample("failed", "cat");
     place.fails_as(training.args(["--rank", "4"]), "cannot be used with");

@@ -399,7 +399,7 @@ impl ReferenceCache {
         let mut seen = HashSet::new();
         let mut missing: Vec<Sequence> = sequences
             .iter()
-            .filter(|s| !self.contains(s) && seen.insert(*s))
+            .filter(|s| s.length() > 0 && !self.contains(s) && seen.insert(*s))
             .cloned()
             .collect();
         missing.sort_by_key(|s| std::cmp::Reverse(s.ids().len()));
@@ -415,7 +415,8 @@ impl ReferenceCache {
         Ok(())
     }
 
-    /// The log-probabilities of `sequences`, in their order, as f32.
+    /// The log-probabilities of `sequences`, in their order, as f32. That of a sequence that counts
+    /// no token is 0, and needs no entry: such rows stand where a list is shorter than others.
     ///
     /// # Errors
     ///
@@ -429,6 +430,12 @@ impl ReferenceCache {
         let mut sums = Vec::with_capacity(sequences.len());
         let mut lengths = Vec::with_capacity(sequences.len());
         for (index, sequence) in sequences.iter().enumerate() {
+            if sequence.length() == 0 {
+                // A sum over nothing, whatever the model is.
+                sums.push(0.0);
+                lengths.push(0);
+                continue;
+            }
             let known = self.entries.get(&key(sequence));
             let Entry { sum, length } = known.ok_or(CacheError::Missing { index })?.entry;
             check_length(index, sequence, f64::from(length))?;
