@@ -282,6 +282,21 @@ fn the_same_numbers_another_way() {
     }
 }
 
+/// All weights, since adapters begin with random numbers of the device.
+#[cfg(feature = "wgpu")]
+#[test]
+fn the_same_numbers_on_another_device() {
+    let place = Place::new("llama3");
+    for arguments in ["--full --rate 0.001", "--full --rate 0.001 --shared-prefix"] {
+        let name = arguments.len();
+        let usual = place.run(&format!("usual{name}"), arguments);
+        usual.learns();
+        let other = place.run(&format!("other{name}"), &format!("{arguments} --device wgpu"));
+        near(&usual.losses(), &other.losses(), 1e-4);
+    }
+    place.run("adapters", "--device wgpu").losses();
+}
+
 /// A row of several sequences is longer than the window, and none of them.
 #[test]
 fn packed_rows_of_a_model_with_a_window() {
