@@ -291,10 +291,35 @@ fn the_same_numbers_on_another_device() {
         let name = arguments.len();
         let usual = place.run(&format!("usual{name}"), arguments);
         usual.learns();
-        let other = place.run(&format!("other{name}"), &format!("{arguments} --device wgpu"));
+        let other = place.run(
+            &format!("other{name}"),
+            &format!("{arguments} --device wgpu"),
+        );
         near(&usual.losses(), &other.losses(), 1e-4);
     }
     place.run("adapters", "--device wgpu").losses();
+}
+
+/// Without a warm-up the first step has the whole rate; who may read a folder may read its weights;
+/// weights whose loss is no number are not saved.
+#[cfg(unix)]
+#[test]
+fn rates_rights_and_a_run_that_diverges() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let place = Place::new("llama");
+    let run = place.run("run", "--warm-up 0 --steps 2");
+    let first = run.metrics().lines().nth(1).unwrap().to_owned();
+    let first: Value = serde_json::from_str(&first).unwrap();
+    assert_eq!((&first["step"], &first["rate"]), (&json!(1), &json!(1e-4)));
+
+    let rights = |name: &str| {
+        let file = fs::metadata(run.out.join(name)).unwrap();
+        file.permissions().mode()
+    };
+    assert_eq!(rights("model.safetensors"), rights("config.json"));
+
+    place.fails("--steps 1 --rate 1e30", "the held-out loss is NaN");
 }
 
 /// A row of several sequences is longer than the window, and none of them.
