@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
 use crate::Args;
-use crate::session::{answers_to, data_options, layout, prompt_ids};
+use crate::session::{answers_to, beside, data_options, layout, prompt_ids};
 
 /// Answers every prompt `count` times and writes pairs into `OUT.jsonl`, which appears when all of
 /// them are there.
@@ -26,9 +26,7 @@ pub fn write_pairs(
     count: usize,
     judge: &str,
 ) -> Result<(), Failure> {
-    let mut name = args.out.as_os_str().to_owned();
-    name.push(".jsonl");
-    let to = Path::new(&name);
+    let to = &beside(&args.out, ".jsonl");
     if to.exists() {
         return Err(format!("--out: {} is there already", to.display()).into());
     }
@@ -100,11 +98,10 @@ fn write_lines(to: &Path, rows: &[Value]) -> Result<(), Failure> {
 
 /// The judge has failed, and the answers took long: they stay in `OUT.answers.jsonl`.
 fn keep(answers: &[Answer], out: &Path, error: &Failure) -> Failure {
-    let mut name = out.as_os_str().to_owned();
-    name.push(".answers.jsonl");
+    let to = beside(out, ".answers.jsonl");
     let rows: Vec<Value> = answers.iter().map(Answer::to_json).collect();
-    match write_lines(name.as_ref(), &rows) {
-        Ok(()) => format!("{error}; the answers are in {}", name.display()).into(),
+    match write_lines(&to, &rows) {
+        Ok(()) => format!("{error}; the answers are in {}", to.display()).into(),
         Err(other) => format!("{error}; the answers could not be kept: {other}").into(),
     }
 }

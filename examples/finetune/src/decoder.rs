@@ -163,7 +163,7 @@ impl Decoder {
     ///
     /// # Panics
     ///
-    /// As [`hidden`](Self::hidden).
+    /// Panics if a sequence is longer than the model's sliding window.
     pub fn hidden_packed(&self, batch: &PackedBatch) -> (Tensor<3>, LmHead) {
         self.packed(batch, Sees::Segments(&batch.segments))
     }
@@ -172,7 +172,7 @@ impl Decoder {
     ///
     /// # Panics
     ///
-    /// As [`hidden`](Self::hidden).
+    /// As [`hidden_packed`](Self::hidden_packed).
     pub fn hidden_masked(&self, batch: &PackedBatch) -> (Tensor<3>, LmHead) {
         self.packed(batch, Sees::Mask(batch.attention_mask()))
     }

@@ -43,3 +43,4 @@ pub use schedule::Schedule;
 pub use score::{Answer, Judge, pair_of};
 pub use train::{Best, RunFolder, TrainOptions, Trained, Trainer, check_whole_steps};
 pub use weights::{SaveError, WeightError, load, load_as, save};
+pub use workers::Workers;

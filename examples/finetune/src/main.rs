@@ -230,18 +230,14 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
         base = load_adapter(base, folder, &device)?.0.merged();
     }
     let chat = Chat::open(&args.model, base.config())?;
+    let asked = args.max_length;
     let longest = base.config().window.unwrap_or(usize::MAX);
-    if let Some(known) = base
-        .config()
-        .positions
-        .filter(|known| *known < args.max_length)
-    {
-        let asked = args.max_length;
-        println!("look: --max-length is {asked}, and the model was trained on {known} tokens");
-    }
-    if args.max_length > longest {
+    if asked > longest {
         let what = "this model attends to a window of that many tokens, which is not implemented";
         return Err(format!("--max-length: at most {longest}: {what}").into());
+    }
+    if let Some(known) = base.config().positions.filter(|known| *known < asked) {
+        println!("look: --max-length is {asked}, and the model was trained on {known} tokens");
     }
     if let (Some(count), Some(judge)) = (args.sample, &args.score) {
         if base.config().top == Top::Reward {

@@ -135,8 +135,6 @@ pub struct Layout {
     pub packing: Option<Packing>,
     /// Tokens of a forward, at most, padding included.
     pub budget: usize,
-    /// Forwards at once.
-    pub workers: usize,
     /// Where.
     pub device: Device,
 }

@@ -21,7 +21,7 @@ impl Schedule {
         // The first step with the whole rate.
         let peak = warm_up.max(1);
         if step < peak {
-            return step as f64 / warm_up as f64;
+            return step as f64 / peak as f64;
         }
         let done = (step - peak) as f64 / (steps - peak + 1) as f64;
         match self {

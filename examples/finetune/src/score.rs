@@ -53,11 +53,8 @@ impl Judge {
                 let mut scores = Vec::new();
                 for some in answers.chunks(8) {
                     let rows = some.iter().map(|answer| answer.ids.clone()).collect();
-                    scores.extend(
-                        rewards(model, &layout.rows(rows)?)?
-                            .into_data()
-                            .iter::<f64>(),
-                    );
+                    let rewards = rewards(model, &layout.rows(rows)?)?;
+                    scores.extend(rewards.into_data().iter::<f64>());
                 }
                 scores
             }

@@ -16,8 +16,8 @@ use burn_preference::tokens::{Packing, Padding, Sequence};
 use burn_preference::{Frozen, Metrics};
 use finetune::{
     Around, Chat, DataOptions, Decoder, Failure, Layout, LoraOptions, Objective, Reference, Rows,
-    RunFolder, Sampling, TARGETS, Task, TrainOptions, Trainer, check_whole_steps, draw, load,
-    load_adapter, sample, save, save_adapter,
+    RunFolder, Sampling, TARGETS, Task, TrainOptions, Trainer, Workers, check_whole_steps, draw,
+    load, load_adapter, sample, save, save_adapter,
 };
 use indicatif::ProgressBar;
 use rand::SeedableRng;
@@ -40,13 +40,14 @@ pub struct Session<'a> {
     needs_reference: bool,
     learns_rewards: bool,
     needs_whole_steps: bool,
+    workers: usize,
     pub data: DataOptions,
 }
 
-/// `OUT.run`
-pub fn run_folder(out: &Path) -> PathBuf {
+/// `OUT` with an end, such as `OUT.run`.
+pub fn beside(out: &Path, end: &str) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
-    name.push(".run");
+    name.push(end);
     name.into()
 }
 
@@ -67,7 +68,6 @@ pub fn layout(args: &Args, chat: &Chat, device: &Device) -> Layout {
         padding,
         packing: args.shared_prefix.then(|| Packing::new(padding)),
         budget: args.budget,
-        workers: 1,
         device: device.clone(),
     }
 }
@@ -112,10 +112,10 @@ impl<'a> Session<'a> {
         if args.out.exists() {
             return Err(format!("--out: {} is there already", args.out.display()).into());
         }
-        let folder = RunFolder::new(&run_folder(&args.out));
+        let folder = RunFolder::new(&beside(&args.out, ".run"));
         match (folder.has_checkpoint()?, args.resume) {
             (true, false) => {
-                let folder = run_folder(&args.out);
+                let folder = beside(&args.out, ".run");
                 let what = "has a run: go on with --resume, or remove it";
                 return Err(format!("--out: {} {what}", folder.display()).into());
             }
@@ -143,7 +143,6 @@ impl<'a> Session<'a> {
         // What runs at once shares the budget.
         let mut layout = layout(args, &chat, &device);
         layout.budget = (layout.budget / workers).max(1);
-        layout.workers = workers;
         if objective.learns_rewards() && layout.packing.is_some() {
             return Err("--shared-prefix: a reward stands at the end of a row of its own".into());
         }
@@ -160,6 +159,7 @@ impl<'a> Session<'a> {
             needs_reference: objective.needs_reference(),
             learns_rewards: objective.learns_rewards(),
             needs_whole_steps: whole,
+            workers,
         })
     }
 
@@ -256,10 +256,11 @@ impl<'a> Session<'a> {
         let policy = self.policy(&frozen)?;
         let before = policy.valid();
         println!("{}", self.sizes(&policy));
-        let all = || rows.train.iter().chain(&rows.held_out);
-        let contents = contents(&frozen, all().flat_map(T::sequences));
         self.folder.create()?;
-        let reference = self.reference(&frozen, all().flat_map(T::sequences))?;
+        let all = rows.train.iter().chain(&rows.held_out);
+        let sequences: Vec<Sequence> = all.flat_map(T::sequences).collect();
+        let weights = self.fingerprint(&frozen);
+        let reference = self.reference(&frozen, weights, &sequences)?;
         let stop = Arc::new(AtomicBool::new(false));
         let mut trainer = Trainer {
             task,
@@ -269,7 +270,8 @@ impl<'a> Session<'a> {
             },
             options,
             folder: self.folder.clone(),
-            settings: self.settings(&contents),
+            settings: self.settings(&contents(weights, &sequences)),
+            workers: Workers::new(self.workers)?,
             stop: Arc::clone(&stop),
         };
         // A second Ctrl-C leaves at once; the first one ends the run after its step.
@@ -321,7 +323,7 @@ impl<'a> Session<'a> {
             for (name, model) in [("before", &before), ("after", &policy), (loaded, &again)] {
                 let metrics = trainer.measure(model, &rows.held_out)?;
                 print_row(name, &metrics);
-                losses.extend(metrics.get("loss"));
+                losses.push(metrics.get("loss"));
             }
             if losses[1] >= losses[0] {
                 println!("look: the held-out loss has not fallen");
@@ -357,7 +359,7 @@ impl<'a> Session<'a> {
             "dtype": format!("{:?}", args.dtype),
             "budget": args.budget,
             "shared_prefix": args.shared_prefix,
-            "workers": self.layout.workers,
+            "workers": self.workers,
             "weights and tokens": contents.to_string(),
         })
     }
@@ -374,11 +376,21 @@ impl<'a> Session<'a> {
         )
     }
 
+    /// Of what is frozen.
+    fn fingerprint(&self, frozen: &Decoder) -> Fingerprint {
+        let fingerprint = Fingerprint::of(frozen);
+        match self.args.quantize {
+            Some(bits) => fingerprint.with("bits", format!("{bits:?}").as_bytes()),
+            None => fingerprint,
+        }
+    }
+
     /// Every log-probability that the run will ask for, from the cache or computed into it.
     fn reference(
         &self,
         frozen: &Decoder,
-        sequences: impl Iterator<Item = Sequence>,
+        weights: Fingerprint,
+        sequences: &[Sequence],
     ) -> Result<Reference, Failure> {
         if !self.needs_reference {
             return Ok(Reference::None);
@@ -392,20 +404,14 @@ impl<'a> Session<'a> {
             .cache
             .clone()
             .unwrap_or_else(|| self.folder.cache());
-        let fingerprint = Fingerprint::of(model.model());
-        let fingerprint = match self.args.quantize {
-            Some(bits) => fingerprint.with("bits", format!("{bits:?}").as_bytes()),
-            None => fingerprint,
-        };
-        let mut cache = ReferenceCache::open(folder, fingerprint)?;
-        let sequences: Vec<Sequence> = sequences.collect();
+        let mut cache = ReferenceCache::open(folder, weights)?;
         let longest = sequences.iter().map(|s| s.ids().len()).max().unwrap_or(1);
         // Nothing is kept for a backward: as many rows as a step's forward has, at least.
         let rows = (self.args.budget / longest).max(1);
         let bar = ProgressBar::new(sequences.len() as u64).with_message("reference");
         let (start, found) = (Instant::now(), cache.len());
         cache.fill::<Failure>(
-            &sequences,
+            sequences,
             rows,
             |some| {
                 let rows = self.layout.rows(some.to_vec())?;
@@ -442,14 +448,14 @@ impl<'a> Session<'a> {
 }
 
 /// What a run begins with, whatever the names of its files are.
-fn contents(frozen: &Decoder, sequences: impl Iterator<Item = Sequence>) -> Fingerprint {
+fn contents(weights: Fingerprint, sequences: &[Sequence]) -> Fingerprint {
     let mut bytes = Vec::new();
     for sequence in sequences {
         let lengths = [sequence.prompt().len(), sequence.completion().len()];
         bytes.extend(lengths.iter().flat_map(|len| (*len as u64).to_le_bytes()));
         bytes.extend(sequence.ids().iter().flat_map(|id| id.to_le_bytes()));
     }
-    Fingerprint::of(frozen).with("tokens", &bytes)
+    weights.with("tokens", &bytes)
 }
 
 fn print_row(name: &str, metrics: &Metrics) {

@@ -190,6 +190,8 @@ pub struct Trainer<'a, T: Task> {
     pub folder: RunFolder,
     /// What else has to be the same when a run goes on: model, data, objective.
     pub settings: Value,
+    /// Who computes the parts of a step.
+    pub workers: Workers,
     /// Set from outside: finish this step, save, and return.
     pub stop: Arc<AtomicBool>,
 }
@@ -266,7 +268,6 @@ where
     ) -> Result<Trained, Failure> {
         let train = Arc::new(InMemDataset::new(train));
         let options = self.options.clone();
-        let workers = Workers::new(self.around.layout.workers)?;
         let device = policy.embedding.weight.device();
         let decay = options.weight_decay;
         #[allow(clippy::cast_possible_truncation, reason = "Burn takes it as f32")]
@@ -313,7 +314,7 @@ where
             let mut accumulator = GradientsAccumulator::new();
             let parts = self.around.layout.parts(rows);
             self.task.begin(&policy, &parts, &self.around)?;
-            let parts = workers.map(parts, |part| {
+            let parts = self.workers.map(parts, |part| {
                 // Leaves of its own: Burn locks graphs that share one against each other.
                 let policy = policy.clone().fork(&device);
                 let part = self.task.step(&policy, part, &self.around)?;
@@ -410,13 +411,13 @@ where
         policy: &Decoder,
         rows: &[Example<Vec<u32>, T::Label>],
     ) -> Result<Metrics, Failure> {
-        let workers = Workers::new(self.around.layout.workers)?;
         let model = policy.valid();
         let mut metrics = Metrics::default();
         for rows in rows.chunks(self.options.batch) {
             let parts = self.around.layout.parts(rows.to_vec());
             self.task.begin(&model, &parts, &self.around)?;
-            let steps = workers.map(parts, |part| self.task.step(&model, part, &self.around))?;
+            let step = |part| self.task.step(&model, part, &self.around);
+            let steps = self.workers.map(parts, step)?;
             for step in steps {
                 metrics.merge(&step.metrics.read()?);
             }

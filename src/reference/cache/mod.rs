@@ -430,14 +430,15 @@ impl ReferenceCache {
         let mut sums = Vec::with_capacity(sequences.len());
         let mut lengths = Vec::with_capacity(sequences.len());
         for (index, sequence) in sequences.iter().enumerate() {
-            if sequence.length() == 0 {
+            let known = match sequence.length() {
                 // A sum over nothing, whatever the model is.
-                sums.push(0.0);
-                lengths.push(0);
-                continue;
-            }
-            let known = self.entries.get(&key(sequence));
-            let Entry { sum, length } = known.ok_or(CacheError::Missing { index })?.entry;
+                0 => Some(Entry {
+                    sum: 0.0,
+                    length: 0,
+                }),
+                _ => self.entries.get(&key(sequence)).map(|known| known.entry),
+            };
+            let Entry { sum, length } = known.ok_or(CacheError::Missing { index })?;
             check_length(index, sequence, f64::from(length))?;
             #[allow(clippy::cast_possible_truncation, reason = "policies sum in f32")]
             sums.push(sum as f32);
