@@ -9,8 +9,6 @@
 //! keep all logits. Floor and variants are timed in turn, in one process; the table holds medians. Memory
 //! is what a fresh process needs at most beyond inputs and gradients (Linux).
 
-#[path = "../examples/measure/mod.rs"]
-mod measure;
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -18,7 +16,7 @@ use std::time::Instant;
 use burn::tensor::{Bool, Device, Distribution, Int, Tensor, activation};
 use burn_preference::{InvalidInput, LmHead, TokenLogProbs};
 use clap::{Parser, ValueEnum};
-use measure::{median, memory_of};
+use finetune::measure::{self, median, memory_of};
 use rayon::prelude::*;
 
 #[derive(Parser, Debug, Clone)]

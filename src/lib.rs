@@ -139,6 +139,15 @@ mod declare;
 pub mod error;
 pub mod guide;
 mod hyperparameter;
+#[allow(
+    deprecated,
+    reason = "NdArray and LibTorch: supported while they exist"
+)]
+#[allow(
+    unused_variables,
+    reason = "without a backend, nothing is dispatched to"
+)]
+mod kernel;
 pub mod log_probs;
 pub mod loss;
 pub mod math;

@@ -1,10 +1,10 @@
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor};
 
-use super::kernel::{self, HeadTensors, Shaping};
 use super::predictions::{Predictions, Walked};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
+use crate::kernel::{self, HeadTensors, Shaping};
 use crate::math::upcast;
 
 /// Logits that a trainable head keeps by default: all of them where they are few.

@@ -3,8 +3,9 @@ use burn::tensor::{Bool, Shape, Tensor};
 use super::head::CountedRows;
 use super::predictions::{finish, prediction_mask};
 use super::token::check_logits;
-use super::{LmHead, kernel};
+use super::LmHead;
 use crate::error::InvalidInput;
+use crate::kernel;
 use crate::math::{logsumexp, upcast};
 
 /// K = Σ_t KL(π° ‖ π) over the counted positions of each sequence, `[batch]`, nats: TDPO's column.

@@ -20,15 +20,6 @@
 //! as it is.
 
 mod head;
-#[allow(
-    deprecated,
-    reason = "NdArray and LibTorch: supported while they exist"
-)]
-#[allow(
-    unused_variables,
-    reason = "without a backend, nothing is dispatched to"
-)]
-mod kernel;
 mod kl;
 mod output;
 mod packed;

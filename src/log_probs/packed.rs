@@ -5,8 +5,9 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 use super::head::{CountedRows, nothing, walk_rows};
 use super::predictions::{Predictions, Walked};
 use super::token::check_logits;
-use super::{LmHead, kernel};
+use super::LmHead;
 use crate::error::InvalidInput;
+use crate::kernel;
 
 /// Which rows of a model's output `[rows, time, …]` predict a counted token, and of which sequence.
 pub struct PackedRows {

@@ -1,8 +1,9 @@
 use burn::tensor::{Bool, FloatDType, Int, Tensor};
 
 use super::predictions::{Predictions, Walked, shift_left};
-use super::{LmHead, RelativeTokenLogProbs, SequenceLogProbs, TokenStatistics, head, kernel};
+use super::{LmHead, RelativeTokenLogProbs, SequenceLogProbs, TokenStatistics, head};
 use crate::error::InvalidInput;
+use crate::kernel;
 use crate::math::{sum_columns, upcast};
 
 /// Log-probabilities of the counted tokens, one column per *predicted* position.

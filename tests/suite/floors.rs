@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const STAIRS: &str = "training";
 
 const FLOORS: [&[&str]; 9] = [
-    &["error", "guide", "math"],
+    &["error", "guide", "kernel", "math"],
     &["hyperparameter", "training::reducer"],
     &["log_probs", "training::gradients"],
     &["batch", "declare", "tokens"],

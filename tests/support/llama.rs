@@ -1,6 +1,6 @@
 //! The two-layer Llama of the conformance suite, in the transformer of the example `align`.
 
-#[path = "../../examples/llama/mod.rs"]
+#[path = "../../examples/align/src/llama.rs"]
 mod model;
 
 use std::path::{Path, PathBuf};

@@ -16,10 +16,6 @@
 //! With `--model stories260K.bin --tokenizer tok512.bin` the same code aligns that pretrained
 //! model; docs/measured.md says where to get the two files.
 
-#[path = "../../answers/mod.rs"]
-mod answers;
-#[path = "../../llama/mod.rs"]
-#[allow(dead_code, reason = "other examples attend by segments")]
 mod llama;
 mod objective;
 mod plot;

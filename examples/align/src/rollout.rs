@@ -7,7 +7,7 @@ use burn_preference::{InvalidInput, SequenceLogProbs};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::answers::{Sampling, best_and_worst, draw_answers};
+use finetune::sampling::{Sampling, best_and_worst, draw_answers};
 use crate::llama::{Llama, Sees};
 use crate::task::Task;
 

@@ -21,9 +21,6 @@
 //! docs/measured.md says where the data and SmolLM2's file come from. Without `--model` it is a small
 //! model with random weights, to which four characters are a token.
 
-#[path = "../../measure/mod.rs"]
-mod measure;
-
 use std::error::Error;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -38,7 +35,7 @@ use clap::{Parser, ValueEnum};
 use finetune::{Chat, Decoder, DecoderConfig, LoraOptions, TARGETS, load};
 use serde_json::json;
 
-use crate::measure::{median, memory_of};
+use finetune::measure::{self, median, memory_of};
 
 #[derive(Parser, Debug, Clone)]
 struct Args {

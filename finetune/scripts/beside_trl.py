@@ -3,7 +3,7 @@
 
     python3 -m venv .venv && .venv/bin/pip install torch==2.15.0 transformers==5.23.0 trl==1.16.0 peft==0.21.2 gguf==0.19.0
     cargo build --release -p finetune
-    .venv/bin/python examples/finetune/scripts/beside_trl.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data pairs.jsonl
+    .venv/bin/python finetune/scripts/beside_trl.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data pairs.jsonl
 
 Answers are cut to `--max-length` tokens before, so that neither program cuts any, and prompts of more
 than half of them are left out; conversations (`tree`) are

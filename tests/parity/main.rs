@@ -3,13 +3,14 @@
 //!
 //! `tests/suite` says more, but in f64; this is what a GPU can be held to.
 
+#[path = "../support/mod.rs"]
 mod support;
 
-#[path = "suite/problem.rs"]
+#[path = "../suite/problem.rs"]
 mod problem;
-#[path = "suite/scalar.rs"]
+#[path = "../suite/scalar.rs"]
 mod scalar;
-#[path = "suite/subjects.rs"]
+#[path = "../suite/subjects.rs"]
 mod subjects;
 
 use burn::module::{Module, Param};

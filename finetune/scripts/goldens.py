@@ -2,7 +2,7 @@
 """Tiny random models of every family, and what transformers computes with them.
 
     python3 -m venv .venv && .venv/bin/pip install torch==2.15.0 transformers==5.23.0
-    .venv/bin/python examples/finetune/scripts/goldens.py
+    .venv/bin/python finetune/scripts/goldens.py
 
 Writes tests/data/<family>/: config.json and model.safetensors as `save_pretrained` does (the second
 Llama in shards), and expected.json: token ids and the log-probability of each token but the first,

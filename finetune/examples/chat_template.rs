@@ -2,15 +2,13 @@
 //! assistant says.
 //!
 //! ```console
-//! cargo run --example chat_template     # a row and a template of its own
-//! cargo run --example chat_template -- --model FOLDER --data pairs.jsonl
+//! cargo run -p finetune --example chat_template     # a row and a template of its own
+//! cargo run -p finetune --example chat_template -- --model FOLDER --data pairs.jsonl
 //! ```
 //!
 //! `FOLDER` has a model's `tokenizer_config.json` and `tokenizer.json`. The report is printed, then
 //! the first rows with the tokens that count in brackets: the assistant's turns, not the answers of
 //! a tool.
-
-mod template;
 
 use std::error::Error;
 use std::fs;
@@ -24,7 +22,7 @@ use burn_preference::tokens::Sequence;
 use clap::Parser;
 use minijinja::Value;
 use minijinja::value::Serde;
-use template::ChatTemplate;
+use finetune::template::ChatTemplate;
 use time::OffsetDateTime;
 use tokenizers::Tokenizer;
 use tokenizers::models::bpe::{BPE, Vocab};

@@ -4,7 +4,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::chat::Failure;
 use crate::decoder::Decoder;
-use crate::drawn::{Sampling, draw_answers};
+use crate::sampling::{Sampling, draw_answers};
 
 impl Sampling {
     /// With as many words as the model's window leaves behind a prompt.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::chat::Failure;
 use crate::decoder::Decoder;
-use crate::drawn::best_and_worst;
+use crate::sampling::best_and_worst;
 use crate::objective::{Layout, rewards};
 
 /// A judge of answers.

@@ -3,7 +3,7 @@
 
     python3 -m venv .venv
     .venv/bin/pip install torch==2.15.0 transformers==5.23.0 trl==1.16.0
-    .venv/bin/python examples/finetune/scripts/steps.py
+    .venv/bin/python finetune/scripts/steps.py
 
 After goldens.py and tokenizer.py. Writes tests/data/steps/<family>.json, what `DPOTrainer` makes of
 three pairs in f32 (sigmoid loss, β = 0.1, eager attention), and <family>.safetensors, the gradient of

@@ -2,7 +2,7 @@
 """A tokenizer of 40 ids, which fits the tiny models of goldens.py, and preferences in its characters.
 
     python3 -m venv .venv && .venv/bin/pip install torch==2.15.0 transformers==5.23.0
-    .venv/bin/python examples/finetune/scripts/tokenizer.py
+    .venv/bin/python finetune/scripts/tokenizer.py
 
 Writes tests/data/tokenizer/: `tokenizer.json` (a token a character, and `<unk>` for each byte of the others),
 `tokenizer_config.json` with a chat template, and pairs, thumbs and lists as JSON lines.

@@ -3,7 +3,7 @@
 
     cargo build --release -p finetune --bin finetune --example log_probs
     python3 -m venv .venv && .venv/bin/pip install torch==2.15.0 transformers==5.23.0 peft==0.21.2
-    .venv/bin/python examples/finetune/scripts/check.py
+    .venv/bin/python finetune/scripts/check.py
 
 For every family of tests/data it trains a few steps: all weights, merged adapters, adapters alone,
 and a reward model. Of each, other programs' log-probability of every token (their reward at the end

@@ -2,7 +2,7 @@
 """Adapters of the tiny models as PEFT writes them, and what PEFT computes with them.
 
     python3 -m venv .venv && .venv/bin/pip install torch==2.15.0 transformers==5.23.0 peft==0.21.2
-    .venv/bin/python examples/finetune/scripts/adapters.py
+    .venv/bin/python finetune/scripts/adapters.py
 
 After goldens.py. Writes tests/data/adapter/<family>/: adapter_config.json and
 adapter_model.safetensors of a random LoRA (rank 2, α = 4), and expected.json as goldens.py does, of

@@ -3,7 +3,7 @@
 //!
 //! What transformers adds to Jinja is here: `raise_exception`, `strftime_now`, its `tojson`,
 //! Python's string methods, `break` and `continue`, and blocks of `{% generation %}`.
-//! `tests/suite/chat_template.rs` compares texts and masks with transformers' own. What is known to
+//! `tests/chat_template.rs` compares texts and masks with transformers' own. What is known to
 //! differ: inside a list that is printed, or joined by `~`, a number like 1e-7 is written as Rust
 //! does, not as Python's 1e-07; `%` between texts is an error.
 

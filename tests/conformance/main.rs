@@ -6,20 +6,16 @@
 //! mismatches and of cases without a mapping. Where we differ on purpose, a row of `Difference` says
 //! why; the rows that applied are printed.
 
+#[path = "../support/mod.rs"]
 mod support;
 
-#[path = "conformance/limit.rs"]
 mod limit;
-#[path = "conformance/llama.rs"]
 mod llama;
-#[path = "conformance/map.rs"]
 mod map;
 #[allow(dead_code, reason = "of the formulas, those that may overflow")]
-#[path = "suite/scalar.rs"]
+#[path = "../suite/scalar.rs"]
 mod scalar;
-#[path = "conformance/small.rs"]
 mod small;
-#[path = "conformance/steps.rs"]
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""What transformers renders, for tests/suite/chat_template.rs.
+"""What transformers renders, for finetune/tests/chat_template.rs.
 
     python3 -m venv target/chat && target/chat/bin/pip install transformers==5.23.0 jinja2==3.1.6
-    target/chat/bin/python scripts/chat_goldens.py
+    target/chat/bin/python finetune/scripts/chat_goldens.py
 
-The templates in tests/data/chat are ours: they use the constructs of five families (ChatML, Llama 3,
+The templates in finetune/tests/data/chat are ours: they use the constructs of five families (ChatML, Llama 3,
 Qwen 2.5 and 3, Gemma 2, Mistral), and none of their prose. The models' own
 templates are compared as well, but not kept here, since their licences differ; TRL's package
 (Apache-2.0) has copies of 72:
 
     target/chat/bin/pip install trl==1.16.0
-    target/chat/bin/python scripts/chat_goldens.py --originals target/chat_originals.json
+    target/chat/bin/python finetune/scripts/chat_goldens.py --originals target/chat_originals.json
     BURN_PREFERENCE_CHAT=target/chat_originals.json \\
         cargo test --test suite the_models_own_templates -- --ignored --nocapture
 """

@@ -6,25 +6,21 @@
 //! names it.
 
 mod adapter;
-#[path = "../../llama/attention.rs"]
-mod attention;
+pub mod attention;
 mod chat;
 mod config;
 mod data;
 mod decoder;
-#[path = "../../answers/mod.rs"]
-mod drawn;
 mod figure;
 mod gguf;
+pub mod measure;
 mod objective;
 mod projection;
 mod sample;
-#[path = "../../figure/mod.rs"]
-mod scale;
+pub mod sampling;
 mod schedule;
 mod score;
-#[path = "../../chat_template/template.rs"]
-mod template;
+pub mod template;
 mod train;
 mod weights;
 mod workers;
@@ -34,7 +30,7 @@ pub use chat::{Chat, ChatError, Failure};
 pub use config::{Activation, ConfigError, DecoderConfig, Rope, RopeScaling, Top};
 pub use data::{DataOptions, Examples, Rows};
 pub use decoder::{Cache, Decoder, Layer, Past};
-pub use drawn::Sampling;
+pub use sampling::Sampling;
 pub use figure::draw;
 pub use objective::*;
 pub use projection::{Adapter, Projection};

@@ -2,8 +2,6 @@
 //! pairs, grouped-query attention, SwiGLU. Small, plain Burn, and good for real weights: the
 //! examples load llama2.c and GGUF files into it, the conformance tests a Hugging Face one.
 
-mod attention;
-
 use burn::module::{Module, Param};
 use burn::nn::{
     Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig, RotaryEncoding,
@@ -12,8 +10,8 @@ use burn::nn::{
 use burn::tensor::activation::silu;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-pub use attention::Sees;
-use attention::{Scores, attend};
+pub use finetune::attention::Sees;
+use finetune::attention::{Scores, attend};
 
 /// Sizes of a model.
 #[derive(Debug, Clone)]

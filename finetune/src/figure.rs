@@ -85,6 +85,9 @@ fn panels_into(figure: &Path, panels: &[Panel]) -> Result<(), Box<dyn Error + Se
     }
     root.present()?;
     drop(root);
-    crate::scale::scale_with_the_page(figure, (WIDTH, HEIGHT))?;
+    // Without its fixed size, an SVG scales with the page that shows it.
+    let svg = fs::read_to_string(figure)?;
+    let fixed = format!(r#" width="{WIDTH}" height="{HEIGHT}""#);
+    fs::write(figure, svg.replacen(&fixed, "", 1))?;
     Ok(())
 }

@@ -1,0 +1,47 @@
+//! All tests but the conformance suite, in one binary: every one of them links Burn.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod accumulation;
+mod atlas;
+mod bad_input;
+mod batches;
+mod cache;
+mod catalogue;
+mod config;
+mod data;
+mod denoiser;
+mod determinism;
+mod extremes;
+mod first_batch;
+mod floors;
+mod gradients;
+mod head;
+mod laws;
+mod log_probs;
+mod metrics;
+mod modifiers;
+mod numerics;
+mod objectives;
+mod optimum;
+mod packed;
+mod problem;
+mod questions;
+mod reducer;
+mod reference;
+mod rows;
+mod scalar;
+mod subjects;
+mod symbols;
+mod train;
+mod trl_rows;
+mod turns;
+mod workers;
+
+#[path = "../../examples/denoiser/likelihood.rs"]
+mod denoiser_likelihood;
+#[path = "../../examples/figure/mod.rs"]
+mod figure;
+#[path = "../../examples/toy/renderer.rs"]
+mod renderer;
