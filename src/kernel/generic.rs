@@ -7,7 +7,8 @@ use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
 use burn::tensor::{DType, IndexingUpdateOp, Shape, Slice, TensorData};
 
-use super::{Forward, Head, HeadGradients, Save, Shaping};
+use super::forward::{Forward, HeadGradients, Save};
+use super::head::{Head, Shaping};
 
 /// Bytes of f32 logits in one block of rows. The block is large enough to keep a GPU busy.
 const BLOCK_BYTES: usize = 64 << 20;

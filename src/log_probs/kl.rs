@@ -1,9 +1,10 @@
 use burn::tensor::{Bool, Shape, Tensor};
 
-use super::LmHead;
-use super::head::CountedRows;
-use super::predictions::{finish, prediction_mask};
-use super::token::check_logits;
+use super::head::LmHead;
+use super::logits::check_logits;
+use super::positions::CountedPositions;
+use super::predictions::without_last;
+use super::shift::prediction_mask;
 use crate::error::InvalidInput;
 use crate::kernel;
 use crate::math::{logsumexp, upcast};
@@ -15,12 +16,12 @@ use crate::math::{logsumexp, upcast};
 /// # Shapes
 ///
 /// - `policy`, `reference`: logits `[batch, time, vocab]`, aligned as in
-///   [`TokenLogProbs::from_logits`](super::TokenLogProbs::from_logits)
+///   [`TokenLogProbs::from_output`](super::TokenLogProbs::from_output)
 /// - `completion_mask`: `[batch, time]`
 ///
 /// # Errors
 ///
-/// As [`TokenLogProbs::from_logits`](super::TokenLogProbs::from_logits).
+/// As [`TokenLogProbs::from_output`](super::TokenLogProbs::from_output).
 pub fn sequence_kl(
     policy: Tensor<3>,
     reference: Tensor<3>,
@@ -34,7 +35,7 @@ pub fn sequence_kl(
     // A token that the reference rules out contributes 0·(−∞) = 0.
     let ruled_out = theirs.clone().equal_elem(f64::NEG_INFINITY);
     let terms = (theirs.clone().exp() * (theirs - ours)).mask_fill(ruled_out, 0.0);
-    let kl = finish(terms.sum_dim(2).squeeze_dim(2), policy.mask);
+    let kl = without_last(terms.sum_dim(2).squeeze_dim(2), policy.mask);
     Ok(kl.sequence().sum())
 }
 
@@ -48,12 +49,12 @@ pub fn sequence_kl(
 /// # Shapes
 ///
 /// - `policy`, `reference`: hidden states `[batch, time, hidden]`, aligned as in
-///   [`TokenLogProbs::from_hidden`](super::TokenLogProbs::from_hidden), and their head
+///   [`TokenLogProbs::from_output`](super::TokenLogProbs::from_output), and their head
 /// - `completion_mask`: `[batch, time]`; it is read back, once
 ///
 /// # Errors
 ///
-/// As [`TokenLogProbs::from_hidden`](super::TokenLogProbs::from_hidden), or the vocabularies
+/// As [`TokenLogProbs::from_output`](super::TokenLogProbs::from_output), or the vocabularies
 /// differ.
 pub fn sequence_kl_from_hidden(
     policy: (Tensor<3>, &LmHead),
@@ -81,13 +82,13 @@ pub fn sequence_kl_from_hidden(
     if batch == 0 {
         return Ok(upcast(ours.reshape([0, time * width]).sum_dim(1)).reshape([0]));
     }
-    let rows = CountedRows::new(mask.clone().reshape([batch * time]));
-    let ours = rows.take(ours.reshape([batch * time, width]));
+    let positions = CountedPositions::new(mask.clone().reshape([batch * time]));
+    let ours = positions.take(ours.reshape([batch * time, width]));
     let theirs = theirs.without_autodiff();
-    let theirs = rows.take(theirs.reshape([batch * time, their_width]));
+    let theirs = positions.take(theirs.reshape([batch * time, their_width]));
     let reference = their_head.clone().without_autodiff().with_hidden(theirs);
     let kl = kernel::head_kl(our_head.with_hidden(ours), reference);
-    let kl = finish(rows.spread(kl).reshape(shape), mask);
+    let kl = without_last(positions.spread(kl).reshape(shape), mask);
     Ok(kl.sequence().sum())
 }
 

@@ -9,7 +9,7 @@
 //!
 //! Most programs never name these types: [`TokenBatch::log_probs`](crate::tokens::TokenBatch::log_probs)
 //! makes them from the forward of a model. Use them directly for tensors of your own
-//! ([`TokenLogProbs::from_hidden`]), for numbers of your own ([`SequenceLogProbs::new`]), and for
+//! ([`TokenLogProbs::from_output`]), for numbers of your own ([`SequenceLogProbs::new`]), and for
 //! what else the logits say ([`TokenStatistics`]).
 //!
 //! # Memory
@@ -19,100 +19,29 @@
 //! no completion token are dropped, and all logits never exist at once. Everything after it stays
 //! as it is.
 
+mod completions;
 mod head;
+mod hidden;
 mod kl;
+mod logits;
 mod output;
 mod packed;
+mod positions;
 mod predictions;
 mod relative;
 mod relative_tokens;
 mod sequence;
+mod shift;
 mod statistics;
 mod token;
 
+pub use completions::{Completions, LogProbs};
 pub use head::LmHead;
 pub use kl::{sequence_kl, sequence_kl_from_hidden};
-pub use output::ModelOutput;
-pub(crate) use packed::{PackedRows, flat};
-pub(crate) use predictions::Walked;
+pub use output::{ModelOutput, WithStatistics};
+pub(crate) use packed::{PackedPositions, flat};
 pub use relative::RelativeLogProbs;
 pub use relative_tokens::RelativeTokenLogProbs;
 pub use sequence::SequenceLogProbs;
 pub use statistics::TokenStatistics;
 pub use token::TokenLogProbs;
-
-use burn::tensor::Tensor;
-
-use crate::error::InvalidInput;
-
-/// Log-probabilities of completions, with or without a reference beside them:
-/// [`SequenceLogProbs`] or [`RelativeLogProbs`].
-///
-/// `D` is 1 for `[batch]` and 2 for `[batch, candidates]`. It is sealed: what stands in a batch of
-/// pairs, thumbs or lists is one of the two.
-pub trait LogProbs<const D: usize>: sealed::Sealed + Clone {
-    /// The policy's side.
-    fn policy(&self) -> &SequenceLogProbs<D>;
-
-    /// What objectives compare, times a scale per completion: ℓ, or ℓ and ℓ°.
-    #[doc(hidden)]
-    fn times(self, scale: Tensor<D>) -> Self;
-}
-
-/// Rows of completions that become lists: `[batch · candidates]` to `[batch, candidates]`.
-///
-/// It is sealed, as [`LogProbs`] is.
-pub trait Completions: LogProbs<1> {
-    /// The same of lists.
-    type Lists: LogProbs<2>;
-
-    /// `candidates` consecutive rows per prompt become one row.
-    ///
-    /// # Errors
-    ///
-    /// The number of rows is not a multiple of `candidates`, or `candidates` is 0.
-    fn split_candidates(self, candidates: usize) -> Result<Self::Lists, InvalidInput>;
-}
-
-mod sealed {
-    pub trait Sealed {}
-
-    impl<const D: usize> Sealed for super::SequenceLogProbs<D> {}
-    impl<const D: usize> Sealed for super::RelativeLogProbs<D> {}
-}
-
-impl<const D: usize> LogProbs<D> for SequenceLogProbs<D> {
-    fn policy(&self) -> &SequenceLogProbs<D> {
-        self
-    }
-
-    fn times(self, scale: Tensor<D>) -> Self {
-        SequenceLogProbs::times(self, scale)
-    }
-}
-
-impl<const D: usize> LogProbs<D> for RelativeLogProbs<D> {
-    fn policy(&self) -> &SequenceLogProbs<D> {
-        RelativeLogProbs::policy(self)
-    }
-
-    fn times(self, scale: Tensor<D>) -> Self {
-        self.map(|side| side.times(scale.clone()))
-    }
-}
-
-impl Completions for SequenceLogProbs {
-    type Lists = SequenceLogProbs<2>;
-
-    fn split_candidates(self, candidates: usize) -> Result<Self::Lists, InvalidInput> {
-        SequenceLogProbs::split_candidates(self, candidates)
-    }
-}
-
-impl Completions for RelativeLogProbs {
-    type Lists = RelativeLogProbs<2>;
-
-    fn split_candidates(self, candidates: usize) -> Result<Self::Lists, InvalidInput> {
-        RelativeLogProbs::split_candidates(self, candidates)
-    }
-}

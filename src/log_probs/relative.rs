@@ -1,6 +1,6 @@
 use burn::tensor::Tensor;
 
-use super::SequenceLogProbs;
+use super::sequence::SequenceLogProbs;
 use crate::error::InvalidInput;
 
 /// The policy's log-probabilities of completions, and the reference's of the same ones.
@@ -77,5 +77,18 @@ impl RelativeLogProbs {
             policy: self.policy.split_candidates(candidates)?,
             reference: self.reference.split_candidates(candidates)?,
         })
+    }
+}
+
+impl<const D: usize> SequenceLogProbs<D> {
+    /// Puts the reference's log-probabilities of the same completions beside the policy's.
+    ///
+    /// No gradient flows into the reference, whatever it was computed with.
+    ///
+    /// # Errors
+    ///
+    /// Shapes or devices differ.
+    pub fn relative_to(self, reference: Self) -> Result<RelativeLogProbs<D>, InvalidInput> {
+        RelativeLogProbs::new(self, reference)
     }
 }

@@ -1,6 +1,7 @@
 use burn::tensor::{Bool, Tensor};
 
-use super::{RelativeLogProbs, TokenLogProbs};
+use super::relative::RelativeLogProbs;
+use super::token::TokenLogProbs;
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::bounds;
 
@@ -154,5 +155,25 @@ impl RelativeTokenLogProbs {
                 .as_ref()
                 .map(|sides| sides.each_ref().map(rows)),
         }
+    }
+}
+
+impl TokenLogProbs {
+    /// Puts the reference's log-probabilities of the same tokens beside the policy's.
+    ///
+    /// No gradient flows into the reference, whatever it was computed with. The masks are not
+    /// compared, since that would wait for the device: give both sides the same one. The metric
+    /// `length_mismatches` shows rows of which they count unequally many tokens.
+    ///
+    /// # Errors
+    ///
+    /// Shapes or devices differ.
+    pub fn relative_to(self, reference: Self) -> Result<RelativeTokenLogProbs, InvalidInput> {
+        let (ours, theirs) = (self.log_probs(), reference.log_probs());
+        InvalidInput::check_shape("reference", &ours.shape(), &theirs.shape())?;
+        InvalidInput::check_device("reference", &ours.device(), &theirs.device())?;
+        let theirs = theirs.without_autodiff().cast(ours.dtype());
+        let reference = Self::masked(theirs, reference.mask());
+        Ok(RelativeTokenLogProbs::of(self, reference))
     }
 }

@@ -1,6 +1,5 @@
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
-use super::RelativeLogProbs;
 use crate::error::InvalidInput;
 use crate::math::upcast;
 
@@ -110,17 +109,6 @@ impl<const D: usize> SequenceLogProbs<D> {
     pub(super) fn times(self, scale: Tensor<D>) -> Self {
         let sum = self.sum() * scale.without_autodiff().cast(self.sum.dtype());
         Self::from_parts(sum, self.lengths()).in_place_of(&self)
-    }
-
-    /// Puts the reference's log-probabilities of the same completions beside the policy's.
-    ///
-    /// No gradient flows into the reference, whatever it was computed with.
-    ///
-    /// # Errors
-    ///
-    /// Shapes or devices differ.
-    pub fn relative_to(self, reference: Self) -> Result<RelativeLogProbs<D>, InvalidInput> {
-        RelativeLogProbs::new(self, reference)
     }
 
     /// Several models as one reference: the weighted mean of their log-probabilities.

@@ -1,6 +1,6 @@
 use burn::tensor::{Bool, Tensor};
 
-use super::TokenLogProbs;
+use super::token::TokenLogProbs;
 
 /// What else the logits of the counted tokens say, from the walk that gave the log-probabilities.
 ///

@@ -2,13 +2,12 @@ use std::ops::Range;
 
 use burn::tensor::{Bool, Device, Int, Shape, Tensor, TensorData};
 
-use super::batch::signed;
-use super::packing::Piece;
-use super::{Packing, Reference, Sequence, TokenBatch};
+use super::batch::{TokenBatch, signed};
+use super::packing::{Packing, Piece};
+use super::reference::Reference;
+use super::sequence::Sequence;
 use crate::error::InvalidInput;
-use crate::log_probs::{
-    ModelOutput, PackedRows, SequenceLogProbs, TokenLogProbs, TokenStatistics, Walked, flat,
-};
+use crate::log_probs::{ModelOutput, PackedPositions, SequenceLogProbs, TokenLogProbs, flat};
 
 /// Sequences whose prompts stand once: a prompt, then its completions, each of which sees the
 /// prompt and itself.
@@ -197,37 +196,22 @@ impl PackedBatch {
         model: &M,
         forward: impl FnOnce(&M, &Self) -> O,
     ) -> Result<SequenceLogProbs, InvalidInput> {
-        Ok(self.token_log_probs(model, forward)?.sequence())
+        let output = forward(model, self);
+        let log_probs: TokenLogProbs = output.packed(&self.packed_positions())?;
+        Ok(log_probs.sequence())
     }
 
-    /// [`log_probs`](Self::log_probs) of every token, in the rows and the columns of
+    /// [`TokenBatch::token_log_probs`] of packed rows, in the rows and the columns of
     /// [`unpacked`](Self::unpacked).
     ///
     /// # Errors
     ///
     /// As [`TokenBatch::log_probs`].
-    pub fn token_log_probs<M, O: ModelOutput>(
+    pub fn token_log_probs<O: ModelOutput>(
         &self,
-        model: &M,
-        forward: impl FnOnce(&M, &Self) -> O,
-    ) -> Result<TokenLogProbs, InvalidInput> {
-        let (log_probs, _) = self.walk(forward(model, self), false)?;
-        Ok(log_probs)
-    }
-
-    /// [`token_log_probs`](Self::token_log_probs), and what else the same walk tells.
-    ///
-    /// # Errors
-    ///
-    /// As [`TokenBatch::log_probs`].
-    #[allow(clippy::missing_panics_doc, reason = "they are there when asked for")]
-    pub fn token_log_probs_with_statistics<M, O: ModelOutput>(
-        &self,
-        model: &M,
-        forward: impl FnOnce(&M, &Self) -> O,
-    ) -> Result<(TokenLogProbs, TokenStatistics), InvalidInput> {
-        let (log_probs, statistics) = self.walk(forward(model, self), true)?;
-        Ok((log_probs, statistics.expect("asked for")))
+        output: O,
+    ) -> Result<O::TokenLogProbs, InvalidInput> {
+        output.packed(&self.packed_positions())
     }
 
     /// [`TokenBatch::reference`] of packed rows: a [`Frozen`](crate::Frozen) model gets this batch
@@ -244,19 +228,19 @@ impl PackedBatch {
         reference.answer(&self.unpacked.sequences, &self.ids.device(), |model| {
             let plain = self.without_autodiff();
             let output = forward(model, &plain).without_autodiff();
-            Ok(plain.walk(output, false)?.0.sequence())
+            let log_probs: TokenLogProbs = output.packed(&plain.packed_positions())?;
+            Ok(log_probs.sequence())
         })
     }
 
-    fn walk(&self, output: impl ModelOutput, statistics: bool) -> Result<Walked, InvalidInput> {
-        let rows = PackedRows {
+    fn packed_positions(&self) -> PackedPositions {
+        PackedPositions {
             dims: self.ids.dims(),
             device: self.ids.device(),
             ids: self.unpacked.ids.clone(),
             completion_mask: self.unpacked.completion_mask.clone(),
             predicting: self.predicting(),
-        };
-        output.packed(&rows, statistics)
+        }
     }
 
     /// From `[rows, time, width]` to `[sequences, time, width]`, the rows of

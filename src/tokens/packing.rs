@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 
-use super::{Padding, Sequence};
+use super::batch::Padding;
+use super::sequence::Sequence;
 use crate::error::InvalidInput;
 
 /// How sequences that share prompts become the rows of a [`PackedBatch`](super::PackedBatch).

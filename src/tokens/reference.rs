@@ -2,7 +2,7 @@ use std::error::Error;
 
 use burn::tensor::Device;
 
-use super::Sequence;
+use super::sequence::Sequence;
 use crate::error::InvalidInput;
 use crate::log_probs::SequenceLogProbs;
 

@@ -15,7 +15,7 @@ use burn_preference::data::{
     TokenBudget, Truncation, UnpairedTokens, WithMismatched,
 };
 use burn_preference::log_probs::sequence_kl_from_hidden;
-use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch, TokenRows};
+use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch, TokenTensors};
 use burn_preference::training::first_batch::{Finding, FirstBatch};
 use burn_preference::{
     DpoLossConfig, Frozen, InvalidInput, LmHead, Objective, RrhfLossConfig, SequenceLogProbs,
@@ -538,7 +538,7 @@ fn the_first_batch_check_sees_a_model_that_ignores_the_packing() {
     let log_probs =
         |hidden, batch: &PackedBatch| batch.log_probs(&model, |model, _| (hidden, model.head()));
     let padded =
-        |rows: &TokenRows| rows.log_probs(&model, |model, ids| (model.padded(ids), model.head()));
+        |rows: &TokenTensors| rows.log_probs(&model, |model, ids| (model.padded(ids), model.head()));
     let check = FirstBatch::new(&packed.unpacked).unwrap();
     let found = check
         .check_packed(&packed, padded, |batch| {

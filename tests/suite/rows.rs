@@ -12,7 +12,7 @@ use burn_preference::data::{
 use burn_preference::log_probs::ModelOutput;
 use burn_preference::reference::cache::{CacheError, Fingerprint, ReferenceCache};
 use burn_preference::tokens::{
-    PackedBatch, Packing, Padding, Reference, Sequence, TokenBatch, TokenRows,
+    PackedBatch, Packing, Padding, Reference, Sequence, TokenBatch, TokenTensors,
 };
 use burn_preference::{
     Error, Frozen, InvalidInput, LmHead, Pair, Ranked, RelativeLogProbs, SequenceLogProbs,
@@ -121,7 +121,7 @@ fn padded_rows() {
             assert_eq!(numbers(&ours), expected);
             assert_eq!(gradient(&model, &ours), slopes);
         };
-        let rows = TokenRows::from(&batch);
+        let rows = TokenTensors::from(&batch);
         let (ours, by_token, by_walk, of_rows) = if by_logits {
             (
                 batch.log_probs(&model, Model::logits),

@@ -12,8 +12,11 @@ use burn_cubecl::CubeDevice;
 use burn_cubecl::cubecl::future::block_on;
 use burn_cubecl::cubecl::logging::{LaunchObservation, LaunchObserver};
 
-use super::super::HeadForm;
-use super::*;
+use super::head::{head_backward, head_forward};
+use crate::kernel::backend::LogProbKernel;
+use crate::kernel::forward::{Forward, HeadGradients, Save};
+use crate::kernel::generic;
+use crate::kernel::head::{Head, HeadForm, Shaping};
 
 fn device() -> CubeDevice {
     match Device::default().as_dispatch() {

@@ -6,10 +6,18 @@ use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, FloatDType, TensorData};
 use proptest::prelude::*;
 
-use super::super::{Forward, Head, HeadForm, HeadGradients, Save, Shaping, generic};
+use crate::kernel::choice::panels;
+use crate::kernel::forward::{Forward, HeadGradients, Save};
+use crate::kernel::generic;
+use crate::kernel::head::{Head, HeadForm, Shaping};
 use super::lanes::Lanes;
+use super::tensors::{f32s, tensor};
 use super::tiles::Tiles;
-use super::{f32s, tensor};
+
+/// `None` on a machine without the vectors that the kernel needs.
+fn lanes(head: &Head<Flex>) -> Option<Lanes> {
+    panels(head).map(|panels| Lanes::new(head, panels))
+}
 
 fn wide(tensor: &FlexTensor) -> Vec<f64> {
     tensor.to_contiguous().into_data().iter::<f64>().collect()
@@ -168,8 +176,8 @@ proptest! {
     #[test]
     fn rows_as_lanes(case in case()) {
         let head = case.head();
-        prop_assume!(Lanes::of(&head).is_some());
-        let lanes = || Lanes::of(&head).expect("as above");
+        prop_assume!(lanes(&head).is_some());
+        let lanes = || lanes(&head).expect("as above");
         let wanted = [true, true, case.biased];
         check(
             &case,
@@ -216,7 +224,7 @@ fn the_only_word() {
         let tiles = Tiles::new(case.head());
         let normalizer = tiles.forward(0, false).normalizer;
         let mut all = vec![tiles.backward(&normalizer, Vec::new(), &case.grad(), [true; 3])];
-        if let Some(lanes) = Lanes::of(&case.head()) {
+        if let Some(lanes) = lanes(&case.head()) {
             let normalizer = lanes.forward(0, false).normalizer;
             all.push(lanes.backward(&normalizer, Vec::new(), &case.grad(), [true; 3]));
         }
@@ -241,13 +249,13 @@ fn threads() {
         shaping: Shaping::NONE,
     };
     let head = case.head();
-    if Lanes::of(&head).is_none() {
+    if lanes(&head).is_none() {
         return;
     }
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build().expect("threads").install(|| {
-            let lanes = Lanes::of(&head).expect("as above");
+            let lanes = lanes(&head).expect("as above");
             let slope = lanes.forward_with_slope(true);
             let forward = lanes.forward(1 << 20, true);
             let found = lanes.backward(&forward.normalizer, forward.tiles, &case.grad(), [true; 3]);
@@ -275,7 +283,7 @@ fn rows_that_are_not_finite() {
     hidden[3 * 20] = f32::NAN;
     hidden[5 * 20] = f32::INFINITY;
     head.hidden = tensor(hidden, [40, 20]);
-    let Some(lanes) = Lanes::of(&head) else {
+    let Some(lanes) = lanes(&head) else {
         return;
     };
     for of in [lanes.forward(0, true), lanes.forward_with_slope(true)] {

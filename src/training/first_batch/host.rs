@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use super::finding::Finding;
 use super::{Labels, length};
-use crate::tokens::TokenRows;
+use crate::tokens::TokenTensors;
 
 /// Rows on the host.
 pub(super) struct Host {
@@ -17,7 +17,7 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub fn read(rows: &TokenRows) -> Self {
+    pub fn read(rows: &TokenTensors) -> Self {
         let [n, time] = rows.ids.dims();
         let bools = |mask: &burn::tensor::Tensor<2, burn::tensor::Bool>| -> Vec<bool> {
             mask.to_data().iter::<bool>().collect()

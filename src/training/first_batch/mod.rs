@@ -64,7 +64,7 @@ use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::log_probs::{RelativeLogProbs, SequenceLogProbs};
 use crate::reference::Frozen;
-use crate::tokens::TokenRows;
+use crate::tokens::TokenTensors;
 pub use finding::{Finding, Findings, FirstLoss, Severity, Side};
 use host::Host;
 
@@ -103,7 +103,7 @@ enum Labels {
 /// The best batch has rows of unequal lengths, so that there is padding, and eight pairs or more.
 #[derive(Debug, Clone)]
 pub struct FirstBatch {
-    rows: TokenRows,
+    rows: TokenTensors,
     labels: Labels,
     vocab: Option<usize>,
     adapters: Option<usize>,
@@ -111,13 +111,13 @@ pub struct FirstBatch {
 }
 
 impl FirstBatch {
-    /// Of the `rows` of a collated batch, or of [`TokenRows`] of your own.
+    /// Of the `rows` of a collated batch, or of [`TokenTensors`] of your own.
     ///
     /// # Errors
     ///
     /// There is no row, or fewer than two tokens; or shapes or devices differ.
-    pub fn new(rows: impl Into<TokenRows>) -> Result<Self, InvalidInput> {
-        let TokenRows {
+    pub fn new(rows: impl Into<TokenTensors>) -> Result<Self, InvalidInput> {
+        let TokenTensors {
             ids,
             completion_mask,
             pad_mask,
@@ -129,7 +129,7 @@ impl FirstBatch {
         }
         Ok(Self {
             // Fields may have been assigned since.
-            rows: TokenRows::new(ids, completion_mask, pad_mask)?,
+            rows: TokenTensors::new(ids, completion_mask, pad_mask)?,
             labels: Labels::None,
             vocab: None,
             adapters: None,
@@ -234,7 +234,7 @@ impl FirstBatch {
     /// The device fails to execute what is queued.
     pub fn check_policy<E: From<InvalidInput>>(
         &self,
-        policy: impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        policy: impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
     ) -> Result<Findings, E> {
         let mut check = Check::of(self);
         if !check.stop {
@@ -261,8 +261,8 @@ impl FirstBatch {
     /// The device fails to execute what is queued.
     pub fn check_against<E: From<InvalidInput>>(
         &self,
-        policy: impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
-        mut reference: impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        policy: impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
+        mut reference: impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
         mut losses: impl FnMut(RelativeLogProbs) -> Result<Tensor<1>, E>,
     ) -> Result<Findings, E> {
         let mut check = Check::of(self);
@@ -317,7 +317,7 @@ struct Check<'a> {
     host: Host,
     /// The batch as models are asked about it: without what counts and should not, which is a
     /// finding of its own.
-    rows: TokenRows,
+    rows: TokenTensors,
     findings: Vec<Finding>,
     not_checked: Vec<&'static str>,
     /// Whether the models would fail.
@@ -346,7 +346,7 @@ impl<'a> Check<'a> {
             not_checked.push("the models: they have no embedding for some ids");
         }
         let counted = host.counted.clone();
-        let rows = TokenRows {
+        let rows = TokenTensors {
             completion_mask: batch.mask(counted, [host.rows, host.time]),
             ..batch.rows.clone()
         };
@@ -383,7 +383,7 @@ impl<'a> Check<'a> {
     fn side<E: From<InvalidInput>>(
         &mut self,
         side: Side,
-        model: &mut impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        model: &mut impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
     ) -> Result<Pass, E> {
         let log_probs = model(&self.rows)?;
         let sums = self.sums(&log_probs)?;
@@ -461,7 +461,7 @@ impl<'a> Check<'a> {
 
     fn policy<E: From<InvalidInput>>(
         &mut self,
-        mut policy: impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        mut policy: impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
     ) -> Result<Pass, E> {
         let pass = self.side(Side::Policy, &mut policy)?;
         let counted: usize = (0..self.host.rows).map(|row| self.host.length(row)).sum();
@@ -492,7 +492,7 @@ impl<'a> Check<'a> {
     fn padding<E: From<InvalidInput>>(
         &mut self,
         pass: &Pass,
-        policy: &mut impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        policy: &mut impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
     ) -> Result<(), E> {
         let padding = |row: usize| self.host.time - self.host.real(row).count();
         let padded = (0..self.host.rows).any(|row| padding(row) > 0);
@@ -518,7 +518,7 @@ impl<'a> Check<'a> {
         }
         let real: Vec<usize> = self.host.real(row).collect();
         let shape = [1, real.len()];
-        let alone = TokenRows {
+        let alone = TokenTensors {
             ids: self
                 .batch
                 .ids(real.iter().map(|&i| self.host.ids[i]).collect(), shape),
@@ -545,7 +545,7 @@ impl<'a> Check<'a> {
     /// What stands before the last token of a row must not change with it.
     fn causality<E: From<InvalidInput>>(
         &mut self,
-        policy: &mut impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        policy: &mut impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
     ) -> Result<(), E> {
         let last: Vec<Option<usize>> = (0..self.host.rows)
             .map(|row| self.host.real(row).last())
@@ -561,7 +561,7 @@ impl<'a> Check<'a> {
         };
         let shape = [self.host.rows, self.host.time];
         let completion_mask = self.batch.mask(counted, shape);
-        let [before, after] = [self.host.ids.clone(), ids].map(|ids| TokenRows {
+        let [before, after] = [self.host.ids.clone(), ids].map(|ids| TokenTensors {
             completion_mask: completion_mask.clone(),
             ..self.with_ids(ids)
         });
@@ -581,9 +581,9 @@ impl<'a> Check<'a> {
         with_others(&self.host.ids, which)
     }
 
-    fn with_ids(&self, ids: Vec<i64>) -> TokenRows {
+    fn with_ids(&self, ids: Vec<i64>) -> TokenTensors {
         let shape = [self.host.rows, self.host.time];
-        TokenRows {
+        TokenTensors {
             ids: self.batch.ids(ids, shape),
             ..self.rows.clone()
         }
