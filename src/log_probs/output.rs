@@ -49,7 +49,7 @@ pub trait ModelOutput: sealed::ModelOutput {
 pub struct WithStatistics<O>(pub O);
 
 mod sealed {
-    use super::{Bool, InvalidInput, Int, PackedPositions, Tensor, TokenResults};
+    use super::{Bool, Int, InvalidInput, PackedPositions, Tensor, TokenResults};
 
     pub trait ModelOutput: Sized {
         /// Results of a padded batch.

@@ -22,11 +22,7 @@ impl CountedPositions {
 
     /// The positions at `index` of `all` predictions, and at `source` in the output of the model;
     /// `None` where none counts.
-    pub fn at(
-        index_and_source: Option<[Tensor<1, Int>; 2]>,
-        all: usize,
-        device: &Device,
-    ) -> Self {
+    pub fn at(index_and_source: Option<[Tensor<1, Int>; 2]>, all: usize, device: &Device) -> Self {
         let none = index_and_source.is_none();
         // Where nothing counts, one row of zeros keeps the graph: a backward finds its leaves.
         let [index, source] =

@@ -114,7 +114,7 @@ impl Model {
             );
             mask = Tensor::cat(vec![none, mask.narrow(1, 0, time - 1)], 1);
         }
-        let log_probs = TokenLogProbs::from_logits(self.logits(rows), ids, mask)?;
+        let log_probs = TokenLogProbs::from_output(self.logits(rows), ids, mask)?;
         Ok(log_probs.sequence())
     }
 }
@@ -511,7 +511,7 @@ fn a_policy_without_gradient() {
         let hidden = hidden.reshape([n, time, WIDTH]);
         let head = LmHead::new(policy.embedding.clone());
         let mask = rows.completion_mask.clone();
-        let y = TokenLogProbs::from_hidden(hidden, &head, rows.ids.clone(), mask)?;
+        let y = TokenLogProbs::from_output((hidden, head), rows.ids.clone(), mask)?;
         Ok::<_, InvalidInput>(y.sequence())
     };
     let findings = batch.check_policy(tied).unwrap();

@@ -63,7 +63,13 @@ impl Block {
 
     /// Reads the logits once. Writes one row of `out` for each row of logits, starting at
     /// `first_row`.
-    pub fn reduce(&self, targets: &CubeTensor, out: &CubeTensor, first_row: usize, statistics: bool) {
+    pub fn reduce(
+        &self,
+        targets: &CubeTensor,
+        out: &CubeTensor,
+        first_row: usize,
+        statistics: bool,
+    ) {
         let [rows, vocab] = self.x.meta.shape().dims();
         let of_bias = self.bias.as_ref().map_or(out.dtype, |bias| bias.dtype);
         let dtypes = [self.x.dtype, of_bias, targets.dtype];

@@ -56,7 +56,11 @@ pub fn outputs(
     }
 }
 
-pub fn head_forward(head: &Head<CubeBackend>, slope: bool, statistics: bool) -> Forward<CubeBackend> {
+pub fn head_forward(
+    head: &Head<CubeBackend>,
+    slope: bool,
+    statistics: bool,
+) -> Forward<CubeBackend> {
     let [rows, width] = head.hidden.meta.shape().dims();
     let (words, bias) = (words(head), bias(head));
     let [vocab, _] = words.meta.shape().dims();

@@ -31,7 +31,12 @@ pub fn rows_in_line(logits: CubeTensor) -> CubeTensor {
     into_contiguous(logits)
 }
 
-pub fn product(lhs: CubeTensor, rhs: CubeTensor, out: Option<CubeTensor>, dtype: DType) -> CubeTensor {
+pub fn product(
+    lhs: CubeTensor,
+    rhs: CubeTensor,
+    out: Option<CubeTensor>,
+    dtype: DType,
+) -> CubeTensor {
     matmul(lhs, rhs, out, MatmulStrategy::default(), dtype).expect("shapes that fit")
 }
 

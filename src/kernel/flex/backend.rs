@@ -5,15 +5,15 @@ use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::tensor::DType;
 
+use super::lanes::Lanes;
+use super::logits;
+use super::tensors::single;
+use super::tiles::Tiles;
 use crate::kernel::backend::LogProbKernel;
 use crate::kernel::choice::{FlexKernel, is_generic, on_flex};
 use crate::kernel::forward::{Forward, HeadGradients, Save};
 use crate::kernel::generic;
 use crate::kernel::head::Head;
-use super::lanes::Lanes;
-use super::logits;
-use super::tensors::single;
-use super::tiles::Tiles;
 
 impl LogProbKernel for Flex {
     fn head_forward(head: Head<Self>, save: Save, statistics: bool) -> Forward<Self> {

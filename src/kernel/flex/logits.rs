@@ -7,10 +7,10 @@ use burn::backend::tensor::IntTensor;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use crate::kernel::forward::Forward;
 use super::partial::{Partial, RowState, outputs};
 use super::row::{observe, turn};
 use super::tensors::{f32s, indices};
+use crate::kernel::forward::Forward;
 
 fn is_counted(counted: &FlexTensor) -> Vec<bool> {
     counted.to_contiguous().into_data().iter::<bool>().collect()

@@ -17,4 +17,3 @@ mod tensors;
 mod tests;
 mod tiles;
 mod words;
-

@@ -2,9 +2,9 @@
 
 use burn::backend::Flex;
 
-use crate::kernel::forward::{Forward, STATISTICS};
 use super::elementwise::narrow;
 use super::tensors::tensor;
+use crate::kernel::forward::{Forward, STATISTICS};
 
 /// The sums over a stretch of logits x. The powers are relative to m, the largest logit of the
 /// stretch. A NaN logit makes every sum NaN.
@@ -153,7 +153,12 @@ impl RowState {
 }
 
 /// Computes the outputs of a forward from the results of all rows.
-pub fn outputs(rows: &[RowState], targets: &[usize], words: usize, statistics: bool) -> Forward<Flex> {
+pub fn outputs(
+    rows: &[RowState],
+    targets: &[usize],
+    words: usize,
+    statistics: bool,
+) -> Forward<Flex> {
     let log_prob = |row: &RowState| {
         let below = f64::from(row.target) - f64::from(row.partial.max);
         narrow(below - row.partial.log_sum())

@@ -11,10 +11,10 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::kernel::forward::STATISTICS;
-use crate::kernel::head::Shaping;
 use super::elementwise::{narrow, shift, tanh, terms, turned};
 use super::partial::Partial;
+use crate::kernel::forward::STATISTICS;
+use crate::kernel::head::Shaping;
 
 const LANES: usize = 16;
 type Lanes = [f32; LANES];

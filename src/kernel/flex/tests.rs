@@ -6,13 +6,13 @@ use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, FloatDType, TensorData};
 use proptest::prelude::*;
 
+use super::lanes::Lanes;
+use super::tensors::{f32s, tensor};
+use super::tiles::Tiles;
 use crate::kernel::choice::panels;
 use crate::kernel::forward::{Forward, HeadGradients, Save};
 use crate::kernel::generic;
 use crate::kernel::head::{Head, HeadForm, Shaping};
-use super::lanes::Lanes;
-use super::tensors::{f32s, tensor};
-use super::tiles::Tiles;
 
 /// `None` on a machine without the vectors that the kernel needs.
 fn lanes(head: &Head<Flex>) -> Option<Lanes> {

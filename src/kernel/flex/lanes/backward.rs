@@ -6,14 +6,14 @@ use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::kernel::forward::HeadGradients;
-use crate::kernel::flex::bands::{BandBuffers, bands, gradient, kept};
-use crate::kernel::flex::elementwise::{narrow, turned_if_certain};
-use crate::kernel::flex::tensors::{f32s, tensor};
 use super::buffers::{Aligned, of_blocks, split};
 use super::panel::{Product, padded};
 use super::passes::{PerRow, turn};
 use super::problem::Lanes;
+use crate::kernel::flex::bands::{BandBuffers, bands, gradient, kept};
+use crate::kernel::flex::elementwise::{narrow, turned_if_certain};
+use crate::kernel::flex::tensors::{f32s, tensor};
+use crate::kernel::forward::HeadGradients;
 
 /// Bytes of logits that a backward works on at a time.
 const WORKSPACE: usize = 6 << 20;

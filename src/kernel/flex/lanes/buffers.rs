@@ -5,8 +5,8 @@ use std::ops::Range;
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::kernel::flex::tensors::tensor;
 use super::panel::LANES;
+use crate::kernel::flex::tensors::tensor;
 
 /// A buffer of numbers that starts at a cache line. A vector that crosses into a second cache line
 /// would need two reads.

@@ -5,16 +5,16 @@ use std::ops::Range;
 use burn::backend::Flex;
 use rayon::prelude::*;
 
-use crate::kernel::forward::Forward;
+use super::buffers::{Aligned, split};
+use super::panel::{LANES, padded};
+use super::passes::{PerRow, observe, turn};
+use super::problem::{BLOCK, Lanes};
 use crate::kernel::flex::bands::bands;
 use crate::kernel::flex::elementwise::{narrow, shift, turned_if_certain};
 use crate::kernel::flex::partial::{RowState, outputs};
 use crate::kernel::flex::row::rescale;
 use crate::kernel::flex::tensors::tensor;
-use super::buffers::{Aligned, split};
-use super::panel::{LANES, padded};
-use super::passes::{PerRow, observe, turn};
-use super::problem::{BLOCK, Lanes};
+use crate::kernel::forward::Forward;
 
 /// Minimum number of tiles that the threads share between two synchronisation points.
 const TASKS: usize = 64;

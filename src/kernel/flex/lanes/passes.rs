@@ -9,10 +9,10 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::kernel::forward::STATISTICS;
+use super::panel::LANES;
 use crate::kernel::flex::elementwise::{shift, terms, turned};
 use crate::kernel::flex::partial::Partial;
-use super::panel::LANES;
+use crate::kernel::forward::STATISTICS;
 
 /// Number of words that are summed in f32. The f32 sum is then added to a sum in f64.
 const PIECE: usize = 96;

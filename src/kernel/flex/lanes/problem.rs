@@ -6,11 +6,11 @@ use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use pulp::Arch;
 
-use crate::kernel::head::{Head, Shaping};
-use crate::kernel::flex::row::shape;
-use crate::kernel::flex::tensors::{f32s, indices};
 use super::buffers::{Aligned, of_blocks};
 use super::panel::{Panels, Product, padded};
+use crate::kernel::flex::row::shape;
+use crate::kernel::flex::tensors::{f32s, indices};
+use crate::kernel::head::{Head, Shaping};
 
 /// Rows of a block.
 pub(super) const BLOCK: usize = 256;

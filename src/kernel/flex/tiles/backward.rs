@@ -7,13 +7,13 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::ops::FloatTensorOps;
 use rayon::prelude::*;
 
-use crate::kernel::forward::HeadGradients;
+use super::problem::{SUB_WORDS, Tiles, WORKSPACE};
 use crate::kernel::flex::bands::{BandBuffers, bands, gradient, kept};
 use crate::kernel::flex::elementwise::{narrow, turned_if_certain};
 use crate::kernel::flex::matrix::{Matrix, multiply};
 use crate::kernel::flex::row::turn;
 use crate::kernel::flex::tensors::{f32s, tensor};
-use super::problem::{SUB_WORDS, Tiles, WORKSPACE};
+use crate::kernel::forward::HeadGradients;
 
 impl Tiles {
     /// `retained` holds the logits that the forward kept. The deltas overwrite these logits.

@@ -3,13 +3,13 @@
 use burn::backend::Flex;
 use rayon::prelude::*;
 
-use crate::kernel::forward::Forward;
+use super::problem::Tiles;
 use crate::kernel::flex::elementwise::{narrow, shift, turned_if_certain};
 use crate::kernel::flex::matrix::{Matrix, multiply};
 use crate::kernel::flex::partial::{RowState, outputs};
 use crate::kernel::flex::row::{observe, rescale, turn};
 use crate::kernel::flex::tensors::tensor;
-use super::problem::Tiles;
+use crate::kernel::forward::Forward;
 
 /// Minimum number of tasks in the forward of a frozen head. Blocks of rows alone could be too few
 /// tasks, so the vocabulary is cut into segments as well.
@@ -32,10 +32,11 @@ impl Tiles {
         let mut states = vec![RowState::EMPTY; tiles * blocks * self.tile[0]];
         let (keeping, passing) = states.split_at_mut(retained * blocks * self.tile[0]);
 
-        let task = |index: usize, states: &mut [RowState], logits: &mut [f32], words: &mut Vec<f32>| {
-            let (tile, block) = (index / blocks, index % blocks);
-            self.add_tile(block, tile, logits, words, states, statistics);
-        };
+        let task =
+            |index: usize, states: &mut [RowState], logits: &mut [f32], words: &mut Vec<f32>| {
+                let (tile, block) = (index / blocks, index % blocks);
+                self.add_tile(block, tile, logits, words, states, statistics);
+            };
         keeping
             .par_chunks_mut(self.tile[0])
             .zip(kept.par_chunks_mut(self.tile_len()))

@@ -6,11 +6,11 @@ use burn::backend::Flex;
 use burn::tensor::FloatDType;
 use pulp::Arch;
 
-use crate::kernel::head::{Head, Shaping};
 use crate::kernel::flex::matrix::{Matrix, multiply};
 use crate::kernel::flex::row::shape;
 use crate::kernel::flex::tensors::{f32s, indices};
 use crate::kernel::flex::words::Words;
+use crate::kernel::head::{Head, Shaping};
 
 /// Rows of a tile. With fewer rows, the words would be packed more often. With more rows, there
 /// would be too few tasks.
