@@ -1,6 +1,7 @@
 use burn::tensor::{Bool, Device, Shape, Tensor};
 
-use super::{Batch, Pair};
+use super::pair::Pair;
+use super::traits::Batch;
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::log_probs::SequenceLogProbs;
@@ -38,8 +39,8 @@ macro_rules! column {
             ///
             /// The column has another shape than documented above, or is on another device.
             pub fn new(batch: B, $field: $ty) -> Result<Self, InvalidInput> {
-                let check: fn(Room, $ty) -> Result<$ty, InvalidInput> = $check;
-                let $field = check(Room::beside(&batch), $field)?;
+                let check: fn(BatchDims, $ty) -> Result<$ty, InvalidInput> = $check;
+                let $field = check(BatchDims::of(&batch), $field)?;
                 Ok(Self { batch, $field })
             }
         }
@@ -85,14 +86,14 @@ macro_rules! beside {
     };
 }
 
-/// What a column has to fit into.
-struct Room {
+/// Length and device of the batch that a column has to fit.
+struct BatchDims {
     length: usize,
     device: Device,
 }
 
-impl Room {
-    fn beside(batch: &impl Batch) -> Self {
+impl BatchDims {
+    fn of(batch: &impl Batch) -> Self {
         Self {
             length: batch.len(),
             device: batch.device(),
@@ -125,34 +126,34 @@ column! {
     /// A batch with the reward margin that each pair should reach, `[batch]`.
     ///
     /// ODPO (2402.10571) uses `α·ln(s_w − s_l)` of the pair's scores.
-    WithMargin, margin: Tensor<1>, |room, margin| room.constant("margin", margin)
+    WithMargin, margin: Tensor<1>, |dims, margin| dims.constant("margin", margin)
 }
 
 column! {
     /// A batch with the probability that the chosen completion is the better one, `[batch]`: a graded
     /// label. It belongs into \[0, 1\], which is not checked.
-    WithPreference, win_probability: Tensor<1>, |room, p| room.constant("win_probability", p)
+    WithPreference, win_probability: Tensor<1>, |dims, p| dims.constant("win_probability", p)
 }
 
 column! {
     /// A batch with the score of both completions of each pair, `[batch]` each.
-    WithScores, scores: Pair<Tensor<1>>, |room, scores| Ok(Pair {
-        chosen: room.constant("scores.chosen", scores.chosen)?,
-        rejected: room.constant("scores.rejected", scores.rejected)?,
+    WithScores, scores: Pair<Tensor<1>>, |dims, scores| Ok(Pair {
+        chosen: dims.constant("scores.chosen", scores.chosen)?,
+        rejected: dims.constant("scores.rejected", scores.rejected)?,
     })
 }
 
 column! {
     /// A batch whose pairs may be ties, `[batch]`, true where neither completion was preferred.
-    WithTies, tied: Tensor<1, Bool>, |room, tied| {
-        room.check("tied", &tied.shape(), &tied.device())?;
+    WithTies, tied: Tensor<1, Bool>, |dims, tied| {
+        dims.check("tied", &tied.shape(), &tied.device())?;
         Ok(tied)
     }
 }
 
 column! {
     /// A batch with a weight per example, `[batch]`, for [`Weighted`](crate::modifier::Weighted).
-    WithWeights, weights: Tensor<1>, |room, weights| room.constant("weights", weights)
+    WithWeights, weights: Tensor<1>, |dims, weights| dims.constant("weights", weights)
 }
 
 column! {
@@ -161,18 +162,18 @@ column! {
     /// It is data, not a field of the loss, so that the caller can estimate it on completions of
     /// its own choice and average it over devices first: see
     /// [`KlEstimate`](crate::loss::KlEstimate).
-    WithBaseline, baseline: Tensor<1>, |room, baseline| room.scalar("baseline", baseline)
+    WithBaseline, baseline: Tensor<1>, |dims, baseline| dims.scalar("baseline", baseline)
 }
 
 column! {
     /// A batch with BCO's reward shift δ, `[1]`: see [`RunningMean`](crate::training::state::RunningMean).
-    WithShift, shift: Tensor<1>, |room, shift| room.scalar("shift", shift)
+    WithShift, shift: Tensor<1>, |dims, shift| dims.scalar("shift", shift)
 }
 
 column! {
     /// A batch with β-DPO's M₀, `[1]`, the mean Δ = ρ_w − ρ_l of the batches so far, nats: see
     /// [`MovingAverage`](crate::training::state::MovingAverage).
-    WithMeanMargin, mean_margin: Tensor<1>, |room, mean| room.scalar("mean_margin", mean)
+    WithMeanMargin, mean_margin: Tensor<1>, |dims, mean| dims.scalar("mean_margin", mean)
 }
 
 /// A batch with the sequences whose negative log-likelihood is added: an NLL term then takes these
@@ -204,7 +205,7 @@ impl<B: Batch> WithNll<B> {
     /// There is not one sequence per example, or they are on another device.
     pub fn new(batch: B, nll_of: SequenceLogProbs) -> Result<Self, InvalidInput> {
         let sum = nll_of.sum();
-        Room::beside(&batch).check("nll_of", &sum.shape(), &sum.device())?;
+        BatchDims::of(&batch).check("nll_of", &sum.shape(), &sum.device())?;
         Ok(Self {
             batch,
             nll_of,
@@ -257,9 +258,9 @@ beside!(WithNll);
 column! {
     /// A batch with K = Σ_t KL(π° ‖ π) of both completions, `[batch]` each, nats: see
     /// [`sequence_kl`](crate::log_probs::sequence_kl). Gradients flow through them.
-    WithSequenceKl, sequence_kl: Pair<Tensor<1>>, |room, kl| {
-        room.check("sequence_kl.chosen", &kl.chosen.shape(), &kl.chosen.device())?;
-        room.check("sequence_kl.rejected", &kl.rejected.shape(), &kl.rejected.device())?;
+    WithSequenceKl, sequence_kl: Pair<Tensor<1>>, |dims, kl| {
+        dims.check("sequence_kl.chosen", &kl.chosen.shape(), &kl.chosen.device())?;
+        dims.check("sequence_kl.rejected", &kl.rejected.shape(), &kl.rejected.device())?;
         Ok(kl)
     }
 }
@@ -271,8 +272,8 @@ column! {
     /// [`DroLoss`](crate::DroLoss) learns it, so gradients flow through it;
     /// [`AstarPoLoss`](crate::AstarPoLoss) takes the constant of
     /// [`optimal_values`](super::optimal_values).
-    WithValue, value: Tensor<1>, |room, value| {
-        room.check("value", &value.shape(), &value.device())?;
+    WithValue, value: Tensor<1>, |dims, value| {
+        dims.check("value", &value.shape(), &value.device())?;
         Ok(value)
     }
 }

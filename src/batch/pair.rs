@@ -1,6 +1,7 @@
 use burn::tensor::{Device, Tensor};
 
-use super::{Batch, Rewards, Rows};
+use super::per_completion::PerCompletion;
+use super::traits::{Batch, Rewards, sealed};
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 
@@ -35,7 +36,7 @@ pub type ReferencedPair = Pair<RelativeLogProbs>;
 /// each row.
 pub type RewardPair = Pair<Tensor<1>>;
 
-impl<T: Rows> Pair<T> {
+impl<T: PerCompletion> Pair<T> {
     /// From both sides, a row per pair.
     ///
     /// # Errors
@@ -223,6 +224,8 @@ impl Batch for RewardPair {
         self.chosen.device()
     }
 }
+
+impl<R: sealed::Sealed> sealed::Sealed for Pair<R> {}
 
 impl<R: Rewards> Rewards for Pair<R> {
     fn without_autodiff(self) -> Self {

@@ -1,6 +1,6 @@
 use burn::tensor::{Bool, Device, Shape, Tensor};
 
-use super::Batch;
+use super::traits::Batch;
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 use crate::math::{any_of_row, log1p_sum_exp_where, upcast};

@@ -1,6 +1,6 @@
 use burn::tensor::{DType, Device, FloatDType, Shape, Tensor};
 
-use super::Batch;
+use super::traits::Batch;
 use crate::error::InvalidInput;
 use crate::hyperparameter::positive;
 use crate::log_probs::LogProbs;

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, Tensor};
 
-use super::{Pair, PolicyPair, ReferencedPair};
+use super::pair::{Pair, PolicyPair, ReferencedPair};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::fraction;
 use crate::log_probs::{RelativeTokenLogProbs, TokenLogProbs};

@@ -1,6 +1,6 @@
 use burn::tensor::{Bool, Device, Tensor};
 
-use super::Batch;
+use super::traits::Batch;
 use crate::error::InvalidInput;
 use crate::log_probs::LogProbs;
 

@@ -3,7 +3,7 @@ use burn::tensor::{Bool, Device, Tensor, TensorData};
 
 use super::example::{Desirable, Example, Preference, Scores};
 use super::mismatched::WithMismatched;
-use crate::batch::{Pair, Ranked, Rows, Unpaired};
+use crate::batch::{Pair, PerCompletion, Ranked, Unpaired};
 use crate::error::InvalidInput;
 use crate::log_probs::{Completions, LogProbs};
 use crate::tokens::{Padding, Sequence, TokenBatch};
@@ -68,7 +68,7 @@ impl PairTokens {
     /// # Errors
     ///
     /// There are not two rows per pair.
-    pub fn pair<T: Rows + Clone>(&self, of_rows: T) -> Result<Pair<T>, InvalidInput> {
+    pub fn pair<T: PerCompletion + Clone>(&self, of_rows: T) -> Result<Pair<T>, InvalidInput> {
         check_rows(of_rows.rows(), &self.rows)?;
         Pair::from_concatenated(&of_rows)
     }

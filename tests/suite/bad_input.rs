@@ -48,7 +48,7 @@ proptest! {
     }
 }
 
-fn both<T: burn_preference::batch::Rows>(chosen: T, rejected: T) -> Pair<T> {
+fn both<T: burn_preference::batch::PerCompletion>(chosen: T, rejected: T) -> Pair<T> {
     Pair::new(chosen, rejected).unwrap()
 }
 
