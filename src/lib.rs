@@ -152,6 +152,7 @@ pub mod log_probs;
 pub mod loss;
 pub mod math;
 pub mod modifier;
+pub mod needs;
 pub mod objective;
 pub mod part;
 pub mod reference;

@@ -9,12 +9,13 @@ use crate::batch::{Batch, Rewards};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::math::logsumexp;
+use crate::needs::Needs;
 
 /// A preference objective over batches of type `B`.
 ///
 /// What an objective needs is its batch type: one that needs a reference cannot be called without
-/// one, and one that has no use for it cannot be given one. To write your own, implement this one
-/// method; `examples/custom_objective.rs` does.
+/// one, and one that has no use for it cannot be given one. To write your own, implement
+/// [`forward`](Self::forward); `examples/custom_objective.rs` does.
 ///
 /// An objective prints its hyperparameters and goes to another thread, so that an
 /// `Arc<dyn Objective<B>>` may be a field of a model (`#[module(skip)]`), as every objective of
@@ -48,6 +49,19 @@ pub trait Objective<B: Batch>: Debug + Send + Sync {
     /// It reads no tensor back: a device queue never stalls, and nothing branches on values. If an
     /// objective can panic, its documentation says on what.
     fn forward(&self, batch: B) -> LossOutput<B::Rewards>;
+
+    /// True if the loss of an example depends on the rest of its batch, as that of AOT does.
+    ///
+    /// The parts of a step then do not add up to the step. Say so of an objective of your own for
+    /// which it is true: without this method it is false.
+    fn whole_batch(&self) -> bool {
+        false
+    }
+
+    /// What the objective needs of a batch of this type.
+    fn needs(&self) -> Needs {
+        B::needs().with_whole_batch(self.whole_batch())
+    }
 }
 
 macro_rules! forward_through {
@@ -55,6 +69,10 @@ macro_rules! forward_through {
         impl<B: Batch, O: Objective<B> + ?Sized> Objective<B> for $pointer {
             fn forward(&self, batch: B) -> LossOutput<B::Rewards> {
                 (**self).forward(batch)
+            }
+
+            fn whole_batch(&self) -> bool {
+                (**self).whole_batch()
             }
         }
     };

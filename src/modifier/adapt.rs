@@ -26,6 +26,10 @@ impl<O: Objective<PolicyPair>> Objective<ReferencedPair> for PolicySide<O> {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
         self.0.forward(batch.policy())
     }
+
+    fn whole_batch(&self) -> bool {
+        self.0.whole_batch()
+    }
 }
 
 impl<O> Objective<Ranked<RelativeLogProbs<2>>> for PolicySide<O>
@@ -34,6 +38,10 @@ where
 {
     fn forward(&self, batch: Ranked<RelativeLogProbs<2>>) -> LossOutput<Tensor<2>> {
         self.0.forward(batch.policy())
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.0.whole_batch()
     }
 }
 
@@ -68,5 +76,9 @@ pub struct WithoutColumn<O>(
 impl<C: Column, O: Objective<C::Inner>> Objective<C> for WithoutColumn<O> {
     fn forward(&self, batch: C) -> LossOutput<C::Rewards> {
         self.0.forward(batch.into_batch())
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.0.whole_batch()
     }
 }

@@ -126,4 +126,8 @@ impl<B: Batch + Clone> Objective<B> for Mixture<B> {
             })
         })
     }
+
+    fn whole_batch(&self) -> bool {
+        self.terms().any(|(_, objective)| objective.whole_batch())
+    }
 }

@@ -117,6 +117,10 @@ impl<B: SftTarget, O: Objective<B>> Objective<B> for SftTerm<O> {
         let output = self.objective.forward(batch);
         output.map_losses(|losses| losses + nll * self.weight)
     }
+
+    fn whole_batch(&self) -> bool {
+        self.normalization.whole_batch() || self.objective.whole_batch()
+    }
 }
 
 /// # Panics
@@ -131,5 +135,9 @@ impl<B: Batch, O: Objective<B>> Objective<WithNll<B>> for SftTerm<O> {
             let nll = nll.cast(losses.dtype());
             losses + nll * self.weight
         })
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.normalization.whole_batch() || self.objective.whole_batch()
     }
 }

@@ -24,6 +24,10 @@ impl<B: Batch, O: Objective<B>> Objective<WithWeights<B>> for Weighted<O> {
             losses * weights
         })
     }
+
+    fn whole_batch(&self) -> bool {
+        self.0.whole_batch()
+    }
 }
 
 /// WPO's weight of each pair (Zhou et al., 2406.11827): how likely it is under the policy.

@@ -37,6 +37,11 @@ impl NllNormalization {
         }
     }
 
+    /// True if the value of a sequence depends on the lengths of the others.
+    pub(crate) fn whole_batch(self) -> bool {
+        self == Self::Token
+    }
+
     /// The same of the column's sequences, over the tokens of the step if the column knows them.
     ///
     /// # Panics

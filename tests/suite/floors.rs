@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 /// A room whose parts stand on floors of their own.
 const STAIRS: &str = "training";
 
-const FLOORS: [&[&str]; 9] = [
+const FLOORS: [&[&str]; 10] = [
     &["error", "guide", "kernel", "math"],
-    &["hyperparameter", "training::reducer"],
+    &["hyperparameter", "needs", "training::reducer"],
     &["log_probs", "training::gradients"],
-    &["batch", "declare", "tokens"],
+    &["batch", "tokens"],
     &["part", "reference"],
     &["objective"],
+    &["declare"],
     &["loss", "modifier", "training::metrics"],
     &[
         "config",
