@@ -270,6 +270,16 @@ impl ObjectiveConfig {
         })
     }
 
+    /// Checks the values, for a program that does not know its batches yet.
+    ///
+    /// # Errors
+    ///
+    /// A value is outside its range, or a mixture has no parts.
+    pub fn check(&self) -> Result<(), InvalidHyperparameter> {
+        // Every objective checks its values before it looks at the batch.
+        self.over::<ReferencedPair>().map(drop)
+    }
+
     /// Needs over plain pairs of these values, if it takes them.
     fn over_pairs(&self, plain: &Needs) -> Option<Needs> {
         let matches = |needs: &Needs| needs.clone().with_whole_batch(false) == *plain;

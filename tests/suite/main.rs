@@ -22,6 +22,7 @@ mod laws;
 mod log_probs;
 mod metrics;
 mod modifiers;
+mod needs;
 mod numerics;
 mod objectives;
 mod optimum;
