@@ -27,7 +27,7 @@ impl Taken<'_> {
     }
 
     fn sequences(self, sums: [f64; 4], lengths: [f64; 4]) -> SequenceLogProbs {
-        SequenceLogProbs::new(self.numbers(sums), self.numbers(lengths)).unwrap()
+        SequenceLogProbs::new(self.numbers(sums), self.numbers(lengths).int()).unwrap()
     }
 
     fn policy(self) -> PolicyPair {
@@ -49,8 +49,10 @@ impl Taken<'_> {
             let columns = sides.iter().map(|side| of(side).unsqueeze_dim(1)).collect();
             Tensor::<2>::cat(columns, 1).reshape([2 * self.0.len()])
         };
-        let all =
-            SequenceLogProbs::new(join(SequenceLogProbs::sum), join(SequenceLogProbs::lengths));
+        let all = SequenceLogProbs::new(
+            join(SequenceLogProbs::sum),
+            join(SequenceLogProbs::lengths).int(),
+        );
         all.unwrap().split_candidates(2).unwrap()
     }
 
