@@ -94,7 +94,7 @@ impl<B: Batch> Mixture<B> {
         })
     }
 
-    /// Adds `weight`·`objective`.
+    /// Adds the part `weight`·`objective` to the mixture.
     ///
     /// # Errors
     ///
