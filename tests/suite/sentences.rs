@@ -79,10 +79,8 @@ fn first_sentences(source: &str) -> Vec<(usize, String)> {
 fn first_sentences_stand_alone() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut checked, mut bad) = (0, Vec::new());
-    for file in ["src", "finetune/src"]
-        .map(|folder| sources(&root.join(folder)))
-        .concat()
-    {
+    let folders = ["src", "finetune/src"].map(|folder| sources(&root.join(folder)));
+    for file in folders.concat() {
         let name = file.strip_prefix(root).unwrap().display();
         for (line, sentence) in first_sentences(&fs::read_to_string(&file).unwrap()) {
             checked += 1;
@@ -97,6 +95,17 @@ fn first_sentences_stand_alone() {
         checked > 1000,
         "only {checked} sentences found: is the reader broken?"
     );
+}
+
+#[test]
+fn chapters_begin_with_such_a_sentence() {
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guide");
+    let files = fs::read_dir(guide).unwrap().map(|entry| entry.unwrap().path());
+    for file in files.filter(|file| file.extension().is_some_and(|end| end == "md")) {
+        let text = fs::read_to_string(&file).unwrap();
+        let sentence = text.split(". ").next().unwrap();
+        assert!(stands_alone(sentence), "{}: {sentence}", file.display());
+    }
 }
 
 #[test]
