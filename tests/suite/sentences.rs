@@ -100,7 +100,9 @@ fn first_sentences_stand_alone() {
 #[test]
 fn chapters_begin_with_such_a_sentence() {
     let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guide");
-    let files = fs::read_dir(guide).unwrap().map(|entry| entry.unwrap().path());
+    let files = fs::read_dir(guide)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
     for file in files.filter(|file| file.extension().is_some_and(|end| end == "md")) {
         let text = fs::read_to_string(&file).unwrap();
         let sentence = text.split(". ").next().unwrap();
