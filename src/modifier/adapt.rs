@@ -18,7 +18,7 @@ use crate::objective::{LossOutput, Objective};
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct PolicySide<O>(
-    /// The objective.
+    /// The objective that takes the policy's side alone.
     pub O,
 );
 
@@ -69,7 +69,7 @@ where
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct WithoutColumn<O>(
-    /// The objective.
+    /// The objective that takes the batch without the column.
     pub O,
 );
 

@@ -79,7 +79,7 @@ impl<B: Batch> Term<B> {
 }
 
 impl<B: Batch> Mixture<B> {
-    /// `weight`·`objective`, to which others are added.
+    /// A mixture of one part, `weight`·`objective`; [`and`](Self::and) adds others.
     ///
     /// # Errors
     ///
@@ -94,7 +94,7 @@ impl<B: Batch> Mixture<B> {
         })
     }
 
-    /// + `weight`·`objective`.
+    /// Adds the part `weight`·`objective` to the mixture.
     ///
     /// # Errors
     ///

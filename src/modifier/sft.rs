@@ -50,7 +50,7 @@ pub struct SftTerm<O> {
 }
 
 impl<O> SftTerm<O> {
-    /// `objective` + `weight`·NLL, per sequence.
+    /// The sum `objective` + `weight`·NLL, with the NLL per sequence.
     ///
     /// # Errors
     ///
@@ -64,18 +64,18 @@ impl<O> SftTerm<O> {
         })
     }
 
-    /// The mean that the NLL takes: per sequence (default) or over the batch's tokens.
+    /// Sets the mean that the NLL takes: per sequence (default) or over the batch's tokens.
     pub fn with_normalization(mut self, normalization: NllNormalization) -> Self {
         self.normalization = normalization;
         self
     }
 
-    /// What the term is added to.
+    /// The objective that the term is added to.
     pub fn objective(&self) -> &O {
         &self.objective
     }
 
-    /// α.
+    /// The weight α of the term.
     pub fn weight(&self) -> f64 {
         self.weight
     }

@@ -11,7 +11,7 @@ use crate::objective::{LossOutput, Objective};
 /// [`LossOutput::weighted_mean`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weighted<O>(
-    /// The objective.
+    /// The objective whose losses are weighted.
     pub O,
 );
 

@@ -33,7 +33,8 @@ fn floor(module: &str) -> usize {
         .unwrap_or_else(|| panic!("`{module}` has no floor: add it here and to ARCHITECTURE.md"))
 }
 
-fn sources(folder: &Path) -> Vec<PathBuf> {
+/// All source files below a folder.
+pub fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

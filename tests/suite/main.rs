@@ -33,6 +33,7 @@ mod reducer;
 mod reference;
 mod rows;
 mod scalar;
+mod sentences;
 mod subjects;
 mod symbols;
 mod train;
