@@ -39,7 +39,7 @@ impl InvalidHyperparameter {
     }
 }
 
-/// A number without three hundred zeros.
+/// The value in a form without three hundred zeros.
 fn readable(value: f64) -> String {
     if value.is_nan() {
         return "NaN".to_owned();
@@ -79,12 +79,12 @@ impl InvalidInput {
         self.name
     }
 
-    /// A description of what would have been accepted.
+    /// Words for what the argument should have been.
     pub fn expected(&self) -> &str {
         &self.expected
     }
 
-    /// A description of what was given.
+    /// Words for what the argument was.
     pub fn found(&self) -> &str {
         &self.found
     }
