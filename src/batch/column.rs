@@ -5,6 +5,7 @@ use super::traits::Batch;
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::log_probs::SequenceLogProbs;
+use crate::needs::{ColumnKind, Needs};
 
 /// Data beside a batch: each of [`WithMargin`], [`WithScores`] and so on.
 ///
@@ -22,9 +23,9 @@ pub trait Column: Batch<Rewards = <Self::Inner as Batch>::Rewards> {
     fn into_batch(self) -> Self::Inner;
 }
 
-/// A column of data beside a batch: `Name, field: Type, check;` where `check` says what fits.
+/// A column of data beside a batch: `Name is Kind, field: Type, check` where `check` says what fits.
 macro_rules! column {
-    ($(#[$meta:meta])* $name:ident, $field:ident: $ty:ty, $check:expr) => {
+    ($(#[$meta:meta])* $name:ident is $kind:ident, $field:ident: $ty:ty, $check:expr) => {
         $(#[$meta])*
         #[derive(Debug, Clone)]
         pub struct $name<B> {
@@ -57,13 +58,13 @@ macro_rules! column {
             }
         }
 
-        beside!($name);
+        beside!($name, $kind);
     };
 }
 
 /// A struct with a `batch` is a batch and a column.
 macro_rules! beside {
-    ($name:ident) => {
+    ($name:ident, $kind:ident) => {
         impl<B: Batch> Column for $name<B> {
             type Inner = B;
 
@@ -81,6 +82,10 @@ macro_rules! beside {
 
             fn device(&self) -> Device {
                 self.batch.device()
+            }
+
+            fn needs() -> Needs {
+                B::needs().with_column(ColumnKind::$kind)
             }
         }
     };
@@ -126,18 +131,18 @@ column! {
     /// A batch with the reward margin that each pair should reach, `[batch]`.
     ///
     /// ODPO (2402.10571) uses `α·ln(s_w − s_l)` of the pair's scores.
-    WithMargin, margin: Tensor<1>, |dims, margin| dims.constant("margin", margin)
+    WithMargin is Margin, margin: Tensor<1>, |dims, margin| dims.constant("margin", margin)
 }
 
 column! {
     /// A batch with the probability that the chosen completion is the better one, `[batch]`: a graded
     /// label. It belongs into \[0, 1\], which is not checked.
-    WithPreference, win_probability: Tensor<1>, |dims, p| dims.constant("win_probability", p)
+    WithPreference is Preference, win_probability: Tensor<1>, |dims, p| dims.constant("win_probability", p)
 }
 
 column! {
     /// A batch with the score of both completions of each pair, `[batch]` each.
-    WithScores, scores: Pair<Tensor<1>>, |dims, scores| Ok(Pair {
+    WithScores is Scores, scores: Pair<Tensor<1>>, |dims, scores| Ok(Pair {
         chosen: dims.constant("scores.chosen", scores.chosen)?,
         rejected: dims.constant("scores.rejected", scores.rejected)?,
     })
@@ -145,7 +150,7 @@ column! {
 
 column! {
     /// A batch whose pairs may be ties, `[batch]`, true where neither completion was preferred.
-    WithTies, tied: Tensor<1, Bool>, |dims, tied| {
+    WithTies is Ties, tied: Tensor<1, Bool>, |dims, tied| {
         dims.check("tied", &tied.shape(), &tied.device())?;
         Ok(tied)
     }
@@ -153,7 +158,7 @@ column! {
 
 column! {
     /// A batch with a weight per example, `[batch]`, for [`Weighted`](crate::modifier::Weighted).
-    WithWeights, weights: Tensor<1>, |dims, weights| dims.constant("weights", weights)
+    WithWeights is Weights, weights: Tensor<1>, |dims, weights| dims.constant("weights", weights)
 }
 
 column! {
@@ -161,19 +166,19 @@ column! {
     ///
     /// It is data, not a field of the loss, so that the caller can estimate it on completions of
     /// its own choice and average it over devices first: see
-    /// [`KlEstimate`](crate::loss::KlEstimate).
-    WithBaseline, baseline: Tensor<1>, |dims, baseline| dims.scalar("baseline", baseline)
+    /// [`KlEstimate`](crate::KlEstimate).
+    WithBaseline is Baseline, baseline: Tensor<1>, |dims, baseline| dims.scalar("baseline", baseline)
 }
 
 column! {
     /// A batch with BCO's reward shift δ, `[1]`: see [`RunningMean`](crate::training::state::RunningMean).
-    WithShift, shift: Tensor<1>, |dims, shift| dims.scalar("shift", shift)
+    WithShift is Shift, shift: Tensor<1>, |dims, shift| dims.scalar("shift", shift)
 }
 
 column! {
     /// A batch with β-DPO's M₀, `[1]`, the mean Δ = ρ_w − ρ_l of the batches so far, nats: see
     /// [`MovingAverage`](crate::training::state::MovingAverage).
-    WithMeanMargin, mean_margin: Tensor<1>, |dims, mean| dims.scalar("mean_margin", mean)
+    WithMeanMargin is MeanMargin, mean_margin: Tensor<1>, |dims, mean| dims.scalar("mean_margin", mean)
 }
 
 /// A batch with the sequences whose negative log-likelihood is added: an NLL term then takes these
@@ -253,12 +258,12 @@ impl<B> WithNll<B> {
     }
 }
 
-beside!(WithNll);
+beside!(WithNll, Nll);
 
 column! {
     /// A batch with K = Σ_t KL(π° ‖ π) of both completions, `[batch]` each, nats: see
     /// [`sequence_kl`](crate::log_probs::sequence_kl). Gradients flow through them.
-    WithSequenceKl, sequence_kl: Pair<Tensor<1>>, |dims, kl| {
+    WithSequenceKl is SequenceKl, sequence_kl: Pair<Tensor<1>>, |dims, kl| {
         dims.check("sequence_kl.chosen", &kl.chosen.shape(), &kl.chosen.device())?;
         dims.check("sequence_kl.rejected", &kl.rejected.shape(), &kl.rejected.device())?;
         Ok(kl)
@@ -272,7 +277,7 @@ column! {
     /// [`DroLoss`](crate::DroLoss) learns it, so gradients flow through it;
     /// [`AstarPoLoss`](crate::AstarPoLoss) takes the constant of
     /// [`optimal_values`](super::optimal_values).
-    WithValue, value: Tensor<1>, |dims, value| {
+    WithValue is Value, value: Tensor<1>, |dims, value| {
         dims.check("value", &value.shape(), &value.device())?;
         Ok(value)
     }

@@ -1,6 +1,7 @@
 use burn::tensor::{Device, Tensor};
 
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
+use crate::needs::{Examples, Needs, Values};
 
 /// One batch of examples, as an objective takes it.
 ///
@@ -15,6 +16,14 @@ pub trait Batch {
 
     /// Where the examples are.
     fn device(&self) -> Device;
+
+    /// What an objective over this batch needs. A batch outside this crate may leave it as it is.
+    fn needs() -> Needs
+    where
+        Self: Sized,
+    {
+        Needs::new(Examples::Custom, Values::Custom)
+    }
 
     /// Whether there is no example.
     fn is_empty(&self) -> bool {
@@ -55,6 +64,10 @@ macro_rules! completions_alone {
 
             fn device(&self) -> Device {
                 self.policy().sum().device()
+            }
+
+            fn needs() -> Needs {
+                Needs::new(Examples::Completions, <$log_probs as LogProbs<1>>::VALUES)
             }
         }
     };

@@ -8,22 +8,22 @@ use super::head::{Head, HeadTensors};
 use super::operation::{HeadOptions, LogProbOps};
 use super::{choice, generic};
 
-/// Values of one pass over logits: log-probabilities `[rows]`, alone or with by-products
+/// Results of one pass over logits: log-probabilities `[rows]`, alone or with by-products
 /// `[rows, 4]`. The type says which, and a kernel computes nothing else.
-pub trait Values {
+pub trait Outputs {
     const STATISTICS: bool;
 
     /// Takes the two outputs of an operation.
-    fn from_outputs(outputs: (DispatchTensor, DispatchTensor)) -> Self;
+    fn from_operation(outputs: (DispatchTensor, DispatchTensor)) -> Self;
 
     /// The values of no row. `log_probs` is `[0]`, and may keep a graph.
     fn of_no_row(log_probs: Tensor<1>) -> Self;
 }
 
-impl Values for Tensor<1> {
+impl Outputs for Tensor<1> {
     const STATISTICS: bool = false;
 
-    fn from_outputs((log_probs, _): (DispatchTensor, DispatchTensor)) -> Self {
+    fn from_operation((log_probs, _): (DispatchTensor, DispatchTensor)) -> Self {
         Self::from_dispatch(log_probs)
     }
 
@@ -32,10 +32,10 @@ impl Values for Tensor<1> {
     }
 }
 
-impl Values for (Tensor<1>, Tensor<2>) {
+impl Outputs for (Tensor<1>, Tensor<2>) {
     const STATISTICS: bool = true;
 
-    fn from_outputs((log_probs, by_products): (DispatchTensor, DispatchTensor)) -> Self {
+    fn from_operation((log_probs, by_products): (DispatchTensor, DispatchTensor)) -> Self {
         let by_products = Tensor::from_dispatch(by_products).without_autodiff();
         (Tensor::from_dispatch(log_probs), by_products)
     }
@@ -48,33 +48,33 @@ impl Values for (Tensor<1>, Tensor<2>) {
 
 /// Log-probability of each row's target under a head. A trainable head may keep `retained_bytes` of
 /// logits for its backward.
-pub fn head_log_probs<V: Values>(
+pub fn head_log_probs<O: Outputs>(
     head: HeadTensors,
     targets: Tensor<1, Int>,
     retained_bytes: usize,
-) -> V {
+) -> O {
     let extension = choice::has_extension(&head.hidden.device());
     head_log_probs_by(extension, head, targets, retained_bytes)
 }
 
-fn head_log_probs_by<V: Values>(
+fn head_log_probs_by<O: Outputs>(
     extension: bool,
     head: HeadTensors,
     targets: Tensor<1, Int>,
     retained_bytes: usize,
-) -> V {
+) -> O {
     let ([hidden, weight, bias], form) = head.into_dispatch();
     let targets = targets.into_dispatch();
-    V::from_outputs(if extension {
+    O::from_operation(if extension {
         let options = HeadOptions {
             form,
             retained_bytes,
-            statistics: V::STATISTICS,
+            statistics: O::STATISTICS,
         };
         Dispatch::head_log_probs(hidden, weight, bias, targets, options)
     } else {
         let head = Head::<Dispatch>::new(hidden, weight, bias, targets, form);
-        generic::head_forward(head, Save::Nothing, V::STATISTICS).into_outputs()
+        generic::head_forward(head, Save::Nothing, O::STATISTICS).into_outputs()
     })
 }
 
@@ -108,27 +108,27 @@ pub fn head_kl(policy: HeadTensors, reference: HeadTensors) -> Tensor<1> {
 
 /// As [`head_log_probs`], but from logits `[rows, vocab]`. A row that is not counted may hold any
 /// values.
-pub fn logits_log_probs<V: Values>(
+pub fn logits_log_probs<O: Outputs>(
     logits: Tensor<2>,
     targets: Tensor<1, Int>,
     counted: Tensor<1, Bool>,
-) -> V {
+) -> O {
     let extension = choice::has_extension(&logits.device());
     logits_log_probs_by(extension, logits, targets, counted)
 }
 
-fn logits_log_probs_by<V: Values>(
+fn logits_log_probs_by<O: Outputs>(
     extension: bool,
     logits: Tensor<2>,
     targets: Tensor<1, Int>,
     counted: Tensor<1, Bool>,
-) -> V {
+) -> O {
     let [logits, targets] = [logits.into_dispatch(), targets.into_dispatch()];
     let counted = counted.into_dispatch();
-    V::from_outputs(if extension {
-        Dispatch::logits_log_probs(logits, targets, counted, V::STATISTICS)
+    O::from_operation(if extension {
+        Dispatch::logits_log_probs(logits, targets, counted, O::STATISTICS)
     } else {
-        generic::logits_forward::<Dispatch>(logits, targets, counted, V::STATISTICS).into_outputs()
+        generic::logits_forward::<Dispatch>(logits, targets, counted, O::STATISTICS).into_outputs()
     })
 }
 

@@ -34,7 +34,7 @@ pub fn from_positions<R: TokenResults>(
     let Some(positions) = positions else {
         return R::of_no_position(predictions, hidden);
     };
-    let values: R::Values = kernel::head_log_probs(
+    let values: R::Outputs = kernel::head_log_probs(
         head.with_hidden(positions.take(hidden)),
         positions.targets(predictions.targets()),
         head.retained_bytes,

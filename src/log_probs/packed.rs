@@ -67,7 +67,7 @@ pub fn from_packed_logits<R: TokenResults>(
     };
     let targets = positions.targets(predictions.targets());
     let all = targets.clone().greater_equal_elem(0);
-    let values: R::Values = kernel::logits_log_probs(positions.take(logits), targets, all);
+    let values: R::Outputs = kernel::logits_log_probs(positions.take(logits), targets, all);
     Ok(R::new(&predictions, values.spread(&positions)))
 }
 

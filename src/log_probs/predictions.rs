@@ -5,7 +5,7 @@ use super::shift::{prediction_mask, roll_left, widen};
 use super::statistics::TokenStatistics;
 use super::token::TokenLogProbs;
 use crate::error::InvalidInput;
-use crate::kernel::Values;
+use crate::kernel::Outputs;
 use crate::math::upcast;
 
 /// Predictions of a batch: the positions of a model's output `[batch, time, …]` that predict a
@@ -81,20 +81,20 @@ pub fn without_last(values: Tensor<2>, mask: Tensor<2, Bool>) -> TokenLogProbs {
 /// Results of one pass over the logits: [`TokenLogProbs`], alone or with [`TokenStatistics`].
 pub trait TokenResults: Sized {
     /// The same for positions, as kernels give them.
-    type Values: Values + Spread;
+    type Outputs: Outputs + Spread;
 
     /// Takes values of all positions of a batch, `[batch · time, …]`.
-    fn new(predictions: &Predictions, values: Self::Values) -> Self;
+    fn new(predictions: &Predictions, values: Self::Outputs) -> Self;
 
     /// The results of no position. `output` is that of the model, whose graph they keep.
     fn of_no_position(predictions: &Predictions, output: Tensor<2>) -> Self {
         let none = upcast(output.sum_dim(1).squeeze_dim(1));
-        Self::new(predictions, Self::Values::of_no_row(none))
+        Self::new(predictions, Self::Outputs::of_no_row(none))
     }
 }
 
 impl TokenResults for TokenLogProbs {
-    type Values = Tensor<1>;
+    type Outputs = Tensor<1>;
 
     fn new(predictions: &Predictions, values: Tensor<1>) -> Self {
         predictions.log_probs(values)
@@ -102,9 +102,9 @@ impl TokenResults for TokenLogProbs {
 }
 
 impl TokenResults for (TokenLogProbs, TokenStatistics) {
-    type Values = (Tensor<1>, Tensor<2>);
+    type Outputs = (Tensor<1>, Tensor<2>);
 
-    fn new(predictions: &Predictions, (values, by_products): Self::Values) -> Self {
+    fn new(predictions: &Predictions, (values, by_products): Self::Outputs) -> Self {
         let log_probs = predictions.log_probs(values);
         (log_probs, predictions.statistics(&by_products))
     }

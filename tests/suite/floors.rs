@@ -8,19 +8,21 @@ use std::path::{Path, PathBuf};
 /// A room whose parts stand on floors of their own.
 const STAIRS: &str = "training";
 
-const FLOORS: [&[&str]; 9] = [
+const FLOORS: [&[&str]; 10] = [
     &["error", "guide", "kernel", "math"],
-    &["hyperparameter", "training::reducer"],
+    &["hyperparameter", "needs", "training::reducer"],
     &["log_probs", "training::gradients"],
-    &["batch", "declare", "tokens"],
+    &["batch", "tokens"],
     &["part", "reference"],
     &["objective"],
+    &["declare"],
     &["loss", "modifier", "training::metrics"],
     &[
         "config",
         "data",
         "training::accumulation",
         "training::burn_train",
+        "training::class_ratio",
         "training::first_batch",
         "training::state",
     ],
@@ -222,7 +224,8 @@ fn definer(files: &Files, name: &[String]) -> Name {
     }
 }
 
-fn sources(folder: &Path) -> Vec<PathBuf> {
+/// All source files below a folder.
+pub fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
