@@ -16,7 +16,7 @@ use crate::needs::{ColumnKind, Needs};
 /// [`WithoutColumn`](crate::modifier::WithoutColumn) then hands the batch below it to objectives
 /// that have no use for the column.
 pub trait Column: Batch<Rewards = <Self::Inner as Batch>::Rewards> {
-    /// What the column stands beside.
+    /// The batch that the column stands beside.
     type Inner: Batch;
 
     /// The batch without the column.
@@ -52,7 +52,7 @@ macro_rules! column {
                 &self.batch
             }
 
-            /// The column.
+            /// Data of the column.
             pub fn $field(&self) -> $ty {
                 self.$field.clone()
             }
@@ -252,7 +252,7 @@ impl<B> WithNll<B> {
         &self.batch
     }
 
-    /// The sequences.
+    /// Sequences whose negative log-likelihood is added.
     pub fn nll_of(&self) -> &SequenceLogProbs {
         &self.nll_of
     }

@@ -1,13 +1,13 @@
-//! What objectives take: batches of log-probabilities, and columns of data beside them.
+//! Batches, which objectives take: log-probabilities, and columns of data beside them.
 //!
 //! | batch | holds | for |
 //! |---|---|---|
 //! | [`PolicyPair`] | chosen and rejected of the policy | reference-free objectives: ORPO |
 //! | [`ReferencedPair`] | the same against a reference | DPO, IPO |
-//! | [`Unpaired`] | completions with a thumb up or down | KTO (with a [`WithBaseline`] column) |
+//! | [`Unpaired`] | completions that are desirable or not | KTO (with a [`WithBaseline`] column) |
 //! | [`Scored`] | completions with a scalar score | QRPO; DRO and A*-PO (with a [`WithValue`] column) |
 //! | [`Ranked`] | K scored completions per prompt, with a reference or without | Plackett–Luce, RRHF |
-//! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | what a reward model says of them | reward models: Bradley–Terry |
+//! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | rewards that a reward model gives them | reward models: Bradley–Terry |
 //! | [`SequenceLogProbs`], [`RelativeLogProbs`] | completions alone | unlearning: NPO, SimNPO |
 //!
 //! The batches of [`tokens`](crate::tokens) and [`data`](crate::data) make them from a model. From

@@ -8,16 +8,16 @@ use crate::needs::{Examples, Needs, Values};
 /// Implement it for a batch of your own, whose objectives are then yours as well:
 /// `examples/custom_objective.rs` does.
 pub trait Batch {
-    /// The shape of the implicit rewards: one tensor, or one per side of a pair.
+    /// Shape of the implicit rewards: one tensor, or one per side of a pair.
     type Rewards: Rewards;
 
-    /// The number of examples: the length of the losses.
+    /// Number of examples, which is the length of the losses.
     fn len(&self) -> usize;
 
-    /// Where the examples are.
+    /// The device that holds the examples.
     fn device(&self) -> Device;
 
-    /// What an objective over this batch needs. A batch outside this crate may leave it as it is.
+    /// Needs of an objective over this batch. A batch outside this crate may leave it as it is.
     fn needs() -> Needs
     where
         Self: Sized,

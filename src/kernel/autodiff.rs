@@ -186,8 +186,8 @@ fn hand_out<B: Backend, S>(
 ) {
     let grad = grads.consume::<B>(&ops.node);
     let wanted = ops.parents.each_ref().map(Option::is_some);
-    let found = of(ops.state, grad, wanted);
-    for (parent, gradient) in ops.parents.into_iter().zip(found) {
+    let gradients = of(ops.state, grad, wanted);
+    for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
         if let Some((parent, gradient)) = parent.zip(gradient) {
             grads.register::<B>(parent.id, gradient);
         }

@@ -146,7 +146,9 @@ mod tests {
     }
 
     fn agree(ours: &[Tensor<2>], plain: &[Tensor<2>]) {
-        for (a, b) in numbers(ours).into_iter().zip(numbers(plain)) {
+        let (ours, plain) = (numbers(ours), numbers(plain));
+        assert_eq!(ours.len(), plain.len());
+        for (a, b) in ours.into_iter().zip(plain) {
             assert!((a - b).abs() < 1e-12, "{a} and {b}");
         }
     }

@@ -24,14 +24,14 @@ pub enum Save {
 #[derive(Debug, Clone)]
 pub struct Forward<B: Backend> {
     pub log_probs: FloatTensor<B>,
-    /// `[rows, 2]`: the largest logit m, and `ln Σ exp(x − m)`. Both are stored, and not their sum
+    /// Normaliser, `[rows, 2]`: the largest logit m, and `ln Σ exp(x − m)`. Both are stored, and not their sum
     /// (the log-sum-exp), because the sum would round at the magnitude of the logits.
     pub normalizer: FloatTensor<B>,
-    /// `[rows, 4]`, if asked for.
+    /// By-products, `[rows, 4]`, if asked for.
     pub statistics: Option<FloatTensor<B>>,
-    /// `[rows, hidden]`, only with [`Save::Slope`].
+    /// Slope, `[rows, hidden]`, only with [`Save::Slope`].
     pub slope: Option<FloatTensor<B>>,
-    /// Only with [`Save::Tiles`]. Each kernel chooses the layout.
+    /// Kept logits, only with [`Save::Tiles`]. Each kernel chooses the layout.
     pub tiles: Vec<FloatTensor<B>>,
 }
 

@@ -4,7 +4,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, DispatchTensor};
 use burn::tensor::Tensor;
 
-/// How a head turns x = W h + b into logits: `softcap(scale·x) / temperature`.
+/// The step of a head from x = W h + b to logits: `softcap(scale·x) / temperature`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shaping {
     pub scale: f64,
@@ -50,13 +50,13 @@ pub struct HeadForm {
 /// Hidden states, weight, bias and targets, as tensors of one backend.
 #[derive(Debug, Clone)]
 pub struct Head<B: Backend> {
-    /// `[rows, hidden]`
+    /// Hidden states, `[rows, hidden]`.
     pub hidden: FloatTensor<B>,
-    /// `[vocab, hidden]` or `[hidden, vocab]`
+    /// Weight, `[vocab, hidden]` or `[hidden, vocab]`.
     pub weight: FloatTensor<B>,
-    /// `[vocab]`, or a placeholder if the head has no bias
+    /// Bias, `[vocab]`, or a placeholder if the head has none.
     pub bias: FloatTensor<B>,
-    /// `[rows]`
+    /// Target of each row, `[rows]`.
     pub targets: IntTensor<B>,
     pub form: HeadForm,
 }

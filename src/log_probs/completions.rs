@@ -9,15 +9,15 @@ use crate::needs::Values;
 /// [`SequenceLogProbs`] or [`RelativeLogProbs`].
 ///
 /// `D` is 1 for `[batch]` and 2 for `[batch, candidates]`. It is sealed: what stands in a batch of
-/// pairs, thumbs or lists is one of the two.
+/// pairs, unpaired completions or lists is one of the two.
 pub trait LogProbs<const D: usize>: sealed::Sealed + Clone {
     /// Values that a batch of these holds.
     const VALUES: Values;
 
-    /// The policy's side.
+    /// Log-probabilities of the policy.
     fn policy(&self) -> &SequenceLogProbs<D>;
 
-    /// What objectives compare, times a scale per completion: ℓ, or ℓ and ℓ°.
+    /// Multiplies the values that objectives compare by a scale per completion: ℓ, or ℓ and ℓ°.
     #[doc(hidden)]
     fn times(self, scale: Tensor<D>) -> Self;
 }
@@ -26,10 +26,10 @@ pub trait LogProbs<const D: usize>: sealed::Sealed + Clone {
 ///
 /// It is sealed, as [`LogProbs`] is.
 pub trait Completions: LogProbs<1> {
-    /// The same of lists.
+    /// Log-probabilities of the lists.
     type Lists: LogProbs<2>;
 
-    /// `candidates` consecutive rows per prompt become one row.
+    /// Makes one row of `candidates` consecutive rows of a prompt.
     ///
     /// # Errors
     ///

@@ -9,7 +9,8 @@ use crate::error::InvalidInput;
 use crate::kernel;
 use crate::math::{logsumexp, upcast};
 
-/// K = Σ_t KL(π° ‖ π) over the counted positions of each sequence, `[batch]`, nats: TDPO's column.
+/// Sum over the counted positions of each sequence of KL(π° ‖ π), K = Σ_t KL, `[batch]`, nats:
+/// TDPO's column.
 ///
 /// Gradients flow into the policy's logits, none into the reference's.
 ///
@@ -39,8 +40,8 @@ pub fn sequence_kl(
     Ok(kl.sequence().sum())
 }
 
-/// [`sequence_kl`] from hidden states and heads: no logits on the tape, and only the rows that
-/// predict a counted token reach the heads.
+/// [`sequence_kl`] from hidden states and heads: no logits on the tape, and only the positions
+/// that predict a counted token reach the heads.
 ///
 /// Policy and reference may have hidden states of different width; they share the vocabulary. Only
 /// the logits of one block of rows exist at a time, and the backward computes them again. That is
@@ -64,10 +65,10 @@ pub fn sequence_kl_from_hidden(
     let ((ours, our_head), (theirs, their_head)) = (policy, reference);
     our_head.check(&ours)?;
     their_head.check(&theirs)?;
-    let ([vocab, _], [found, _]) = (our_head.dims(), their_head.dims());
-    if vocab != found {
+    let ([vocab, _], [their_vocab, _]) = (our_head.dims(), their_head.dims());
+    if vocab != their_vocab {
         let expected = format!("the policy's vocabulary of {vocab}");
-        return Err(InvalidInput::new("reference", expected, found));
+        return Err(InvalidInput::new("reference", expected, their_vocab));
     }
     let [batch, time, width] = ours.dims();
     let [their_batch, their_time, their_width] = theirs.dims();
@@ -92,7 +93,7 @@ pub fn sequence_kl_from_hidden(
     Ok(kl.sequence().sum())
 }
 
-/// Logits of which only those rows are read that predict a counted token.
+/// Logits of which only the positions are read that predict a counted token.
 struct CountedLogits {
     logits: Tensor<3>,
     mask: Tensor<2, Bool>,

@@ -10,14 +10,14 @@
 //! Most programs never name these types: [`TokenBatch::log_probs`](crate::tokens::TokenBatch::log_probs)
 //! makes them from the forward of a model. Use them directly for tensors of your own
 //! ([`TokenLogProbs::from_output`]), for numbers of your own ([`SequenceLogProbs::new`]), and for
-//! what else the logits say ([`TokenStatistics`]).
+//! entropies and other statistics of the logits ([`TokenStatistics`]).
 //!
 //! # Memory
 //!
 //! The logits of 4 × 512 tokens over 128k words are 1 GB in f32, and their gradient another. Let the
-//! forward return hidden states and the head ([`ModelOutput`], [`LmHead`]) instead: rows that predict
-//! no completion token are dropped, and all logits never exist at once. Everything after it stays
-//! as it is.
+//! forward return hidden states and the head ([`ModelOutput`], [`LmHead`]) instead: positions that
+//! predict no completion token are dropped, and on Flex and GPUs all logits never exist at once.
+//! Everything after it stays as it is.
 
 mod completions;
 mod head;

@@ -21,7 +21,7 @@ impl<const D: usize> RelativeLogProbs<D> {
         Ok(Self::of(policy, reference))
     }
 
-    /// Of sides that fit.
+    /// Takes sides that fit.
     pub(super) fn of(policy: SequenceLogProbs<D>, reference: SequenceLogProbs<D>) -> Self {
         Self {
             policy,
@@ -29,23 +29,23 @@ impl<const D: usize> RelativeLogProbs<D> {
         }
     }
 
-    /// Against a reference that gives every completion log-probability 0.
+    /// Compares with a reference that gives every completion log-probability 0.
     pub(crate) fn against_uniform(policy: SequenceLogProbs<D>) -> Self {
         let reference = policy.clone().uniform();
         Self { policy, reference }
     }
 
-    /// ρ = ℓ − ℓ°, nats.
+    /// Log-ratio of each completion, ρ = ℓ − ℓ°, nats.
     pub fn log_ratio(&self) -> Tensor<D> {
         self.policy.sum() - self.reference.sum().cast(self.policy.sum().dtype())
     }
 
-    /// The policy's side.
+    /// Log-probabilities of the policy.
     pub fn policy(&self) -> &SequenceLogProbs<D> {
         &self.policy
     }
 
-    /// The reference's side; no gradient reaches it.
+    /// Log-probabilities of the reference; no gradient reaches them.
     pub fn reference(&self) -> &SequenceLogProbs<D> {
         &self.reference
     }
@@ -67,7 +67,7 @@ impl RelativeLogProbs {
         self.clone().map(|side| side.narrow(start, length))
     }
 
-    /// As [`SequenceLogProbs::split_candidates`].
+    /// Makes lists of both sides, as [`SequenceLogProbs::split_candidates`] does.
     ///
     /// # Errors
     ///

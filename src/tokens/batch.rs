@@ -5,9 +5,9 @@ use super::sequence::Sequence;
 use crate::error::InvalidInput;
 use crate::log_probs::{ModelOutput, SequenceLogProbs, TokenLogProbs};
 
-/// How sequences of different lengths become rows of the same length.
+/// Padding, which makes rows of the same length of sequences of different lengths.
 ///
-/// They are padded at their end: a causal model then sees no padding before a token that counts.
+/// Sequences are padded at their end: a causal model then sees no padding before a token that counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Padding {
     id: u32,
@@ -40,30 +40,30 @@ impl Padding {
         self.id
     }
 
-    /// At most `tokens`, a multiple.
+    /// Largest multiple of at most `tokens`.
     pub(super) fn round_down(self, tokens: usize) -> usize {
         tokens - tokens % self.multiple_of
     }
 
-    /// Rows and their length once these sequences are padded.
+    /// Number of rows and their length, once these sequences are padded.
     pub fn dims(&self, sequences: &[Sequence]) -> [usize; 2] {
         let longest = sequences.iter().map(|s| s.ids().len()).max().unwrap_or(0);
         [sequences.len(), self.width(longest)]
     }
 
-    /// How wide a batch is whose longest row has so many tokens: two at least, since fewer predict
+    /// Width of a batch whose longest row has so many tokens: two at least, since fewer predict
     /// nothing.
     pub(super) fn width(self, longest: usize) -> usize {
         longest.max(2).next_multiple_of(self.multiple_of)
     }
 }
 
-/// An id in the narrowest default integers of Burn's backends.
+/// The id in the narrowest default integers of Burn's backends.
 pub(super) fn signed(id: u32) -> Result<i32, InvalidInput> {
     i32::try_from(id).map_err(|_| InvalidInput::new("tokens", "ids below 2^31", id))
 }
 
-/// Sequences as tensors, `[sequences, time]` each: what a model is called with.
+/// Sequences as tensors, `[sequences, time]` each: the input of a model.
 ///
 /// For pairs, give all chosen sequences, then all rejected ones:
 /// [`Pair::from_concatenated`](crate::Pair::from_concatenated) takes the log-probabilities apart.
@@ -83,7 +83,7 @@ pub(super) fn signed(id: u32) -> Result<i32, InvalidInput> {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TokenBatch {
-    /// Token ids.
+    /// Token ids, `[sequences, time]`.
     pub ids: Tensor<2, Int>,
     /// True for the tokens of completions that count.
     pub completion_mask: Tensor<2, Bool>,

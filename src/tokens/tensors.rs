@@ -29,7 +29,7 @@ use crate::log_probs::{ModelOutput, SequenceLogProbs, TokenLogProbs};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TokenTensors {
-    /// Token ids.
+    /// Token ids, `[rows, time]`.
     pub ids: Tensor<2, Int>,
     /// True for the tokens that count.
     pub completion_mask: Tensor<2, Bool>,

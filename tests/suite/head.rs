@@ -66,12 +66,13 @@ proptest! {
             let how = How { dtype, ..TRAINABLE };
             let from_hidden = problem.run(how);
             let from_logits = problem.run(How { from_logits: true, ..how });
-            let pairs = from_hidden.log_probs.iter().zip(&from_logits.log_probs)
-                .chain(from_hidden.hidden.iter().zip(&from_logits.hidden))
-                .chain(from_hidden.weight.iter().zip(&from_logits.weight))
-                .chain(from_hidden.bias.iter().zip(&from_logits.bias));
-            for (&a, &b) in pairs {
-                prop_assert!(error(a, b) < tolerance(dtype));
+            let [ours, theirs] = [from_hidden, from_logits]
+                .map(|result| [result.log_probs, result.hidden, result.weight, result.bias]);
+            for (ours, theirs) in ours.iter().zip(&theirs) {
+                prop_assert_eq!(ours.len(), theirs.len());
+                for (&a, &b) in ours.iter().zip(theirs) {
+                    prop_assert!(error(a, b) < tolerance(dtype));
+                }
             }
         }
     }
@@ -474,6 +475,8 @@ fn what_is_not_finite_stays_where_it_is() {
             },
         ] {
             let ours = problem.run(how);
+            assert_eq!(ours.log_probs.len(), clean.log_probs.len());
+            assert_eq!(ours.hidden.len(), clean.hidden.len());
             for (row, (a, b)) in ours.log_probs.iter().zip(&clean.log_probs).enumerate() {
                 assert!(
                     if row == 1 {

@@ -121,7 +121,9 @@ proptest! {
     fn padding_changes_nothing(batch in any_batch(), before in 0_usize..3, after in 0_usize..4) {
         let padded = batch.padded(before, after);
         // Another width may sum in another order.
-        for (a, b) in padded.sums().into_iter().zip(batch.sums()) {
+        let (ours, theirs) = (padded.sums(), batch.sums());
+        prop_assert_eq!(ours.len(), theirs.len());
+        for (a, b) in ours.into_iter().zip(theirs) {
             prop_assert!(error(a, b) < 1e-14);
         }
 

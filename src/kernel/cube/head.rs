@@ -90,7 +90,7 @@ pub fn head_forward(
     outputs(&reduced, statistics, slope)
 }
 
-/// The outer loop walks over blocks of words, the inner loop over blocks of `most_rows` rows. So
+/// The outer loop goes through blocks of words, the inner loop through blocks of `most_rows` rows. So
 /// the parts of all rows for one block of words are summed in f32, and the sum is written once.
 pub fn head_backward(
     head: &Head<CubeBackend>,

@@ -1,4 +1,4 @@
-//! The order in which words are computed, and the buffers of its backward. Tiles that the forward kept
+//! The order in which words are computed, and the buffers of a backward. Tiles that the forward kept
 //! come first; tiles that are computed again follow.
 
 use std::ops::Range;

@@ -152,8 +152,8 @@ fn check(case: &Case, run: Run, back: Back) {
     let grad = Flex::float_cast(case.grad(), FloatDType::F64);
     let tiles = exact.tiles.clone();
     let wanted = [true, true, case.biased];
-    let found = generic::head_backward(head, exact.normalizer.clone(), tiles, grad, wanted);
-    let found = found.map(|of| of.unwrap_or_else(|| tensor(vec![0.0], [1])));
+    let gradients = generic::head_backward(head, exact.normalizer.clone(), tiles, grad, wanted);
+    let gradients = gradients.map(|of| of.unwrap_or_else(|| tensor(vec![0.0], [1])));
     let all = 4 * case.rows.next_multiple_of(16) * case.vocab.next_multiple_of(2048);
     let mut bits: Option<Vec<Vec<f32>>> = None;
     for bytes in [0, all / 2, usize::MAX] {
@@ -166,7 +166,7 @@ fn check(case: &Case, run: Run, back: Back) {
             *bits.get_or_insert(these.clone()) == these,
             "{bytes} bytes kept"
         );
-        gradients_agree(ours.map(Some), found.clone().map(Some), bound);
+        gradients_agree(ours.map(Some), gradients.clone().map(Some), bound);
     }
 }
 
@@ -258,9 +258,10 @@ fn threads() {
             let lanes = lanes(&head).expect("as above");
             let slope = lanes.forward_with_slope(true);
             let forward = lanes.forward(1 << 20, true);
-            let found = lanes.backward(&forward.normalizer, forward.tiles, &case.grad(), [true; 3]);
+            let gradients =
+                lanes.backward(&forward.normalizer, forward.tiles, &case.grad(), [true; 3]);
             let mut all = vec![slope.slope.expect("asked for"), forward.log_probs];
-            all.extend(found.into_iter().flatten());
+            all.extend(gradients.into_iter().flatten());
             all.iter().map(f32s).collect::<Vec<_>>()
         })
     };
