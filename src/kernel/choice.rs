@@ -3,7 +3,9 @@
 use burn::backend::DispatchDevice;
 #[cfg(feature = "flex")]
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{DType, Device};
+#[cfg(any(feature = "flex", feature = "_cube"))]
+use burn::tensor::DType;
+use burn::tensor::Device;
 #[cfg(feature = "flex")]
 use pulp::Arch;
 
