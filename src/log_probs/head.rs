@@ -1,9 +1,10 @@
 use burn::nn::{Embedding, Linear};
-use burn::tensor::Tensor;
+use burn::tensor::{Shape, Tensor};
 
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::kernel::{self, HeadTensors, Shaping};
+use crate::math::upcast;
 
 /// Logits that a trainable head keeps by default: all of them where they are few.
 const RETAINED_BYTES: usize = 8 << 20;
@@ -147,6 +148,11 @@ impl LmHead {
         self.check_operands(&hidden)?;
         let [batch, time, width] = hidden.dims();
         let [vocab, _] = self.dims();
+        if batch * time == 0 {
+            // NdArray panics on a product without rows.
+            let none = upcast(hidden.sum_dim(2));
+            return Ok(none.expand(Shape::new([batch, time, vocab])));
+        }
         let hidden = hidden.reshape([batch * time, width]);
         let logits = kernel::head_logits(self.with_hidden(hidden));
         Ok(logits.reshape([batch, time, vocab]))
