@@ -18,6 +18,7 @@ const BLOCK_BYTES: usize = 256 << 20;
 /// Maximum number of rows of a block in the backward of a trained head. With more rows, a block of
 /// [`BLOCK_BYTES`] would have too few words.
 pub const BACKWARD_ROWS: usize = 8192;
+
 /// Columns of the reduced output: log-prob, maximum and log-sum, then the by-products.
 pub fn columns(statistics: bool) -> usize {
     if statistics { 3 + STATISTICS } else { 3 }
@@ -90,8 +91,8 @@ pub fn head_forward(
     outputs(&reduced, statistics, slope)
 }
 
-/// The outer loop goes through blocks of words, the inner loop through blocks of `most_rows` rows. So
-/// the parts of all rows for one block of words are summed in f32, and the sum is written once.
+/// The outer loop goes through blocks of words, the inner loop through blocks of `most_rows` rows.
+/// So the parts of all rows for one block of words are summed in f32, and the sum is written once.
 pub fn head_backward(
     head: &Head<CubeBackend>,
     normalizer: &CubeTensor,

@@ -6,11 +6,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Cube, DispatchDevice, Flex, FlexDevice};
 use burn::tensor::{DType, Device, TensorData};
-use burn_cubecl::CubeDevice;
 use burn_cubecl::cubecl::future::block_on;
 use burn_cubecl::cubecl::logging::{LaunchObservation, LaunchObserver};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::{CubeBackend, CubeDevice};
 
 use super::head::{head_backward, head_forward};
 use crate::kernel::backend::LogProbKernel;
