@@ -7,7 +7,7 @@
 //! 3. [`training_loop`]: one step, its parts, clipping, metrics
 //! 4. [`first_batch`]: my loss is not ln 2
 //! 5. [`reference`](mod@reference): frozen, LoRA, cached, moving
-//! 6. [`recipes`]: save and resume, lists, thumbs, adapters, metrics, evaluation, in fifteen lines
+//! 6. [`recipes`]: save and resume, lists, unpaired completions, adapters, metrics, evaluation, in fifteen lines
 //!    each
 //! 7. [`questions`]: what you may see in the logs, what others asked, and our answers
 //!

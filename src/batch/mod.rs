@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`PolicyPair`] | chosen and rejected of the policy | reference-free objectives: ORPO |
 //! | [`ReferencedPair`] | the same against a reference | DPO, IPO |
-//! | [`Unpaired`] | completions with a thumb up or down | KTO (with a [`WithBaseline`] column) |
+//! | [`Unpaired`] | unpaired completions, desirable or undesirable | KTO (with a [`WithBaseline`] column) |
 //! | [`Scored`] | completions with a scalar score | QRPO; DRO and A*-PO (with a [`WithValue`] column) |
 //! | [`Ranked`] | K scored completions per prompt, with a reference or without | Plackett–Luce, RRHF |
 //! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | what a reward model says of them | reward models: Bradley–Terry |

@@ -17,7 +17,7 @@ impl<L> Unpaired<L> {
         &self.log_probs
     }
 
-    /// `[batch]`, true for a thumb up.
+    /// The labels, `[batch]`: true for a desirable completion.
     pub fn desirable(&self) -> Tensor<1, Bool> {
         self.desirable.clone()
     }

@@ -9,14 +9,14 @@ use crate::tokens::Sequence;
 /// A prompt, its completions and what is known of them: `T` is [`Text`] or `Vec<u32>`, token ids.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example<T, L> {
-    /// What is completed.
+    /// The prompt that is completed.
     pub prompt: T,
     /// Two for [`Preference`], one for [`Desirable`], as many as scores for [`Scores`], none for
     /// [`PromptOnly`].
     completions: Vec<T>,
-    /// Of token ids, which of each completion count; `None` where all do. Empty: all do.
+    /// Marks of the token ids of each completion that count; `None` where all do. Empty: all do.
     counted: Vec<Option<Vec<bool>>>,
-    /// What was preferred.
+    /// The judgement of the completions.
     pub label: L,
     /// The columns of the row that its format has no use for: `tools`, a group to split by, a
     /// margin.
@@ -26,7 +26,7 @@ pub struct Example<T, L> {
 }
 
 impl<T> Example<T, Preference> {
-    /// A chosen and a rejected completion.
+    /// A pair: a chosen and a rejected completion.
     pub fn pair(prompt: T, chosen: T, rejected: T) -> Self {
         Self::of(prompt, vec![chosen, rejected], Preference)
     }
@@ -36,26 +36,26 @@ impl<T> Example<T, Preference> {
         &self.completions[0]
     }
 
-    /// The other one.
+    /// The completion that was not preferred.
     pub fn rejected(&self) -> &T {
         &self.completions[1]
     }
 }
 
 impl<T> Example<T, Desirable> {
-    /// A completion with a thumb up or down.
+    /// An unpaired completion, desirable or undesirable.
     pub fn unpaired(prompt: T, completion: T, desirable: bool) -> Self {
         Self::of(prompt, vec![completion], Desirable(desirable))
     }
 
-    /// The completion.
+    /// The completion of the prompt.
     pub fn completion(&self) -> &T {
         &self.completions[0]
     }
 }
 
 impl<T> Example<T, Scores> {
-    /// Completions with a score each, higher is better.
+    /// A ranked list: completions with a score each, higher is better.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl<T> Example<T, PromptOnly> {
 }
 
 impl<T, L> Example<T, L> {
-    /// As many completions as the label says.
+    /// An example with as many completions as its label says.
     pub(super) fn of(prompt: T, completions: Vec<T>, label: L) -> Self {
         Self {
             prompt,
@@ -101,7 +101,7 @@ impl<T, L> Example<T, L> {
         &self.completions
     }
 
-    /// The same example of a row with these columns, such as `tools`.
+    /// The same example with these columns, such as `tools`.
     pub fn with_columns(self, columns: Object) -> Self {
         Self {
             columns: Arc::new(columns),
@@ -121,7 +121,7 @@ impl<T, L> Example<T, L> {
         }
     }
 
-    /// Some of the completions, under another label.
+    /// An example of some of the completions, with another label.
     pub(super) fn some<M>(&self, places: &[usize], label: M) -> Example<T, M>
     where
         T: Clone,
@@ -142,8 +142,8 @@ impl<T, L> Example<T, L> {
 }
 
 impl<L> Example<Text, L> {
-    /// The same row for a chat model: strings become what a user says and an assistant answers, to
-    /// the letter. (A space that parts both in one text stays, at the answer's beginning.)
+    /// The same example for a chat model: strings become what a user says and an assistant answers,
+    /// to the letter. (A space that parts both in one text stays, at the answer's beginning.)
     pub fn into_conversation(self) -> Self {
         let message = |role: &str, text| match text {
             Text::Plain(text) => Text::Conversation(vec![Message::new(role, text)]),
@@ -159,7 +159,7 @@ impl<L> Example<Text, L> {
 }
 
 impl<L> Example<Vec<u32>, L> {
-    /// The same row as ids, as many completions as before.
+    /// The same example as ids, with as many completions as before.
     pub(super) fn of_sequences<T>(texts: Example<T, L>, sequences: &[Sequence]) -> Self {
         debug_assert_eq!(sequences.len(), texts.completions.len());
         let of = |s: &Sequence| s.completion().to_vec();

@@ -9,7 +9,7 @@ use serde_json::{Number, Value};
 ///
 /// A chat template prints the arguments of tools, and a model is trained on their order;
 /// `serde_json`'s own `Value` sorts them. Its feature `preserve_order` would change every map of
-/// your program, so the rows of this crate have a type of their own. `Display` and `Serialize`
+/// your program, so rows have a type of their own. `Display` and `Serialize`
 /// write JSON.
 ///
 /// ```
@@ -26,18 +26,18 @@ use serde_json::{Number, Value};
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Json {
-    /// `null`
+    /// The value `null`.
     #[default]
     Null,
-    /// `true` or `false`
+    /// The value `true` or `false`.
     Bool(bool),
     /// A number, as `serde_json` reads it: integers beyond 64 bits are rounded to `f64`.
     Number(Number),
-    /// A string.
+    /// A string of characters.
     String(String),
-    /// A list.
+    /// A list of values.
     Array(Vec<Json>),
-    /// Fields in their order.
+    /// An object: fields in their order.
     Object(Object),
 }
 
@@ -87,12 +87,12 @@ impl Json {
         }
     }
 
-    /// Whether it is `null`.
+    /// Whether the value is `null`.
     pub fn is_null(&self) -> bool {
         *self == Self::Null
     }
 
-    /// What kind of value it is, for errors.
+    /// The kind of the value, for errors.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -335,6 +335,8 @@ impl PartialEq for Object {
     }
 }
 
+/// The value of a field.
+///
 /// # Panics
 ///
 /// Panics if there is no such field.
@@ -347,6 +349,8 @@ impl Index<&str> for Object {
     }
 }
 
+/// The value of a field of an object.
+///
 /// # Panics
 ///
 /// Panics if it is no object with such a field.

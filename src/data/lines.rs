@@ -45,8 +45,9 @@ impl<F> JsonLines<F> {
         }
     }
 
-    /// Sets the longest line, in bytes before its line feed, once it is unpacked. A longer one is an
-    /// error before it is read: a compressed file of 0.5 MB can hold a line of 500.
+    /// Sets the length of the longest line, in bytes before its line feed, once it is unpacked. A
+    /// longer one is an error before it is read: a compressed file of 0.5 MB can hold a line of
+    /// 500.
     ///
     /// # Errors
     ///
@@ -154,8 +155,8 @@ impl<F: Format> JsonLines<F> {
         })
     }
 
-    /// The examples in order; one of them is in memory at a time. A row that is an error is followed
-    /// by the others.
+    /// The examples in order; one of them is in memory at a time. A row that is an error is
+    /// followed by the others.
     ///
     /// # Errors
     ///
@@ -191,8 +192,8 @@ impl<F: Format> JsonLines<F> {
 
 /// A file of JSON lines with random access, larger than memory if need be.
 ///
-/// Opening it reads it once for an index of its lines (24 bytes each); a row is read and parsed when
-/// its example is asked for. The file must not change while it is open.
+/// Opening it reads it once for an index of its lines (24 bytes each); a row is read and parsed
+/// when its example is asked for. The file must not change while it is open.
 #[derive(Debug)]
 pub struct IndexedLines<F> {
     source: JsonLines<F>,

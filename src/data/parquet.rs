@@ -17,8 +17,8 @@ use super::message::Text;
 /// and `datasets` write unless they are told otherwise).
 ///
 /// Rows are what [`JsonLines`](super::JsonLines) would read: structs are objects, dates and
-/// decimals strings. The line of an example is its row, from 1. A file is one row group in memory at
-/// a time.
+/// decimals strings. The line of an example is its row, from 1. A file is one row group in memory
+/// at a time.
 ///
 /// Structs of Parquet have all their fields in every row: a field that a message lacks is null, and
 /// the arguments of one tool have the fields of all other tools. Data sets therefore keep arguments
@@ -46,7 +46,8 @@ impl<F> ParquetFile<F> {
     /// # Errors
     ///
     /// The file cannot be opened or is no Parquet file; later, a value has no JSON, and the row is
-    /// followed by the others; or a page is damaged or compressed by another method, and is the end.
+    /// followed by the others; or a page is damaged or compressed by another method, and is the
+    /// end.
     ///
     /// # Panics
     ///

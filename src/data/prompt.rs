@@ -1,4 +1,4 @@
-//! Where the prompt of a row is: given, given and repeated, or what all completions begin with.
+//! The prompt of a row: given, given and repeated, or what all completions begin with.
 
 use super::error::RowError;
 use super::message::{ASSISTANT, Message, Text, USER};
@@ -94,7 +94,7 @@ fn beside_conversations(
     Ok(conversations(prompt, completions))
 }
 
-/// How many messages both begin with.
+/// The number of messages that both begin with.
 fn common([a, b]: [&[Message]; 2]) -> usize {
     a.iter()
         .zip(b)
@@ -119,7 +119,7 @@ fn split(completions: &mut [&mut Vec<Message>], end: usize) -> Vec<Message> {
     prompt
 }
 
-/// What both begin with is the prompt. `fields` are those of the two, for errors.
+/// Makes a prompt of what both begin with. `fields` are those of the two, for errors.
 pub(super) fn implicit(fields: [&str; 2], chosen: Text, rejected: Text) -> Result<Parts, RowError> {
     match (chosen, rejected) {
         (Text::Plain(chosen), Text::Plain(rejected)) => {

@@ -243,8 +243,8 @@ macro_rules! collate {
             impl Collate<$label> for Collator {
                 fn rows(&self, items: Vec<Example<Vec<u32>, $label>>) {
                     let batch: $batch = self.batch(items, &Device::flex());
-                    let [rows, _] = batch.rows.ids.dims();
-                    assert_eq!(rows, batch.rows.len());
+                    let [rows, _] = batch.tokens.ids.dims();
+                    assert_eq!(rows, batch.tokens.len());
                 }
             }
         )*

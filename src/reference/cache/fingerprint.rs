@@ -3,7 +3,7 @@ use std::fmt;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 
-/// What identifies a reference: a hash of every parameter's path, shape, number type and bits.
+/// The identity of a reference: a hash of every parameter's path, shape, number type and bits.
 ///
 /// The same weights give the same fingerprint in every process, on every device, under whatever
 /// parameter ids. It does not see the code: settings that change what the same weights compute
@@ -33,7 +33,7 @@ impl Fingerprint {
     }
 }
 
-/// In hexadecimal.
+/// The hash in hexadecimal.
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
