@@ -38,7 +38,7 @@ impl InvalidHyperparameter {
     }
 }
 
-/// Without three hundred zeros.
+/// The value in a form without three hundred zeros.
 fn readable(value: f64) -> String {
     if value.is_nan() {
         return "NaN".to_owned();
@@ -77,12 +77,12 @@ impl InvalidInput {
         self.name
     }
 
-    /// What would have been accepted.
+    /// Words for what the argument should have been.
     pub fn expected(&self) -> &str {
         &self.expected
     }
 
-    /// What was given.
+    /// Words for what the argument was.
     pub fn found(&self) -> &str {
         &self.found
     }

@@ -62,6 +62,7 @@ mod unpaired;
 use burn::tensor::{Device, Tensor};
 
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
+use crate::needs::{Examples, Needs, Values};
 
 pub(crate) use column::for_each_column;
 pub use column::{
@@ -87,6 +88,14 @@ pub trait Batch {
 
     /// Where the examples are.
     fn device(&self) -> Device;
+
+    /// What an objective over this batch needs. A batch outside this crate may leave it as it is.
+    fn needs() -> Needs
+    where
+        Self: Sized,
+    {
+        Needs::new(Examples::Custom, Values::Custom)
+    }
 
     /// Whether there is no example.
     fn is_empty(&self) -> bool {
@@ -128,6 +137,10 @@ macro_rules! completions_alone {
 
             fn device(&self) -> Device {
                 self.policy().sum().device()
+            }
+
+            fn needs() -> Needs {
+                Needs::new(Examples::Completions, <$log_probs as LogProbs<1>>::VALUES)
             }
         }
     };

@@ -3,6 +3,7 @@ use burn::tensor::{Bool, Device, Tensor};
 use super::Batch;
 use crate::error::InvalidInput;
 use crate::log_probs::LogProbs;
+use crate::needs::{Examples, Needs};
 
 /// Completions that are each labelled desirable or not; they need not share prompts.
 #[derive(Debug, Clone)]
@@ -55,5 +56,9 @@ impl<L: LogProbs<1>> Batch for Unpaired<L> {
 
     fn device(&self) -> Device {
         self.desirable.device()
+    }
+
+    fn needs() -> Needs {
+        Needs::new(Examples::Unpaired, L::VALUES)
     }
 }

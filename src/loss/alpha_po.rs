@@ -16,7 +16,9 @@ objective! {
     ///
     /// α = 0 is SimPO. The exponent is clamped to 80.
     example policy "" = 0.371085, "2·4·(4^¼ − 2^¼) − 1 = 0.80005, and −ln σ of it";
-    pub struct AlphaPoLoss from AlphaPoLossConfig {
+    pub struct AlphaPoLoss from AlphaPoLossConfig
+        takes [PolicyPair]
+    {
         /// β > 0: reward per unit of r.
         beta / with_beta: f64 = 2.0, positive;
         /// γ: the margin to reach.

@@ -18,7 +18,9 @@ objective! {
     /// γ is absolute, as in the paper, TRL and Liger. The authors' configs give γ/β: see
     /// [`from_margin_ratio`](SimpoLossConfig::from_margin_ratio).
     example policy "" = 0.518538, "2·ln 2 − 1 = 0.38629, and −ln σ of it";
-    pub struct SimpoLoss from SimpoLossConfig {
+    pub struct SimpoLoss from SimpoLossConfig
+        takes [PolicyPair]
+    {
         /// β > 0: reward per nat and token.
         beta / with_beta: f64 = 2.0, positive;
         /// γ: the margin to reach.
