@@ -23,7 +23,7 @@ fn main() -> Result<(), Error> {
     // Once, before training: a second run computes nothing.
     let reference = Frozen::new(&policy);
     let root = tempfile::tempdir().expect("a temporary directory"); // yours stays
-    let mut cache = ReferenceCache::open(&root, Fingerprint::of(reference.model()))?;
+    let mut cache = ReferenceCache::open(&root, Fingerprint::of(reference.model())?)?;
     cache.fill::<CacheError>(
         &tokens.sequences,
         16,

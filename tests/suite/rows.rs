@@ -208,7 +208,7 @@ fn a_reference_that_is_frozen_or_cached() {
         .unwrap();
     let slopes = gradient(&policy, expected.policy());
     let dir = tempfile::tempdir().unwrap();
-    let fingerprint = Fingerprint::of(frozen.model());
+    let fingerprint = Fingerprint::of(frozen.model()).unwrap();
     let mut cache = ReferenceCache::open(dir.path(), fingerprint).unwrap();
     // Of the same batch, so that products have the same shape.
     let theirs = padded().reference(&frozen, Model::hidden).unwrap();
@@ -260,7 +260,7 @@ fn errors_pass_through() {
     assert_eq!(error.name(), "hidden");
 
     let dir = tempfile::tempdir().unwrap();
-    let cache = ReferenceCache::open(dir.path(), Fingerprint::of(frozen.model())).unwrap();
+    let cache = ReferenceCache::open(dir.path(), Fingerprint::of(frozen.model()).unwrap()).unwrap();
     let error = batch.reference(&cache, Model::hidden).unwrap_err();
     assert!(matches!(error, CacheError::Missing { index: 0 }), "{error}");
     let error = packed.reference(&cache, Model::packed_hidden).unwrap_err();

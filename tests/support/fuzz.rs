@@ -96,7 +96,7 @@ fn files(bytes: &[u8]) {
             let model = LinearConfig::new(1, 1)
                 .with_bias(false)
                 .init(&Device::flex());
-            let fingerprint = Fingerprint::of(&model);
+            let fingerprint = Fingerprint::of(&model).expect("the device works");
             let cache = ReferenceCache::open(dir.path(), fingerprint).expect("new");
             let path = cache.directory().join("x.bpk");
             fs::write(&path, content).expect("a file");
