@@ -359,7 +359,7 @@ macro_rules! objective {
         }
 
         impl $config {
-            /// The defaults.
+            /// Config with the defaults of all fields.
             pub fn new() -> Self {
                 Self::default()
             }
@@ -375,7 +375,7 @@ macro_rules! objective {
         }
 
         impl $config {
-            #[doc = concat!("The defaults, and `", stringify!($required), "`.")]
+            #[doc = concat!("Config with the defaults, and `", stringify!($required), "`.")]
             pub fn new($required: f64) -> Self {
                 Self { $required, $($field: $default,)* }
             }

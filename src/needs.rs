@@ -1,8 +1,8 @@
-//! What an objective needs of its batch, as data that a program can ask before it reads a file.
+//! Needs of an objective, as data: a program asks for them before it reads a file.
 
 use std::fmt;
 
-/// What an objective needs: examples, values of a model, columns, and whether a batch may be cut.
+/// Needs of an objective: examples, values of a model, columns, and whether a batch may be cut.
 ///
 /// [`Objective::needs`](crate::Objective::needs) tells it of an objective over one type of batch,
 /// [`ObjectiveConfig::takes`](crate::config::ObjectiveConfig::takes) of every batch that an
@@ -136,27 +136,27 @@ pub enum Values {
 words! {
     /// Columns of this crate: [`WithMargin`](crate::batch::WithMargin) and so on.
     pub enum ColumnKind {
-        /// [`WithMargin`](crate::batch::WithMargin).
+        /// Reward margins, in a [`WithMargin`](crate::batch::WithMargin) column.
         Margin = "margins",
-        /// [`WithPreference`](crate::batch::WithPreference).
+        /// Win probabilities of the chosen completions, in a [`WithPreference`](crate::batch::WithPreference) column.
         Preference = "win probabilities",
-        /// [`WithScores`](crate::batch::WithScores).
+        /// Scores of both completions, in a [`WithScores`](crate::batch::WithScores) column.
         Scores = "scores",
-        /// [`WithTies`](crate::batch::WithTies).
+        /// Ties among the pairs, in a [`WithTies`](crate::batch::WithTies) column.
         Ties = "ties",
-        /// [`WithWeights`](crate::batch::WithWeights).
+        /// Weights of the examples, in a [`WithWeights`](crate::batch::WithWeights) column.
         Weights = "weights",
-        /// [`WithNll`](crate::batch::WithNll).
+        /// Sequences to imitate, in a [`WithNll`](crate::batch::WithNll) column.
         Nll = "sequences to imitate",
-        /// [`WithSequenceKl`](crate::batch::WithSequenceKl).
+        /// KL divergences of both completions, in a [`WithSequenceKl`](crate::batch::WithSequenceKl) column.
         SequenceKl = "KL per sequence",
-        /// [`WithValue`](crate::batch::WithValue).
+        /// Values of the prompts, in a [`WithValue`](crate::batch::WithValue) column.
         Value = "V",
-        /// [`WithBaseline`](crate::batch::WithBaseline).
+        /// KTO's reference point z₀, in a [`WithBaseline`](crate::batch::WithBaseline) column.
         Baseline = "z₀",
-        /// [`WithShift`](crate::batch::WithShift).
+        /// BCO's reward shift δ, in a [`WithShift`](crate::batch::WithShift) column.
         Shift = "δ",
-        /// [`WithMeanMargin`](crate::batch::WithMeanMargin).
+        /// β-DPO's mean margin M₀, in a [`WithMeanMargin`](crate::batch::WithMeanMargin) column.
         MeanMargin = "M₀",
     }
 }

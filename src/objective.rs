@@ -58,7 +58,7 @@ pub trait Objective<B: Batch>: Debug + Send + Sync {
         false
     }
 
-    /// What the objective needs of a batch of this type.
+    /// Needs of the objective over this type of batch.
     fn needs(&self) -> Needs {
         B::needs().with_whole_batch(self.whole_batch())
     }

@@ -165,7 +165,7 @@ column! {
     ///
     /// It is data, not a field of the loss, so that the caller can estimate it on completions of
     /// its own choice and average it over devices first: see
-    /// [`KlEstimate`](crate::loss::KlEstimate).
+    /// [`KlEstimate`](crate::KlEstimate).
     WithBaseline is Baseline, baseline: Tensor<1>, |room, baseline| room.scalar("baseline", baseline)
 }
 

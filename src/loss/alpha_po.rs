@@ -25,7 +25,7 @@ objective! {
         target_margin / with_target_margin: f64 = 1.0, finite;
         /// α: the shape; negative values are allowed.
         alpha / with_alpha: f64 = 0.25, finite;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }

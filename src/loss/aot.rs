@@ -27,7 +27,7 @@ objective! {
         /// Whether the differences of the pairs are sorted (TRL's `aot`), or the two sides apart
         /// (`aot_unpaired`, `aot_pair` until 0.24).
         paired / with_paired: bool = true;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }

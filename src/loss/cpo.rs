@@ -32,7 +32,7 @@ objective! {
         sft_weight / with_sft_weight: f64 = 1.0, non_negative;
         /// The mean that the NLL takes.
         nll_normalization / with_nll_normalization: NllNormalization = NllNormalization::Sequence;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }

@@ -31,7 +31,7 @@ objective! {
     {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
         /// g: what the objective compares.
         divergence / with_divergence: Divergence = Divergence::ReverseKl, choice;

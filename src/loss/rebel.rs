@@ -24,7 +24,7 @@ objective! {
     {
         /// η > 0: nats per unit of score.
         score_scale / with_score_scale: f64 = 1.0, positive;
-        /// What the square is measured in.
+        /// Unit of the difference that is squared.
         unit / with_unit: RegressionUnit = RegressionUnit::LogRatio;
     }
 }

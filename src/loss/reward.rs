@@ -30,7 +30,7 @@ objective! {
     {
         /// λ ≥ 0: the weight of the centring.
         centering_weight / with_centering_weight: f64 = 0.0, non_negative;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }
@@ -96,7 +96,7 @@ objective! {
     pub struct BradleyTerryTiesLoss from BradleyTerryTiesLossConfig
         takes [WithTies<RewardPair>]
     {
-        /// How likely a tie is.
+        /// Model of the probability of a tie.
         tie_model / with_tie_model: TieModel = TieModel::RaoKupper(3.0), choice;
         /// λ ≥ 0: the weight of the centring.
         centering_weight / with_centering_weight: f64 = 0.0, non_negative;

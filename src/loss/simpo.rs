@@ -25,7 +25,7 @@ objective! {
         beta / with_beta: f64 = 2.0, positive;
         /// γ: the margin to reach.
         target_margin / with_target_margin: f64 = 1.0, finite;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }

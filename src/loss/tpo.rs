@@ -41,7 +41,7 @@ objective! {
         normalization / with_normalization: Normalization = Normalization::Sum;
         /// The mean that the NLL takes.
         nll_normalization / with_nll_normalization: NllNormalization = NllNormalization::Sequence;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }

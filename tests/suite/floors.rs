@@ -20,6 +20,7 @@ const FLOORS: [&[&str]; 10] = [
         "data",
         "training::accumulation",
         "training::burn_train",
+        "training::class_ratio",
         "training::first_batch",
         "training::state",
     ],
