@@ -34,8 +34,8 @@ impl Collated for Desirable {}
 
 impl Collated for WithMismatched {
     fn mismatched(items: &[Example<Vec<u32>, Self>]) -> Option<Vec<Sequence>> {
-        let of = |item: &Example<_, Self>| item.label.sequence.clone();
-        Some(items.iter().map(of).collect())
+        let sequence = |item: &Example<_, Self>| item.label.sequence.clone();
+        Some(items.iter().map(sequence).collect())
     }
 }
 

@@ -110,7 +110,7 @@ pub(super) fn tools(columns: &Object) -> Result<Option<Cow<'_, Json>>, RowError>
 /// The arguments of a row for its template.
 pub(super) fn chat_template_kwargs(columns: &Object) -> Result<&Object, RowError> {
     match columns.get("chat_template_kwargs") {
-        None | Some(Json::Null) => Ok(Object::none()),
+        None | Some(Json::Null) => Ok(Object::empty()),
         Some(Json::Object(arguments)) => Ok(arguments),
         Some(other) => Err(RowError::new(
             "chat_template_kwargs",

@@ -84,7 +84,7 @@ pub enum DataError {
         max: usize,
     },
     /// The tokenizer refused a text, or what it gave cannot be used.
-    #[error("example {index}{}: {source}", of_line(*line))]
+    #[error("example {index}{}: {source}", line_suffix(*line))]
     Tokenizer {
         /// Index of the example in the dataset of texts.
         index: usize,
@@ -138,7 +138,7 @@ fn in_its_line(error: &serde_json::Error) -> String {
 }
 
 /// The place of a row in its file, if it comes from one.
-pub(super) fn of_line(line: Option<usize>) -> String {
+pub(super) fn line_suffix(line: Option<usize>) -> String {
     line.map_or(String::new(), |line| format!(" (line {line})"))
 }
 
@@ -156,25 +156,25 @@ impl DataError {
     }
 
     /// The description of an error about a row, without the place of the row.
-    pub(super) fn of_the_row(&self) -> String {
+    pub(super) fn without_place(&self) -> String {
         match self {
             Self::Json { source, .. } => in_its_line(source),
             Self::Row { source, .. } => source.to_string(),
             Self::Tokenizer { source, .. } => source.to_string(),
             Self::LongLine { max, .. } => too_long(*max),
-            Self::Dataset(error) => inner(error).map_or(self.to_string(), Self::of_the_row),
+            Self::Dataset(error) => inner(error).map_or(self.to_string(), Self::without_place),
             _ => self.to_string(),
         }
     }
 
     /// Whether it is one row that is wrong, and others may be right.
-    pub(super) fn is_of_a_row(&self) -> bool {
+    pub(super) fn is_about_a_row(&self) -> bool {
         match self {
             Self::Json { .. }
             | Self::Row { .. }
             | Self::LongLine { .. }
             | Self::Tokenizer { .. } => true,
-            Self::Dataset(error) => inner(error).is_some_and(Self::is_of_a_row),
+            Self::Dataset(error) => inner(error).is_some_and(Self::is_about_a_row),
             _ => false,
         }
     }

@@ -28,7 +28,7 @@ pub struct Example<T, L> {
 impl<T> Example<T, Preference> {
     /// A pair: a chosen and a rejected completion.
     pub fn pair(prompt: T, chosen: T, rejected: T) -> Self {
-        Self::of(prompt, vec![chosen, rejected], Preference)
+        Self::new(prompt, vec![chosen, rejected], Preference)
     }
 
     /// The preferred completion.
@@ -45,7 +45,7 @@ impl<T> Example<T, Preference> {
 impl<T> Example<T, Desirable> {
     /// An unpaired completion, desirable or undesirable.
     pub fn unpaired(prompt: T, completion: T, desirable: bool) -> Self {
-        Self::of(prompt, vec![completion], Desirable(desirable))
+        Self::new(prompt, vec![completion], Desirable(desirable))
     }
 
     /// The completion of the prompt.
@@ -72,20 +72,20 @@ impl<T> Example<T, Scores> {
         if let Some(score) = scores.iter().find(|score| !fits_f32(**score)) {
             return Err(InvalidInput::new("scores", "numbers that f32 holds", score));
         }
-        Ok(Self::of(prompt, completions, Scores(scores)))
+        Ok(Self::new(prompt, completions, Scores(scores)))
     }
 }
 
 impl<T> Example<T, PromptOnly> {
     /// A prompt that has no completion yet.
     pub fn prompt_only(prompt: T) -> Self {
-        Self::of(prompt, Vec::new(), PromptOnly)
+        Self::new(prompt, Vec::new(), PromptOnly)
     }
 }
 
 impl<T, L> Example<T, L> {
     /// An example with as many completions as its label says.
-    pub(super) fn of(prompt: T, completions: Vec<T>, label: L) -> Self {
+    pub(super) fn new(prompt: T, completions: Vec<T>, label: L) -> Self {
         Self {
             prompt,
             completions,
@@ -160,15 +160,15 @@ impl<L> Example<Text, L> {
 
 impl<L> Example<Vec<u32>, L> {
     /// The same example as ids, with as many completions as before.
-    pub(super) fn of_sequences<T>(texts: Example<T, L>, sequences: &[Sequence]) -> Self {
+    pub(super) fn from_sequences<T>(texts: Example<T, L>, sequences: &[Sequence]) -> Self {
         debug_assert_eq!(sequences.len(), texts.completions.len());
-        let of = |s: &Sequence| s.completion().to_vec();
+        let ids = |s: &Sequence| s.completion().to_vec();
         Self {
             // Labels of completions have one at least.
             prompt: sequences
                 .first()
                 .map_or(Vec::new(), |s| s.prompt().to_vec()),
-            completions: sequences.iter().map(of).collect(),
+            completions: sequences.iter().map(ids).collect(),
             counted: sequences
                 .iter()
                 .map(|s| s.counted().map(<[bool]>::to_vec))
@@ -204,7 +204,7 @@ impl<L> Example<Vec<u32>, L> {
         reason = "marks are checked where they are set"
     )]
     pub fn sequences(&self) -> Vec<Sequence> {
-        let of = |(place, completion): (usize, &Vec<u32>)| {
+        let sequence = |(place, completion): (usize, &Vec<u32>)| {
             let sequence = Sequence::new(&self.prompt, completion);
             match self.counted.get(place) {
                 Some(Some(counted)) => sequence
@@ -213,6 +213,6 @@ impl<L> Example<Vec<u32>, L> {
                 _ => sequence,
             }
         };
-        self.completions.iter().enumerate().map(of).collect()
+        self.completions.iter().enumerate().map(sequence).collect()
     }
 }

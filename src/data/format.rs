@@ -81,7 +81,7 @@ impl Format for PairFormat {
                 explicit(&self.prompt, prompt, vec![chosen, rejected])?
             }
         };
-        with_columns(Example::of(prompt, completions, Preference), row)
+        with_columns(Example::new(prompt, completions, Preference), row)
     }
 }
 
@@ -127,7 +127,7 @@ impl Format for UnpairedFormat {
             },
         };
         let (prompt, completions) = explicit(&self.prompt, prompt, vec![completion])?;
-        with_columns(Example::of(prompt, completions, Desirable(label)), row)
+        with_columns(Example::new(prompt, completions, Desirable(label)), row)
     }
 }
 
@@ -192,7 +192,7 @@ impl Format for RankedFormat {
         };
         // One response at least and a score for each: checked above, where errors name the field.
         let (prompt, responses) = explicit(&self.prompt, prompt, responses)?;
-        with_columns(Example::of(prompt, responses, Scores(scores)), row)
+        with_columns(Example::new(prompt, responses, Scores(scores)), row)
     }
 }
 

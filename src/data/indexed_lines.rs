@@ -54,16 +54,6 @@ impl<F: Format> JsonLines<F> {
 }
 
 impl<F: Format> IndexedLines<F> {
-    /// The number of rows.
-    pub fn len(&self) -> usize {
-        self.lines.len()
-    }
-
-    /// Whether there is no row.
-    pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
-    }
-
     /// The example of the row at `index`.
     ///
     /// # Errors

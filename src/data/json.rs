@@ -223,7 +223,7 @@ impl<'de> Visitor<'de> for AnyValue {
             let number = serde_json::from_str(digits).map_err(A::Error::custom)?;
             return Ok(Json::Number(number));
         }
-        Object::of(fields).map(Json::Object)
+        Object::from_fields(fields).map(Json::Object)
     }
 }
 
@@ -235,7 +235,7 @@ pub struct Object(Vec<(String, Json)>);
 
 impl Object {
     /// Fails where a field stands twice.
-    fn of<E: serde::de::Error>(fields: Vec<(String, Json)>) -> Result<Self, E> {
+    fn from_fields<E: serde::de::Error>(fields: Vec<(String, Json)>) -> Result<Self, E> {
         let object = Self(fields);
         let twice = object.sorted().windows(2).find_map(|two| {
             let [first, second] = two else { return None };
@@ -248,7 +248,7 @@ impl Object {
     }
 
     /// An object without fields that lives for ever.
-    pub(super) fn none() -> &'static Self {
+    pub(super) fn empty() -> &'static Self {
         static NONE: Object = Object(Vec::new());
         &NONE
     }
@@ -321,7 +321,7 @@ impl Object {
                     let value = access.next_value().map_err(named)?;
                     fields.push((name, value));
                 }
-                Object::of(fields)
+                Object::from_fields(fields)
             }
         }
 

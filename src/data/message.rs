@@ -60,12 +60,12 @@ impl Message {
     }
 
     /// Whether both are one message, as a string or as parts, with blanks around it or without.
-    pub(super) fn says_the_same(&self, other: &Self) -> bool {
-        self.other == other.other && self.reads_the_same(other)
+    pub(super) fn is_same_message(&self, other: &Self) -> bool {
+        self.other == other.other && self.has_same_content(other)
     }
 
     /// The same of role and content alone.
-    pub(super) fn reads_the_same(&self, other: &Self) -> bool {
+    pub(super) fn has_same_content(&self, other: &Self) -> bool {
         let same_content = match (self.text(), other.text()) {
             (Some(a), Some(b)) => a.trim() == b.trim(),
             _ => self.content == other.content,

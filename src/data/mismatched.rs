@@ -50,9 +50,9 @@ impl<D: Dataset<Example<Vec<u32>, Desirable>>> Mismatched<D> {
             if other.prompt == prompt {
                 continue;
             }
-            let theirs = &other.sequences()[0];
-            let mut sequence = Sequence::new(prompt, theirs.completion());
-            if let Some(counted) = theirs.counted() {
+            let partner = &other.sequences()[0];
+            let mut sequence = Sequence::new(prompt, partner.completion());
+            if let Some(counted) = partner.counted() {
                 sequence = sequence.with_counted(counted)?;
             }
             if let Ok((mut shortened, _)) = self.truncation.apply(&[sequence]) {

@@ -23,6 +23,11 @@ use super::message::Text;
 /// Structs of Parquet have all their fields in every row: a field that a message lacks is null, and
 /// the arguments of one tool have the fields of all other tools. Data sets therefore keep arguments
 /// as a string of JSON, and a string stays a string.
+///
+/// # Panics
+///
+/// Panics while it is read if the crate that reads Parquet panics on a damaged file: read what you
+/// trust.
 #[derive(Debug, Clone)]
 pub struct ParquetFile<F> {
     path: PathBuf,
@@ -48,10 +53,6 @@ impl<F> ParquetFile<F> {
     /// The file cannot be opened or is no Parquet file; later, a value has no JSON, and the row is
     /// followed by the others; or a page is damaged or compressed by another method, and is the
     /// end.
-    ///
-    /// # Panics
-    ///
-    /// The crate that reads Parquet may panic on a damaged file: read what you trust.
     pub fn raw(
         self,
     ) -> Result<impl Iterator<Item = Result<(usize, Object), DataError>>, DataError> {
@@ -83,10 +84,6 @@ impl<F: Format> ParquetFile<F> {
     /// # Errors
     ///
     /// As [`raw`](Self::raw); or a row does not fit the format.
-    ///
-    /// # Panics
-    ///
-    /// As [`raw`](Self::raw).
     pub fn read(
         self,
     ) -> Result<impl Iterator<Item = Result<Example<Text, F::Label>, DataError>>, DataError> {
@@ -103,10 +100,6 @@ impl<F: Format> ParquetFile<F> {
     /// # Errors
     ///
     /// As [`read`](Self::read), unless `on_error` is to skip the row.
-    ///
-    /// # Panics
-    ///
-    /// As [`raw`](Self::raw).
     pub fn load(self, on_error: OnError) -> Result<Loaded<F::Label>, DataError> {
         Loaded::collect(self.read()?, on_error)
     }

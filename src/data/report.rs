@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::error::of_line;
+use super::error::line_suffix;
 use super::label::sealed::LabelRef;
 use super::truncate::{Cut, Reason};
 use crate::tokens::Sequence;
@@ -240,7 +240,7 @@ impl fmt::Display for Report {
         let dropped = self.dropped.len();
         writeln!(f, "rows: {} kept, {dropped} dropped", self.kept)?;
         for row in &self.dropped {
-            let line = of_line(row.line);
+            let line = line_suffix(row.line);
             writeln!(f, "  row {}{line}: {}", row.index, row.reason)?;
         }
         let (prompts, completions) = (self.shortened_prompts, self.shortened_completions);
@@ -289,10 +289,10 @@ impl fmt::Display for Report {
             "completions that begin as their prompt ends",
         )?;
         if let Some(End { id, count, others }) = self.end {
-            let of = count + others;
+            let all = count + others;
             look(
                 others,
-                &format!("of {of} completions end with another token than most, which is {id}"),
+                &format!("of {all} completions end with another token than most, which is {id}"),
             )?;
         }
         Ok(())

@@ -120,7 +120,7 @@ impl<D, T> Tokenized<D, T> {
                 Ok(Ok(_)) => continue,
                 Ok(Err(reason)) => reason,
                 Err(error) if tokenized.options.on_error.skips(&error) => {
-                    Reason::Error(error.of_the_row())
+                    Reason::Error(error.without_place())
                 }
                 Err(error) => return Err(error),
             };
@@ -189,7 +189,8 @@ impl<D, T> Tokenized<D, T> {
                         start,
                         encode: |messages: &[Message], open: bool| {
                             let content = Content::Conversation(messages);
-                            self.ask(content, open, &example.columns).map(|it| it.ids)
+                            self.ask(content, open, &example.columns)
+                                .map(|encoded| encoded.ids)
                         },
                     };
                     let counted = rendering.counted(self.options.turns, marked);
@@ -275,7 +276,7 @@ impl<D, T> Tokenized<D, T> {
         let chat_template_kwargs = if is_conversation {
             chat_template_kwargs(columns)?
         } else {
-            Object::none()
+            Object::empty()
         };
         let encode = Encode {
             content,
@@ -319,7 +320,7 @@ where
         let index = self.kept[index];
         let example = self.texts.get(index)?;
         match self.encode(index, &example).map_err(DatasetError::new)? {
-            Ok(encoded) => Ok(Example::of_sequences(example, &encoded.shortened)),
+            Ok(encoded) => Ok(Example::from_sequences(example, &encoded.shortened)),
             Err(reason) => Err(DatasetError::new(DataError::Tokenizer {
                 index,
                 line: example.line,

@@ -106,13 +106,13 @@ impl<M: Module> Frozen<M> {
         if !(0.0..=1.0).contains(&alpha) {
             return Err(InvalidInput::new("alpha", "in [0, 1]", alpha));
         }
-        let mut found = Parameters::default();
-        policy.valid().visit(&mut found);
+        let mut parameters = Parameters::default();
+        policy.valid().visit(&mut parameters);
         let mut mix = Mix {
             alpha,
             path: Vec::new(),
             inside_adapter: false,
-            policy: found.by_path,
+            policy: parameters.by_path,
             error: None,
         };
         let model = self.model().clone().map(&mut mix);
