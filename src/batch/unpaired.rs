@@ -5,7 +5,7 @@ use crate::error::InvalidInput;
 use crate::log_probs::LogProbs;
 use crate::needs::{Examples, Needs};
 
-/// Completions that are each labelled desirable or not; they need not share prompts.
+/// Unpaired completions, each desirable or not; they need not share prompts.
 #[derive(Debug, Clone)]
 pub struct Unpaired<L> {
     log_probs: L,
