@@ -96,7 +96,7 @@ enum Variant {
     Bounded,
     /// Both have one, all logits are kept.
     Retained,
-    /// Both have one, through the logits of Burn's `matmul` and `from_logits`.
+    /// Both have one, through the logits of Burn's `matmul` and `from_output`.
     Logits,
     /// Both have one, by Burn's `log_softmax` and `gather`.
     Burn,

@@ -26,9 +26,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device = Device::default();
     let policy = Bigram::new(&device);
     let pairs = toy::pairs(&device);
-    let ours = pairs.rows.log_probs(&policy, Bigram::hidden)?;
+    let ours = pairs.tokens.log_probs(&policy, Bigram::hidden)?;
     let reference = Frozen::new(&policy);
-    let theirs = pairs.rows.reference(&reference, Bigram::hidden)?;
+    let theirs = pairs.tokens.reference(&reference, Bigram::hidden)?;
     let output = objective.forward(pairs.pair(ours.relative_to(theirs)?)?);
     println!("loss {:.4}", output.mean().into_scalar::<f32>());
 

@@ -144,7 +144,7 @@ macro_rules! example_batch {
     };
     (unpaired) => {
         concat!(
-            "// `batch` is an `Unpaired`: a thumb up with ρ = 10, a thumb down with ρ = 0.\n",
+            "// `batch` is an `Unpaired`: a desirable one with ρ = 10, an undesirable one with ρ = 0.\n",
             "# use burn::tensor::{Bool, Device, Tensor};\n",
             "# let device = Device::default();\n",
             "# let y = |sums| SequenceLogProbs::from_values(sums, &[4, 4], &device).unwrap();\n",

@@ -322,11 +322,11 @@ impl Task for Pairs {
         let batch: PairTokens = around.layout.batch(examples);
         Ok(match &self.0 {
             PairObjective::Referenced(objective) => {
-                let pair = batch.pair(around.relative(model, &batch.rows)?)?;
+                let pair = batch.pair(around.relative(model, &batch.tokens)?)?;
                 Step::new(&pair, &objective.forward(pair.clone()))
             }
             PairObjective::ReferenceFree(objective) => {
-                let pair = batch.pair(around.policy(model, &batch.rows)?)?;
+                let pair = batch.pair(around.policy(model, &batch.tokens)?)?;
                 Step::new(&pair, &objective.forward(pair.clone()))
             }
         })
@@ -388,7 +388,7 @@ impl Task for Kto {
     ) -> Result<Step, Failure> {
         let baseline = self.baseline.clone().ok_or("a step that has not begun")?;
         let batch: UnpairedTokens<WithMismatched> = around.layout.batch(examples);
-        let thumbs = batch.unpaired(around.relative(model, &batch.rows)?)?;
+        let thumbs = batch.unpaired(around.relative(model, &batch.tokens)?)?;
         let thumbs = WithBaseline::new(thumbs, baseline)?;
         Ok(Step::new(&thumbs, &self.objective.forward(thumbs.clone())))
     }
@@ -412,7 +412,7 @@ impl Task for Thumbs {
         around: &Around<'_>,
     ) -> Result<Step, Failure> {
         let batch: UnpairedTokens = around.layout.batch(examples);
-        let rows = &batch.rows;
+        let rows = &batch.tokens;
         if let UnpairedObjective::Simnpo(objective) = &self.objective {
             let log_probs = around.policy(model, rows)?;
             return Ok(Step::new(&log_probs, &objective.forward(log_probs.clone())));
@@ -461,7 +461,7 @@ impl Task for Lists {
         around: &Around<'_>,
     ) -> Result<Step, Failure> {
         let batch: RankedTokens = around.layout.batch(examples);
-        let rows = &batch.rows;
+        let rows = &batch.tokens;
         Ok(match &self.0 {
             RankedObjective::Referenced(objective) => {
                 let lists = batch.ranked(around.relative(model, rows)?)?;
@@ -488,7 +488,7 @@ impl Task for RewardPairs {
         around: &Around<'_>,
     ) -> Result<Step, Failure> {
         let batch: PairTokens = around.layout.batch(examples);
-        let pair: RewardPair = batch.pair(rewards(model, &batch.rows)?)?;
+        let pair: RewardPair = batch.pair(rewards(model, &batch.tokens)?)?;
         Ok(Step::new(&pair, &self.0.forward(pair.clone())))
     }
 }
@@ -507,7 +507,7 @@ impl Task for RewardLists {
     ) -> Result<Step, Failure> {
         let lists = examples.len();
         let batch: RankedTokens = around.layout.batch(examples);
-        let rewards = rewards(model, &batch.rows)?.reshape([lists, batch.candidates]);
+        let rewards = rewards(model, &batch.tokens)?.reshape([lists, batch.candidates]);
         let lists = Ranked::new(rewards, batch.scores, batch.present)?;
         Ok(Step::new(&lists, &self.0.forward(lists.clone())))
     }

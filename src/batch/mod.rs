@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`PolicyPair`] | chosen and rejected of the policy | reference-free objectives: ORPO |
 //! | [`ReferencedPair`] | the same against a reference | DPO, IPO |
-//! | [`Unpaired`] | completions that are desirable or not | KTO (with a [`WithBaseline`] column) |
+//! | [`Unpaired`] | unpaired completions, desirable or undesirable | KTO (with a [`WithBaseline`] column) |
 //! | [`Scored`] | completions with a scalar score | QRPO; DRO and A*-PO (with a [`WithValue`] column) |
 //! | [`Ranked`] | K scored completions per prompt, with a reference or without | Plackett–Luce, RRHF |
 //! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | rewards that a reward model gives them | reward models: Bradley–Terry |

@@ -15,8 +15,8 @@ use burn::data::dataset::{Dataset, InMemDataset};
 use burn::tensor::{Device, Tensor};
 use burn_preference::data::{
     Collator, Cursor, DataError, Desirable, Encode, EpochLoader, Example, Format, Json, JsonLines,
-    Mismatched, PairFormat, PairTokens, RankedFormat, Reason, ScoreField, Scores, Text, Tokenized,
-    Truncation, UnpairedFormat, split_by,
+    Mismatched, PairFormat, PairTokens, PromptFormat, PromptOnly, RankedFormat, Reason, ScoreField,
+    Scores, Text, Tokenized, Truncation, UnpairedFormat, split_by,
 };
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use burn_preference::{PolicyPair, SequenceLogProbs, TokenLogProbs};
@@ -51,7 +51,9 @@ fn bytes(text: Encode<'_>) -> Result<Vec<u32>, Infallible> {
 }
 
 fn only<F: Format>(content: &str, format: F) -> Result<Example<Text, F::Label>, DataError> {
-    JsonLines::new(&file(content).path, format).open()?.row(0)
+    JsonLines::new(&file(content).path, format)
+        .open()?
+        .example(0)
 }
 
 fn pair(content: &str) -> Result<Example<Text, burn_preference::data::Preference>, DataError> {
@@ -118,7 +120,7 @@ fn conversations() {
 }
 
 #[test]
-fn thumbs_and_lists() {
+fn unpaired_and_ranked() {
     let row = r#"{"prompt": "p", "completion": "c", "label": false}"#;
     let row = only(row, UnpairedFormat::default()).unwrap();
     assert_eq!(
@@ -150,6 +152,99 @@ fn thumbs_and_lists() {
 }
 
 #[test]
+fn prompts_of_rows_of_any_kind() {
+    let parse = |row: &str| only(row, PromptFormat::default());
+    let alone = parse(r#"{"prompt": "2+2=", "tree": "a"}"#).unwrap();
+    assert_eq!((alone.prompt, alone.label), (plain("2+2="), PromptOnly));
+    // What else the row has is carried on and not looked at.
+    let pair = r#"{"tree": "a", "prompt": "2+2=", "chosen": 4, "rejected": [], "label": "?"}"#;
+    let pair = parse(pair).unwrap();
+    assert!(pair.completions().is_empty());
+    let columns: Vec<_> = pair.columns.iter().map(|(name, _)| name).collect();
+    assert_eq!(columns, ["tree", "chosen", "rejected", "label"]);
+
+    let turns = r#"{"prompt": [{"role": "user", "content": "?"}], "tools": [{"x": 1}]}"#;
+    let turns = parse(turns).unwrap();
+    assert_eq!(turns.prompt.as_conversation().unwrap().len(), 1);
+    assert!(turns.columns.get("tools").is_some());
+    let said = parse(r#"{"prompt": "?"}"#).unwrap().into_conversation();
+    assert_eq!(said.prompt, turns.prompt);
+    let named = PromptFormat {
+        prompt: "question".into(),
+    };
+    assert_eq!(
+        only(r#"{"question": "?"}"#, named).unwrap().prompt,
+        plain("?")
+    );
+
+    let ids = Example::prompt_only(vec![1, 2]);
+    assert!(ids.sequences().is_empty());
+    assert_eq!(ids.clone().with_counted(&[]).unwrap(), ids);
+    for (row, field, found) in [
+        (r#"{"chosen": "a", "rejected": "b"}"#, "prompt", "nothing"),
+        (r#"{"prompt": null}"#, "prompt", "null"),
+        (r#"{"prompt": []}"#, "prompt", "an empty list"),
+        (
+            r#"{"prompt": [{"role": "user", "content": "?"}], "tools": 1}"#,
+            "tools",
+            "a number",
+        ),
+    ] {
+        let Err(DataError::Row { source, .. }) = parse(row) else {
+            panic!("{row}");
+        };
+        assert_eq!((source.field(), source.found()), (field, found));
+    }
+}
+
+#[test]
+fn raw_rows_have_their_line_and_no_format() {
+    let file = file("\n{\"b\": 1, \"a\": [2]}\n[3]\n\n{\"chosen\": \"c\"}");
+    let rows: Vec<_> = JsonLines::new(&file.path, ()).raw().unwrap().collect();
+    assert_eq!(rows.len(), 3);
+    let (line, row) = rows[0].as_ref().unwrap();
+    let fields: Vec<_> = row
+        .iter()
+        .map(|(name, value)| (name, value.to_string()))
+        .collect();
+    assert_eq!(
+        (*line, fields),
+        (2, vec![("b", "1".into()), ("a", "[2]".into())])
+    );
+    let error = rows[1].as_ref().unwrap_err();
+    assert!(matches!(error, DataError::Json { line: 3, .. }), "{error}");
+    assert_eq!(rows[2].as_ref().unwrap().0, 5);
+    // The limit holds, and another format than `()` is not asked.
+    let short = JsonLines::new(&file.path, PairFormat::default());
+    let short = short.with_max_line_bytes(16).unwrap();
+    let mut short = short.raw().unwrap();
+    let error = short.next().unwrap().unwrap_err();
+    assert!(
+        matches!(
+            error,
+            DataError::LongLine {
+                line: 2,
+                max: 16,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(short.next().unwrap().is_err());
+    assert!(short.next().unwrap().is_ok() && short.next().is_none());
+    assert!(JsonLines::new("/nowhere/rows.jsonl", ()).raw().is_err());
+}
+
+#[test]
+fn an_example_past_the_last_row_is_an_error() {
+    let file = file(r#"{"chosen": "a", "rejected": "b"}"#);
+    let rows = JsonLines::new(&file.path, PairFormat::default());
+    let error = rows.open().unwrap().example(1).unwrap_err();
+    let expected = "`index`: expected less than 1, the number of rows, found 1";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
 fn fields_of_other_names() {
     let format = PairFormat {
         prompt: "question".into(),
@@ -176,8 +271,8 @@ fn errors_name_file_line_and_field() {
             .open()
             .unwrap();
         assert_eq!(rows.len(), 2);
-        rows.row(0).unwrap();
-        rows.row(1).unwrap_err()
+        rows.example(0).unwrap();
+        rows.example(1).unwrap_err()
     };
     let text = "a string or a list of messages";
     says(
@@ -214,16 +309,16 @@ fn errors_name_file_line_and_field() {
         "4: EOF while parsing an object at column 14",
     );
 
-    let thumb = |label: &str| {
+    let unpaired = |label: &str| {
         let row = format!(r#"{{"prompt": "p", "completion": "c", "label": {label}}}"#);
         only(&row, UnpairedFormat::default()).unwrap_err()
     };
     says(
-        thumb("2"),
+        unpaired("2"),
         "1: `label`: expected true or false, or 1 or 0, found 2",
     );
     says(
-        thumb("\"yes\""),
+        unpaired("\"yes\""),
         "1: `label`: expected true or false, or 1 or 0, found a string",
     );
     let list = |rest: &str| {
@@ -275,7 +370,10 @@ fn files_as_editors_and_systems_write_them() {
         .unwrap()
         .collect::<Result<_, _>>()
         .unwrap();
-    assert_eq!(in_order, [random.row(0).unwrap(), random.row(1).unwrap()]);
+    assert_eq!(
+        in_order,
+        [random.example(0).unwrap(), random.example(1).unwrap()]
+    );
     assert_eq!(in_order[1].line, Some(3));
     assert!(
         JsonLines::new(&self::file("").path, PairFormat::default())
@@ -450,7 +548,7 @@ proptest! {
                 if let Ok(rows) = JsonLines::new(&file.path, $format).open() {
                     prop_assert_eq!(in_order.len(), rows.len());
                     for (index, one) in in_order.iter().enumerate() {
-                        match (one, rows.row(index)) {
+                        match (one, rows.example(index)) {
                             (Ok(one), Ok(other)) => prop_assert_eq!(one, &other),
                             (Err(one), Err(other)) => {
                                 prop_assert_eq!(one.to_string(), other.to_string());
@@ -507,15 +605,15 @@ fn the_report_counts_what_is_kept() {
         assert!(text.contains(line), "{text}");
     }
 
-    let thumbs = vec![
+    let unpaired = vec![
         Example::unpaired(plain("p"), plain("c"), true),
         Example::unpaired(plain("p"), plain("c"), false),
         Example::unpaired(plain("p"), plain("c"), true),
     ];
     let start = Truncation::CompletionStart { max_length: 2 };
-    let thumbs = Tokenized::new(InMemDataset::new(thumbs), bytes, start).unwrap();
-    assert_eq!(thumbs.report().classes, Some((2, 1)));
-    assert_eq!(thumbs.report().shortened_completions, 3);
+    let unpaired = Tokenized::new(InMemDataset::new(unpaired), bytes, start).unwrap();
+    assert_eq!(unpaired.report().classes, Some((2, 1)));
+    assert_eq!(unpaired.report().shortened_completions, 3);
 
     let lists = [
         Example::ranked(plain("p"), vec![plain("a"), plain("bb")], vec![1.0, 1.0]),
@@ -529,7 +627,7 @@ fn the_report_counts_what_is_kept() {
 }
 
 #[test]
-fn a_tokenizer_that_refuses_names_the_row() {
+fn a_tokenizer_that_refuses_names_the_example() {
     let file = file(
         "\n{\"prompt\": \"ok\", \"chosen\": \"a\", \"rejected\": \"b\"}\n\n\
                      {\"prompt\": \"no\", \"chosen\": \"a\", \"rejected\": \"b\"}\n",
@@ -545,7 +643,7 @@ fn a_tokenizer_that_refuses_names_the_row() {
     let Err(error) = error else {
         panic!("accepted")
     };
-    let expected = "row 1 (line 4): not in this language";
+    let expected = "example 1 (line 4): not in this language";
     assert_eq!(error.to_string(), expected);
 }
 
@@ -558,7 +656,7 @@ fn pairs_become_two_halves_of_a_batch() {
     let items = vec![pair_tokens(0), pair_tokens(1)];
     let collator = Collator::new(Padding::new(7).to_multiple_of(4).unwrap());
     let batch: PairTokens = collator.batch(items, &device());
-    let rows: Vec<i64> = batch.rows.ids.into_data().iter::<i64>().collect();
+    let rows: Vec<i64> = batch.tokens.ids.into_data().iter::<i64>().collect();
     #[rustfmt::skip]
     assert_eq!(rows, [
         100, 200, 1, 7,
@@ -567,16 +665,16 @@ fn pairs_become_two_halves_of_a_batch() {
         101, 301, 7, 7,
     ]);
     let counted: Vec<bool> = batch
-        .rows
+        .tokens
         .completion_mask
         .into_data()
         .iter::<bool>()
         .collect();
     assert_eq!(counted[..4], [false, true, true, false]);
     assert_eq!(counted[12..], [false, true, false, false]);
-    let padding: Vec<bool> = batch.rows.pad_mask.into_data().iter::<bool>().collect();
+    let padding: Vec<bool> = batch.tokens.pad_mask.into_data().iter::<bool>().collect();
     assert_eq!(padding[12..], [false, false, true, true]);
-    assert_eq!(batch.rows.sequences[3], Sequence::new(&[101], &[301]));
+    assert_eq!(batch.tokens.sequences[3], Sequence::new(&[101], &[301]));
 
     let log_probs = SequenceLogProbs::from_values(&[-1., -2., -3., -4.], &[2; 4], &device());
     let pair = PolicyPair::from_concatenated(&log_probs.unwrap()).unwrap();
@@ -602,11 +700,11 @@ fn lists_of_several_lengths() {
     let items = items.map(Result::unwrap).into();
     let batch: burn_preference::data::RankedTokens =
         Collator::new(Padding::new(0)).batch(items, &device());
-    assert_eq!((batch.candidates, batch.rows.len()), (3, 6));
-    assert_eq!(batch.rows.sequences[4], Sequence::new(&[5], &[]));
+    assert_eq!((batch.candidates, batch.tokens.len()), (3, 6));
+    assert_eq!(batch.tokens.sequences[4], Sequence::new(&[5], &[]));
     let present: Vec<bool> = batch.present.clone().into_data().iter::<bool>().collect();
     assert_eq!(present, [true, true, true, true, false, false]);
-    let sequences = batch.rows.sequences.iter();
+    let sequences = batch.tokens.sequences.iter();
     let lengths: Vec<usize> = sequences.map(|s| s.completion().len()).collect();
     let log_probs =
         |value| SequenceLogProbs::from_values(&[value; 6], &lengths, &device()).unwrap();
@@ -626,21 +724,21 @@ fn lists_of_several_lengths() {
 
 #[test]
 fn mismatched_completions_are_another_prompts() {
-    let thumb = |prompt: u32, completion: &[u32]| {
+    let unpaired = |prompt: u32, completion: &[u32]| {
         Example::unpaired(vec![prompt], completion.to_vec(), prompt.is_multiple_of(2))
     };
     let rows = vec![
-        thumb(1, &[10]),
-        thumb(1, &[11]),
-        thumb(2, &[20, 20, 20]),
-        thumb(3, &[30]),
+        unpaired(1, &[10]),
+        unpaired(1, &[11]),
+        unpaired(2, &[20, 20, 20]),
+        unpaired(3, &[30]),
     ];
     let rows = InMemDataset::new(rows);
     let keep = Truncation::Drop { max_length: 3 };
     let mismatched = Mismatched::new(rows, keep);
     let items: Vec<_> = mismatched.iter().collect::<Result<_, _>>().unwrap();
     let sequences: Vec<&Sequence> = items.iter().map(|x| &x.label.sequence).collect();
-    // Row 0 passes over row 1 (its own prompt) and row 2 (too long).
+    // Example 0 passes over example 1 (its own prompt) and example 2 (too long).
     let expected = [(1, 30), (1, 30), (2, 30), (3, 10)];
     for (sequence, (prompt, completion)) in sequences.iter().zip(expected) {
         assert_eq!(**sequence, Sequence::new(&[prompt], &[completion]));
@@ -659,12 +757,12 @@ fn mismatched_completions_are_another_prompts() {
     );
 
     let same = Mismatched::new(
-        InMemDataset::new(vec![thumb(1, &[1]), thumb(1, &[2])]),
+        InMemDataset::new(vec![unpaired(1, &[1]), unpaired(1, &[2])]),
         keep,
     );
     let error = same.get(1).unwrap_err().to_string();
     assert!(
-        error.starts_with("row 1: there is no completion of another prompt"),
+        error.starts_with("example 1: there is no completion of another prompt"),
         "{error}"
     );
 }
@@ -699,7 +797,7 @@ fn a_group_is_on_one_side() {
 }
 
 #[test]
-fn a_run_goes_on_at_the_next_row() {
+fn a_run_goes_on_at_the_next_example() {
     let rows = Arc::new(InMemDataset::new((0..11_u32).collect::<Vec<_>>()));
     let whole = |mut cursor: Cursor, until: u64| {
         let mut seen = Vec::new();
@@ -726,18 +824,18 @@ fn a_run_goes_on_at_the_next_row() {
     }
     let shorter = Arc::new(InMemDataset::new(vec![0_u32; 10]));
     let error = Cursor::new(11, 5).remaining(&shorter).err().unwrap();
-    let expected = "the position was saved in a dataset of 11 rows, this one has 10";
+    let expected = "the position was saved in a dataset of 11 examples, this one has 10";
     assert_eq!(error.to_string(), expected);
     let read = |json| {
         serde_json::from_str::<Cursor>(json)
             .unwrap_err()
             .to_string()
     };
-    assert!(read(r#"{"rows": 1}"#).contains("missing field `seed`"));
-    let far = read(r#"{"rows": 3, "seed": 0, "epoch": 0, "consumed": 3}"#);
+    assert!(read(r#"{"examples": 1}"#).contains("missing field `seed`"));
+    let far = read(r#"{"examples": 3, "seed": 0, "epoch": 0, "consumed": 3}"#);
     assert_eq!(
         far,
-        "`consumed`: expected fewer than the 3 rows of an epoch, found 3"
+        "`consumed`: expected fewer than the 3 examples of an epoch, found 3"
     );
     let mut several = Cursor::new(3, 0);
     several.advance(8);
@@ -921,7 +1019,7 @@ fn arguments_without_a_meaning() {
     );
     says(
         loader(3, 1, Cursor::new(4, 0)).err().unwrap(),
-        "the position was saved in a dataset of 4 rows, this one has 3",
+        "the position was saved in a dataset of 4 examples, this one has 3",
     );
     let keep = |truncation| {
         let rows = InMemDataset::new(vec![Example::pair(plain("p"), plain("a"), plain("b"))]);
@@ -1033,11 +1131,11 @@ fn open_assistant() {
     let split = split_by(&InMemDataset::new(pairs), 0.2, 0, group).unwrap();
     assert!(split.held_out.len() > 20 && split.train.len() > 120);
 
-    let thumbs = JsonLines::new(
+    let unpaired = JsonLines::new(
         data.join("oasst_en100_unpaired.jsonl.gz"),
         UnpairedFormat::default(),
     );
-    let up = thumbs
+    let up = unpaired
         .read()
         .unwrap()
         .filter(|row| row.as_ref().unwrap().label == Desirable(true));

@@ -14,8 +14,8 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_preference::config::ObjectiveConfig;
 use burn_preference::data::{
     Collator, Content, Cursor, Desirable, Encode, Encoded, Example, Format, Json, JsonLines,
-    Labels, OnError, PairFormat, PairTokens, Preference, RankedFormat, RankedTokens, Scores,
-    TokenizeOptions, Tokenized, Truncation, Turns, UnpairedFormat, UnpairedTokens,
+    Labels, OnError, PairFormat, PairTokens, Preference, PromptFormat, RankedFormat, RankedTokens,
+    Scores, TokenizeOptions, Tokenized, Truncation, Turns, UnpairedFormat, UnpairedTokens,
 };
 use burn_preference::log_probs::{WithStatistics, sequence_kl};
 use burn_preference::modifier::wpo_weights;
@@ -96,7 +96,7 @@ fn files(bytes: &[u8]) {
             let model = LinearConfig::new(1, 1)
                 .with_bias(false)
                 .init(&Device::flex());
-            let fingerprint = Fingerprint::of(&model);
+            let fingerprint = Fingerprint::of(&model).expect("the device works");
             let cache = ReferenceCache::open(dir.path(), fingerprint).expect("new");
             let path = cache.directory().join("x.bpk");
             fs::write(&path, content).expect("a file");
@@ -130,12 +130,23 @@ where
         }
     }
     if let Ok(loaded) = file.clone().load(OnError::Skip) {
-        assert_eq!(loaded.rows, whole);
+        assert_eq!(loaded.examples, whole);
         assert_eq!(loaded.skipped.len(), errors);
     }
     assert!(errors == 0 || file.clone().load(OnError::Stop).is_err());
+    let raw = file.clone().raw().expect("it can be opened");
+    let lines: Vec<_> = raw.flatten().map(|(line, _)| line).collect();
+    assert!(lines.len() >= whole.len());
+    let prompts = JsonLines::new(&path, PromptFormat::default());
+    let prompts = prompts.read().expect("it can be opened").flatten();
+    assert!(prompts.into_iter().all(|it| it.completions().is_empty()));
+    assert!(
+        whole
+            .iter()
+            .all(|it| lines.contains(&it.line.expect("of a file")))
+    );
     if let Ok(random) = file.open() {
-        let rows = (0..random.len()).filter_map(|i| random.row(i).ok());
+        let rows = (0..random.len()).filter_map(|i| random.example(i).ok());
         assert!(rows.eq(whole.iter().cloned()));
     }
     for row in &whole {
@@ -228,8 +239,8 @@ macro_rules! collate {
             impl Collate<$label> for Collator {
                 fn rows(&self, items: Vec<Example<Vec<u32>, $label>>) {
                     let batch: $batch = self.batch(items, &Device::flex());
-                    let [rows, _] = batch.rows.ids.dims();
-                    assert_eq!(rows, batch.rows.len());
+                    let [rows, _] = batch.tokens.ids.dims();
+                    assert_eq!(rows, batch.tokens.len());
                 }
             }
         )*
