@@ -16,8 +16,9 @@
 //!
 //! The logits of 4 × 512 tokens over 128k words are 1 GB in f32, and their gradient another. Let the
 //! forward return hidden states and the head ([`ModelOutput`], [`LmHead`]) instead: positions that
-//! predict no completion token are dropped, and on Flex and GPUs all logits never exist at once.
-//! Everything after it stays as it is.
+//! predict no completion token are dropped, and the logits are computed block by block, so that all of
+//! them never exist at once. Everything after it stays as it is. (A backend that is on in burn, but
+//! not in the features of this crate, keeps all logits.)
 
 mod completions;
 mod head;

@@ -14,7 +14,7 @@ use crate::error::InvalidInput;
 /// | type | holds |
 /// |---|---|
 /// | `Tensor<3>` | logits `[batch, time, vocab]` |
-/// | `(Tensor<3>, LmHead)` | hidden states `[batch, time, hidden]` and the head: where a kernel exists, all logits never do |
+/// | `(Tensor<3>, LmHead)` | hidden states `[batch, time, hidden]` and the head: all logits never exist at once |
 /// | [`WithStatistics`] | one of these, of which the statistics are wanted as well |
 ///
 /// It is sealed.
@@ -144,11 +144,11 @@ impl TokenLogProbs {
     /// ```
     ///
     /// Take hidden states and the head, `(hidden, head)`, where you can. Positions that predict no
-    /// counted token are dropped before the product with the head, and the backward has its
-    /// gradients in closed form. On Flex and GPUs the logits are computed block by block. Products
-    /// are those of 2·positions·hidden·vocab operations, forward and backward:
+    /// counted token are dropped before the product with the head, the logits are computed block by
+    /// block, and the backward has its gradients in closed form. A product is one of
+    /// 2·positions·hidden·vocab operations:
     ///
-    /// | head | products | kept from forward to backward |
+    /// | head | products, forward and backward | kept from forward to backward |
     /// |---|---|---|
     /// | no gradient (reference) | 1 | nothing |
     /// | frozen, hidden states trained | 2 | a number per hidden state |
