@@ -30,7 +30,7 @@ version = os.environ["VERSION"]
 index = urllib.request.urlopen("https://index.crates.io/bu/rn/burn").read().decode().splitlines()
 entry = next(e for e in map(json.loads, index) if e["vers"] == version)
 has = set(entry["features"]) | set(entry.get("features2") or {})
-for path in [pathlib.Path("Cargo.toml"), *pathlib.Path("examples").glob("*/Cargo.toml")]:
+for path in [pathlib.Path("Cargo.toml"), pathlib.Path("finetune/Cargo.toml"), *pathlib.Path("examples").glob("*/Cargo.toml")]:
     text = path.read_text()
     text = re.sub(r'^(burn(?:-cubecl|-fusion|-pack)? = (?:\{ version = )?)"0\.\d+\.\d+"',
                   rf'\g<1>"={version}"', text, flags=re.M)

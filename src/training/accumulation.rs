@@ -4,8 +4,8 @@ use std::fmt;
 
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::Tensor;
 
-use crate::batch::Batch;
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::objective::LossOutput;
@@ -20,7 +20,7 @@ use crate::training::metrics::{BatchMetrics, Observe};
 /// ```
 ///
 /// A mean of each part, summed up, is the gradient of something else: a part of one pair would weigh
-/// as much as one of eight. The guide's [training loop](crate::guide::training_loop) uses it, and
+/// as much as one of eight. Parts that other threads compute are a [`StepPart`] each. The guide's [training loop](crate::guide::training_loop) uses it, and
 /// says which losses cannot be cut into parts.
 ///
 /// ```
@@ -62,13 +62,91 @@ use crate::training::metrics::{BatchMetrics, Observe};
 /// ```
 pub struct Accumulation<M> {
     total: f64,
-    seen: usize,
+    examples: usize,
     gradients: GradientsAccumulator<M>,
     metrics: BatchMetrics,
 }
 
+/// Gradients, metrics and number of examples of one part of a step. Any thread may compute it;
+/// [`Accumulation::add_part`] takes it.
+///
+/// Two graphs that share the leaves of one model wait for each other: a thread takes a
+/// [`fork`](burn::module::Module::fork) of the policy, whose leaves are its own and whose parameters
+/// have the same ids. The order in which parts are added decides the last bits, not the thread.
+///
+/// ```
+/// # use burn::module::{Module, Param};
+/// # use burn::tensor::{Device, Tensor};
+/// # use burn_preference::BatchMetrics;
+/// use burn_preference::training::accumulation::{Accumulation, StepPart};
+/// # #[derive(Module, Debug)]
+/// # struct Model {
+/// #     scale: Param<Tensor<1>>,
+/// # }
+/// # let device = Device::default().autodiff();
+/// # let policy = Model { scale: Param::from_tensor(Tensor::ones([1], &device)) };
+/// let parts = std::thread::scope(|scope| {
+///     let part = |examples: usize| {
+///         let policy = policy.clone().fork(&device);
+///         scope.spawn(move || {
+///             let losses = policy.scale.val().repeat_dim(0, examples);
+///             let metrics = BatchMetrics::default().with("loss", losses.clone());
+///             StepPart::new(&policy, losses, metrics, 4.0)
+///         })
+///     };
+///     [part(3), part(1)].map(|thread| thread.join().unwrap())
+/// });
+/// let mut step = Accumulation::over(4.0)?;
+/// for part in parts {
+///     step.add_part(&policy, part?)?;
+/// }
+/// let (grads, _) = step.clipped(&policy, 1.0)?;
+/// assert_eq!(grads.get::<1>(policy.scale.id).unwrap().into_scalar::<f32>(), 1.0);
+/// # Ok::<(), burn_preference::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct StepPart {
+    total: f64,
+    examples: usize,
+    gradients: GradientsParams,
+    metrics: BatchMetrics,
+}
+
+impl StepPart {
+    /// The part with these `losses`, `[examples]`, with autodiff, and these metrics of them, of a
+    /// step with `total` examples. `model` is the one that the losses were computed with.
+    ///
+    /// # Errors
+    ///
+    /// The losses have no gradient: the model is not on an autodiff device, or it is frozen.
+    pub fn new<M: Module>(
+        model: &M,
+        losses: Tensor<1>,
+        metrics: BatchMetrics,
+        total: f64,
+    ) -> Result<Self, InvalidInput> {
+        let [examples] = losses.dims();
+        let mut gradients = GradientsParams::new();
+        // A sum over nothing has no graph.
+        if examples > 0 {
+            if !losses.is_tracked() {
+                let expected = "a gradient: a trainable model on an autodiff device";
+                return Err(InvalidInput::new("losses", expected, "none"));
+            }
+            let loss = losses.sum_dim(0) * total.recip();
+            gradients = GradientsParams::from_grads(loss.backward(), model);
+        }
+        Ok(Self {
+            total,
+            examples,
+            gradients,
+            metrics,
+        })
+    }
+}
+
 impl<M: Module> Accumulation<M> {
-    /// Of a step with so many examples in all: of all parts, and of all workers
+    /// Nothing yet of a step with `total` examples: those of all parts, and of all workers
     /// ([`Reducer::total`](crate::training::reducer::Reducer::total)) where Burn sums their
     /// gradients.
     ///
@@ -79,43 +157,53 @@ impl<M: Module> Accumulation<M> {
         positive("total", total)?;
         Ok(Self {
             total,
-            seen: 0,
+            examples: 0,
             gradients: GradientsAccumulator::default(),
             metrics: BatchMetrics::default(),
         })
     }
 
-    /// Adds a part: what [`BatchMetrics::observe`] says of it, and the gradients of its losses by
+    /// Number of examples of the parts so far.
+    pub fn examples(&self) -> usize {
+        self.examples
+    }
+
+    /// Adds a part: the metrics of [`BatchMetrics::observe`], and the gradients of its losses by
     /// [`LossOutput::normalized_by`] the total.
     ///
     /// # Errors
     ///
-    /// The parts have more examples than the total.
-    ///
-    /// # Panics
-    ///
-    /// No loss has a gradient: the model is not on an autodiff device.
+    /// As [`StepPart::new`] and [`add_part`](Self::add_part).
     pub fn add<B: Observe>(
         &mut self,
         model: &M,
         batch: &B,
         output: LossOutput<B::Rewards>,
     ) -> Result<(), InvalidInput> {
-        let seen = self.seen + Batch::len(batch);
-        if seen as f64 > self.total {
+        let metrics = BatchMetrics::observe(batch, &output);
+        self.add_part(
+            model,
+            StepPart::new(model, output.losses(), metrics, self.total)?,
+        )
+    }
+
+    /// Adds a part that was computed elsewhere, for `model` or a fork of it.
+    ///
+    /// # Errors
+    ///
+    /// The part is one of a step with another total, or the parts have more examples than the total.
+    pub fn add_part(&mut self, model: &M, part: StepPart) -> Result<(), InvalidInput> {
+        if part.total.to_bits() != self.total.to_bits() {
+            return Err(InvalidInput::new("total", self.total, part.total));
+        }
+        let examples = self.examples + part.examples;
+        if examples as f64 > self.total {
             let expected = format!("{} at most, the total", self.total);
-            return Err(InvalidInput::new("examples", expected, seen));
+            return Err(InvalidInput::new("examples", expected, examples));
         }
-        self.seen = seen;
-        let metrics = std::mem::take(&mut self.metrics);
-        self.metrics = metrics.merge(BatchMetrics::observe(batch, &output));
-        if Batch::is_empty(batch) {
-            // A sum over nothing has no graph to walk.
-            return Ok(());
-        }
-        let loss = output.sum() * self.total.recip();
-        let gradients = GradientsParams::from_grads(loss.backward(), model);
-        self.gradients.accumulate(model, gradients);
+        self.examples = examples;
+        self.metrics = std::mem::take(&mut self.metrics).merge(part.metrics);
+        self.gradients.accumulate(model, part.gradients);
         Ok(())
     }
 
@@ -139,7 +227,7 @@ impl<M> fmt::Debug for Accumulation<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Accumulation")
             .field("total", &self.total)
-            .field("seen", &self.seen)
+            .field("examples", &self.examples)
             .field("metrics", &self.metrics)
             .finish_non_exhaustive()
     }

@@ -22,15 +22,13 @@
 //! ```
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use burn::tensor::distributed::{ReduceOperation, all_reduce};
 use burn::tensor::{Device, Tensor, TensorData};
 use thiserror::Error;
 
-/// Why a sum over workers failed.
+/// The error of a sum over workers.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ReduceError {
@@ -43,30 +41,28 @@ pub enum ReduceError {
          share of the data has fewer batches"
     )]
     TimedOut {
-        /// Workers that came.
+        /// Number of workers that came.
         arrived: usize,
-        /// Workers that there are.
+        /// Number of workers that there are.
         workers: usize,
-        /// How long they waited.
+        /// The time that they waited.
         timeout: Duration,
     },
     /// The workers have different numbers of values: they are not at the same step.
     #[error("another worker has {expected} values to sum, this one {found}")]
     Length {
-        /// Values of the first worker that came.
+        /// Number of values of the first worker that came.
         expected: usize,
-        /// Values of this one.
+        /// Number of values of this worker.
         found: usize,
     },
     /// An earlier sum of these workers failed, so that they are no longer at the same step.
     #[error("an earlier sum failed: {0}")]
     Broken(Box<ReduceError>),
-    /// The device has no collective operations.
-    #[error("{device} has no collective operations: {reason}")]
-    Unsupported {
-        /// The device.
-        device: String,
-        /// What its backend says.
+    /// The device of a worker failed to execute what was queued, so that its values are unknown.
+    #[error("the values of this worker cannot be read: {reason}")]
+    Unreadable {
+        /// The error of the device.
         reason: String,
     },
 }
@@ -112,8 +108,17 @@ pub trait Reducer: fmt::Debug + Send + Sync {
         const DIGIT: usize = 1 << 20;
         let digits = [(local % DIGIT) as f64, (local / DIGIT) as f64];
         let local = Tensor::from_data(TensorData::from(digits), device);
-        let total: Vec<f64> = self.sum(local)?.into_data().iter::<f64>().collect();
+        let total = read(self.sum(local)?)?;
         Ok(total[0] + total[1] * DIGIT as f64)
+    }
+}
+
+fn read(values: Tensor<1>) -> Result<Vec<f64>, ReduceError> {
+    match values.try_into_data() {
+        Ok(data) => Ok(data.iter().collect()),
+        Err(error) => Err(ReduceError::Unreadable {
+            reason: error.to_string(),
+        }),
     }
 }
 
@@ -149,16 +154,16 @@ struct Group {
 #[derive(Debug, Default)]
 struct Round {
     number: u64,
-    /// Of the workers that came so far.
+    /// Values of the workers that came so far.
     values: Vec<Vec<f64>>,
-    /// Of the round before. No worker ends the next round before all have read it.
+    /// Sums of the round before. No worker ends the next round before all have read them.
     sums: Vec<f64>,
     broken: Option<ReduceError>,
 }
 
 impl Threads {
-    /// For `workers` threads that wait for each other at most `timeout`; for ever, if that is
-    /// longer than the system's clock counts, such as [`Duration::MAX`].
+    /// A group of `workers` threads that wait for each other at most `timeout`; for ever, if that
+    /// is longer than the system's clock counts, such as [`Duration::MAX`].
     ///
     /// # Errors
     ///
@@ -179,8 +184,12 @@ impl Threads {
 }
 
 impl Group {
+    fn round(&self) -> MutexGuard<'_, Round> {
+        self.round.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn sum(&self, values: Vec<f64>) -> Result<Vec<f64>, ReduceError> {
-        let mut round = self.round.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut round = self.round();
         if let Some(error) = &round.broken {
             return Err(ReduceError::Broken(Box::new(error.clone())));
         }
@@ -248,50 +257,14 @@ fn sum_in_order(values: &[Vec<f64>]) -> Vec<f64> {
 impl Reducer for Threads {
     fn sum(&self, local: Tensor<1>) -> Result<Tensor<1>, ReduceError> {
         let (device, dtype) = (local.device(), local.dtype());
-        let values = local.into_data().iter::<f64>().collect();
-        let sums = self.group.sum(values)?;
+        let sums = match read(local) {
+            Ok(values) => self.group.sum(values)?,
+            // Nobody waits for a worker that has no values.
+            Err(error) => return Err(self.group.fail(&mut self.group.round(), error)),
+        };
         Ok(Tensor::from_data(
             TensorData::from(sums.as_slice()),
             (&device.inner(), dtype),
         ))
-    }
-}
-
-/// **Experimental**: workers with a device each, summed by Burn's collective operations, on the
-/// devices.
-///
-/// In Burn 0.22 that is CUDA with NCCL on one machine (burn-train's `ddp`), or devices of one
-/// remote server that has them; other backends give [`ReduceError::Unsupported`].
-///
-/// What was run: that error, on Flex. What was not: a sum, since none of our machines has two CUDA
-/// devices. Compare its first sums with those of [`Threads`] before you train with it. It has no
-/// timeout of its own: a worker that does not come leaves the others waiting as long as the backend
-/// does.
-#[derive(Debug, Clone)]
-pub struct BurnCollective {
-    devices: Vec<Device>,
-}
-
-impl BurnCollective {
-    /// For one worker on each of `devices`.
-    pub fn new(devices: Vec<Device>) -> Self {
-        Self { devices }
-    }
-}
-
-impl Reducer for BurnCollective {
-    fn sum(&self, local: Tensor<1>) -> Result<Tensor<1>, ReduceError> {
-        let local = local.without_autodiff();
-        let device = local.device();
-        // A backend without collectives panics: "not implemented".
-        let reduce = || all_reduce(local, ReduceOperation::Sum, self.devices.clone()).resolve();
-        catch_unwind(AssertUnwindSafe(reduce)).map_err(|panic| ReduceError::Unsupported {
-            device: format!("{device:?}"),
-            reason: panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                .unwrap_or_default(),
-        })
     }
 }

@@ -7,13 +7,15 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::thread;
 
 use burn::data::dataloader::batcher::Batcher;
+use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn_preference::data::{Collator, Example, PairTokens};
 use burn_preference::tokens::Padding;
-use burn_preference::training::accumulation::Accumulation;
+use burn_preference::training::accumulation::{Accumulation, StepPart};
 use burn_preference::training::gradients::clip_by_global_norm;
 use burn_preference::training::metrics::Observe;
 use burn_preference::{
@@ -40,13 +42,18 @@ impl Step {
 
     /// Pairs `from..to` of a data set.
     fn pairs(&self, from: u32, to: u32) -> ReferencedPair {
+        self.pairs_of(&self.policy, from, to)
+    }
+
+    /// The same, with another policy than that of the step.
+    fn pairs_of(&self, policy: &Bigram, from: u32, to: u32) -> ReferencedPair {
         // Completions of 2 to 12 and of 3 to 7 tokens.
         let chosen = |i: u32| (0..=1 + i * 7 % 11).map(|t| (i + t * t + 1) % 9).collect();
         let rejected = |i: u32| vec![(i + 2) % 9; 3 + i as usize % 5];
         let pair = |i: u32| Example::pair(vec![i % 9], chosen(i), rejected(i));
         let batch: PairTokens =
             Collator::new(Padding::new(0)).batch((from..to).map(pair).collect(), &device());
-        let ours = batch.rows.log_probs(&self.policy, Bigram::hidden).unwrap();
+        let ours = batch.rows.log_probs(policy, Bigram::hidden).unwrap();
         let theirs = batch.rows.reference(&self.reference, Bigram::hidden);
         batch
             .pair(ours.relative_to(theirs.unwrap()).unwrap())
@@ -63,6 +70,15 @@ impl Step {
         }
         let (grads, metrics) = step.clipped(&self.policy, 0.01)?;
         Ok((self.numbers(&grads), entries(metrics)))
+    }
+
+    /// The part of pairs `from..to`, computed with a fork of the policy.
+    fn part(&self, [from, to]: [u32; 2]) -> StepPart {
+        let policy = self.policy.clone().fork(&device().autodiff());
+        let pairs = self.pairs_of(&policy, from, to);
+        let output = DpoLossConfig::new().init().forward(pairs.clone());
+        let metrics = BatchMetrics::observe(&pairs, &output);
+        StepPart::new(&policy, output.losses(), metrics, 8.0).unwrap()
     }
 
     fn numbers(&self, grads: &GradientsParams) -> Vec<f64> {
@@ -113,6 +129,31 @@ fn unequal_parts_are_one_large_batch() {
 }
 
 #[test]
+fn parts_of_two_threads_have_the_bits_of_one() {
+    let step = Step::new();
+    let cuts = [[0, 3], [3, 3], [3, 7], [7, 8]];
+    let expected = step.of(&cuts).unwrap();
+    for _ in 0..8 {
+        let parts: Vec<StepPart> = thread::scope(|scope| {
+            let halves = cuts.chunks(2).map(|half| {
+                let part = |cut: &[u32; 2]| step.part(*cut);
+                scope.spawn(move || half.iter().map(part).collect::<Vec<_>>())
+            });
+            let halves: Vec<_> = halves.collect();
+            let done = halves.into_iter().map(|thread| thread.join().unwrap());
+            done.flatten().collect()
+        });
+        let mut sum = Accumulation::over(8.0).unwrap();
+        for part in parts {
+            sum.add_part(&step.policy, part).unwrap();
+        }
+        assert_eq!(sum.examples(), 8);
+        let (grads, metrics) = sum.clipped(&step.policy, 0.01).unwrap();
+        assert_eq!((step.numbers(&grads), entries(metrics)), expected);
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_an_error() {
     let step = Step::new();
     let error = step.of(&[[0, 5], [4, 8]]).unwrap_err();
@@ -125,9 +166,21 @@ fn what_does_not_fit_is_an_error() {
         assert_eq!(error.name(), "total");
     }
     let nothing = Accumulation::over(1.0).unwrap();
-    assert!(format!("{nothing:?}").starts_with("Accumulation { total: 1.0, seen: 0"));
+    assert!(format!("{nothing:?}").starts_with("Accumulation { total: 1.0, examples: 0"));
     let error = nothing.clipped(&step.policy, 0.0).unwrap_err();
     assert_eq!(error.name(), "max_norm");
+
+    let mut other = Accumulation::over(9.0).unwrap();
+    let error = other.add_part(&step.policy, step.part([0, 8])).unwrap_err();
+    assert_eq!(error.to_string(), "`total`: expected 9, found 8");
+    assert_eq!(other.examples(), 0, "a part that is refused leaves nothing");
+    let pairs = step.pairs_of(&step.policy.valid(), 0, 8);
+    let output = DpoLossConfig::new().init().forward(pairs.clone());
+    let error = Accumulation::over(8.0)
+        .unwrap()
+        .add(&step.policy, &pairs, output)
+        .unwrap_err();
+    assert_eq!((error.name(), error.found()), ("losses", "none"));
 }
 
 /// Parts of a step of 32 pairs.

@@ -4,8 +4,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use burn_preference::training::reducer::{BurnCollective, Local, ReduceError, Reducer, Threads};
+use burn::tensor::{DType, Tensor, TensorData};
+use burn_preference::training::reducer::{Local, ReduceError, Reducer, Threads};
 use burn_preference::{KlEstimate, RelativeLogProbs, SequenceLogProbs};
 
 use crate::support::{device, to_vec};
@@ -154,25 +154,6 @@ fn waiting_for_ever() {
     assert!(
         matches!(lengths[1], ReduceError::Length { .. }),
         "{lengths:?}"
-    );
-}
-
-#[test]
-fn a_backend_without_collectives_says_so() {
-    if device() != Device::flex() {
-        return;
-    }
-    let error = BurnCollective::new(vec![device()]).sum(values(&[1.0], DType::F32));
-    let error = error.unwrap_err();
-    assert!(
-        matches!(error, ReduceError::Unsupported { .. }),
-        "{error:?}"
-    );
-    assert!(
-        error
-            .to_string()
-            .contains("has no collective operations: Distributed"),
-        "{error}"
     );
 }
 
