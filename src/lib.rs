@@ -177,4 +177,6 @@ pub use part::{
     TieModel,
 };
 pub use reference::{Frozen, ReferenceSchedule};
+pub use training::class_ratio::ClassRatio;
 pub use training::metrics::{BatchMetrics, Metrics};
+pub use training::state::KlEstimate;

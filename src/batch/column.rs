@@ -160,7 +160,7 @@ column! {
     ///
     /// It is data, not a field of the loss, so that the caller can estimate it on completions of
     /// its own choice and average it over devices first: see
-    /// [`KlEstimate`](crate::loss::KlEstimate).
+    /// [`KlEstimate`](crate::KlEstimate).
     WithBaseline, baseline: Tensor<1>, |room, baseline| room.scalar("baseline", baseline)
 }
 

@@ -140,7 +140,7 @@ pub use hdpo::{HdpoLoss, HdpoLossConfig};
 pub use hinge::{HingeLoss, HingeLossConfig};
 pub use info_nca::{InfoNcaLoss, InfoNcaLossConfig};
 pub use ipo::{IpoLoss, IpoLossConfig};
-pub use kto::{ClassRatio, KlEstimate, KtoLoss, KtoLossConfig};
+pub use kto::{KtoLoss, KtoLossConfig};
 pub use lipo::{LipoLoss, LipoLossConfig};
 pub use nca::{NcaListLoss, NcaListLossConfig, NcaLoss, NcaLossConfig};
 pub use npo::{NpoLoss, NpoLossConfig, SimnpoLoss, SimnpoLossConfig};

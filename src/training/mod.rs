@@ -2,9 +2,10 @@
 //!
 //! | module | feature | holds |
 //! |---|---|---|
-//! | [`first_batch`] | | what is wrong with a first batch, in words |
-//! | [`metrics`] | | what to log, under TRL's keys |
-//! | [`state`] | | statistics of many batches that an objective depends on: δ, M₀ |
+//! | [`first_batch`] | | a check of the first batch: each mistake that it shows, in words |
+//! | [`metrics`] | | metrics of a batch to log, under TRL's keys |
+//! | [`state`] | | statistics of more than one batch that an objective depends on: z₀, δ, M₀ |
+//! | [`class_ratio`] | | KTO's two weights beside the numbers of a data set |
 //! | [`reducer`] | | sums over workers: counts, z₀, δ |
 //! | [`gradients`] | `optim` | clipping by the global norm |
 //! | [`accumulation`] | `optim` | gradients and metrics of a step, from parts of its batch |
@@ -29,6 +30,7 @@
 pub mod accumulation;
 #[cfg(feature = "train")]
 pub mod burn_train;
+pub mod class_ratio;
 pub mod first_batch;
 #[cfg(feature = "optim")]
 pub mod gradients;

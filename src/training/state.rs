@@ -1,8 +1,9 @@
-//! Statistics of many batches that an objective depends on: values that you hold.
+//! Statistics of more than one batch that an objective depends on: values that you hold.
 //!
-//! They are plain numbers on the host, so they can be saved with a checkpoint, merged over workers
-//! and fed from the metrics of a step; what a file says is checked where it is read. Update them
-//! once per optimiser step, not per micro-batch:
+//! [`KlEstimate`] is of one step: its micro-batches and its workers. [`RunningMean`] and
+//! [`MovingAverage`] are of all steps so far: plain numbers on the host, so they can be saved with
+//! a checkpoint, merged over workers and fed from the metrics of a step. A file with wrong numbers
+//! is an error where it is read. Update them once per optimiser step, not per micro-batch:
 //!
 //! ```
 //! use burn::tensor::Device;
@@ -24,13 +25,67 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{fraction, non_negative};
+use crate::log_probs::RelativeLogProbs;
 use crate::training::metrics::Metrics;
+use crate::training::reducer::{ReduceError, Reducer};
+
+/// KTO's z₀, estimated on *mismatched* completions: each prompt with another prompt's completion.
+///
+/// ```text
+/// z₀ = max(0, mean ρ)
+/// ```
+///
+/// Sum and count stay apart until [`baseline`](Self::baseline), because over several devices or
+/// micro-batches the global mean comes first and the maximum after it. Both are without autodiff.
+#[derive(Debug, Clone)]
+pub struct KlEstimate {
+    sum: Tensor<1>,
+    count: Tensor<1>,
+}
+
+impl KlEstimate {
+    /// The estimate from mismatched completions; an empty one counts with ρ = 0.
+    pub fn from_mismatched(log_probs: &RelativeLogProbs) -> Self {
+        let log_ratio = log_probs.log_ratio().without_autodiff();
+        let count = log_ratio.ones_like().sum_dim(0);
+        Self {
+            sum: log_ratio.sum_dim(0),
+            count,
+        }
+    }
+
+    /// The estimate over both parts.
+    pub fn merge(self, other: Self) -> Self {
+        Self {
+            sum: self.sum + other.sum,
+            count: self.count + other.count,
+        }
+    }
+
+    /// The estimate over all workers.
+    ///
+    /// # Errors
+    ///
+    /// The workers do not come together.
+    pub fn reduced(self, reducer: &dyn Reducer) -> Result<Self, ReduceError> {
+        let both = reducer.sum(Tensor::cat(vec![self.sum, self.count], 0))?;
+        Ok(Self {
+            sum: both.clone().narrow(0, 0, 1),
+            count: both.narrow(0, 1, 1),
+        })
+    }
+
+    /// The reference point z₀, `[1]`, nats; 0 where nothing was counted.
+    pub fn baseline(&self) -> Tensor<1> {
+        (self.sum.clone() / self.count.clone().clamp_min(1.0)).clamp_min(0.0)
+    }
+}
 
 fn scalar(value: f64, device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::from([value]), device)
 }
 
-/// The mean of everything seen: BCO's δ, the mean of all rewards so far.
+/// The mean of all values so far: BCO's δ, which is the mean of all rewards.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(try_from = "RunningMeanFields")]
 pub struct RunningMean {
@@ -69,12 +124,12 @@ impl RunningMean {
         }
     }
 
-    /// Adds what another worker has seen.
+    /// Adds the values of another worker.
     pub fn merge(&mut self, other: &Self) {
         self.update(other.sum, other.count);
     }
 
-    /// The mean; 0 before the first value.
+    /// The mean so far; 0 before the first value.
     pub fn mean(&self) -> f64 {
         if self.count > 0.0 {
             self.sum / self.count
@@ -118,7 +173,7 @@ impl TryFrom<MovingAverageFields> for MovingAverage {
 }
 
 impl MovingAverage {
-    /// Starts at 0; `momentum` ∈ \[0, 1\] is the share that stays at each update (0.9 in β-DPO).
+    /// The average at its start, 0; `momentum` ∈ \[0, 1\] is the share that stays at each update (0.9 in β-DPO).
     ///
     /// # Errors
     ///
@@ -131,13 +186,13 @@ impl MovingAverage {
         })
     }
 
-    /// value ← momentum·value + (1 − momentum)·`batch_mean`. Over several workers, give the mean
-    /// of all of them.
+    /// Takes the mean of a batch in: value ← momentum·value + (1 − momentum)·`batch_mean`. Over
+    /// several workers, give the mean of all of them.
     pub fn update(&mut self, batch_mean: f64) {
         self.value = self.momentum * self.value + (1.0 - self.momentum) * batch_mean;
     }
 
-    /// The average.
+    /// The average so far.
     pub fn value(&self) -> f64 {
         self.value
     }

@@ -19,6 +19,7 @@ const FLOORS: [&[&str]; 9] = [
         "data",
         "training::accumulation",
         "training::burn_train",
+        "training::class_ratio",
         "training::first_batch",
         "training::state",
     ],

@@ -1,0 +1,42 @@
+//! Metrics of a batch to log: sums and counts on the device, means on the host.
+//!
+//! ```text
+//! (batch, output)  →  BatchMetrics: small tensors, nothing read  →  read()  →  Metrics: merge
+//! ```
+//!
+//! Keys are TRL's where TRL has the quantity, and mean the same there; what differs has another
+//! key. Means are over what was counted, so merging batches of unequal size gives the metrics of
+//! one large batch.
+//!
+//! | key | over | meaning |
+//! |---|---|---|
+//! | `loss` | examples | mean loss |
+//! | `rewards/chosen`, `rewards/rejected` | pairs; desirable and undesirable completions; of lists, as `…/chosen`, the best-scored candidate | implicit rewards; those of a reward model |
+//! | `rewards`, `scores`, `logps`, `mean_logps` | scored completions | implicit rewards, what the batch holds as scores, ℓ and ℓ̄ |
+//! | `rewards/margins` | pairs | chosen − rejected; unpaired: difference of the two means |
+//! | `rewards/accuracies` | pairs; ordered pairs of a list | share with the better one ahead |
+//! | `rewards/ties` | pairs; ordered pairs of a list | share with equal rewards, not counted as accurate |
+//! | `rewards/top1` | lists of 2 and more | share whose best-scored candidate has the highest reward, alone |
+//! | `rewards/top1_ties` | lists of 2 and more | share where it has the highest reward together with others |
+//! | `logps/chosen`, `logps/rejected` | as `rewards/chosen`, `rewards/rejected` | ℓ, nats |
+//! | `mean_logps/chosen`, `mean_logps/rejected` | as `rewards/chosen`, `rewards/rejected` | ℓ̄, nats: what TRL's ORPO, and its CPO with `simpo` or `ipo`, call `logps/*` |
+//! | `displacement` | pairs against a reference | share whose chosen log-prob fell: ℓ_w < ℓ°_w |
+//! | `length_mismatches` | completions against a reference | share of which policy and reference count unequally many tokens: 0, or something is wrong |
+//! | `kl` | examples | KTO's z₀ |
+//! | `log_odds_chosen`, `log_odds_ratio` | pairs | ORPO's od_w − od_l, and ln σ of it |
+//! | `grad_norm` | steps | of all gradients before they are clipped: [`Accumulation`](crate::training::accumulation::Accumulation) |
+//! | `entropy` | counted tokens | of the policy, nats |
+//! | `mean_logits` | counted tokens | mean of the logits over the vocabulary |
+//! | `mean_token_accuracy` | counted tokens; of pairs the chosen ones', as in TRL | share that greedy decoding takes |
+//! | `entropy/chosen`, `logits/chosen`, `mean_token_accuracy/chosen`, … | counted tokens of a side of pairs | entropy, mean of the logits and greedy share of that side |
+//!
+//! `logps/*`, `mean_logps/*` and `displacement` are of the completions as the models have them,
+//! whatever a modifier of tokens does to the comparison.
+
+mod batch;
+mod host;
+mod observe;
+
+pub use batch::BatchMetrics;
+pub use host::Metrics;
+pub use observe::Observe;
