@@ -9,7 +9,6 @@
 //! keep all logits. Floor and variants are timed in turn, in one process; the table holds medians. Memory
 //! is what a fresh process needs at most beyond inputs and gradients (Linux).
 
-
 use std::hint::black_box;
 use std::time::Instant;
 

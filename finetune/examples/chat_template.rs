@@ -20,9 +20,9 @@ use burn_preference::data::{
 };
 use burn_preference::tokens::Sequence;
 use clap::Parser;
+use finetune::template::ChatTemplate;
 use minijinja::Value;
 use minijinja::value::Serde;
-use finetune::template::ChatTemplate;
 use time::OffsetDateTime;
 use tokenizers::Tokenizer;
 use tokenizers::models::bpe::{BPE, Vocab};

@@ -67,16 +67,22 @@ impl<B: Backend> Block<B> {
     }
 
     fn logits(&self, head: &Head<B>) -> FloatTensor<B> {
-        let logits = B::float_matmul(self.hidden.clone(), B::float_transpose(words(head)));
-        let dtype = wide(logits.dtype());
-        let mut logits = cast::<B>(logits, dtype);
-        if head.form.biased {
-            let vocab = head.bias.shape().num_elements();
-            let bias = B::float_reshape(head.bias.clone(), Shape::new([1, vocab]));
-            logits = B::float_add(logits, cast::<B>(bias, dtype));
-        }
-        shaped::<B>(logits, head.form.shaping)
+        logits::<B>(self.hidden.clone(), head)
     }
+}
+
+/// Logits `[rows, vocab]` of hidden states `[rows, hidden]`. The product has the number type of its
+/// operands; everything after it is f32 at least.
+pub fn logits<B: Backend>(hidden: FloatTensor<B>, head: &Head<B>) -> FloatTensor<B> {
+    let logits = B::float_matmul(hidden, B::float_transpose(words(head)));
+    let dtype = wide(logits.dtype());
+    let mut logits = cast::<B>(logits, dtype);
+    if head.form.biased {
+        let vocab = head.bias.shape().num_elements();
+        let bias = B::float_reshape(head.bias.clone(), Shape::new([1, vocab]));
+        logits = B::float_add(logits, cast::<B>(bias, dtype));
+    }
+    shaped::<B>(logits, head.form.shaping)
 }
 
 fn times<B: Backend>(tensor: FloatTensor<B>, factor: f64) -> FloatTensor<B> {

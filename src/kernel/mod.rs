@@ -393,6 +393,15 @@ impl HeadTensors {
     }
 }
 
+/// Logits `[rows, vocab]` under a head, by Burn's own operations on every backend.
+pub fn head_logits(head: HeadTensors) -> Tensor<2> {
+    // The logits do not depend on the targets.
+    let targets = Tensor::<1, Int>::zeros([1], &head.hidden.device()).into_dispatch();
+    let ([hidden, weight, bias], form) = head.into_dispatch();
+    let head = Head::new(hidden.clone(), weight, bias, targets, form);
+    Tensor::from_dispatch(generic::logits::<Dispatch>(hidden, &head))
+}
+
 /// KL(π° ‖ π) of every row, `[rows]`, where π° is the reference and π is the policy.
 pub fn head_kl(policy: HeadTensors, reference: HeadTensors) -> Tensor<1> {
     let supported = is_supported(&policy.hidden.device());

@@ -127,6 +127,32 @@ impl LmHead {
         }
     }
 
+    /// Logits of hidden states: all of them at once, for sampling or a measure of your own. An
+    /// objective never needs them: see
+    /// [`TokenLogProbs::from_hidden`](super::TokenLogProbs::from_hidden).
+    ///
+    /// # Shapes
+    ///
+    /// - `hidden`: `[batch, time, hidden]`
+    /// - output: `[batch, time, vocab]`
+    ///
+    /// # Numerics
+    ///
+    /// The product has the number type of hidden states and head. Bias, scale, softcap and
+    /// temperature act in f32 at least, and so are the logits.
+    ///
+    /// # Errors
+    ///
+    /// Hidden size, number types or devices do not fit together, or there is no vocabulary.
+    pub fn logits(&self, hidden: Tensor<3>) -> Result<Tensor<3>, InvalidInput> {
+        self.check_operands(&hidden)?;
+        let [batch, time, width] = hidden.dims();
+        let [vocab, _] = self.dims();
+        let hidden = hidden.reshape([batch * time, width]);
+        let logits = kernel::head_logits(self.with_hidden(hidden));
+        Ok(logits.reshape([batch, time, vocab]))
+    }
+
     /// With hidden states `[rows, hidden]`, as kernels take it.
     pub(super) fn with_hidden(&self, hidden: Tensor<2>) -> HeadTensors {
         HeadTensors {
@@ -148,10 +174,21 @@ impl LmHead {
         }
     }
 
-    /// Whether it fits hidden states `[batch, time, hidden]`, of which one row predicts at least.
+    /// Checks that the head fits hidden states `[batch, time, hidden]`, and that at least one
+    /// position predicts a token.
     pub(super) fn check(&self, hidden: &Tensor<3>) -> Result<(), InvalidInput> {
+        self.check_operands(hidden)?;
+        let [_, time, _] = hidden.dims();
+        if time < 2 {
+            let found = format!("shape {:?}", hidden.dims());
+            return Err(InvalidInput::new("hidden", "time ≥ 2", found));
+        }
+        Ok(())
+    }
+
+    fn check_operands(&self, hidden: &Tensor<3>) -> Result<(), InvalidInput> {
         let [vocab, width] = self.dims();
-        let [_, time, expected] = hidden.dims();
+        let [_, _, expected] = hidden.dims();
         if width != expected || vocab == 0 || width == 0 {
             let found = format!("vocab {vocab}, hidden {width}");
             let expected = format!("vocab ≥ 1, hidden {expected} ≥ 1");
@@ -163,10 +200,6 @@ impl LmHead {
             InvalidInput::check_shape("head.bias", &[vocab].into(), &bias.shape())?;
             InvalidInput::check_device("head.bias", &hidden.device(), &bias.device())?;
             InvalidInput::check_dtype("head.bias", hidden.dtype(), bias.dtype())?;
-        }
-        if time < 2 {
-            let found = format!("shape {:?}", hidden.dims());
-            return Err(InvalidInput::new("hidden", "time ≥ 2", found));
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
 use burn::tensor::{Bool, Shape, Tensor};
 
+use super::LmHead;
 use super::head::CountedRows;
 use super::predictions::{finish, prediction_mask};
 use super::token::check_logits;
-use super::LmHead;
 use crate::error::InvalidInput;
 use crate::kernel;
 use crate::math::{logsumexp, upcast};

@@ -2,10 +2,10 @@
 
 use burn::tensor::{Bool, Device, Int, Tensor};
 
+use super::LmHead;
 use super::head::{CountedRows, nothing, walk_rows};
 use super::predictions::{Predictions, Walked};
 use super::token::check_logits;
-use super::LmHead;
 use crate::error::InvalidInput;
 use crate::kernel;
 

@@ -76,6 +76,34 @@ proptest! {
     }
 }
 
+/// Logits for sampling: of one position as well, and of none. `both_paths_agree` has their
+/// gradients.
+#[test]
+fn logits_of_hidden_states() {
+    let shaping = Shaping {
+        scale: 0.5,
+        softcap: Some(3.0),
+        temperature: 0.8,
+    };
+    let problem = Problem::new([2, 1, 11, 5], 6).shaped(shaping);
+    let expected = [0, 1].map(|row| problem.logits(row).into_iter().map(|(x, _)| x));
+    let expected: Vec<f64> = expected.into_iter().flatten().collect();
+    for dtype in crate::support::dtypes() {
+        let of = |values: &[f64], shape: [usize; 2]| Problem::floats(values, shape, dtype);
+        let bias = of(problem.bias.as_ref().unwrap(), [1, 11]).reshape([11]);
+        let head = shaping.head(LmHead::new(of(&problem.weight, [11, 5])).with_bias(bias));
+        let states = of(&problem.hidden, [2, 5]).reshape([2, 1, 5]);
+        let logits = head.logits(states.clone()).unwrap();
+        assert_eq!(logits.dims(), [2, 1, 11]);
+        assert!(logits.dtype().size() >= 4, "{dtype:?}");
+        assert_close(&to_vec(logits), &expected, tolerance(dtype), "logits");
+        let none = head.logits(Tensor::zeros([0, 3, 5], (&device(), dtype)));
+        assert_eq!(none.unwrap().dims(), [0, 3, 11]);
+        let narrow = head.logits(states.narrow(2, 0, 4)).unwrap_err();
+        assert_eq!(narrow.name(), "head.weight");
+    }
+}
+
 /// More rows and words than one tile has, and not a multiple of it.
 #[test]
 fn several_tiles() {

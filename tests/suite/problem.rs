@@ -49,22 +49,13 @@ impl Shaping {
         )
     }
 
-    fn head(self, head: LmHead) -> LmHead {
+    pub fn head(self, head: LmHead) -> LmHead {
         let head = head.with_logit_scale(self.scale).unwrap();
         let head = head.with_temperature(self.temperature).unwrap();
         match self.softcap {
             Some(cap) => head.with_softcap(cap).unwrap(),
             None => head,
         }
-    }
-
-    fn tensor(self, x: Tensor<2>) -> Tensor<2> {
-        let x = x * self.scale;
-        let x = match self.softcap {
-            Some(cap) => (x * cap.recip()).tanh() * cap,
-            None => x,
-        };
-        x * self.temperature.recip()
     }
 }
 
@@ -132,8 +123,8 @@ impl Problem {
         Tensor::from_data(TensorData::new(values.to_vec(), shape), (&device(), dtype))
     }
 
-    /// Each with its slope.
-    fn logits(&self, row: usize) -> Vec<(f64, f64)> {
+    /// The logits of a row, each with its slope.
+    pub fn logits(&self, row: usize) -> Vec<(f64, f64)> {
         let hidden = &self.hidden[row * self.width..][..self.width];
         (0..self.vocab)
             .map(|v| {
@@ -222,17 +213,7 @@ impl Problem {
         let states = hidden.clone().reshape([self.batch, self.time, self.width]);
         let (tokens, mask) = (self.tokens(), self.mask());
         let (log_probs, statistics) = if how.from_logits {
-            let matrix = if words_first {
-                weight.clone().transpose()
-            } else {
-                weight.clone()
-            };
-            let mut logits = hidden.clone().matmul(matrix);
-            if let Some(bias) = &bias {
-                logits = logits + bias.clone();
-            }
-            let logits = self.shaping.tensor(logits);
-            let logits = logits.reshape([self.batch, self.time, self.vocab]);
+            let logits = head.logits(states).unwrap();
             TokenLogProbs::from_logits_with_statistics(logits, tokens, mask).unwrap()
         } else {
             TokenLogProbs::from_hidden_with_statistics(states, &head, tokens, mask).unwrap()

@@ -7,9 +7,9 @@ use burn_preference::{InvalidInput, SequenceLogProbs};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use finetune::sampling::{Sampling, best_and_worst, draw_answers};
 use crate::llama::{Llama, Sees};
 use crate::task::Task;
+use finetune::sampling::{Sampling, best_and_worst, draw_answers};
 
 /// A prompt with several completions and the program's scores of them.
 #[derive(Clone)]

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::chat::Failure;
 use crate::decoder::Decoder;
-use crate::sampling::best_and_worst;
 use crate::objective::{Layout, rewards};
+use crate::sampling::best_and_worst;
 
 /// A judge of answers.
 pub enum Judge {
