@@ -146,10 +146,10 @@ fn main() -> Result<(), Failure> {
             text.trim_start_matches(&*directory.path().to_string_lossy())
         );
     }
-    let tokenizer = tokenizer(&loaded.rows)?;
+    let tokenizer = tokenizer(&loaded.examples)?;
     let end = tokenizer.token_to_id(END).ok_or("no end of sequence")?;
 
-    let rows = Arc::new(InMemDataset::new(loaded.rows));
+    let rows = Arc::new(InMemDataset::new(loaded.examples));
     let found = distinct(&rows)?;
     println!(
         "rows: {} distinct, {} repeated",

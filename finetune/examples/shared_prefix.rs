@@ -214,7 +214,7 @@ where
 {
     let rows = JsonLines::new(&args.data, PairFormat::default()).load(OnError::Stop)?;
     let rows: Vec<_> = rows
-        .rows
+        .examples
         .into_iter()
         .map(Example::into_conversation)
         .collect();

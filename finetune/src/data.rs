@@ -91,11 +91,11 @@ impl DataOptions {
         let as_chat = chat.converses() && !self.plain;
         Ok(match as_chat {
             true => loaded
-                .rows
+                .examples
                 .into_iter()
                 .map(Example::into_conversation)
                 .collect(),
-            false => loaded.rows,
+            false => loaded.examples,
         })
     }
 

@@ -1,7 +1,8 @@
 use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
-use super::example::{Desirable, Example, Preference, Scores};
+use super::example::Example;
+use super::label::{Desirable, Preference, Scores};
 use super::mismatched::WithMismatched;
 use crate::batch::{Pair, Ranked, Rows, Unpaired};
 use crate::error::InvalidInput;

@@ -2,8 +2,9 @@
 
 use std::cmp::Ordering;
 
-use super::example::{Desirable, Example, Preference, Scores, fits_f32};
+use super::example::Example;
 use super::json::{Json, Object};
+use super::label::{Desirable, Preference, Scores, fits_f32};
 use crate::error::InvalidInput;
 
 /// Which pairs a list becomes. Two completions of equal score are never one.

@@ -7,6 +7,7 @@ use super::encode::{chat_template_kwargs, tools};
 use super::error::DataError;
 use super::example::Example;
 use super::json::Json;
+use super::label::Labels;
 use super::message::Text;
 
 /// Which rows of a dataset say something that no earlier one does, by index.
@@ -31,7 +32,7 @@ pub struct Distinct {
 /// # Errors
 ///
 /// A row cannot be read.
-pub fn distinct<L: super::Labels>(
+pub fn distinct<L: Labels>(
     dataset: &impl Dataset<Example<Text, L>>,
 ) -> Result<Distinct, DataError> {
     let mut found = Distinct::default();
@@ -60,7 +61,7 @@ struct Hashes {
     texts: [u8; 32],
 }
 
-fn hashes<L: super::Labels>(example: &Example<Text, L>) -> Hashes {
+fn hashes<L: Labels>(example: &Example<Text, L>) -> Hashes {
     let mut context = blake3::Hasher::new();
     add_text(&mut context, &example.prompt);
     if example.prompt.as_conversation().is_some() {
@@ -83,7 +84,7 @@ fn hashes<L: super::Labels>(example: &Example<Text, L>) -> Hashes {
         *hasher.finalize().as_bytes()
     });
     let mut texts: Vec<_> = completions.collect();
-    let labels = example.label.of_completions();
+    let labels = example.label.label().numbers();
     // Zero has two signs.
     let label = |label: f64| (label + 0.0).to_le_bytes();
     let labelled = texts.iter().zip(labels).map(|(t, l)| (*t, label(l)));

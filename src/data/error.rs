@@ -179,6 +179,11 @@ impl DataError {
         }
     }
 
+    pub(super) fn row(path: &Path, line: usize, source: RowError) -> Self {
+        let path = path.to_owned();
+        Self::Row { path, line, source }
+    }
+
     pub(super) fn file(path: &Path, source: io::Error) -> Self {
         Self::File {
             path: path.to_owned(),

@@ -1,28 +1,18 @@
 use std::sync::Arc;
 
 use super::json::Object;
+use super::label::{Desirable, Preference, PromptOnly, Scores, fits_f32};
 use super::message::{ASSISTANT, Message, Text, USER};
 use crate::error::InvalidInput;
 use crate::tokens::Sequence;
-
-/// The label of a pair: the first completion was preferred to the second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Preference;
-
-/// The label of a single completion: a thumb up or down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Desirable(pub bool);
-
-/// The labels of a list: one score per completion, higher is better.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Scores(pub Vec<f64>);
 
 /// A prompt, its completions and what is known of them: `T` is [`Text`] or `Vec<u32>`, token ids.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example<T, L> {
     /// What is completed.
     pub prompt: T,
-    /// Two for [`Preference`], one for [`Desirable`], as many as scores for [`Scores`].
+    /// Two for [`Preference`], one for [`Desirable`], as many as scores for [`Scores`], none for
+    /// [`PromptOnly`].
     completions: Vec<T>,
     /// Of token ids, which of each completion count; `None` where all do. Empty: all do.
     counted: Vec<Option<Vec<bool>>>,
@@ -86,9 +76,11 @@ impl<T> Example<T, Scores> {
     }
 }
 
-/// Whether it is finite, on the host as on a device.
-pub(super) fn fits_f32(number: f64) -> bool {
-    number.abs() <= f64::from(f32::MAX)
+impl<T> Example<T, PromptOnly> {
+    /// A prompt that has no completion yet.
+    pub fn prompt_only(prompt: T) -> Self {
+        Self::of(prompt, Vec::new(), PromptOnly)
+    }
 }
 
 impl<T, L> Example<T, L> {
@@ -172,7 +164,7 @@ impl<L> Example<Vec<u32>, L> {
         debug_assert_eq!(sequences.len(), texts.completions.len());
         let of = |s: &Sequence| s.completion().to_vec();
         Self {
-            // Every label has a completion.
+            // Labels of completions have one at least.
             prompt: sequences
                 .first()
                 .map_or(Vec::new(), |s| s.prompt().to_vec()),
@@ -198,10 +190,12 @@ impl<L> Example<Vec<u32>, L> {
             return Err(InvalidInput::new("counted", expected, counted.len()));
         }
         let sequences = self.sequences().into_iter().zip(counted);
-        let sequences = sequences
-            .map(|(sequence, counted)| sequence.with_counted(counted))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self::of_sequences(self, &sequences))
+        let marks = |(sequence, counted): (Sequence, &Vec<bool>)| {
+            let sequence = sequence.with_counted(counted)?;
+            Ok(sequence.counted().map(<[bool]>::to_vec))
+        };
+        let counted = sequences.map(marks).collect::<Result<_, InvalidInput>>()?;
+        Ok(Self { counted, ..self })
     }
 
     /// The prompt with each completion, and which of its tokens count.

@@ -3,8 +3,9 @@ use std::sync::Arc;
 
 use super::encode::{chat_template_kwargs, tools};
 use super::error::RowError;
-use super::example::{Desirable, Example, Preference, Scores, fits_f32};
+use super::example::Example;
 use super::json::{Json, Object};
+use super::label::{Desirable, Preference, PromptOnly, Scores, fits_f32};
 use super::message::{Message, Text};
 use super::prompt::{explicit, implicit};
 
@@ -193,6 +194,39 @@ impl Format for RankedFormat {
         // One response at least and a score for each: checked above, where errors name the field.
         let (prompt, responses) = explicit(&self.prompt, prompt, responses)?;
         with_columns(Example::of(prompt, responses, Scores(scores)), row)
+    }
+}
+
+/// Prompts alone: TRL's "prompt-only" rows, or rows of any other kind, of which only the prompt is
+/// read. For completions that a policy is to write.
+///
+/// ```text
+/// {"prompt": "2+2="}
+/// {"prompt": [{"role": "user", "content": "2+2?"}], "chosen": […], "rejected": […]}
+/// ```
+///
+/// Everything else that a row has, its completions too, stays in [`Example::columns`], unread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptFormat {
+    /// The field of the prompt: `prompt`.
+    pub prompt: String,
+}
+
+impl Default for PromptFormat {
+    fn default() -> Self {
+        Self {
+            prompt: "prompt".into(),
+        }
+    }
+}
+
+impl Format for PromptFormat {
+    type Label = PromptOnly;
+
+    fn parse(&self, mut row: Object) -> Result<Example<Text, PromptOnly>, RowError> {
+        let prompt = required_text(&mut row, &self.prompt)?;
+        let (prompt, _) = explicit(&self.prompt, prompt, Vec::new())?;
+        with_columns(Example::prompt_only(prompt), row)
     }
 }
 

@@ -10,19 +10,22 @@ use super::error::DataError;
 use super::example::Example;
 use super::format::Format;
 use super::json::Object;
+use super::load::{Loaded, OnError, parse};
 use super::message::Text;
-use super::tokenized::OnError;
 use crate::error::InvalidInput;
 
-/// A file of JSON lines, compressed by gzip or not: what its rows are, and how long they may be.
+/// A file of JSON lines, compressed by gzip or not, with the format and the longest length of its
+/// rows.
 ///
-/// Blank lines are no rows. Numbers of lines count from 1, and errors name them.
+/// A line is a row, and a row that fits the format is an example. Blank lines are no rows. Numbers
+/// of lines count from 1, and errors name them.
 ///
 /// | | memory | compressed | |
 /// |---|---|---|---|
 /// | [`open`](Self::open) | an index of its lines | no | a Burn dataset with random access |
-/// | [`read`](Self::read) | one row | yes | an iterator in order |
-/// | [`load`](Self::load) | all rows | yes | for Burn's `InMemDataset` |
+/// | [`read`](Self::read) | one row | yes | an iterator over examples, in order |
+/// | [`load`](Self::load) | all examples | yes | for Burn's `InMemDataset` |
+/// | [`raw`](Self::raw) | one row | yes | an iterator over rows, before the format |
 #[derive(Debug, Clone)]
 pub struct JsonLines<F> {
     path: PathBuf,
@@ -30,18 +33,10 @@ pub struct JsonLines<F> {
     max_line_bytes: usize,
 }
 
-/// Rows in memory, and what was passed over.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Loaded<L> {
-    /// The rows, in order.
-    pub rows: Vec<Example<Text, L>>,
-    /// Why others are not among them; of [`OnError::Stop`] there are none.
-    pub skipped: Vec<DataError>,
-}
-
-impl<F: Format> JsonLines<F> {
-    /// Rows of this format in the file at `path`, of 16 MiB each at most.
+impl<F> JsonLines<F> {
+    /// The file at `path`, whose rows have this format and 16 MiB each at most.
+    ///
+    /// `()` is the format of a file of which only [`raw`](Self::raw) rows are read.
     pub fn new(path: impl AsRef<Path>, format: F) -> Self {
         Self {
             path: path.as_ref().to_owned(),
@@ -50,7 +45,7 @@ impl<F: Format> JsonLines<F> {
         }
     }
 
-    /// How long a line may be, in bytes before its line feed, once it is unpacked. A longer one is an
+    /// Sets the longest line, in bytes before its line feed, once it is unpacked. A longer one is an
     /// error before it is read: a compressed file of 0.5 MB can hold a line of 500.
     ///
     /// # Errors
@@ -66,35 +61,28 @@ impl<F: Format> JsonLines<F> {
         })
     }
 
-    /// Opens the file and finds its lines; what they hold is not looked at yet.
+    /// The rows as they stand in the file, in order, each with its line; the format is not used.
+    ///
+    /// For what no format says: which columns a file has, for instance.
+    ///
+    /// ```
+    /// use burn_preference::data::JsonLines;
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("data.jsonl");
+    /// std::fs::write(&path, r#"{"prompt": "2+2=", "completion": "4", "label": true}"#)?;
+    /// let (line, row) = JsonLines::new(&path, ()).raw()?.next().ok_or("an empty file")??;
+    /// assert_eq!((line, row.get("chosen"), row["label"].as_bool()), (1, None, Some(true)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or is compressed.
-    pub fn open(self) -> Result<IndexedLines<F>, DataError> {
-        let failed = |source| DataError::file(&self.path, source);
-        let mut file = File::open(&self.path).map_err(failed)?;
-        if is_gzip(&mut file).map_err(failed)? {
-            let text = "compressed files have no random access: `read` or `load` it, or unpack it";
-            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
-        }
-        let lines = index(&mut file, self.max_line_bytes).map_err(failed)?;
-        Ok(IndexedLines {
-            source: self,
-            file: Mutex::new(file),
-            lines,
-        })
-    }
-
-    /// The rows in order; one of them is in memory at a time. A row that is an error is followed by
-    /// the others.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be opened; later, as [`IndexedLines::row`].
-    pub fn read(
+    /// The file cannot be opened; later, a line cannot be read, is longer than the limit, or is no
+    /// JSON object. It is followed by the others.
+    pub fn raw(
         self,
-    ) -> Result<impl Iterator<Item = Result<Example<Text, F::Label>, DataError>>, DataError> {
+    ) -> Result<impl Iterator<Item = Result<(usize, Object), DataError>>, DataError> {
         let failed = |source| DataError::file(&self.path, source);
         let mut file = File::open(&self.path).map_err(failed)?;
         let packed = is_gzip(&mut file).map_err(failed)?;
@@ -116,7 +104,7 @@ impl<F: Format> JsonLines<F> {
                     }
                     Ok(_) => match content(number, &text) {
                         (_, []) => {}
-                        (_, row) => return Some(self.parse(number, row)),
+                        (_, row) => return Some(self.object(number, row).map(|row| (number, row))),
                     },
                     Err(source) => {
                         broken = true;
@@ -128,15 +116,6 @@ impl<F: Format> JsonLines<F> {
         }))
     }
 
-    /// All rows at once.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be read; or a row, unless `on_error` is to skip it.
-    pub fn load(self, on_error: OnError) -> Result<Loaded<F::Label>, DataError> {
-        collect(self.read()?, on_error)
-    }
-
     fn long_line(&self, line: usize) -> DataError {
         DataError::LongLine {
             path: self.path.clone(),
@@ -145,43 +124,75 @@ impl<F: Format> JsonLines<F> {
         }
     }
 
-    fn parse(&self, line: usize, text: &[u8]) -> Result<Example<Text, F::Label>, DataError> {
-        let path = || self.path.clone();
-        let row: Object = serde_json::from_slice(text).map_err(|source| DataError::Json {
-            path: path(),
+    fn object(&self, line: usize, text: &[u8]) -> Result<Object, DataError> {
+        serde_json::from_slice(text).map_err(|source| DataError::Json {
+            path: self.path.clone(),
             line,
             source,
-        })?;
-        let mut example = self.format.parse(row).map_err(|source| DataError::Row {
-            path: path(),
-            line,
-            source,
-        })?;
-        example.line = Some(line);
-        Ok(example)
+        })
     }
 }
 
-/// All rows, or those that are no error.
-pub(super) fn collect<L>(
-    all: impl Iterator<Item = Result<Example<Text, L>, DataError>>,
-    on_error: OnError,
-) -> Result<Loaded<L>, DataError> {
-    let (mut rows, mut skipped) = (Vec::new(), Vec::new());
-    for row in all {
-        match row {
-            Ok(row) => rows.push(row),
-            Err(error) if on_error.skips(&error) => skipped.push(error),
-            Err(error) => return Err(error),
+impl<F: Format> JsonLines<F> {
+    /// Opens the file and finds its lines; what they hold is not looked at yet.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or is compressed.
+    pub fn open(self) -> Result<IndexedLines<F>, DataError> {
+        let failed = |source| DataError::file(&self.path, source);
+        let mut file = File::open(&self.path).map_err(failed)?;
+        if is_gzip(&mut file).map_err(failed)? {
+            let text = "compressed files have no random access: `read` or `load` it, or unpack it";
+            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
         }
+        let lines = index(&mut file, self.max_line_bytes).map_err(failed)?;
+        Ok(IndexedLines {
+            source: self,
+            file: Mutex::new(file),
+            lines,
+        })
     }
-    Ok(Loaded { rows, skipped })
+
+    /// The examples in order; one of them is in memory at a time. A row that is an error is followed
+    /// by the others.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened; later, as [`IndexedLines::example`].
+    pub fn read(
+        self,
+    ) -> Result<impl Iterator<Item = Result<Example<Text, F::Label>, DataError>>, DataError> {
+        let Self {
+            path,
+            format,
+            max_line_bytes,
+        } = self;
+        let file = JsonLines {
+            path: path.clone(),
+            format: (),
+            max_line_bytes,
+        };
+        Ok(file.raw()?.map(move |row| {
+            let (line, row) = row?;
+            parse(&format, &path, line, row)
+        }))
+    }
+
+    /// All examples at once.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read; or a row, unless `on_error` is to skip it.
+    pub fn load(self, on_error: OnError) -> Result<Loaded<F::Label>, DataError> {
+        Loaded::collect(self.read()?, on_error)
+    }
 }
 
 /// A file of JSON lines with random access, larger than memory if need be.
 ///
-/// Opening it reads it once for an index of its lines (24 bytes each); a row is read and parsed
-/// when it is asked for. The file must not change while it is open.
+/// Opening it reads it once for an index of its lines (24 bytes each); a row is read and parsed when
+/// its example is asked for. The file must not change while it is open.
 #[derive(Debug)]
 pub struct IndexedLines<F> {
     source: JsonLines<F>,
@@ -208,21 +219,22 @@ impl<F: Format> IndexedLines<F> {
         self.lines.is_empty()
     }
 
-    /// The row at `index`.
+    /// The example of the row at `index`.
     ///
     /// # Errors
     ///
-    /// It cannot be read, is longer than the limit, is no JSON object, or does not fit the format.
-    ///
-    /// # Panics
-    ///
-    /// Panics if there are not so many rows.
-    pub fn row(&self, index: usize) -> Result<Example<Text, F::Label>, DataError> {
+    /// There are not so many rows. Or the row cannot be read, is longer than the limit, is no JSON
+    /// object, or does not fit the format.
+    pub fn example(&self, index: usize) -> Result<Example<Text, F::Label>, DataError> {
+        let Some(&line) = self.lines.get(index) else {
+            let expected = format!("less than {}, the number of rows", self.lines.len());
+            return Err(InvalidInput::new("index", expected, index).into());
+        };
         let Line {
             number,
             start,
             bytes,
-        } = self.lines[index];
+        } = line;
         if bytes > self.source.max_line_bytes {
             return Err(self.source.long_line(number));
         }
@@ -233,13 +245,14 @@ impl<F: Format> IndexedLines<F> {
                 .and_then(|_| file.read_exact(&mut text))
                 .map_err(|source| DataError::file(&self.source.path, source))?;
         }
-        self.source.parse(number, &text)
+        let row = self.source.object(number, &text)?;
+        parse(&self.source.format, &self.source.path, number, row)
     }
 }
 
 impl<F: Format> Dataset<Example<Text, F::Label>> for IndexedLines<F> {
     fn get(&self, index: usize) -> Result<Example<Text, F::Label>, DatasetError> {
-        self.row(index).map_err(DatasetError::new)
+        self.example(index).map_err(DatasetError::new)
     }
 
     fn len(&self) -> usize {

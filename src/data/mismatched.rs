@@ -1,7 +1,8 @@
 use burn::data::dataset::{Dataset, DatasetError};
 
 use super::error::DataError;
-use super::example::{Desirable, Example};
+use super::example::Example;
+use super::label::Desirable;
 use super::truncate::Truncation;
 use crate::tokens::Sequence;
 

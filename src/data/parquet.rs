@@ -10,9 +10,8 @@ use super::error::{DataError, RowError};
 use super::example::Example;
 use super::format::Format;
 use super::json::{Json, Object};
-use super::lines::{Loaded, collect};
+use super::load::{Loaded, OnError, parse};
 use super::message::Text;
-use super::tokenized::OnError;
 
 /// A Parquet file, as Hugging Face's hub has it, uncompressed or compressed by Snappy (what pandas
 /// and `datasets` write unless they are told otherwise).
@@ -30,8 +29,10 @@ pub struct ParquetFile<F> {
     format: F,
 }
 
-impl<F: Format> ParquetFile<F> {
-    /// Rows of this format in the file at `path`.
+impl<F> ParquetFile<F> {
+    /// The file at `path`, whose rows have this format.
+    ///
+    /// `()` is the format of a file of which only [`raw`](Self::raw) rows are read.
     pub fn new(path: impl AsRef<Path>, format: F) -> Self {
         Self {
             path: path.as_ref().to_owned(),
@@ -39,19 +40,20 @@ impl<F: Format> ParquetFile<F> {
         }
     }
 
-    /// The rows in order. One that does not fit the format is an error, and followed by the others.
+    /// The rows as they stand in the file, in order, each with its number from 1; the format is not
+    /// used.
     ///
     /// # Errors
     ///
-    /// The file cannot be opened or is no Parquet file; later, a page is damaged or compressed by
-    /// another method.
+    /// The file cannot be opened or is no Parquet file; later, a value has no JSON, and the row is
+    /// followed by the others; or a page is damaged or compressed by another method, and is the end.
     ///
     /// # Panics
     ///
     /// The crate that reads Parquet may panic on a damaged file: read what you trust.
-    pub fn read(
+    pub fn raw(
         self,
-    ) -> Result<impl Iterator<Item = Result<Example<Text, F::Label>, DataError>>, DataError> {
+    ) -> Result<impl Iterator<Item = Result<(usize, Object), DataError>>, DataError> {
         let failed = |source: ::parquet::errors::ParquetError| {
             DataError::file(&self.path, io::Error::other(source))
         };
@@ -65,28 +67,47 @@ impl<F: Format> ParquetFile<F> {
             }
             broken = row.is_err();
             let row = row.map_err(|source| DataError::file(&self.path, io::Error::other(source)));
-            Some(row.and_then(|row| self.parse(line, &row)))
+            Some(row.and_then(|row| match object("", &row) {
+                Ok(row) => Ok((line, row)),
+                Err(source) => Err(DataError::row(&self.path, line, source)),
+            }))
         }))
     }
+}
 
-    /// All rows at once.
+impl<F: Format> ParquetFile<F> {
+    /// The examples in order. A row that does not fit the format is an error, and followed by the
+    /// others.
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read); or a row, unless `on_error` is to skip it.
-    pub fn load(self, on_error: OnError) -> Result<Loaded<F::Label>, DataError> {
-        collect(self.read()?, on_error)
+    /// As [`raw`](Self::raw); or a row does not fit the format.
+    ///
+    /// # Panics
+    ///
+    /// As [`raw`](Self::raw).
+    pub fn read(
+        self,
+    ) -> Result<impl Iterator<Item = Result<Example<Text, F::Label>, DataError>>, DataError> {
+        let Self { path, format } = self;
+        let rows = ParquetFile::new(&path, ()).raw()?;
+        Ok(rows.map(move |row| {
+            let (line, row) = row?;
+            parse(&format, &path, line, row)
+        }))
     }
 
-    fn parse(&self, line: usize, row: &Row) -> Result<Example<Text, F::Label>, DataError> {
-        let example = object("", row).and_then(|row| self.format.parse(row));
-        let mut example = example.map_err(|source| DataError::Row {
-            path: self.path.clone(),
-            line,
-            source,
-        })?;
-        example.line = Some(line);
-        Ok(example)
+    /// All examples at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read), unless `on_error` is to skip the row.
+    ///
+    /// # Panics
+    ///
+    /// As [`raw`](Self::raw).
+    pub fn load(self, on_error: OnError) -> Result<Loaded<F::Label>, DataError> {
+        Loaded::collect(self.read()?, on_error)
     }
 }
 

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use super::error::of_line;
+use super::label::sealed::LabelRef;
 use super::truncate::{Cut, Reason};
 use crate::tokens::Sequence;
 
@@ -175,27 +176,53 @@ impl Report {
         }
     }
 
-    fn per_place(&mut self, sequences: &[Sequence]) {
-        self.completions.resize(sequences.len(), Spread::default());
-        self.counted.resize(sequences.len(), Spread::default());
-        for (place, sequence) in sequences.iter().enumerate() {
-            self.tokens(place, sequence);
-        }
-    }
-
-    fn tokens(&mut self, place: usize, sequence: &Sequence) {
-        self.completions[place].add(sequence.completion().len() as f64);
-        self.counted[place].add(sequence.length() as f64);
-    }
-
-    /// Counts a row that is kept, as it was shortened.
-    pub(super) fn keep(&mut self, label: &impl sealed::Labels, row: &Row) {
+    /// Counts an example that is kept, as it was shortened.
+    pub(super) fn keep(&mut self, label: &LabelRef<'_>, row: &Row) {
         self.kept += 1;
         self.shortened_prompts += usize::from(row.cut.prompt);
         self.shortened_completions += row.cut.completions;
         let prompt = row.shortened.first().map_or(0, |s| s.prompt().len());
         self.prompts.add(prompt as f64);
-        label.report(&row.shortened, self);
+        match label {
+            LabelRef::Preference => self.pair(&row.shortened),
+            LabelRef::Desirable(desirable) => {
+                let classes = self.classes.get_or_insert((0, 0));
+                *if *desirable {
+                    &mut classes.0
+                } else {
+                    &mut classes.1
+                } += 1;
+            }
+            LabelRef::Scores(scores) => self.list(scores),
+        }
+        let places = match label {
+            LabelRef::Scores(_) => 1,
+            _ => row.shortened.len(),
+        };
+        self.completions.resize(places, Spread::default());
+        self.counted.resize(places, Spread::default());
+        for (i, sequence) in row.shortened.iter().enumerate() {
+            let place = i.min(places - 1);
+            self.completions[place].add(sequence.completion().len() as f64);
+            self.counted[place].add(sequence.length() as f64);
+        }
+    }
+
+    fn pair(&mut self, sequences: &[Sequence]) {
+        let [chosen, rejected] = sequences else {
+            unreachable!("a pair has two completions");
+        };
+        self.identical_pairs += usize::from(chosen.ids() == rejected.ids());
+        let (longer, shorter) = self.longer.get_or_insert((0, 0));
+        *longer += usize::from(chosen.length() > rejected.length());
+        *shorter += usize::from(chosen.length() < rejected.length());
+    }
+
+    fn list(&mut self, scores: &[f64]) {
+        let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let worst = scores.iter().copied().fold(f64::INFINITY, f64::min);
+        self.tied_lists += usize::from(best == worst);
+        self.score_gaps.get_or_insert_default().add(best - worst);
     }
 }
 
@@ -268,71 +295,5 @@ impl fmt::Display for Report {
             )?;
         }
         Ok(())
-    }
-}
-
-/// A label of this crate: [`Preference`](super::Preference), [`Desirable`](super::Desirable) or
-/// [`Scores`](super::Scores). It is sealed.
-pub trait Labels: sealed::Labels + Clone + fmt::Debug + Send + Sync + 'static {}
-
-impl<L: sealed::Labels + Clone + fmt::Debug + Send + Sync + 'static> Labels for L {}
-
-pub(super) mod sealed {
-    use super::{Report, Sequence};
-
-    pub trait Labels {
-        /// What a row adds to a report.
-        fn report(&self, sequences: &[Sequence], report: &mut Report);
-
-        /// What it says of each completion: equal examples have the same completions with the same
-        /// numbers, in any order.
-        fn of_completions(&self) -> Vec<f64>;
-    }
-}
-
-impl sealed::Labels for super::Preference {
-    fn report(&self, sequences: &[Sequence], report: &mut Report) {
-        let [chosen, rejected] = sequences else {
-            unreachable!("a pair has two completions");
-        };
-        report.identical_pairs += usize::from(chosen.ids() == rejected.ids());
-        let (longer, shorter) = report.longer.get_or_insert((0, 0));
-        *longer += usize::from(chosen.length() > rejected.length());
-        *shorter += usize::from(chosen.length() < rejected.length());
-        report.per_place(sequences);
-    }
-
-    fn of_completions(&self) -> Vec<f64> {
-        vec![1.0, 0.0]
-    }
-}
-
-impl sealed::Labels for super::Desirable {
-    fn report(&self, sequences: &[Sequence], report: &mut Report) {
-        let (desirable, undesirable) = report.classes.get_or_insert((0, 0));
-        *if self.0 { desirable } else { undesirable } += 1;
-        report.per_place(sequences);
-    }
-
-    fn of_completions(&self) -> Vec<f64> {
-        vec![f64::from(u8::from(self.0))]
-    }
-}
-
-impl sealed::Labels for super::Scores {
-    fn report(&self, sequences: &[Sequence], report: &mut Report) {
-        let best = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let worst = self.0.iter().copied().fold(f64::INFINITY, f64::min);
-        report.tied_lists += usize::from(best == worst);
-        report.score_gaps.get_or_insert_default().add(best - worst);
-        report.completions.resize(1, Spread::default());
-        report.counted.resize(1, Spread::default());
-        for sequence in sequences {
-            report.tokens(0, sequence);
-        }
-    }
-
-    fn of_completions(&self) -> Vec<f64> {
-        self.0.clone()
     }
 }

@@ -6,28 +6,13 @@ use super::encode::{Content, Encode, Encoded, chat_template_kwargs, tools};
 use super::error::DataError;
 use super::example::Example;
 use super::json::Object;
+use super::label::Labels;
+use super::load::OnError;
 use super::message::{Message, Text};
-use super::report::{Dropped, Ends, Labels, Report, Row};
+use super::report::{Dropped, Ends, Report, Row};
 use super::truncate::{Reason, Truncation};
 use super::turns::{Failure, Rendering, Turns, completion_start};
 use crate::tokens::Sequence;
-
-/// What happens to a row that cannot be read or tokenized.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnError {
-    /// It is an error of the whole dataset: the default.
-    #[default]
-    Stop,
-    /// It is left out and reported. A file that cannot be read at all is an error still.
-    Skip,
-}
-
-impl OnError {
-    /// Whether this error is passed over.
-    pub(super) fn skips(self, error: &DataError) -> bool {
-        self == Self::Skip && error.is_of_a_row()
-    }
-}
 
 /// How rows are tokenized. A [`Truncation`] alone is one, with the other defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +106,7 @@ impl<D, T> Tokenized<D, T> {
                     if let Ok(Ok(row)) = &outcome {
                         tokenized.kept.push(index);
                         tokenized.report.look(row, &mut ends);
-                        tokenized.report.keep(&example.label, row);
+                        tokenized.report.keep(&example.label.label(), row);
                     }
                     (example.line, outcome)
                 }

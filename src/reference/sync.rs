@@ -3,8 +3,7 @@ use std::collections::HashMap;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Shape, Tensor};
 
-use super::Frozen;
-use super::frozen::ADAPTER;
+use super::frozen::{ADAPTER, Frozen};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::share;
 

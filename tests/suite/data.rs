@@ -15,8 +15,8 @@ use burn::data::dataset::{Dataset, InMemDataset};
 use burn::tensor::{Device, Tensor};
 use burn_preference::data::{
     Collator, Cursor, DataError, Desirable, Encode, EpochLoader, Example, Format, Json, JsonLines,
-    Mismatched, PairFormat, PairTokens, RankedFormat, Reason, ScoreField, Scores, Text, Tokenized,
-    Truncation, UnpairedFormat, split_by,
+    Mismatched, PairFormat, PairTokens, PromptFormat, PromptOnly, RankedFormat, Reason, ScoreField,
+    Scores, Text, Tokenized, Truncation, UnpairedFormat, split_by,
 };
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use burn_preference::{PolicyPair, SequenceLogProbs, TokenLogProbs};
@@ -51,7 +51,9 @@ fn bytes(text: Encode<'_>) -> Result<Vec<u32>, Infallible> {
 }
 
 fn only<F: Format>(content: &str, format: F) -> Result<Example<Text, F::Label>, DataError> {
-    JsonLines::new(&file(content).path, format).open()?.row(0)
+    JsonLines::new(&file(content).path, format)
+        .open()?
+        .example(0)
 }
 
 fn pair(content: &str) -> Result<Example<Text, burn_preference::data::Preference>, DataError> {
@@ -150,6 +152,99 @@ fn thumbs_and_lists() {
 }
 
 #[test]
+fn prompts_of_rows_of_any_kind() {
+    let parse = |row: &str| only(row, PromptFormat::default());
+    let alone = parse(r#"{"prompt": "2+2=", "tree": "a"}"#).unwrap();
+    assert_eq!((alone.prompt, alone.label), (plain("2+2="), PromptOnly));
+    // What else the row has is carried on and not looked at.
+    let pair = r#"{"tree": "a", "prompt": "2+2=", "chosen": 4, "rejected": [], "label": "?"}"#;
+    let pair = parse(pair).unwrap();
+    assert!(pair.completions().is_empty());
+    let columns: Vec<_> = pair.columns.iter().map(|(name, _)| name).collect();
+    assert_eq!(columns, ["tree", "chosen", "rejected", "label"]);
+
+    let turns = r#"{"prompt": [{"role": "user", "content": "?"}], "tools": [{"x": 1}]}"#;
+    let turns = parse(turns).unwrap();
+    assert_eq!(turns.prompt.as_conversation().unwrap().len(), 1);
+    assert!(turns.columns.get("tools").is_some());
+    let said = parse(r#"{"prompt": "?"}"#).unwrap().into_conversation();
+    assert_eq!(said.prompt, turns.prompt);
+    let named = PromptFormat {
+        prompt: "question".into(),
+    };
+    assert_eq!(
+        only(r#"{"question": "?"}"#, named).unwrap().prompt,
+        plain("?")
+    );
+
+    let ids = Example::prompt_only(vec![1, 2]);
+    assert!(ids.sequences().is_empty());
+    assert_eq!(ids.clone().with_counted(&[]).unwrap(), ids);
+    for (row, field, found) in [
+        (r#"{"chosen": "a", "rejected": "b"}"#, "prompt", "nothing"),
+        (r#"{"prompt": null}"#, "prompt", "null"),
+        (r#"{"prompt": []}"#, "prompt", "an empty list"),
+        (
+            r#"{"prompt": [{"role": "user", "content": "?"}], "tools": 1}"#,
+            "tools",
+            "a number",
+        ),
+    ] {
+        let Err(DataError::Row { source, .. }) = parse(row) else {
+            panic!("{row}");
+        };
+        assert_eq!((source.field(), source.found()), (field, found));
+    }
+}
+
+#[test]
+fn raw_rows_have_their_line_and_no_format() {
+    let file = file("\n{\"b\": 1, \"a\": [2]}\n[3]\n\n{\"chosen\": \"c\"}");
+    let rows: Vec<_> = JsonLines::new(&file.path, ()).raw().unwrap().collect();
+    assert_eq!(rows.len(), 3);
+    let (line, row) = rows[0].as_ref().unwrap();
+    let fields: Vec<_> = row
+        .iter()
+        .map(|(name, value)| (name, value.to_string()))
+        .collect();
+    assert_eq!(
+        (*line, fields),
+        (2, vec![("b", "1".into()), ("a", "[2]".into())])
+    );
+    let error = rows[1].as_ref().unwrap_err();
+    assert!(matches!(error, DataError::Json { line: 3, .. }), "{error}");
+    assert_eq!(rows[2].as_ref().unwrap().0, 5);
+    // The limit holds, and another format than `()` is not asked.
+    let short = JsonLines::new(&file.path, PairFormat::default());
+    let short = short.with_max_line_bytes(16).unwrap();
+    let mut short = short.raw().unwrap();
+    let error = short.next().unwrap().unwrap_err();
+    assert!(
+        matches!(
+            error,
+            DataError::LongLine {
+                line: 2,
+                max: 16,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(short.next().unwrap().is_err());
+    assert!(short.next().unwrap().is_ok() && short.next().is_none());
+    assert!(JsonLines::new("/nowhere/rows.jsonl", ()).raw().is_err());
+}
+
+#[test]
+fn an_example_past_the_last_row_is_an_error() {
+    let file = file(r#"{"chosen": "a", "rejected": "b"}"#);
+    let rows = JsonLines::new(&file.path, PairFormat::default());
+    let error = rows.open().unwrap().example(1).unwrap_err();
+    let expected = "`index`: expected less than 1, the number of rows, found 1";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
 fn fields_of_other_names() {
     let format = PairFormat {
         prompt: "question".into(),
@@ -176,8 +271,8 @@ fn errors_name_file_line_and_field() {
             .open()
             .unwrap();
         assert_eq!(rows.len(), 2);
-        rows.row(0).unwrap();
-        rows.row(1).unwrap_err()
+        rows.example(0).unwrap();
+        rows.example(1).unwrap_err()
     };
     let text = "a string or a list of messages";
     says(
@@ -275,7 +370,10 @@ fn files_as_editors_and_systems_write_them() {
         .unwrap()
         .collect::<Result<_, _>>()
         .unwrap();
-    assert_eq!(in_order, [random.row(0).unwrap(), random.row(1).unwrap()]);
+    assert_eq!(
+        in_order,
+        [random.example(0).unwrap(), random.example(1).unwrap()]
+    );
     assert_eq!(in_order[1].line, Some(3));
     assert!(
         JsonLines::new(&self::file("").path, PairFormat::default())
@@ -450,7 +548,7 @@ proptest! {
                 if let Ok(rows) = JsonLines::new(&file.path, $format).open() {
                     prop_assert_eq!(in_order.len(), rows.len());
                     for (index, one) in in_order.iter().enumerate() {
-                        match (one, rows.row(index)) {
+                        match (one, rows.example(index)) {
                             (Ok(one), Ok(other)) => prop_assert_eq!(one, &other),
                             (Err(one), Err(other)) => {
                                 prop_assert_eq!(one.to_string(), other.to_string());

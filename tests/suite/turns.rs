@@ -9,9 +9,9 @@ use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn_preference::data::{
     Collator, Content, DataError, Desirable, Encode, Example, Json, JsonLines, Message, Mismatched,
-    Object, OnError, PairFormat, PairTokens, Pairing, ParquetFile, Preference, RankedFormat,
-    RankedTokens, Reason, Scores, Text, TokenizeOptions, Tokenized, Truncation, Turns,
-    UnpairedTokens, completion_start, distinct, win_probability,
+    Object, OnError, PairFormat, PairTokens, Pairing, ParquetFile, Preference, PromptFormat,
+    RankedFormat, RankedTokens, Reason, Scores, Text, TokenizeOptions, Tokenized, Truncation,
+    Turns, UnpairedTokens, completion_start, distinct, win_probability,
 };
 use burn_preference::tokens::{Padding, Sequence};
 
@@ -680,7 +680,7 @@ fn long_lines_are_errors_before_they_are_read() {
         assert!(matches!(rows[1], Err(DataError::LongLine { line: 2, max, .. }) if max == limit));
         let random = file(limit).unwrap().open().unwrap();
         for (index, row) in rows.iter().enumerate() {
-            match (row, random.row(index)) {
+            match (row, random.example(index)) {
                 (Ok(row), Ok(other)) => assert_eq!(*row, other),
                 (Err(error), Err(other)) => assert_eq!(error.to_string(), other.to_string()),
                 other => panic!("{other:?}"),
@@ -699,13 +699,18 @@ fn long_lines_are_errors_before_they_are_read() {
         "{error}"
     );
     let loaded = file(99).unwrap().load(OnError::Skip).unwrap();
-    assert_eq!((loaded.rows.len(), loaded.skipped.len()), (2, 2));
+    assert_eq!((loaded.examples.len(), loaded.skipped.len()), (2, 2));
     assert_eq!(
         file(0).unwrap_err().to_string(),
         "`max_line_bytes`: expected 1 at least, found 0"
     );
     assert_eq!(
-        file(200).unwrap().load(OnError::Stop).unwrap().rows.len(),
+        file(200)
+            .unwrap()
+            .load(OnError::Stop)
+            .unwrap()
+            .examples
+            .len(),
         4
     );
 
@@ -918,7 +923,7 @@ fn rows_that_say_the_same_are_found() {
 fn parquet_holds_the_same_rows() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/rows.parquet");
     let file = || ParquetFile::new(path, PairFormat::default());
-    let rows = file().load(OnError::Stop).unwrap().rows;
+    let rows = file().load(OnError::Stop).unwrap().examples;
     assert_eq!(rows.len(), 3);
     let texts = |text: &Text| {
         let messages = text.as_conversation().unwrap().iter();
@@ -938,6 +943,25 @@ fn parquet_holds_the_same_rows() {
     assert_eq!(rows[2].columns["score"].as_f64(), Some(3.5));
     assert_eq!(rows[2].columns["tree"].to_string(), "2");
     assert_eq!(rows[2].line, Some(3));
+
+    let raw = ParquetFile::new(path, ()).raw().unwrap();
+    let raw: Vec<_> = raw.collect::<Result<_, _>>().unwrap();
+    assert_eq!(
+        raw.iter().map(|(line, _)| *line).collect::<Vec<_>>(),
+        [1, 2, 3]
+    );
+    for (example, (_, row)) in rows.iter().zip(&raw) {
+        for field in ["prompt", "chosen", "rejected"] {
+            assert!(row.get(field).is_some());
+        }
+        let mut others = example.columns.iter();
+        assert_eq!(example.columns.len() + 3, row.len());
+        assert!(others.all(|(name, value)| row[name] == *value));
+    }
+    let prompts = ParquetFile::new(path, PromptFormat::default());
+    let prompts = prompts.load(OnError::Stop).unwrap().examples;
+    assert_eq!(prompts.len(), 3);
+    assert!(prompts.iter().zip(&rows).all(|(p, r)| p.prompt == r.prompt));
 
     let other = PairFormat {
         chosen: "score".into(),

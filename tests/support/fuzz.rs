@@ -18,8 +18,8 @@ use burn_preference::config::{
 };
 use burn_preference::data::{
     Collator, Content, Cursor, Desirable, Encode, Encoded, Example, Format, Json, JsonLines,
-    Labels, OnError, PairFormat, PairTokens, Preference, RankedFormat, RankedTokens, Scores,
-    TokenizeOptions, Tokenized, Truncation, Turns, UnpairedFormat, UnpairedTokens,
+    Labels, OnError, PairFormat, PairTokens, Preference, PromptFormat, RankedFormat, RankedTokens,
+    Scores, TokenizeOptions, Tokenized, Truncation, Turns, UnpairedFormat, UnpairedTokens,
 };
 use burn_preference::log_probs::sequence_kl;
 use burn_preference::modifier::wpo_weights;
@@ -134,12 +134,23 @@ where
         }
     }
     if let Ok(loaded) = file.clone().load(OnError::Skip) {
-        assert_eq!(loaded.rows, whole);
+        assert_eq!(loaded.examples, whole);
         assert_eq!(loaded.skipped.len(), errors);
     }
     assert!(errors == 0 || file.clone().load(OnError::Stop).is_err());
+    let raw = file.clone().raw().expect("it can be opened");
+    let lines: Vec<_> = raw.flatten().map(|(line, _)| line).collect();
+    assert!(lines.len() >= whole.len());
+    let prompts = JsonLines::new(&path, PromptFormat::default());
+    let prompts = prompts.read().expect("it can be opened").flatten();
+    assert!(prompts.into_iter().all(|it| it.completions().is_empty()));
+    assert!(
+        whole
+            .iter()
+            .all(|it| lines.contains(&it.line.expect("of a file")))
+    );
     if let Ok(random) = file.open() {
-        let rows = (0..random.len()).filter_map(|i| random.row(i).ok());
+        let rows = (0..random.len()).filter_map(|i| random.example(i).ok());
         assert!(rows.eq(whole.iter().cloned()));
     }
     for row in &whole {

@@ -1,4 +1,5 @@
-//! One immutable file of entries: a burnpack container whose name is the hash of its content.
+//! One immutable file of log-probabilities: a burnpack container whose name is the hash of its
+//! content.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,15 +8,16 @@ use std::path::Path;
 
 use burn_pack::{Bytes, DType, Reader, Tensor, Writer};
 
-use super::{CacheError, Fingerprint, Key};
+use super::error::CacheError;
+use super::fingerprint::Fingerprint;
+use super::key::{Key, VERSION};
 
 pub(super) const EXTENSION: &str = burn_pack::EXTENSION;
-/// Of keys and segments alike: what an older version wrote has other keys.
-pub(super) const VERSION: &str = "2";
 const FORMAT: &str = "burn-preference reference cache";
 
+/// The log-probability of a sequence, and how many tokens it sums.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Entry {
+pub(super) struct CachedLogProb {
     pub(super) sum: f64,
     pub(super) length: u32,
 }
@@ -23,7 +25,7 @@ pub(super) struct Entry {
 /// Keys, sums and lengths as bytes, in this order.
 type Columns = [(&'static str, DType, Vec<usize>, Vec<u8>); 3];
 
-fn columns(entries: &[(Key, Entry)]) -> Columns {
+fn columns(entries: &[(Key, CachedLogProb)]) -> Columns {
     let n = entries.len();
     let keys = entries.iter().flat_map(|(key, _)| *key).collect();
     let sums = entries.iter().flat_map(|(_, e)| e.sum.to_le_bytes());
@@ -50,7 +52,7 @@ fn name<'a>(fingerprint: &Fingerprint, columns: impl Iterator<Item = &'a [u8]>) 
 pub(super) fn write(
     directory: &Path,
     fingerprint: &Fingerprint,
-    entries: &[(Key, Entry)],
+    entries: &[(Key, CachedLogProb)],
 ) -> Result<OsString, CacheError> {
     let columns = columns(entries);
     let name = name(fingerprint, columns.iter().map(|c| &*c.3));
@@ -78,7 +80,7 @@ pub(super) fn write(
 pub(super) fn read(
     path: &Path,
     fingerprint: &Fingerprint,
-) -> Result<Vec<(Key, Entry)>, CacheError> {
+) -> Result<Vec<(Key, CachedLogProb)>, CacheError> {
     let bytes = fs::read(path).map_err(|e| CacheError::file(path, e))?;
     let torn = |found: String| CacheError::Torn {
         path: path.to_owned(),
@@ -119,11 +121,11 @@ pub(super) fn read(
     Ok(entries
         .zip(lengths.as_chunks().0)
         .map(|((key, sum), length)| {
-            let entry = Entry {
+            let value = CachedLogProb {
                 sum: f64::from_le_bytes(*sum),
                 length: u32::from_le_bytes(*length),
             };
-            (*key, entry)
+            (*key, value)
         })
         .collect())
 }

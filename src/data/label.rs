@@ -1,0 +1,74 @@
+//! Labels: the types that say how the completions of an example are judged.
+
+use std::fmt;
+
+use sealed::LabelRef;
+
+/// The label of a pair: the first completion was preferred to the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Preference;
+
+/// The label of an unpaired completion: true if it is desirable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Desirable(pub bool);
+
+/// The labels of a ranked list: one score per candidate, higher is better.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scores(pub Vec<f64>);
+
+/// The label of a prompt without completions, to which a policy is to write some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptOnly;
+
+/// Whether it is finite, on the host as on a device.
+pub(super) fn fits_f32(number: f64) -> bool {
+    number.abs() <= f64::from(f32::MAX)
+}
+
+/// A label that judges completions: [`Preference`], [`Desirable`] or [`Scores`]. It is sealed.
+pub trait Labels: sealed::Labels + Clone + fmt::Debug + Send + Sync + 'static {}
+
+impl<L: sealed::Labels + Clone + fmt::Debug + Send + Sync + 'static> Labels for L {}
+
+pub(super) mod sealed {
+    pub trait Labels {
+        fn label(&self) -> LabelRef<'_>;
+    }
+
+    /// A label of any kind.
+    pub enum LabelRef<'a> {
+        Preference,
+        Desirable(bool),
+        Scores(&'a [f64]),
+    }
+
+    impl LabelRef<'_> {
+        /// A number per completion: equal examples have the same completions with the same numbers,
+        /// in any order.
+        pub fn numbers(&self) -> Vec<f64> {
+            match self {
+                Self::Preference => vec![1.0, 0.0],
+                Self::Desirable(desirable) => vec![f64::from(u8::from(*desirable))],
+                Self::Scores(scores) => scores.to_vec(),
+            }
+        }
+    }
+}
+
+impl sealed::Labels for Preference {
+    fn label(&self) -> LabelRef<'_> {
+        LabelRef::Preference
+    }
+}
+
+impl sealed::Labels for Desirable {
+    fn label(&self) -> LabelRef<'_> {
+        LabelRef::Desirable(self.0)
+    }
+}
+
+impl sealed::Labels for Scores {
+    fn label(&self) -> LabelRef<'_> {
+        LabelRef::Scores(&self.0)
+    }
+}
