@@ -97,13 +97,7 @@ fn within(
         }
         let (before, own) = (segment.prompt.len(), tokens.len());
         let future = Tensor::<2, Bool>::tril_mask([own, before + own], before as i64, &device);
-        rows[row].push(under(
-            part(&query),
-            keys,
-            values,
-            future.unsqueeze(),
-            scale,
-        ));
+        rows[row].push(under(part(&query), keys, values, future.unsqueeze(), scale));
     }
     let rows = rows.into_iter().map(|mut parts| {
         let used: usize = parts.iter().map(|part| part.dims()[2]).sum();

@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
-use finetune::{Top, load, load_adapter};
+use finetune::{OutputLayer, load, load_adapter};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use support::{FAMILIES, copy, data};
@@ -244,7 +244,7 @@ fn the_same_numbers_another_way() {
                 .lines()
                 .map(|line| serde_json::from_str::<Value>(line).unwrap());
             lines
-                .filter_map(|line| line["gradient_norm"].as_f64())
+                .filter_map(|line| line["train"]["grad_norm"].as_f64())
                 .collect::<Vec<_>>()
         };
         near(&norms(&usual), &norms(&other), 100.0 * most);
@@ -270,8 +270,8 @@ fn the_same_numbers_another_way() {
     compare(uneven, &format!("{uneven} --reference live"), 1e-4);
     for (rows, loss) in [
         // Their z₀ and δ are of a step, whatever its parts.
-        ("thumbs", "kto"),
-        ("thumbs", "bco"),
+        ("unpaired", "kto"),
+        ("unpaired", "bco"),
         ("ranked", "plackett_luce"),
         ("pairs", "bradley_terry"),
         ("ranked", "reward_ranking"),
@@ -377,7 +377,7 @@ fn weights_of_fewer_bits() {
 fn every_kind_of_rows() {
     let place = Place::new("qwen2");
     let down = place
-        .text("thumbs.jsonl")
+        .text("unpaired.jsonl")
         .replace("\"label\": true", "\"label\": false");
     place.write("down.jsonl", &down);
     place.write("ipo.json", r#"{"loss": "ipo", "tau": 0.5}"#);
@@ -399,7 +399,7 @@ fn every_kind_of_rows() {
                 mixed,
             ][..],
         ),
-        ("thumbs", &["kto", "bco", "apo_zero"]),
+        ("unpaired", &["kto", "bco", "apo_zero"]),
         ("down", &["npo", "simnpo"]),
         ("ranked", &["rrhf", "plackett_luce", "reward_ranking"]),
     ] {
@@ -423,7 +423,10 @@ fn every_kind_of_rows() {
             assert_eq!(has_reference, !free.contains(objective), "{objective}");
             let is_reward_model = ["bradley_terry", "reward_ranking"].contains(objective);
             let saved = load(&run.out, &Device::default()).unwrap();
-            assert_eq!(saved.config().top == Top::Reward, is_reward_model);
+            assert_eq!(
+                saved.config().output == OutputLayer::Reward,
+                is_reward_model
+            );
             let [after, loaded] = ["after", "loaded"].map(|name| {
                 let mut row = run.row(name);
                 // Some have no accuracy, some no log-probabilities.
@@ -440,7 +443,7 @@ fn every_kind_of_rows() {
     );
     assert_eq!(losses[&("pairs", "dpo")], losses[&("pairs", mixed)]);
     // The same name, and another objective.
-    assert_ne!(losses[&("pairs", "bco")], losses[&("thumbs", "bco")]);
+    assert_ne!(losses[&("pairs", "bco")], losses[&("unpaired", "bco")]);
 
     // A reward model has no words, learns on, and wants rows and an end of its own.
     place.fails("--model pairs5", "a reward model has no words");
@@ -451,8 +454,8 @@ fn every_kind_of_rows() {
     place.fails("--loss bradley_terry --shared-prefix", "--shared-prefix");
     place.fails("--loss bradley_terry_ties", "a column of ties");
     place.fails(
-        "--data thumbs.jsonl --loss npo",
-        "a thumb up, and this objective unlearns",
+        "--data unpaired.jsonl --loss npo",
+        "a desirable completion, and this objective unlearns",
     );
     place.fails("--loss dpo2", "`dpo`, `ipo`");
     place.fails(
@@ -464,7 +467,7 @@ fn every_kind_of_rows() {
         "unknown variant `all`",
     );
     place.fails(r#"--loss {"loss":"dpo","beta":-1}"#, "`beta` is -1");
-    place.fails("--data thumbs.jsonl", "thumbs.jsonl:1: `chosen`");
+    place.fails("--data unpaired.jsonl", "unpaired.jsonl:1: `chosen`");
     place.fails("--loss simpo --reference live", "has no reference");
     place.fails("--reference live --cache kept", "nothing is kept");
 }
@@ -528,7 +531,7 @@ fn interrupted(place: &Place, out: &str, arguments: &str) -> Run {
 #[test]
 fn a_run_that_was_interrupted_goes_on_with_the_same_numbers() {
     let place = Place::new("llama");
-    for (i, arguments) in ["", "--full", "--data thumbs.jsonl --loss bco"]
+    for (i, arguments) in ["", "--full", "--data unpaired.jsonl --loss bco"]
         .iter()
         .enumerate()
     {

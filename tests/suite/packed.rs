@@ -25,7 +25,7 @@ use proptest::prelude::*;
 use std::sync::Arc;
 
 use crate::support::device::device;
-use crate::support::llama::{Llama, LlamaConfig, Sees};
+use crate::support::llama::{Llama, LlamaConfig, Visible};
 use crate::support::{cases, to_vec};
 
 const VOCAB: usize = 23;
@@ -282,7 +282,7 @@ impl Model for Llama {
         positions: Tensor<2, Int>,
         mask: Tensor<4, Bool>,
     ) -> Tensor<3> {
-        self.hidden_packed(ids, positions, Sees::Mask(mask))
+        self.hidden_packed(ids, positions, Visible::Mask(mask))
     }
 
     fn head(&self) -> LmHead {
@@ -312,8 +312,8 @@ impl Model for BySegments {
 
     fn packed(&self, batch: &PackedBatch) -> Tensor<3> {
         let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
-        let sees = Sees::Segments(&batch.segments);
-        self.model.hidden_packed(ids, positions, sees)
+        let visible = Visible::Segments(&batch.segments);
+        self.model.hidden_packed(ids, positions, visible)
     }
 }
 

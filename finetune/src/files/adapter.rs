@@ -37,8 +37,6 @@ pub enum AdapterError {
     },
 }
 
-}
-
 /// Saves the adapters as PEFT does: `adapter_config.json` and `adapter_model.safetensors`, in a
 /// folder that appears when all of it is written. `base` is what they were trained on.
 ///

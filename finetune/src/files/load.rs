@@ -73,7 +73,8 @@ pub(super) fn config_keys(model: &Path) -> Result<Map<String, Value>, WeightErro
 
 /// What files hold besides weights: tables of rotary positions, a copy of a tied head.
 fn is_known(name: &str, config: &DecoderConfig) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || (config.output == OutputLayer::Tied && name == "lm_head.weight")
+    name.ends_with("rotary_emb.inv_freq")
+        || (config.output == OutputLayer::Tied && name == "lm_head.weight")
 }
 
 /// Tensors by Hugging Face's names, decoded when they are asked for.

@@ -91,3 +91,4 @@ impl Decoder {
         }
         self
     }
+}

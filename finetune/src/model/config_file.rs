@@ -278,7 +278,11 @@ fn output(keys: &mut Keys, gemma: bool) -> Result<OutputLayer, ConfigError> {
     let architecture = architecture.as_str().unwrap_or_default();
     let labels = keys.get("id2label");
     if architecture.ends_with("ForCausalLM") {
-        return Ok(if tied { OutputLayer::Tied } else { OutputLayer::Head });
+        return Ok(if tied {
+            OutputLayer::Tied
+        } else {
+            OutputLayer::Head
+        });
     }
     if !architecture.ends_with("ForSequenceClassification") {
         let expected = "…ForCausalLM or …ForSequenceClassification";

@@ -96,7 +96,8 @@ impl DecoderConfig {
             embedding: EmbeddingConfig::new(self.vocab, self.hidden).init(device),
             layers: (0..self.layers).map(layer).collect(),
             norm: norm(self.hidden),
-            head: (self.output == OutputLayer::Head).then(|| linear(self.hidden, self.vocab, false)),
+            head: (self.output == OutputLayer::Head)
+                .then(|| linear(self.hidden, self.vocab, false)),
             score: (self.output == OutputLayer::Reward).then(|| linear(self.hidden, 1, false)),
             config: self.clone(),
         }
@@ -188,15 +189,8 @@ impl Decoder {
     pub fn next(&self, ids: Tensor<2, Int>, cache: &mut Cache) -> Tensor<2> {
         let [_, time] = ids.dims();
         let last = self.following(ids, cache).narrow(1, time - 1, 1);
-        let logits = match &self.head {
-            Some(head) => head.forward(last),
-            None => last.matmul(self.embedding.weight.val().transpose().unsqueeze()),
-        };
-        let logits = logits.squeeze_dim(1);
-        match self.config.logit_softcap {
-            Some(cap) => (logits * cap.recip()).tanh() * cap,
-            None => logits,
-        }
+        let logits = self.lm_head().logits(last);
+        logits.expect("the decoder's own head").squeeze_dim(1)
     }
 
     /// A reward model's rewards `[batch, time]`, one for each beginning of each row.

@@ -20,8 +20,8 @@ pub(crate) mod projection;
 mod rotary;
 
 pub use adapters::{LoraOptions, TARGETS, UnknownTarget};
+pub use cache::{Cache, KeysValues};
 pub use config::{Activation, DecoderConfig, OutputLayer, Rope, RopeScaling};
 pub use config_file::ConfigError;
-pub use cache::{Cache, KeysValues};
 pub use decoder::{Decoder, Layer};
 pub use projection::{Adapter, Projection};

@@ -42,9 +42,12 @@ pub(crate) fn norms(
 }
 
 /// The projections of all layers, with their names in Hugging Face's files.
-pub(crate) fn all_projections(decoder: &mut Decoder) -> impl Iterator<Item = (&mut Projection, String)> {
+pub(crate) fn all_projections(
+    decoder: &mut Decoder,
+) -> impl Iterator<Item = (&mut Projection, String)> {
     let layers = decoder.layers.iter_mut().enumerate();
     layers.flat_map(|(i, layer)| {
-        projections(layer).map(|(projection, part)| (projection, format!("model.layers.{i}.{part}")))
+        projections(layer)
+            .map(|(projection, part)| (projection, format!("model.layers.{i}.{part}")))
     })
 }

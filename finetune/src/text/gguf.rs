@@ -39,7 +39,9 @@ impl Chat {
         ])));
         tokenizer.with_decoder(Some(bytes()));
         // Type 3 is control. A file need not say the types.
-        let kinds = file.numbers("tokenizer.ggml.token_type").unwrap_or_default();
+        let kinds = file
+            .numbers("tokenizer.ggml.token_type")
+            .unwrap_or_default();
         let special = words.iter().zip(kinds);
         let special = special.filter(|(_, kind)| *kind == 3.0);
         let special: Vec<_> = special

@@ -137,7 +137,7 @@ impl JsonText {
 
 /// A number as Python's `repr` has it: as many digits as it takes, and an exponent of two digits
 /// below 1e-4 and from 1e16 on.
-fn number(value: &Value) -> Result<String, Error> {
+pub(super) fn number(value: &Value) -> Result<String, Error> {
     if value.is_integer() {
         return Ok(value.to_string());
     }

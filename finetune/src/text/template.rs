@@ -19,7 +19,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 use time::OffsetDateTime;
 
-use super::python_json::to_json;
+use super::python_json::{number, to_json};
 
 /// A compiled template and the special tokens that it may write.
 #[derive(Debug)]

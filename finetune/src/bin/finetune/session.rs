@@ -1,6 +1,5 @@
-//! A run: reference, policy, training, what is saved, and the table at the end.
+//! A run: reference, policy, training, and what is saved.
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,30 +9,29 @@ use burn::data::dataloader::BatchStrategy;
 use burn::module::Module;
 use burn::tensor::Device;
 use burn::tensor::quantization::QuantValue;
-use burn_preference::data::{Example, Format, Labels, Text, TokenBudget};
+use burn_preference::Frozen;
+use burn_preference::data::{Example, Format, Labels, TokenBudget};
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
-use burn_preference::tokens::{Packing, Padding, Sequence};
-use burn_preference::{Frozen, Metrics};
+use burn_preference::tokens::Sequence;
 use finetune::{
-    Around, Chat, DataOptions, Decoder, Failure, Layout, LoraOptions, Objective, Reference, Rows,
-    RunFolder, Sampling, TARGETS, Task, TrainOptions, Trainer, Workers, check_whole_steps, draw,
-    load, load_adapter, sample, save, save_adapter,
+    Batching, Chat, ChosenObjective, Decoder, Failure, ReferenceLogProbs, RunFolder, Splits,
+    StepContext, Task, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics, load,
+    load_adapter, save, save_adapter,
 };
 use indicatif::ProgressBar;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag::{register, register_conditional_shutdown};
 
-use crate::{Args, Bits, Numbers, ReferenceFrom, Save};
+use crate::args::{Args, Bits, Numbers, ReferenceFrom, Save};
+use crate::report::{print_answers, print_costs, print_table};
 
-/// What was read from disk, and how it is used.
+/// A model, its tokenizer and an objective, ready for a run.
 pub struct Session<'a> {
     args: &'a Args,
     base: Decoder,
     chat: Chat,
-    layout: Layout,
+    batching: Batching,
     folder: RunFolder,
     /// As a config.
     loss: Value,
@@ -41,59 +39,6 @@ pub struct Session<'a> {
     learns_rewards: bool,
     needs_whole_steps: bool,
     workers: usize,
-    pub data: DataOptions,
-}
-
-/// `OUT` with an end, such as `OUT.run`.
-pub fn beside(out: &Path, end: &str) -> PathBuf {
-    let mut name = out.as_os_str().to_owned();
-    name.push(end);
-    name.into()
-}
-
-pub fn data_options(args: &Args) -> DataOptions {
-    DataOptions {
-        max_length: args.max_length,
-        group: args.group.clone(),
-        held_out: args.held_out,
-        plain: args.plain,
-        skip_errors: args.skip_errors,
-        seed: args.seed,
-    }
-}
-
-pub fn layout(args: &Args, chat: &Chat, device: &Device) -> Layout {
-    let padding = Padding::new(chat.padding);
-    Layout {
-        padding,
-        packing: args.shared_prefix.then(|| Packing::new(padding)),
-        budget: args.budget,
-        device: device.clone(),
-    }
-}
-
-/// A prompt up to where an answer begins, as long as rows of the training are.
-pub fn prompt_ids(args: &Args, chat: &Chat, prompt: &Text) -> Result<Vec<u32>, Failure> {
-    let mut ids = chat.prompt(prompt)?;
-    let room = (args.max_length / 2).max(1);
-    Ok(ids.split_off(ids.len().saturating_sub(room)))
-}
-
-/// Answers to the prompt `ids`, as the arguments say.
-pub fn answers_to(
-    args: &Args,
-    chat: &Chat,
-    model: &Decoder,
-    ids: &[u32],
-    count: usize,
-    rng: &mut ChaCha8Rng,
-) -> Result<Vec<Vec<u32>>, Failure> {
-    let sampling = Sampling {
-        temperature: args.temperature,
-        max_tokens: args.answer_tokens,
-    };
-    let sampling = sampling.within(model, ids.len())?;
-    Ok(sample(model, ids, count, &chat.ends, sampling, rng))
 }
 
 impl<'a> Session<'a> {
@@ -106,16 +51,16 @@ impl<'a> Session<'a> {
         base: Decoder,
         chat: Chat,
         device: Device,
-        objective: &Objective,
+        objective: &ChosenObjective,
         loss: &str,
     ) -> Result<Self, Failure> {
         if args.out.exists() {
             return Err(format!("--out: {} is there already", args.out.display()).into());
         }
-        let folder = RunFolder::new(&beside(&args.out, ".run"));
+        let folder = RunFolder::new(&args.beside_out(".run"));
         match (folder.has_checkpoint()?, args.resume) {
             (true, false) => {
-                let folder = beside(&args.out, ".run");
+                let folder = args.beside_out(".run");
                 let what = "has a run: go on with --resume, or remove it";
                 return Err(format!("--out: {} {what}", folder.display()).into());
             }
@@ -141,16 +86,15 @@ impl<'a> Session<'a> {
         let two = args.device == "flex" && !args.full && !whole;
         let workers = args.workers.unwrap_or(if two { 2 } else { 1 });
         // What runs at once shares the budget.
-        let mut layout = layout(args, &chat, &device);
-        layout.budget = (layout.budget / workers).max(1);
-        if objective.learns_rewards() && layout.packing.is_some() {
+        let mut batching = args.batching(&chat, &device);
+        batching.budget = (batching.budget / workers).max(1);
+        if objective.learns_rewards() && batching.packing.is_some() {
             return Err("--shared-prefix: a reward stands at the end of a row of its own".into());
         }
         let loss = serde_json::from_str(loss).unwrap_or_else(|_| json!({ "loss": loss }));
         println!("objective: {loss}");
         Ok(Self {
-            data: data_options(args),
-            layout,
+            batching,
             args,
             base,
             chat,
@@ -163,47 +107,34 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// The rows of this run.
-    pub fn read<F>(&self, format: impl Fn() -> F) -> Result<Rows<F::Label>, Failure>
+    /// Reads the examples of this run.
+    pub fn read<F>(&self, format: impl Fn() -> F) -> Result<Splits<F::Label>, Failure>
     where
         F: Format,
         F::Label: Labels,
     {
         let (train, held_out) = (&self.args.data, self.args.held_out_data.as_deref());
-        self.data.read(train, held_out, format, &self.chat)
+        let options = self.args.data_options();
+        options.read(train, held_out, format, &self.chat)
     }
 
-    fn lora(&self) -> LoraOptions {
-        let all = || TARGETS.map(str::to_owned).to_vec();
-        let args = self.args;
-        LoraOptions {
-            rank: args.rank,
-            alpha: args.alpha.unwrap_or(2.0 * args.rank as f64),
-            targets: if args.targets.is_empty() {
-                all()
-            } else {
-                args.targets.clone()
-            },
-        }
-    }
-
-    /// What is frozen: the base, in few bits where adapters stand on few bits.
+    /// The frozen weights: the base, in few bits where adapters stand on few bits.
     fn frozen(&self) -> Decoder {
         let base = self.base.clone();
         let Some(bits) = self.args.quantize else {
             return base;
         };
-        let scheme = self.layout.device.settings().quantization.scheme;
+        let scheme = self.batching.device.settings().quantization.scheme;
         base.quantized(&scheme.with_value(match bits {
             Bits::Q8 => QuantValue::Q8S,
             Bits::Q4 => QuantValue::Q4S,
         }))
     }
 
-    /// What is trained, before the first step.
+    /// The model that is trained, before the first step.
     fn policy(&self, frozen: &Decoder) -> Result<Decoder, Failure> {
         let args = self.args;
-        let device = self.layout.device.clone().autodiff();
+        let device = self.batching.device.clone().autodiff();
         let device = match args.gradient_checkpointing {
             true => device.gradient_checkpointing(),
             false => device,
@@ -216,59 +147,41 @@ impl<'a> Session<'a> {
         let policy = policy.to_device(&device).train();
         Ok(match args.full {
             true => policy,
-            false => policy.with_adapters(&self.lora())?,
+            false => policy.with_adapters(&self.args.lora())?,
         })
     }
 
     /// Trains, saves, and reports.
-    pub fn train<T: Task>(&self, task: T, rows: Rows<T::Label>) -> Result<ExitCode, Failure>
+    pub fn train<T: Task>(&self, task: T, splits: Splits<T::Label>) -> Result<ExitCode, Failure>
     where
         TokenBudget<T::Label>: BatchStrategy<Example<Vec<u32>, T::Label>>,
     {
         let args = self.args;
-        if args.patience.is_some() && rows.held_out.is_empty() {
+        if args.patience.is_some() && splits.held_out.is_empty() {
             return Err("--patience: nothing is held out that could be measured".into());
         }
-        let steps = args.steps.unwrap_or(rows.train.len().div_ceil(args.batch));
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a share of them"
-        )]
-        let warm_up = (args.warm_up * steps as f64).ceil() as usize;
-        let rate = if args.full { 5e-6 } else { 1e-4 };
-        let options = TrainOptions {
-            steps,
-            batch: args.batch,
-            rate: args.rate.unwrap_or(rate),
-            schedule: args.schedule,
-            warm_up,
-            clip: args.clip,
-            weight_decay: args.weight_decay,
-            evaluate_every: args.evaluate_every.unwrap_or(steps.div_ceil(10)),
-            patience: args.patience,
-            seed: args.seed,
-        };
+        let options = self.options(splits.train.len());
         if self.needs_whole_steps {
-            check_whole_steps(&self.layout, &options, &rows.train, &rows.held_out)?;
+            check_whole_steps(&self.batching, &options, &splits.train, &splits.held_out)?;
         }
         let frozen = self.frozen();
         let policy = self.policy(&frozen)?;
         let before = policy.valid();
         println!("{}", self.sizes(&policy));
         self.folder.create()?;
-        let all = rows.train.iter().chain(&rows.held_out);
+        let all = splits.train.iter().chain(&splits.held_out);
         let sequences: Vec<Sequence> = all.flat_map(T::sequences).collect();
         let weights = self.fingerprint(&frozen);
         let reference = self.reference(&frozen, weights, &sequences)?;
         let stop = Arc::new(AtomicBool::new(false));
         let mut trainer = Trainer {
             task,
-            around: Around {
-                layout: &self.layout,
-                reference: &reference,
+            context: StepContext {
+                batching: &self.batching,
+                reference: reference.as_ref(),
             },
             options,
+            check: (!args.no_check).then(|| self.tolerance()),
             folder: self.folder.clone(),
             settings: self.settings(&contents(weights, &sequences)),
             workers: Workers::new(self.workers)?,
@@ -279,21 +192,9 @@ impl<'a> Session<'a> {
             register_conditional_shutdown(*signal, 130, Arc::clone(&stop))?;
             register(*signal, Arc::clone(&stop))?;
         }
-        let trained = trainer.train(policy, rows.train, &rows.held_out, args.resume)?;
-        let (metrics, figure) = (self.folder.metrics(), self.folder.figure());
-        println!("metrics: {}", metrics.display());
-        match draw(&metrics, &figure) {
-            Ok(()) => println!("figure: {}", figure.display()),
-            // What was trained is not lost for it.
-            Err(error) => eprintln!("no figure: {}: {error}", figure.display()),
-        }
-        if trained.examples > 0 {
-            println!(
-                "{:.2} s an example; peak memory {}",
-                trained.seconds / trained.examples as f64,
-                peak_memory()
-            );
-        }
+        let trained = trainer.train(policy, splits.train, &splits.held_out, args.resume)?;
+        self.draw_metrics();
+        print_costs(&trained);
         if trained.interrupted {
             println!("go on with --resume");
             // What the shell says of a program that Ctrl-C has ended.
@@ -303,39 +204,81 @@ impl<'a> Session<'a> {
         let policy = trained.policy.valid();
         match args.save {
             Save::Model => save(&policy, &args.model, &args.out)?,
-            Save::Adapter => save_adapter(&policy, &self.lora(), &args.model, &args.out)?,
+            Save::Adapter => save_adapter(&policy, &self.args.lora(), &args.model, &args.out)?,
         }
         println!("saved: {}", args.out.display());
         let again = match args.save {
-            Save::Model => load(&args.out, &self.layout.device)?,
-            Save::Adapter => load_adapter(frozen, &args.out, &self.layout.device)?.0,
+            Save::Model => load(&args.out, &self.batching.device)?,
+            Save::Adapter => load_adapter(frozen, &args.out, &self.batching.device)?.0,
         };
-        if !rows.held_out.is_empty() {
+        if !splits.held_out.is_empty() {
             let loaded = match args.dtype {
                 Numbers::F32 => "loaded",
                 _ if args.save == Save::Adapter => "loaded",
                 // What stands on the disk is f32, and rounds otherwise.
                 _ => "loaded, f32",
             };
-            println!("| held out | loss | reward accuracy | margin | chosen | rejected |");
-            println!("|---|---|---|---|---|---|");
-            let mut losses = Vec::new();
-            for (name, model) in [("before", &before), ("after", &policy), (loaded, &again)] {
-                let metrics = trainer.measure(model, &rows.held_out)?;
-                print_row(name, &metrics);
-                losses.push(metrics.get("loss"));
-            }
-            if losses[1] >= losses[0] {
-                println!("look: the held-out loss has not fallen");
-            }
+            let models = [("before", &before), ("after", &policy), (loaded, &again)];
+            let rows = models.map(|(name, model)| {
+                let metrics = trainer.measure(model, &splits.held_out);
+                metrics.map(|metrics| (name, metrics))
+            });
+            let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
+            print_table(&rows);
         }
         if !self.learns_rewards {
-            self.print_answers(&rows.prompts, [&before, &again])?;
+            let prompts = splits.held_out_prompts.iter().take(args.answers);
+            let prompts: Vec<_> = prompts.cloned().collect();
+            let answering = args.answering(&self.chat);
+            print_answers(&answering, &prompts, [&before, &again], args.seed)?;
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    /// What has to be the same when a run goes on.
+    fn draw_metrics(&self) {
+        let (metrics, figure) = (self.folder.metrics(), self.folder.figure());
+        println!("metrics: {}", metrics.display());
+        match draw_metrics(&metrics, &figure) {
+            Ok(()) => println!("figure: {}", figure.display()),
+            // What was trained is not lost for it.
+            Err(error) => eprintln!("no figure: {}: {error}", figure.display()),
+        }
+    }
+
+    fn options(&self, examples: usize) -> TrainOptions {
+        let args = self.args;
+        let steps = args.steps.unwrap_or(examples.div_ceil(args.batch));
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of them"
+        )]
+        let warm_up = (args.warm_up * steps as f64).ceil() as usize;
+        let rate = if args.full { 5e-6 } else { 1e-4 };
+        TrainOptions {
+            steps,
+            batch: args.batch,
+            rate: args.rate.unwrap_or(rate),
+            schedule: args.schedule,
+            warm_up,
+            clip: args.clip,
+            weight_decay: args.weight_decay,
+            evaluate_every: args.evaluate_every.unwrap_or(steps.div_ceil(10)),
+            patience: args.patience,
+            seed: args.seed,
+        }
+    }
+
+    /// By how many nats equal log-probabilities may differ: products of another shape round
+    /// otherwise, and those of half precision or of a GPU more.
+    fn tolerance(&self) -> f64 {
+        match (self.args.dtype, self.args.device.as_str()) {
+            (Numbers::F32, "flex") => 1e-4,
+            _ => 0.05,
+        }
+    }
+
+    /// Settings that have to be the same when a run goes on.
     fn settings(&self, contents: &Fingerprint) -> Value {
         let args = self.args;
         json!({
@@ -376,7 +319,7 @@ impl<'a> Session<'a> {
         )
     }
 
-    /// Of what is frozen.
+    /// The fingerprint of what is frozen.
     fn fingerprint(&self, frozen: &Decoder) -> Fingerprint {
         let fingerprint = Fingerprint::of(frozen);
         match self.args.quantize {
@@ -391,13 +334,13 @@ impl<'a> Session<'a> {
         frozen: &Decoder,
         weights: Fingerprint,
         sequences: &[Sequence],
-    ) -> Result<Reference, Failure> {
+    ) -> Result<Option<ReferenceLogProbs>, Failure> {
         if !self.needs_reference {
-            return Ok(Reference::None);
+            return Ok(None);
         }
         let model = Frozen::new(frozen);
         if self.args.reference == ReferenceFrom::Live {
-            return Ok(Reference::Live(Box::new(model)));
+            return Ok(Some(ReferenceLogProbs::Live(Box::new(model))));
         }
         let folder = self
             .args
@@ -414,8 +357,8 @@ impl<'a> Session<'a> {
             sequences,
             rows,
             |some| {
-                let rows = self.layout.rows(some.to_vec())?;
-                self.layout.log_probs(model.model(), &rows)
+                let tokens = self.batching.tokens(some.to_vec())?;
+                self.batching.log_probs(model.model(), &tokens)
             },
             |progress| {
                 bar.set_length(progress.total as u64);
@@ -428,26 +371,11 @@ impl<'a> Session<'a> {
             cache.len() - found,
             start.elapsed().as_secs_f64()
         );
-        Ok(Reference::Cached(cache))
-    }
-
-    /// What two models say to the same prompts.
-    fn print_answers(&self, prompts: &[Text], models: [&Decoder; 2]) -> Result<(), Failure> {
-        let args = self.args;
-        for prompt in prompts.iter().take(args.answers) {
-            let ids = prompt_ids(args, &self.chat, prompt)?;
-            println!("\n{}", self.chat.decode(&ids)?.trim());
-            for (name, model) in ["before", "after"].into_iter().zip(models) {
-                let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
-                let answer = answers_to(args, &self.chat, model, &ids, 1, &mut rng)?;
-                println!("  {name}: {}", self.chat.decode(&answer[0])?.trim());
-            }
-        }
-        Ok(())
+        Ok(Some(ReferenceLogProbs::Cached(cache)))
     }
 }
 
-/// What a run begins with, whatever the names of its files are.
+/// The fingerprint of what a run begins with, whatever the names of its files are.
 fn contents(weights: Fingerprint, sequences: &[Sequence]) -> Fingerprint {
     let mut bytes = Vec::new();
     for sequence in sequences {
@@ -456,27 +384,4 @@ fn contents(weights: Fingerprint, sequences: &[Sequence]) -> Fingerprint {
         bytes.extend(sequence.ids().iter().flat_map(|id| id.to_le_bytes()));
     }
     weights.with("tokens", &bytes)
-}
-
-fn print_row(name: &str, metrics: &Metrics) {
-    let get = |key| {
-        metrics
-            .get(key)
-            .map_or("–".to_owned(), |value| format!("{value:.4}"))
-    };
-    println!(
-        "| {name} | {} | {} | {} | {} | {} |",
-        get("loss"),
-        get("rewards/accuracies"),
-        get("rewards/margins"),
-        get("logps/chosen"),
-        get("logps/rejected"),
-    );
-}
-
-/// As Linux counts it.
-fn peak_memory() -> String {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.map_or("unknown".to_owned(), |line| line.trim().to_owned())
 }
