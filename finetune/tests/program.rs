@@ -472,6 +472,65 @@ fn every_kind_of_rows() {
     place.fails("--reference live --cache kept", "nothing is kept");
 }
 
+/// Errors of the first batch end a run before its first step; warnings are printed.
+#[test]
+fn the_first_batch_is_checked() {
+    let place = Place::new("llama3");
+    let clean = place.run("clean", "");
+    assert!(!clean.text.contains("look: "), "{}", clean.text);
+
+    let rows = |from: &str, to: &str, change: &dyn Fn(&mut Value)| {
+        let rows = place.text(from);
+        let rows = rows.lines().map(|line| {
+            let mut row: Value = serde_json::from_str(line).unwrap();
+            change(&mut row);
+            format!("{row}\n")
+        });
+        let rows: String = rows.collect();
+        place.write(to, &rows);
+    };
+    // The better completion is the longer one, in pairs and alone.
+    rows("pairs.jsonl", "short.jsonl", &|row| {
+        row["rejected"][0]["content"] = json!("no");
+    });
+    rows("unpaired.jsonl", "one_word.jsonl", &|row| {
+        if row["label"] == json!(false) {
+            row["completion"][0]["content"] = json!("no");
+        }
+    });
+    for (out, arguments) in [
+        ("pairs", "--data short.jsonl"),
+        ("packed", "--data short.jsonl --shared-prefix"),
+        ("rewards", "--data short.jsonl --loss bradley_terry"),
+        ("free", "--data short.jsonl --loss simpo"),
+        ("kto", "--data one_word.jsonl --loss kto --batch 20"),
+        ("bco", "--data one_word.jsonl --loss bco --batch 20"),
+    ] {
+        let run = place.run(out, arguments);
+        let text = "look: The better completion is the longer one in 100% of the comparisons";
+        assert_eq!(run.text.matches(text).count(), 1, "{}", run.text);
+        let silent = place.run(&format!("{out}2"), &format!("{arguments} --no-check"));
+        assert!(!silent.text.contains(text), "{}", silent.text);
+        assert_eq!(silent.metrics(), run.metrics());
+    }
+
+    // Nothing to learn from.
+    rows("pairs.jsonl", "same.jsonl", &|row| {
+        row["rejected"] = row["chosen"].clone();
+    });
+    let same = "--data same.jsonl";
+    let text = "error: Chosen and rejected are the same tokens in 8 of 8 pairs";
+    for arguments in ["", "--shared-prefix", "--loss orpo", "--loss bradley_terry"] {
+        place.fails(&format!("{same} {arguments}"), text);
+        fs::remove_dir_all(place.path("failed.run")).unwrap();
+    }
+    place.fails(same, "--no-check trains nevertheless");
+    place.run("forced", &format!("{same} --no-check"));
+    // What has begun goes on.
+    fs::remove_dir_all(place.path("forced")).unwrap();
+    place.run("forced", &format!("{same} --resume"));
+}
+
 /// A mean over the tokens of a step is not one over those of its parts.
 #[test]
 fn losses_of_a_whole_step_are_not_split() {

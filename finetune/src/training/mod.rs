@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `objective` | an objective by its name |
 //! | `batching` | examples and sequences as tensors |
+//! | `reference` | the reference's log-probabilities, cached or live |
 //! | `values` | what a model gives completions, against the reference |
 //! | `part` | some examples of a step: their losses, and the check of the first batch |
 //! | `task`, `kinds` | an objective with the kind of examples that it learns from |
@@ -21,6 +22,7 @@ mod objective;
 mod options;
 mod part;
 mod progress;
+mod reference;
 mod run_folder;
 mod schedule;
 mod task;
@@ -34,9 +36,10 @@ pub use kinds::{Kto, Unpaired};
 pub use objective::ChosenObjective;
 pub use options::TrainOptions;
 pub use part::Part;
+pub use reference::ReferenceLogProbs;
 pub use run_folder::RunFolder;
 pub use schedule::Schedule;
 pub use task::Task;
 pub use trainer::{Trained, Trainer, check_whole_steps};
-pub use values::{ReferenceLogProbs, StepContext, rewards};
+pub use values::{StepContext, rewards};
 pub use workers::Workers;

@@ -1,22 +1,14 @@
 //! What a model gives the completions of a batch: log-probabilities, log-ratios or rewards.
 
 use burn::tensor::Tensor;
-use burn_preference::reference::cache::ReferenceCache;
 use burn_preference::tokens::{TokenBatch, TokenRows};
 use burn_preference::training::first_batch::{Findings, FirstBatch};
-use burn_preference::{Frozen, RelativeLogProbs, SequenceLogProbs};
+use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 
 use super::batching::Batching;
+use super::reference::ReferenceLogProbs;
 use crate::failure::Failure;
 use crate::model::Decoder;
-
-/// The log-probabilities that a policy is compared with.
-pub enum ReferenceLogProbs {
-    /// Those of the start, computed before training.
-    Cached(ReferenceCache),
-    /// The start itself, which computes them in every step.
-    Live(Box<Frozen<Decoder>>),
-}
 
 /// Everything that turns the tokens of a step into values, besides the policy.
 pub struct StepContext<'a> {
@@ -38,12 +30,7 @@ impl StepContext<'_> {
         model: &Decoder,
         tokens: &TokenBatch,
     ) -> Result<RelativeLogProbs, Failure> {
-        let reference = match self.reference()? {
-            ReferenceLogProbs::Cached(cache) => {
-                cache.log_probs(&tokens.sequences, &self.batching.device)?
-            }
-            ReferenceLogProbs::Live(frozen) => self.batching.log_probs(frozen.model(), tokens)?,
-        };
+        let reference = self.reference()?.log_probs(tokens, self.batching)?;
         Ok(self
             .batching
             .log_probs(model, tokens)?

@@ -11,6 +11,7 @@ mod args;
 mod on_policy;
 mod report;
 mod session;
+mod settings;
 
 use std::fs;
 use std::process::ExitCode;

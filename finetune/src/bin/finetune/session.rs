@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 use burn::data::dataloader::BatchStrategy;
 use burn::module::Module;
@@ -18,13 +17,13 @@ use finetune::{
     StepContext, Task, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics, load,
     load_adapter, save, save_adapter,
 };
-use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag::{register, register_conditional_shutdown};
 
 use crate::args::{Args, Bits, Numbers, ReferenceFrom, Save};
 use crate::report::{print_answers, print_costs, print_table};
+use crate::settings::contents;
 
 /// A model, its tokenizer and an objective, ready for a run.
 pub struct Session<'a> {
@@ -67,30 +66,14 @@ impl<'a> Session<'a> {
             (false, true) => return Err("--resume: there is no checkpoint to go on from".into()),
             _ => {}
         }
-        if objective.learns_rewards() && args.save == Save::Adapter {
-            let what = "a reward model has a head besides, save the model";
-            return Err(format!("--save adapter: {what}").into());
-        }
-        if objective.needs_reference() {
-            if args.cache.is_some() && args.reference == ReferenceFrom::Live {
-                return Err("--cache: with --reference live nothing is kept".into());
-            }
-        } else if args.cache.is_some() || args.reference == ReferenceFrom::Live {
-            return Err("--reference and --cache: this objective has no reference".into());
-        }
+        check_options(args, objective)?;
         let whole = objective.needs_whole_steps();
-        if whole && args.workers.is_some_and(|workers| workers > 1) {
-            return Err("--workers: the loss of this objective is of a whole step".into());
-        }
         // Of full weights, each worker would have gradients of its own, as large as the model.
         let two = args.device == "flex" && !args.full && !whole;
         let workers = args.workers.unwrap_or(if two { 2 } else { 1 });
         // What runs at once shares the budget.
         let mut batching = args.batching(&chat, &device);
         batching.budget = (batching.budget / workers).max(1);
-        if objective.learns_rewards() && batching.packing.is_some() {
-            return Err("--shared-prefix: a reward stands at the end of a row of its own".into());
-        }
         let loss = serde_json::from_str(loss).unwrap_or_else(|_| json!({ "loss": loss }));
         println!("objective: {loss}");
         Ok(Self {
@@ -171,8 +154,11 @@ impl<'a> Session<'a> {
         self.folder.create()?;
         let all = splits.train.iter().chain(&splits.held_out);
         let sequences: Vec<Sequence> = all.flat_map(T::sequences).collect();
-        let weights = self.fingerprint(&frozen);
-        let reference = self.reference(&frozen, weights, &sequences)?;
+        let weights = args.fingerprint(&frozen);
+        let reference = match self.needs_reference {
+            true => Some(self.reference(&frozen, weights, &sequences)?),
+            false => None,
+        };
         let stop = Arc::new(AtomicBool::new(false));
         let mut trainer = Trainer {
             task,
@@ -183,7 +169,7 @@ impl<'a> Session<'a> {
             options,
             check: (!args.no_check).then(|| self.tolerance()),
             folder: self.folder.clone(),
-            settings: self.settings(&contents(weights, &sequences)),
+            settings: args.settings(&self.loss, self.workers, &contents(weights, &sequences)),
             workers: Workers::new(self.workers)?,
             stop: Arc::clone(&stop),
         };
@@ -278,33 +264,23 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Settings that have to be the same when a run goes on.
-    fn settings(&self, contents: &Fingerprint) -> Value {
-        let args = self.args;
-        json!({
-            "model": args.model,
-            "adapter": args.adapter,
-            "data": args.data,
-            "held_out_data": args.held_out_data,
-            "held_out": args.held_out,
-            "skip_errors": args.skip_errors,
-            "group": args.group,
-            "plain": args.plain,
-            "max_length": args.max_length,
-            "loss": self.loss,
-            "reference": format!("{:?}", args.reference),
-            "device": args.device,
-            "full": args.full,
-            "rank": args.rank,
-            "alpha": args.alpha,
-            "targets": args.targets,
-            "quantize": args.quantize.map(|bits| format!("{bits:?}")),
-            "dtype": format!("{:?}", args.dtype),
-            "budget": args.budget,
-            "shared_prefix": args.shared_prefix,
-            "workers": self.workers,
-            "weights and tokens": contents.to_string(),
-        })
+    fn reference(
+        &self,
+        frozen: &Decoder,
+        weights: Fingerprint,
+        sequences: &[Sequence],
+    ) -> Result<ReferenceLogProbs, Failure> {
+        let model = Frozen::new(frozen);
+        if self.args.reference == ReferenceFrom::Live {
+            return Ok(ReferenceLogProbs::Live(Box::new(model)));
+        }
+        let folder = self.args.cache.clone();
+        let folder = folder.unwrap_or_else(|| self.folder.cache());
+        let cache = ReferenceCache::open(folder, weights)?;
+        // Nothing is kept for a backward: as many rows as a step's forward has, at least.
+        let longest = sequences.iter().map(|s| s.ids().len()).max().unwrap_or(1);
+        let rows = (self.args.budget / longest).max(1);
+        ReferenceLogProbs::computed(cache, &model, sequences, rows, &self.batching)
     }
 
     fn sizes(&self, policy: &Decoder) -> String {
@@ -318,70 +294,26 @@ impl<'a> Session<'a> {
             all.saturating_sub(frozen)
         )
     }
-
-    /// The fingerprint of what is frozen.
-    fn fingerprint(&self, frozen: &Decoder) -> Fingerprint {
-        let fingerprint = Fingerprint::of(frozen);
-        match self.args.quantize {
-            Some(bits) => fingerprint.with("bits", format!("{bits:?}").as_bytes()),
-            None => fingerprint,
-        }
-    }
-
-    /// Every log-probability that the run will ask for, from the cache or computed into it.
-    fn reference(
-        &self,
-        frozen: &Decoder,
-        weights: Fingerprint,
-        sequences: &[Sequence],
-    ) -> Result<Option<ReferenceLogProbs>, Failure> {
-        if !self.needs_reference {
-            return Ok(None);
-        }
-        let model = Frozen::new(frozen);
-        if self.args.reference == ReferenceFrom::Live {
-            return Ok(Some(ReferenceLogProbs::Live(Box::new(model))));
-        }
-        let folder = self
-            .args
-            .cache
-            .clone()
-            .unwrap_or_else(|| self.folder.cache());
-        let mut cache = ReferenceCache::open(folder, weights)?;
-        let longest = sequences.iter().map(|s| s.ids().len()).max().unwrap_or(1);
-        // Nothing is kept for a backward: as many rows as a step's forward has, at least.
-        let rows = (self.args.budget / longest).max(1);
-        let bar = ProgressBar::new(sequences.len() as u64).with_message("reference");
-        let (start, found) = (Instant::now(), cache.len());
-        cache.fill::<Failure>(
-            sequences,
-            rows,
-            |some| {
-                let tokens = self.batching.tokens(some.to_vec())?;
-                self.batching.log_probs(model.model(), &tokens)
-            },
-            |progress| {
-                bar.set_length(progress.total as u64);
-                bar.set_position(progress.done as u64);
-            },
-        )?;
-        bar.finish_and_clear();
-        println!(
-            "reference: {found} in the cache, {} computed in {:.1} s",
-            cache.len() - found,
-            start.elapsed().as_secs_f64()
-        );
-        Ok(Some(ReferenceLogProbs::Cached(cache)))
-    }
 }
 
-/// The fingerprint of what a run begins with, whatever the names of its files are.
-fn contents(weights: Fingerprint, sequences: &[Sequence]) -> Fingerprint {
-    let mut bytes = Vec::new();
-    for sequence in sequences {
-        let lengths = [sequence.prompt().len(), sequence.completion().len()];
-        bytes.extend(lengths.iter().flat_map(|len| (*len as u64).to_le_bytes()));
-        bytes.extend(sequence.ids().iter().flat_map(|id| id.to_le_bytes()));
+/// Checks that options have something to act on.
+fn check_options(args: &Args, objective: &ChosenObjective) -> Result<(), Failure> {
+    let wrong = |what: &str| Err(what.to_owned().into());
+    if objective.learns_rewards() && args.save == Save::Adapter {
+        return wrong("--save adapter: a reward model has a head besides, save the model");
     }
-    weights.with("tokens", &bytes)
+    if objective.learns_rewards() && args.shared_prefix {
+        return wrong("--shared-prefix: a reward stands at the end of a row of its own");
+    }
+    let is_live = args.reference == ReferenceFrom::Live;
+    if !objective.needs_reference() && (is_live || args.cache.is_some()) {
+        return wrong("--reference and --cache: this objective has no reference");
+    }
+    if is_live && args.cache.is_some() {
+        return wrong("--cache: with --reference live nothing is kept");
+    }
+    if objective.needs_whole_steps() && args.workers.is_some_and(|workers| workers > 1) {
+        return wrong("--workers: the loss of this objective is of a whole step");
+    }
+    Ok(())
 }
