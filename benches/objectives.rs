@@ -8,8 +8,8 @@
 //! sigmoid and the mean, forward and backward. Read the others as multiples of it, in one run.
 
 use burn::tensor::{Device, Int, Tensor, activation};
-use burn_preference::config::{PairObjective, PairObjectiveConfig};
-use burn_preference::{Objective, PolicyPair, SequenceLogProbs, TokenLogProbs};
+use burn_preference::config::ObjectiveConfig;
+use burn_preference::{Objective, PolicyPair, ReferencedPair, SequenceLogProbs, TokenLogProbs};
 use divan::{Bencher, black_box};
 
 fn main() {
@@ -45,20 +45,22 @@ fn floor<const BATCH: usize>(bencher: Bencher) {
 #[divan::bench(consts = BATCHES, args = ["dpo", "ipo", "hinge", "nca", "simpo", "orpo"])]
 fn objective<const BATCH: usize>(bencher: Bencher, name: &str) {
     let config = format!(r#"{{"loss": "{name}"}}"#);
-    let config: PairObjectiveConfig = serde_json::from_str(&config).expect("the tag is known");
-    let objective = config.try_init().expect("defaults are in range");
+    let config: ObjectiveConfig = serde_json::from_str(&config).expect("the name is known");
+    let referenced = config.build::<ReferencedPair>();
+    let free = config.build::<PolicyPair>();
     let pair = |w, l| PolicyPair::new(sequences(w), sequences(l)).expect("same shape");
     let reference = pair(log_probs(BATCH, 0.31), log_probs(BATCH, 0.37));
     bencher
         .with_inputs(|| leaves(BATCH))
         .bench_values(|[w, l]| {
             let policy = pair(w.clone(), l);
-            let output = match &objective {
-                PairObjective::ReferenceFree(objective) => objective.forward(policy),
-                PairObjective::Referenced(objective) => {
-                    let pair = policy.relative_to(reference.clone()).expect("same shape");
-                    objective.forward(pair)
-                }
+            let output = if let Ok(objective) = &referenced {
+                let pair = policy.relative_to(reference.clone()).expect("same shape");
+                objective.forward(pair)
+            } else {
+                free.as_ref()
+                    .expect("defaults are in range")
+                    .forward(policy)
             };
             black_box(w.grad(&output.mean().backward()))
         });

@@ -7,8 +7,8 @@
 mod toy;
 
 use burn::tensor::Device;
-use burn_preference::config::{PairObjective, PairObjectiveConfig};
-use burn_preference::{Frozen, Objective};
+use burn_preference::config::{Configured, ObjectiveConfig};
+use burn_preference::{Frozen, Objective, ReferencedPair};
 use toy::Bigram;
 
 const FILE: &str = r#"{
@@ -18,29 +18,29 @@ const FILE: &str = r#"{
 }"#;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let config: PairObjectiveConfig = serde_json::from_str(FILE)?;
+    let config: ObjectiveConfig = serde_json::from_str(FILE)?;
+    // Its needs are known before there is a batch: whether to make a reference, for one.
+    println!("takes {}", config.takes()[0]);
+    let objective: Configured<ReferencedPair> = config.build()?;
 
     let device = Device::default();
     let policy = Bigram::new(&device);
     let pairs = toy::pairs(&device);
-    let ours = pairs.rows.log_probs(&policy, Bigram::hidden)?;
-    let output = match config.try_init()? {
-        PairObjective::Referenced(objective) => {
-            let reference = Frozen::new(&policy);
-            let theirs = pairs.rows.reference(&reference, Bigram::hidden)?;
-            objective.forward(pairs.pair(ours.relative_to(theirs)?)?)
-        }
-        PairObjective::ReferenceFree(objective) => objective.forward(pairs.pair(ours)?),
-    };
+    let ours = pairs.tokens.log_probs(&policy, Bigram::hidden)?;
+    let reference = Frozen::new(&policy);
+    let theirs = pairs.tokens.reference(&reference, Bigram::hidden)?;
+    let output = objective.forward(pairs.pair(ours.relative_to(theirs)?)?);
     println!("loss {:.4}", output.mean().into_scalar::<f32>());
 
-    // A misspelt key, and a value outside its range.
+    // A misspelt key, a value outside its range, and an objective of other batches.
     let typo = r#"{"loss": "dpo", "betta": 0.1}"#;
     println!(
         "{}",
-        serde_json::from_str::<PairObjectiveConfig>(typo).unwrap_err()
+        serde_json::from_str::<ObjectiveConfig>(typo).unwrap_err()
     );
-    let range: PairObjectiveConfig = serde_json::from_str(r#"{"loss": "dpo", "beta": -1}"#)?;
-    println!("{}", range.try_init().expect_err("β must be positive"));
+    for json in [r#"{"loss": "dpo", "beta": -1}"#, r#"{"loss": "kto"}"#] {
+        let config: ObjectiveConfig = serde_json::from_str(json)?;
+        println!("{}", config.build::<ReferencedPair>().unwrap_err());
+    }
     Ok(())
 }

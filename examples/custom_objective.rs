@@ -89,8 +89,8 @@ fn main() -> Result<(), Error> {
     let policy = Bigram::new(&device);
     let reference = Frozen::new(&policy);
     let pairs = toy::pairs(&device);
-    let ours = pairs.rows.log_probs(&policy, Bigram::hidden)?;
-    let theirs = pairs.rows.reference(&reference, Bigram::hidden)?;
+    let ours = pairs.tokens.log_probs(&policy, Bigram::hidden)?;
+    let theirs = pairs.tokens.reference(&reference, Bigram::hidden)?;
     let batch = pairs.pair(ours.relative_to(theirs)?)?;
 
     let hinge = SquaredHinge { beta: 0.1 };

@@ -18,7 +18,7 @@ fn main() -> Result<(), Error> {
     let reference = Frozen::new(&policy);
 
     let pairs = toy::pairs(&device);
-    let rows = &pairs.rows;
+    let rows = &pairs.tokens;
     let dpo = DpoLossConfig::new().with_beta(0.5).init();
 
     // Once, before training: masks, padding, dropout, a reference that is not the policy's start.

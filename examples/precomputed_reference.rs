@@ -18,14 +18,14 @@ fn main() -> Result<(), Error> {
     let device = Device::default();
     let mut policy = Bigram::new(&device);
     let pairs = toy::pairs(&device);
-    let rows = &pairs.rows;
+    let tokens = &pairs.tokens;
 
     // Once, before training: a second run computes nothing.
     let reference = Frozen::new(&policy);
     let root = tempfile::tempdir().expect("a temporary directory"); // yours stays
-    let mut cache = ReferenceCache::open(&root, Fingerprint::of(reference.model()))?;
+    let mut cache = ReferenceCache::open(&root, Fingerprint::of(reference.model())?)?;
     cache.fill::<CacheError>(
-        &rows.sequences,
+        &tokens.sequences,
         16,
         |some| {
             let batch = TokenBatch::new(some.to_vec(), Padding::new(PAD), &device)?;
@@ -38,9 +38,9 @@ fn main() -> Result<(), Error> {
     let ipo = IpoLossConfig::new().with_tau(0.5).init();
     let mut optimizer = AdamWConfig::new().init();
     for step in 0..=20 {
-        let relative = rows
+        let relative = tokens
             .log_probs(&policy, Bigram::hidden)?
-            .relative_to(rows.reference(&cache, Bigram::hidden)?)?;
+            .relative_to(tokens.reference(&cache, Bigram::hidden)?)?;
         let output = ipo.forward(pairs.pair(relative)?);
         if step % 5 == 0 {
             // 1/(4τ²) = 1 at the start: the policy is the reference.

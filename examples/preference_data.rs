@@ -83,8 +83,8 @@ fn encode(tokenizer: &Tokenizer, text: &Encode<'_>) -> Result<Vec<u32>, Failure>
     Ok(tokenizer.encode(whole, false)?.get_ids().to_vec())
 }
 
-/// A small byte-level BPE, learnt from the rows; yours comes from a file.
-fn tokenizer(rows: &[Example<Text, Preference>]) -> Result<Tokenizer, Failure> {
+/// A small byte-level BPE, learnt from the examples; yours comes from a file.
+fn tokenizer(examples: &[Example<Text, Preference>]) -> Result<Tokenizer, Failure> {
     let said = |text: &Text| match text {
         Text::Plain(text) => vec![text.clone()],
         Text::Conversation(messages) => {
@@ -92,9 +92,9 @@ fn tokenizer(rows: &[Example<Text, Preference>]) -> Result<Tokenizer, Failure> {
             messages.iter().filter_map(text).collect()
         }
     };
-    let texts = rows
+    let texts = examples
         .iter()
-        .flat_map(|row| [&row.prompt, row.chosen(), row.rejected()]);
+        .flat_map(|example| [&example.prompt, example.chosen(), example.rejected()]);
     let texts: Vec<String> = texts.flat_map(said).collect();
     let mut tokenizer = Tokenizer::new(BPE::default());
     tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
@@ -149,28 +149,30 @@ fn main() -> Result<(), Failure> {
     let tokenizer = tokenizer(&loaded.examples)?;
     let end = tokenizer.token_to_id(END).ok_or("no end of sequence")?;
 
-    let rows = Arc::new(InMemDataset::new(loaded.examples));
-    let found = distinct(&rows)?;
+    let examples = Arc::new(InMemDataset::new(loaded.examples));
+    let found = distinct(&examples)?;
     println!(
-        "rows: {} distinct, {} repeated",
-        found.rows.len(),
+        "examples: {} distinct, {} repeated",
+        found.kept.len(),
         found.repeated.len()
     );
-    let rows = Arc::new(SelectionDataset::<Pairs, _>::from_indices_checked(
-        rows, found.rows,
+    let examples = Arc::new(SelectionDataset::<Pairs, _>::from_indices_checked(
+        examples, found.kept,
     ));
-    let group = |row: &Example<Text, _>| {
-        let name = row.columns.get("group");
+    let group = |example: &Example<Text, _>| {
+        let name = example.columns.get("group");
         name.map(ToString::to_string).unwrap_or_default()
     };
-    let split = split_by(&rows, 0.34, 1, group)?;
+    let split = split_by(&examples, 0.34, 1, group)?;
     println!(
         "groups: {} train, {} held out",
         split.train_groups, split.held_out_groups
     );
 
-    let train =
-        SelectionDataset::<SelectionDataset<Pairs, _>, _>::from_indices_checked(rows, split.train);
+    let train = SelectionDataset::<SelectionDataset<Pairs, _>, _>::from_indices_checked(
+        examples,
+        split.train,
+    );
     // Of conversations only the assistant's turns count: the default, said once more.
     let options = TokenizeOptions::new(Truncation::CompletionStart { max_length: 300 })
         .with_turns(Turns::Assistant);
@@ -188,14 +190,14 @@ fn main() -> Result<(), Failure> {
     let mut cursor = Cursor::new(pairs.len(), 7);
     let collator = Collator::new(Padding::new(end).to_multiple_of(8)?);
     for _ in 0..2 {
-        let rows = cursor.remaining(&pairs)?;
-        let some = rows.get_many((0..rows.len().min(2)).collect())?;
+        let left = cursor.remaining(&pairs)?;
+        let some = left.get_many((0..left.len().min(2)).collect())?;
         let batch: PairTokens = collator.batch(some, &Device::default());
         cursor.advance(batch.examples.len());
         let lines: Vec<_> = batch.examples.iter().filter_map(|x| x.line).collect();
         println!(
             "lines {lines:?}: tokens {:?}, then {cursor:?}",
-            batch.rows.ids.dims()
+            batch.tokens.ids.dims()
         );
     }
     Ok(())

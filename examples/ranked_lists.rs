@@ -51,7 +51,7 @@ fn main() -> Result<(), Error> {
         Example::ranked(vec![3], two, vec![1.0, 3.0])?,
     ];
     let lists: RankedTokens = Collator::new(Padding::new(PAD)).batch(lists, &device);
-    let ours = |policy: &Bigram| lists.rows.log_probs(policy, Bigram::hidden);
+    let ours = |policy: &Bigram| lists.tokens.log_probs(policy, Bigram::hidden);
 
     println!("RRHF");
     let rrhf = RrhfLossConfig::new().with_sft_weight(0.5).init();
@@ -59,7 +59,7 @@ fn main() -> Result<(), Error> {
 
     println!("Plackett–Luce DPO");
     let reference = Frozen::new(&Bigram::new(&device));
-    let theirs = lists.rows.reference(&reference, Bigram::hidden)?;
+    let theirs = lists.tokens.reference(&reference, Bigram::hidden)?;
     let plackett_luce = PlackettLuceLossConfig::new().with_beta(0.5).init();
     train(&plackett_luce, |policy| {
         Ok(lists.ranked(ours(policy)?.relative_to(theirs.clone())?)?)

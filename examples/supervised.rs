@@ -47,8 +47,8 @@ impl Dpo {
 
     fn forward(&self, batch: &PairTokens) -> (ReferencedPair, LossOutput<Pair<Tensor<1>>>) {
         let pair = || {
-            let ours = batch.rows.log_probs(&self.policy, Bigram::hidden)?;
-            let theirs = batch.rows.reference(&self.reference, Bigram::hidden)?;
+            let ours = batch.tokens.log_probs(&self.policy, Bigram::hidden)?;
+            let theirs = batch.tokens.reference(&self.reference, Bigram::hidden)?;
             batch.pair(ours.relative_to(theirs)?)
         };
         let pair = pair().expect("the collator made the batch");
@@ -89,13 +89,13 @@ fn pairs() -> InMemDataset<Example<Vec<u32>, Preference>> {
 /// Trains until `epochs` are done, going on after `done` of them.
 fn train(directory: &Path, epochs: usize, done: usize) -> Dpo {
     let device = Device::default();
-    let rows = Arc::new(pairs());
+    let examples = Arc::new(pairs());
     // The order of an epoch follows from its number, so that a resumed run sees the same batches.
     let cursor = Cursor::new(7, 3).at_epoch(done as u64);
     let collator = Collator::new(Padding::new(7));
     let loader = |device| {
-        EpochLoader::new(Arc::clone(&rows), collator, 3, cursor.clone(), device)
-            .expect("a cursor of these rows")
+        EpochLoader::new(Arc::clone(&examples), collator, 3, cursor.clone(), device)
+            .expect("a cursor of these examples")
     };
     let training = SupervisedTraining::new(
         directory,
@@ -123,9 +123,9 @@ fn train(directory: &Path, epochs: usize, done: usize) -> Dpo {
 }
 
 fn report(name: &str, model: &Dpo) -> Vec<f32> {
-    let rows = pairs().iter().collect::<Result<_, _>>().expect("in memory");
+    let examples = pairs().iter().collect::<Result<_, _>>().expect("in memory");
     let collator = Collator::new(Padding::new(7));
-    let batch = collator.batch(rows, &Device::default());
+    let batch = collator.batch(examples, &Device::default());
     let (_, output) = model.valid().forward(&batch);
     let losses = output
         .losses()

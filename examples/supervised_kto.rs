@@ -1,4 +1,4 @@
-//! KTO by burn-train: thumbs, z₀ from mismatched completions, class weights from the report.
+//! KTO by burn-train: unpaired completions, z₀ from mismatched completions, class weights from the report.
 //!
 //! `cargo run --release --example supervised_kto`
 
@@ -34,7 +34,7 @@ use burn_preference::{
 use renderer::Lines;
 use toy::Bigram;
 
-type Thumbs = UnpairedTokens<WithMismatched>;
+type Tokens = UnpairedTokens<WithMismatched>;
 type Batch = WithBaseline<Unpaired<RelativeLogProbs>>;
 
 #[derive(Module, Debug)]
@@ -58,59 +58,59 @@ impl Kto {
 
     fn forward(
         &self,
-        thumbs: &Thumbs,
+        batch: &Tokens,
         reducer: &dyn Reducer,
     ) -> Result<(Batch, LossOutput<Tensor<1>>), InvalidInput> {
-        let estimate = KlEstimate::from_mismatched(&self.log_ratios(thumbs.mismatched())?);
+        let estimate = KlEstimate::from_mismatched(&self.log_ratios(batch.mismatched())?);
         let baseline = estimate.reduced(reducer).expect("all workers come");
-        let batch = thumbs.unpaired(self.log_ratios(&thumbs.rows)?)?;
-        let batch = WithBaseline::new(batch, baseline.baseline())?;
-        let output = self.loss.forward(batch.clone());
-        Ok((batch, output))
+        let unpaired = batch.unpaired(self.log_ratios(&batch.tokens)?)?;
+        let unpaired = WithBaseline::new(unpaired, baseline.baseline())?;
+        let output = self.loss.forward(unpaired.clone());
+        Ok((unpaired, output))
     }
 }
 
 impl TrainStep for Kto {
-    type Input = Thumbs;
+    type Input = Tokens;
     type Output = PreferenceItem;
 
-    fn step(&self, thumbs: Thumbs) -> TrainOutput<PreferenceItem> {
-        let forward = self.forward(&thumbs, &*self.reducer);
-        let (batch, output) = forward.expect("the collator made the batch");
-        let item = PreferenceItem::new(&batch, &output);
-        // burn-train adds the gradients of its workers: divided by the thumbs of all of them, they
+    fn step(&self, batch: Tokens) -> TrainOutput<PreferenceItem> {
+        let forward = self.forward(&batch, &*self.reducer);
+        let (unpaired, output) = forward.expect("the collator made the batch");
+        let item = PreferenceItem::new(&unpaired, &output);
+        // burn-train adds the gradients of its workers: divided by the examples of all of them, they
         // are the gradient of the mean. `mean()` would make it once per worker too large.
         let losses = output.losses();
         let total = self.reducer.total(losses.dims()[0], &losses.device());
         let loss = output.normalized_by(total.expect("all workers come"));
-        let grads = loss.expect("more than no thumb").backward();
+        let grads = loss.expect("more than no example").backward();
         TrainOutput::new(self, grads, item)
     }
 }
 
 impl InferenceStep for Kto {
-    type Input = Thumbs;
+    type Input = Tokens;
     type Output = PreferenceItem;
 
-    fn step(&self, thumbs: Thumbs) -> PreferenceItem {
+    fn step(&self, batch: Tokens) -> PreferenceItem {
         // One worker validates: the others would not come to a sum.
-        let forward = self.forward(&thumbs, &Local);
-        let (batch, output) = forward.expect("the collator made the batch");
-        PreferenceItem::new(&batch, &output)
+        let forward = self.forward(&batch, &Local);
+        let (unpaired, output) = forward.expect("the collator made the batch");
+        PreferenceItem::new(&unpaired, &output)
     }
 }
 
 /// The losses of `all` after one step, for which each of `batches` had a worker.
-fn losses_after_step(model: &Kto, batches: Vec<Thumbs>, all: &Thumbs) -> Vec<f32> {
+fn losses_after_step(model: &Kto, batches: Vec<Tokens>, all: &Tokens) -> Vec<f32> {
     let workers = Threads::new(batches.len(), Duration::from_mins(1)).expect("one at least");
     let model = Kto {
         reducer: Arc::new(workers),
         ..model.clone()
     };
     let steps: Vec<TrainOutput<_>> = thread::scope(|scope| {
-        let start = |thumbs| {
+        let start = |batch| {
             let model = model.clone();
-            scope.spawn(move || TrainStep::step(&model, thumbs))
+            scope.spawn(move || TrainStep::step(&model, batch))
         };
         let workers: Vec<_> = batches.into_iter().map(start).collect();
         let ends = workers.into_iter().map(thread::ScopedJoinHandle::join);
@@ -128,8 +128,8 @@ fn losses_after_step(model: &Kto, batches: Vec<Thumbs>, all: &Thumbs) -> Vec<f32
     output.losses().into_data().iter::<f32>().collect()
 }
 
-/// Two thumbs up for counting upwards to one down for counting downwards.
-fn rows() -> InMemDataset<Example<Text, Desirable>> {
+/// Two desirable completions that count upwards to an undesirable one that counts downwards.
+fn examples() -> InMemDataset<Example<Text, Desirable>> {
     let text = |digits: [u32; 2]| Text::Plain(digits.map(|d| (d % 7).to_string()).concat());
     let example = |i: u32| {
         let from = i % 7;
@@ -153,24 +153,24 @@ fn digits(text: Encode<'_>) -> Result<Vec<u32>, Infallible> {
 
 fn main() {
     let truncation = Truncation::Drop { max_length: 3 };
-    let tokens = Tokenized::new(rows(), digits, truncation).expect("in memory");
+    let tokens = Tokenized::new(examples(), digits, truncation).expect("in memory");
     print!("{}", tokens.report());
-    let (up, down) = tokens.report().classes.expect("thumbs");
+    let (up, down) = tokens.report().classes.expect("unpaired completions");
     // λ_U so that both classes weigh the same: the paper's recommendation.
     let config = KtoLossConfig::new().with_undesirable_weight(up as f64 / down as f64);
     println!("{}", config.class_ratio(up, down));
 
     let device = Device::default();
-    let rows = Arc::new(Mismatched::new(tokens, truncation));
+    let examples = Arc::new(Mismatched::new(tokens, truncation));
     let collator = Collator::new(Padding::new(7));
     let cursor = Cursor::new(up + down, 1);
     let training = device.clone().autodiff();
-    let train = EpochLoader::new(Arc::clone(&rows), collator, 7, cursor, &training);
-    let train = train.expect("a cursor of these rows");
+    let train = EpochLoader::new(Arc::clone(&examples), collator, 7, cursor, &training);
+    let train = train.expect("a cursor of these examples");
     let valid = DataLoaderBuilder::new(collator)
         .batch_size(7)
         .set_device(device.clone())
-        .build(Arc::clone(&rows));
+        .build(Arc::clone(&examples));
     let policy = Bigram::new(&device);
     let model = Kto {
         reference: Frozen::new(&policy),
@@ -192,18 +192,28 @@ fn main() {
         .num_epochs(8)
         .launch(Learner::new(model.clone(), AdamWConfig::new().init(), 0.01));
 
-    let rows: Vec<_> = rows.iter().collect::<Result<_, _>>().expect("in memory");
-    let batch = |rows: &[_]| collator.batch(rows.to_vec(), &device);
-    let all = batch(&rows);
-    let (thumbs, output) = result.model.forward(&all, &Local).expect("fits");
-    let metrics = BatchMetrics::observe(&thumbs, &output).read();
+    let examples: Vec<_> = examples
+        .iter()
+        .collect::<Result<_, _>>()
+        .expect("in memory");
+    let batch = |examples: &[_]| collator.batch(examples.to_vec(), &device);
+    let all = batch(&examples);
+    let (unpaired, output) = result.model.forward(&all, &Local).expect("fits");
+    let metrics = BatchMetrics::observe(&unpaired, &output).read();
     let margin = metrics.expect("the device works").get("rewards/margins");
     println!("margin: {:.3}", margin.expect("both classes"));
-    assert!(margin > Some(0.1), "thumbs up are told from thumbs down");
+    assert!(
+        margin > Some(0.1),
+        "desirable ones are told from undesirable ones"
+    );
 
-    // Two workers with unequal batches take the step of one with all thumbs.
-    let one = losses_after_step(&model, vec![batch(&rows)], &all);
-    let two = losses_after_step(&model, vec![batch(&rows[..9]), batch(&rows[9..])], &all);
+    // Two workers with unequal batches take the step of one with all examples.
+    let one = losses_after_step(&model, vec![batch(&examples)], &all);
+    let two = losses_after_step(
+        &model,
+        vec![batch(&examples[..9]), batch(&examples[9..])],
+        &all,
+    );
     let differences = one.iter().zip(&two).map(|(one, two)| (one - two).abs());
     let worst = differences.fold(0.0, f32::max);
     println!("two workers instead of one: losses differ by {worst:.0e}");

@@ -18,7 +18,7 @@ fn main() -> Result<(), Error> {
     let mut policy = Bigram::new(&device);
     let reference = Frozen::new(&policy);
     let pairs = toy::pairs(&device);
-    let rows = &pairs.rows;
+    let rows = &pairs.tokens;
     let tdpo = TdpoLossConfig::new().with_beta(0.5).init();
     let mut optimizer = AdamWConfig::new().init();
 

@@ -89,7 +89,7 @@ def tool(text):
 
 
 def rows():
-    """Name and row; a row with `label` is a thumb."""
+    """Name and row; a row with `label` has an unpaired completion."""
     for i, (question, good, bad) in enumerate(FACTS):
         yield f"plain {i}", {"prompt": question, "chosen": good, "rejected": bad}
         yield f"plain, a space {i}", {"prompt": question + " ", "chosen": good, "rejected": bad}
@@ -97,10 +97,10 @@ def rows():
         yield f"implicit {i}", {"chosen": f"{question} {good}", "rejected": f"{question} {bad}"}
         yield f"implicit, continued {i}", {"chosen": f"{question} {good}", "rejected": f"{question} {good} More."}
         yield f"ends already {i}", {"prompt": question, "chosen": good + "<|end|>", "rejected": bad}
-        yield f"thumb {i}", {"prompt": question, "completion": bad, "label": i % 2 == 0}
+        yield f"unpaired {i}", {"prompt": question, "completion": bad, "label": i % 2 == 0}
         talk = {"prompt": [user(question)], "chosen": [assistant(good)], "rejected": [assistant(bad)]}
         yield f"chat {i}", talk
-        yield f"chat thumb {i}", {"prompt": talk["prompt"], "completion": talk["chosen"], "label": i % 2 == 0}
+        yield f"chat unpaired {i}", {"prompt": talk["prompt"], "completion": talk["chosen"], "label": i % 2 == 0}
         yield f"chat, system {i}", {**talk, "prompt": [{"role": "system", "content": "Short."}, user(question)]}
         yield f"chat, kwargs {i}", {**talk, "chat_template_kwargs": {"mood": "calm"}}
         yield f"chat, opened otherwise {i}", {**talk, "chat_template_kwargs": {"thinking": False}}
@@ -131,7 +131,7 @@ def rows():
         if tools is not None:
             row["tools"] = tools
         yield name, row
-        yield f"{name}, thumb", {
+        yield f"{name}, unpaired", {
             "prompt": row["prompt"],
             "completion": [asks, tool("-3"), tool("or -4"), assistant("Yes.")],
             "label": i == 0,
@@ -168,7 +168,7 @@ def rows():
     yield "a turn of the user ends it", {"prompt": [q], "chosen": [a, user("Thanks.")], "rejected": [b]}
     yield "nobody answers", {"prompt": [q], "chosen": [user("Well?")], "rejected": [user("Hm?")]}
     yield "keys of another order", {"chosen": [{"content": "Q?", "role": "user"}, a], "rejected": [q, b]}
-    yield "thumb as a number", {"prompt": "Q?", "completion": "A", "label": 1}
+    yield "unpaired as a number", {"prompt": "Q?", "completion": "A", "label": 1}
 
 
 def tokenizer(texts):
@@ -198,13 +198,13 @@ def strings(value):
 
 def prepared(row, tok):
     """The ids as TRL's trainers have them before they are truncated."""
-    is_thumb = "label" in row
-    trainer = KTOTrainer if is_thumb else DPOTrainer
+    is_unpaired = "label" in row
+    trainer = KTOTrainer if is_unpaired else DPOTrainer
     stub = SimpleNamespace(_tokenizer=tok, calculate_KL=False)
     args = SimpleNamespace(max_length=None, truncation_mode="keep_start", dataset_num_proc=None)
     dataset = IterableDataset.from_generator(lambda: iter([copy.deepcopy(row)]))
     example = next(iter(trainer._prepare_dataset(stub, dataset, tok, args, "train")))
-    sides = ["completion"] if is_thumb else ["chosen", "rejected"]
+    sides = ["completion"] if is_unpaired else ["chosen", "rejected"]
     return example["prompt_ids"], [example[f"{side}_ids"] for side in sides]
 
 

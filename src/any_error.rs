@@ -8,12 +8,16 @@ use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::reference::cache::CacheError;
 use crate::training::reducer::ReduceError;
 
-/// Whatever a training step may fail with: `?` turns every error of this crate into it.
+/// Any error of this crate: `?` turns each of them into it.
 ///
-/// What can fail returns a `Result`, everywhere in this crate. The one exception is a config's
-/// `init`, Burn's idiom, for values that stand in the program; `try_init` is for the others. Where
-/// a trait of Burn has no room for an error (`Batcher::batch`, `Objective::forward`), the
-/// documentation names the panic.
+/// What can fail returns a `Result`, a readback from a device included. A panic stands in three
+/// places, and the documentation names each one:
+///
+/// - a config's `init`, Burn's idiom, for values that stand in the program; `try_init` is for the
+///   others;
+/// - a method of a trait whose signature has no room for an error, such as `Objective::forward` and
+///   `Batcher::batch`;
+/// - an index in brackets, `object["name"]`.
 ///
 /// ```
 /// use burn::tensor::Tensor;
@@ -36,10 +40,10 @@ pub enum Error {
     /// A tensor that does not fit.
     #[error(transparent)]
     Input(#[from] InvalidInput),
-    /// Workers that do not come together.
+    /// A sum over workers that do not come together.
     #[error(transparent)]
     Reduce(#[from] ReduceError),
-    /// A device that fails to execute what is queued.
+    /// A device that fails to execute what was queued.
     #[error(transparent)]
     Read(#[from] TensorReadError),
     /// A row that cannot be read.
@@ -52,7 +56,7 @@ pub enum Error {
     Cache(#[from] CacheError),
 }
 
-/// What a Burn dataset says of a row.
+/// The error of a Burn dataset, which may hold one of ours.
 #[cfg(feature = "data")]
 impl From<burn::data::dataset::DatasetError> for Error {
     fn from(error: burn::data::dataset::DatasetError) -> Self {

@@ -1,14 +1,12 @@
-//! Objectives chosen by a file: one tagged enum per kind of batch.
+//! Objectives chosen by a file: one type that reads each of them, and builds it over your batch.
 //!
 //! ```
-//! use burn_preference::config::{PairObjective, PairObjectiveConfig};
+//! use burn_preference::ReferencedPair;
+//! use burn_preference::config::{Configured, ObjectiveConfig};
 //! # // serde_json is a dependency of the tests alone; any format of serde will do.
 //! let json = r#"{"loss": "dpo", "beta": 0.2, "label_noise": {"conservative": 0.1}}"#;
-//! let config: PairObjectiveConfig = serde_json::from_str(json)?;
-//! match config.try_init()? {
-//!     PairObjective::Referenced(_objective) => {} // takes `ReferencedPair`
-//!     PairObjective::ReferenceFree(_objective) => {} // takes `PolicyPair`
-//! }
+//! let config: ObjectiveConfig = serde_json::from_str(json)?;
+//! let objective: Configured<ReferencedPair> = config.build()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -18,24 +16,34 @@
 //! - A missing key takes its default, so a file of an older version loads.
 //! - An unknown key, an unknown objective and a missing `loss` are errors of the parser that name
 //!   the key.
-//! - A value outside its range is an error of `try_init` that carries name, value and range.
+//! - A value outside its range is an error of [`build`](ObjectiveConfig::build) that carries name,
+//!   value and range.
+//! - An objective that does not take your batch is an error of `build` that says what it takes.
 //!
-//! All enums implement Burn's
+//! [`ObjectiveConfig`] implements Burn's
 //! [`Config`](https://docs.rs/burn/0.22.1/burn/config/trait.Config.html), so `load` and `save` work
-//! with JSON files. Which enum to take depends on the batch:
+//! with JSON files.
 //!
-//! | batch | enum |
-//! |---|---|
-//! | pairs | [`PairObjectiveConfig`] |
-//! | pairs with scores | [`ScoredPairObjectiveConfig`] |
-//! | pairs that may be ties | [`TiedPairObjectiveConfig`] |
-//! | labelled completions, completions to unlearn | [`UnpairedObjectiveConfig`] |
-//! | completions with a scalar score | [`ScoredObjectiveConfig`] |
-//! | lists | [`RankedObjectiveConfig`] |
-//! | rewards of a reward model | [`RewardObjectiveConfig`] |
-//! | pairs with another column | the config itself: [`BetaDpoLossConfig`], [`TdpoLossConfig`], [`TpoLossConfig`] |
+//! # A program that takes any objective
 //!
-//! Mixtures and the SFT term nest:
+//! It asks for the [`Needs`] before it reads data or makes a reference:
+//!
+//! ```
+//! use burn_preference::config::ObjectiveConfig;
+//! use burn_preference::needs::Examples;
+//!
+//! let config: ObjectiveConfig = serde_json::from_str(r#"{"loss": "bco"}"#)?;
+//! let takes = config.takes();
+//! // "pairs, reference", "pairs, reference, δ", "unpaired completions, reference, δ"
+//! assert!(takes.iter().all(|needs| needs.has_reference()));
+//! assert!(takes.iter().any(|needs| needs.examples == Examples::Unpaired));
+//! # Ok::<(), serde_json::Error>(())
+//! ```
+//!
+//! # Objectives made of objectives
+//!
+//! Mixtures and the SFT term nest. They take plain pairs, against a reference as soon as one part
+//! needs it:
 //!
 //! ```json
 //! {"loss": "with_sft", "weight": 1.0, "objective": {"loss": "mixture", "parts": [
@@ -43,58 +51,50 @@
 //!     {"weight": 0.2, "objective": {"loss": "bco"}}]}}
 //! ```
 //!
-//! What a [`PairObjectiveConfig`] builds takes plain pairs. BCO then has δ = 0, and an SFT term with a mean over tokens
-//! takes the tokens of the batch at hand. For a moving δ ([`WithShift`](crate::batch::WithShift)) or
-//! the tokens of a whole step ([`WithNll::over_step`](crate::batch::WithNll::over_step)) build the
-//! objective in code.
+//! BCO in a mixture has δ = 0, and an SFT term with a mean over tokens takes the tokens of the batch
+//! at hand. For a moving δ ([`WithShift`](crate::batch::WithShift)) or the tokens of a whole step
+//! ([`WithNll::over_step`](crate::batch::WithNll::over_step)) build the objective in code.
 //!
-//! Two more things come from a file: what is done to token log-probabilities before they are summed
-//! ([`TokenModifierConfig`]), and TR-DPO's moving reference
-//! ([`ReferenceSchedule`](crate::reference::ReferenceSchedule)).
-//!
-//! ```json
-//! {"modifier": "length_desensitized", "alpha": 0.5}
-//! {"modifier": "clamped", "low": -1.5, "high": 1.5}
-//! ```
+//! A [`ReferenceSchedule`](crate::reference::ReferenceSchedule), TR-DPO's moving reference, comes
+//! from a file as well.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
-use crate::batch::{Batch, Pair, PolicyPair, Ranked, ReferencedPair, WithScores, WithTies};
+use crate::batch::{Batch, PolicyPair, ReferencedPair};
+use crate::declare;
 use crate::error::InvalidHyperparameter;
-use crate::hyperparameter::{bounds, fraction};
-use crate::log_probs::{RelativeLogProbs, RelativeTokenLogProbs, SequenceLogProbs};
+use crate::hyperparameter::non_negative;
 #[allow(
     clippy::wildcard_imports,
     reason = "the list below names each objective, once"
 )]
 use crate::loss::*;
-use crate::modifier::{Mixture, PolicySide, SftTerm};
+use crate::modifier::{Mixture, PolicySide, SftTarget, SftTerm};
+use crate::needs::{Needs, Values};
 use crate::objective::{LossOutput, Objective};
 use crate::part::NllNormalization;
 
-/// An objective and the config that built it. Clones share it, and it prints as its config, so
-/// that it may be a `#[module(skip)]` field of a model.
-pub struct Configured<B: Batch, C> {
+type Checked<T> = Result<T, InvalidHyperparameter>;
+
+/// An objective over `B` and the config that built it. Clones share it, and it prints as its
+/// config, so that it may be a `#[module(skip)]` field of a model.
+pub struct Configured<B: Batch> {
     objective: Arc<dyn Objective<B>>,
-    config: C,
+    config: ObjectiveConfig,
 }
 
-impl<B: Batch, C> Configured<B, C> {
-    fn new(objective: impl Objective<B> + 'static, config: C) -> Self {
-        let objective = Arc::new(objective);
-        Self { objective, config }
-    }
-
+impl<B: Batch> Configured<B> {
     /// The config that built it.
-    pub fn config(&self) -> &C {
+    pub fn config(&self) -> &ObjectiveConfig {
         &self.config
     }
 }
 
-impl<B: Batch, C: Clone> Clone for Configured<B, C> {
+impl<B: Batch> Clone for Configured<B> {
     fn clone(&self) -> Self {
         Self {
             objective: Arc::clone(&self.objective),
@@ -103,245 +103,187 @@ impl<B: Batch, C: Clone> Clone for Configured<B, C> {
     }
 }
 
-impl<B: Batch, C: fmt::Debug> fmt::Debug for Configured<B, C> {
+impl<B: Batch> fmt::Debug for Configured<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.config.fmt(f)
     }
 }
 
-impl<B: Batch, C: fmt::Debug + Send + Sync> Objective<B> for Configured<B, C> {
+impl<B: Batch> Objective<B> for Configured<B> {
     fn forward(&self, batch: B) -> LossOutput<B::Rewards> {
         self.objective.forward(batch)
     }
+
+    fn whole_batch(&self) -> bool {
+        self.objective.whole_batch()
+    }
 }
 
-/// Every objective that a file can name, once: an enum of configs for each kind of batch, tagged by
-/// `loss`, and what it builds.
-///
-/// | after the arrow | builds |
-/// |---|---|
-/// | `sides Built` | an enum by what the objective takes: `Side(Batch) by constructor` |
-/// | `one Batch` | a [`Configured`] of that batch |
-/// | `each Built` | an enum of the objectives themselves, each with a batch of its own |
+/// Reasons why a config builds no objective over a batch.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A hyperparameter is outside its range.
+    #[error(transparent)]
+    Hyperparameter(#[from] InvalidHyperparameter),
+    /// The objective takes other batches.
+    #[error("`{loss}` takes {takes}; it does not take {batch}")]
+    Batch {
+        /// Name of the objective.
+        loss: &'static str,
+        /// Batches that it takes, in words.
+        takes: String,
+        /// The batch that was asked for, in words.
+        batch: String,
+    },
+}
+
+/// Declares [`ObjectiveConfig`]: every objective that a file can name, once.
 macro_rules! objectives {
-    () => {};
-    (
-        $(#[$meta:meta])* $name:ident => sides $built:ident {
-            $(
-                $(#[$side_meta:meta])* $side:ident($batch:ty) by $make:ident {
-                    $($variant:ident($config:ty),)*
-                }
-            )*
-            $(+ nested { $($nested:ident($nested_config:ty),)* })?
-        }
-        $($rest:tt)*
-    ) => {
-        objectives! {
-            @enum $(#[$meta])* $name => $built {
-                $($($variant($config) => $built::$make,)*)*
-                $($($nested($nested_config) => |built, _| built,)*)?
-            }
-        }
-
-        #[doc = concat!("What a [`", stringify!($name), "`] builds: a variant for each kind of batch.")]
-        #[derive(Debug, Clone)]
-        pub enum $built {
-            $(
-                $(#[$side_meta])*
-                $side(Configured<$batch, $name>),
-            )*
-        }
-
-        impl $built {
-            $(
-                fn $make(objective: impl Objective<$batch> + 'static, config: $name) -> Self {
-                    Self::$side(Configured::new(objective, config))
-                }
-            )*
-
-            /// The config that built it.
-            pub fn config(&self) -> &$name {
-                match self {
-                    $(Self::$side(built) => built.config(),)*
-                }
-            }
-        }
-
-        objectives! { $($rest)* }
-    };
-    (
-        $(#[$meta:meta])* $name:ident => one $batch:ty {
-            $($variant:ident($config:ty),)*
-        }
-        $($rest:tt)*
-    ) => {
-        objectives! {
-            @enum $(#[$meta])* $name => Configured<$batch, $name> {
-                $($variant($config) => Configured::new,)*
-            }
-        }
-
-        objectives! { $($rest)* }
-    };
-    (
-        $(#[$meta:meta])* $name:ident => each $built:ident {
-            $($(#[$variant_meta:meta])* $variant:ident($config:ty) builds $loss:ty,)*
-        }
-        $($rest:tt)*
-    ) => {
-        objectives! {
-            @enum $(#[$meta])* $name => $built {
-                $($variant($config) => |loss, _| $built::$variant(loss),)*
-            }
-        }
-
-        #[doc = concat!("What a [`", stringify!($name), "`] builds: the objective itself, since each takes another batch.")]
-        #[derive(Debug, Clone, PartialEq)]
-        #[non_exhaustive]
-        pub enum $built {
-            $(
-                $(#[$variant_meta])*
-                $variant($loss),
-            )*
-        }
-
-        objectives! { $($rest)* }
-    };
-    (
-        @enum $(#[$meta:meta])* $name:ident => $built:ty {
-            $($variant:ident($config:ty) => $make:expr,)*
-        }
-    ) => {
-        $(#[$meta])*
+    ($($name:literal => $variant:ident($config:ty),)*) => {
+        /// The config of any objective, tagged by `loss` in a file.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-        #[serde(tag = "loss", rename_all = "snake_case")]
+        #[serde(tag = "loss")]
         #[non_exhaustive]
-        pub enum $name {
+        pub enum ObjectiveConfig {
             $(
-                #[doc = concat!("[`", stringify!($config), "`].")]
+                #[doc = concat!("[`", stringify!($config), "`], `", $name, "` in a file.")]
+                #[serde(rename = $name)]
                 $variant($config),
             )*
         }
 
-        impl burn::config::Config for $name {}
+        impl ObjectiveConfig {
+            /// Names of all objectives.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
 
-        impl $name {
-            /// Builds the objective.
-            ///
-            /// # Errors
-            ///
-            /// A value is outside its range, or a mixture has no parts.
-            pub fn try_init(&self) -> Result<$built, InvalidHyperparameter> {
-                Ok(match self {
-                    $(Self::$variant(config) => $make(config.try_init()?, self.clone()),)*
-                })
+            /// The name of the objective in a file.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name,)*
+                }
+            }
+
+            /// Needs of the objective, for each type of batch that it takes. The first one has the
+            /// fewest columns. Empty if the parts of a mixture, or an SFT term and its objective,
+            /// have no batch in common.
+            pub fn takes(&self) -> Vec<Needs> {
+                match self {
+                    $(Self::$variant(config) => config.takes(),)*
+                }
+            }
+
+            /// Builds the objective over `B`; `None` if it does not take such a batch.
+            fn over<B: Batch + 'static>(&self) -> Checked<Option<Arc<dyn Objective<B>>>> {
+                match self {
+                    $(Self::$variant(config) => config.over(),)*
+                }
             }
         }
     };
 }
 
 objectives! {
-    /// An objective over pairs. A mixture needs a reference as soon as one part does.
-    PairObjectiveConfig => sides PairObjective {
-        /// Against a reference.
-        Referenced(ReferencedPair) by referenced {
-            Dpo(DpoLossConfig),
-            Ipo(IpoLossConfig),
-            Hinge(HingeLossConfig),
-            Gpo(GpoLossConfig),
-            Discopop(DiscopopLossConfig),
-            ExoPair(ExoPairLossConfig),
-            Nca(NcaLossConfig),
-            Bco(BcoLossConfig),
-            Sppo(SppoLossConfig),
-            ApoZero(ApoZeroLossConfig),
-            ApoDown(ApoDownLossConfig),
-            Dpop(DpopLossConfig),
-            Rdpo(RdpoLossConfig),
-            CalDpo(CalDpoLossConfig),
-            Aot(AotLossConfig),
-            DpoShift(DpoShiftLossConfig),
-            Hdpo(HdpoLossConfig),
-            Chipo(ChipoLossConfig),
-        }
-        /// The policy alone.
-        ReferenceFree(PolicyPair) by reference_free {
-            Simpo(SimpoLossConfig),
-            Cpo(CpoLossConfig),
-            AlphaPo(AlphaPoLossConfig),
-            Orpo(OrpoLossConfig),
-            SlicHf(SlicHfLossConfig),
-            Simper(SimperLossConfig),
-            Asft(AsftLossConfig),
-        }
-        + nested {
-            Mixture(MixtureConfig),
-            WithSft(WithSftConfig),
-        }
+    // Pairs against a reference.
+    "dpo" => Dpo(DpoLossConfig),
+    "ipo" => Ipo(IpoLossConfig),
+    "hinge" => Hinge(HingeLossConfig),
+    "gpo" => Gpo(GpoLossConfig),
+    "discopop" => Discopop(DiscopopLossConfig),
+    "exo_pair" => ExoPair(ExoPairLossConfig),
+    "nca" => Nca(NcaLossConfig),
+    "bco" => Bco(BcoLossConfig),
+    "sppo" => Sppo(SppoLossConfig),
+    "apo_zero" => ApoZero(ApoZeroLossConfig),
+    "apo_down" => ApoDown(ApoDownLossConfig),
+    "dpop" => Dpop(DpopLossConfig),
+    "rdpo" => Rdpo(RdpoLossConfig),
+    "cal_dpo" => CalDpo(CalDpoLossConfig),
+    "aot" => Aot(AotLossConfig),
+    "dpo_shift" => DpoShift(DpoShiftLossConfig),
+    "hdpo" => Hdpo(HdpoLossConfig),
+    "chipo" => Chipo(ChipoLossConfig),
+    // The same with a column.
+    "beta_dpo" => BetaDpo(BetaDpoLossConfig),
+    "tdpo" => Tdpo(TdpoLossConfig),
+    "rpo" => Rpo(RpoLossConfig),
+    "rebel" => Rebel(RebelLossConfig),
+    "rao_kupper" => RaoKupper(RaoKupperLossConfig),
+    "davidson" => Davidson(DavidsonLossConfig),
+    // Pairs without a reference.
+    "simpo" => Simpo(SimpoLossConfig),
+    "cpo" => Cpo(CpoLossConfig),
+    "alpha_po" => AlphaPo(AlphaPoLossConfig),
+    "orpo" => Orpo(OrpoLossConfig),
+    "slic_hf" => SlicHf(SlicHfLossConfig),
+    "simper" => Simper(SimperLossConfig),
+    "asft" => Asft(AsftLossConfig),
+    "tpo" => Tpo(TpoLossConfig),
+    // Single completions.
+    "kto" => Kto(KtoLossConfig),
+    "npo" => Npo(NpoLossConfig),
+    "simnpo" => Simnpo(SimnpoLossConfig),
+    "dro" => Dro(DroLossConfig),
+    "astar_po" => AstarPo(AstarPoLossConfig),
+    "qrpo" => Qrpo(QrpoLossConfig),
+    // Lists.
+    "plackett_luce" => PlackettLuce(PlackettLuceLossConfig),
+    "sdpo" => Sdpo(SdpoLossConfig),
+    "lipo" => Lipo(LipoLossConfig),
+    "info_nca" => InfoNca(InfoNcaLossConfig),
+    "nca_list" => NcaList(NcaListLossConfig),
+    "exo_list" => ExoList(ExoListLossConfig),
+    "rrhf" => Rrhf(RrhfLossConfig),
+    "pro" => Pro(ProLossConfig),
+    // Reward models.
+    "bradley_terry" => BradleyTerry(BradleyTerryLossConfig),
+    "bradley_terry_ties" => BradleyTerryTies(BradleyTerryTiesLossConfig),
+    "reward_ranking" => RewardRanking(RewardRankingLossConfig),
+    // Objectives made of objectives.
+    "mixture" => Mixture(MixtureConfig),
+    "with_sft" => WithSft(WithSftConfig),
+}
+
+impl burn::config::Config for ObjectiveConfig {}
+
+impl ObjectiveConfig {
+    /// Builds the objective over batches of type `B`.
+    ///
+    /// # Errors
+    ///
+    /// A value is outside its range, a mixture has no parts, or the objective does not take `B`.
+    pub fn build<B: Batch + 'static>(&self) -> Result<Configured<B>, BuildError> {
+        let objective = self.over()?.ok_or_else(|| {
+            let takes: Vec<String> = self.takes().iter().map(ToString::to_string).collect();
+            BuildError::Batch {
+                loss: self.name(),
+                takes: match takes.as_slice() {
+                    [] => "no batch, since its parts have none in common".to_owned(),
+                    takes => takes.join("; or "),
+                },
+                batch: B::needs().to_string(),
+            }
+        })?;
+        Ok(Configured {
+            objective,
+            config: self.clone(),
+        })
     }
 
-    /// An objective over pairs with scores.
-    ScoredPairObjectiveConfig => one WithScores<ReferencedPair> {
-        Rpo(RpoLossConfig),
-        Rebel(RebelLossConfig),
+    /// Checks the values, for a program that does not know its batches yet.
+    ///
+    /// # Errors
+    ///
+    /// A value is outside its range, or a mixture has no parts.
+    pub fn check(&self) -> Result<(), InvalidHyperparameter> {
+        // Every objective checks its values before it looks at the batch.
+        self.over::<ReferencedPair>().map(drop)
     }
 
-    /// An objective over pairs that may be ties.
-    TiedPairObjectiveConfig => one WithTies<ReferencedPair> {
-        RaoKupper(RaoKupperLossConfig),
-        Davidson(DavidsonLossConfig),
-    }
-
-    /// An objective over single completions: labelled ones, or ones to unlearn.
-    UnpairedObjectiveConfig => each UnpairedObjective {
-        /// Labels and z₀.
-        Kto(KtoLossConfig) builds KtoLoss,
-        /// Labels and δ.
-        Bco(BcoLossConfig) builds BcoLoss,
-        /// Labels.
-        ApoZero(ApoZeroLossConfig) builds ApoZeroLoss,
-        /// Completions to unlearn, against a reference.
-        Npo(NpoLossConfig) builds NpoLoss,
-        /// Completions to unlearn.
-        Simnpo(SimnpoLossConfig) builds SimnpoLoss,
-    }
-
-    /// An objective over completions with a scalar score each.
-    ScoredObjectiveConfig => each ScoredObjective {
-        /// Rewards and V.
-        Dro(DroLossConfig) builds DroLoss,
-        /// Rewards and V*.
-        AstarPo(AstarPoLossConfig) builds AstarPoLoss,
-        /// Quantiles.
-        Qrpo(QrpoLossConfig) builds QrpoLoss,
-    }
-
-    /// An objective of a reward model.
-    RewardObjectiveConfig => each RewardObjective {
-        /// Pairs of rewards.
-        BradleyTerry(BradleyTerryLossConfig) builds BradleyTerryLoss,
-        /// Pairs of rewards that may be ties.
-        BradleyTerryTies(BradleyTerryTiesLossConfig) builds BradleyTerryTiesLoss,
-        /// Ranked lists of rewards.
-        RewardRanking(RewardRankingLossConfig) builds RewardRankingLoss,
-    }
-
-    /// An objective over ranked lists.
-    RankedObjectiveConfig => sides RankedObjective {
-        /// Against a reference.
-        Referenced(Ranked<RelativeLogProbs<2>>) by referenced {
-            PlackettLuce(PlackettLuceLossConfig),
-            Sdpo(SdpoLossConfig),
-            Lipo(LipoLossConfig),
-            InfoNca(InfoNcaLossConfig),
-            NcaList(NcaListLossConfig),
-            ExoList(ExoListLossConfig),
-        }
-        /// The policy alone.
-        ReferenceFree(Ranked<SequenceLogProbs<2>>) by reference_free {
-            Rrhf(RrhfLossConfig),
-            Pro(ProLossConfig),
-        }
+    /// Needs over plain pairs of these values, if it takes them.
+    fn over_pairs(&self, plain: &Needs) -> Option<Needs> {
+        let matches = |needs: &Needs| needs.clone().with_whole_batch(false) == *plain;
+        self.takes().into_iter().find(matches)
     }
 }
 
@@ -350,14 +292,67 @@ objectives! {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct MixtureConfig {
-    /// One at least.
+    /// Terms of the sum; one at least.
     pub parts: Vec<MixturePartConfig>,
 }
 
 impl MixtureConfig {
-    /// Of these parts.
+    /// A mixture of these parts.
     pub fn new(parts: Vec<MixturePartConfig>) -> Self {
         Self { parts }
+    }
+
+    /// Needs of the mixture: a reference as soon as one part needs it.
+    fn takes(&self) -> Vec<Needs> {
+        let [policy, referenced] = [PolicyPair::needs(), ReferencedPair::needs()];
+        let parts = || self.parts.iter().map(|part| &part.objective);
+        let free: Option<Vec<Needs>> = parts().map(|part| part.over_pairs(&policy)).collect();
+        let of_pair =
+            |part: &ObjectiveConfig| part.over_pairs(&referenced).or(part.over_pairs(&policy));
+        let (plain, needs) = match free {
+            Some(needs) => (policy.clone(), Some(needs)),
+            None => (referenced.clone(), parts().map(of_pair).collect()),
+        };
+        let needs = needs.filter(|needs| !needs.is_empty());
+        let whole = |needs: Vec<Needs>| needs.iter().any(|needs| needs.whole_batch);
+        let needs = needs.map(|needs| plain.with_whole_batch(whole(needs)));
+        needs.into_iter().collect()
+    }
+
+    fn over<B: Batch + 'static>(&self) -> Checked<Option<Arc<dyn Objective<B>>>> {
+        if self.parts.is_empty() {
+            let allowed = "one part at least";
+            return Err(InvalidHyperparameter::new("parts", 0.0, allowed));
+        }
+        if let Some(mixture) = self.of(ObjectiveConfig::over::<PolicyPair>)? {
+            return Ok(declare::over::<PolicyPair, B>(Arc::new(mixture)));
+        }
+        let mixture = self.of(|part| {
+            if let Some(part) = part.over::<ReferencedPair>()? {
+                return Ok(Some(part));
+            }
+            let free = part.over::<PolicyPair>()?;
+            Ok(free.map(|part| Arc::new(PolicySide(part)) as Arc<dyn Objective<_>>))
+        })?;
+        Ok(mixture.and_then(|mixture| declare::over::<ReferencedPair, B>(Arc::new(mixture))))
+    }
+
+    /// The mixture of what `build` makes of each part; `None` if it makes nothing of one.
+    fn of<B: Batch + 'static>(
+        &self,
+        build: impl Fn(&ObjectiveConfig) -> Checked<Option<Arc<dyn Objective<B>>>>,
+    ) -> Checked<Option<Mixture<B>>> {
+        let mut mixture = None;
+        for part in &self.parts {
+            let Some(objective) = build(&part.objective)? else {
+                return Ok(None);
+            };
+            mixture = Some(match mixture {
+                None => Mixture::new(part.weight, objective)?,
+                Some(mixture) => Mixture::and(mixture, part.weight, objective)?,
+            });
+        }
+        Ok(mixture)
     }
 }
 
@@ -366,15 +361,15 @@ impl MixtureConfig {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct MixturePartConfig {
-    /// ≥ 0.
+    /// Weight of the term, ≥ 0.
     pub weight: f64,
-    /// What it weighs.
-    pub objective: PairObjectiveConfig,
+    /// Objective that is weighed.
+    pub objective: ObjectiveConfig,
 }
 
 impl MixturePartConfig {
-    /// `weight`·`objective`.
-    pub fn new(weight: f64, objective: PairObjectiveConfig) -> Self {
+    /// The term `weight`·`objective`.
+    pub fn new(weight: f64, objective: ObjectiveConfig) -> Self {
         Self { weight, objective }
     }
 }
@@ -384,9 +379,9 @@ impl MixturePartConfig {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct WithSftConfig {
-    /// What the term is added to.
-    pub objective: Box<PairObjectiveConfig>,
-    /// α ≥ 0.
+    /// Objective that the term is added to.
+    pub objective: Box<ObjectiveConfig>,
+    /// Weight α ≥ 0 of the term.
     pub weight: f64,
     /// The mean that the NLL takes.
     #[serde(default)]
@@ -395,7 +390,7 @@ pub struct WithSftConfig {
 
 impl WithSftConfig {
     /// `objective` + `weight`·NLL, per sequence.
-    pub fn new(objective: PairObjectiveConfig, weight: f64) -> Self {
+    pub fn new(objective: ObjectiveConfig, weight: f64) -> Self {
         Self {
             objective: Box::new(objective),
             weight,
@@ -408,115 +403,36 @@ impl WithSftConfig {
         self.normalization = normalization;
         self
     }
-}
 
-impl WithSftConfig {
-    fn try_init(&self) -> Result<PairObjective, InvalidHyperparameter> {
-        let config = PairObjectiveConfig::WithSft(self.clone());
-        Ok(match self.objective.try_init()? {
-            PairObjective::Referenced(objective) => {
-                PairObjective::referenced(self.term(objective)?, config)
-            }
-            PairObjective::ReferenceFree(objective) => {
-                PairObjective::reference_free(self.term(objective)?, config)
-            }
+    /// Needs of the sum: those of the objective over plain pairs.
+    fn takes(&self) -> Vec<Needs> {
+        let plain = [ReferencedPair::needs(), PolicyPair::needs()];
+        let needs = plain
+            .iter()
+            .filter_map(|plain| self.objective.over_pairs(plain));
+        let whole = |needs: &Needs| needs.whole_batch || self.normalization.whole_batch();
+        needs
+            .map(|needs| needs.clone().with_whole_batch(whole(&needs)))
+            .collect()
+    }
+
+    fn over<B: Batch + 'static>(&self) -> Checked<Option<Arc<dyn Objective<B>>>> {
+        Ok(match B::needs().values {
+            Values::LogRatios => self.term::<ReferencedPair, B>()?,
+            _ => self.term::<PolicyPair, B>()?,
         })
     }
 
-    fn term<O>(&self, objective: O) -> Result<SftTerm<O>, InvalidHyperparameter> {
-        Ok(SftTerm::new(objective, self.weight)?.with_normalization(self.normalization))
-    }
-}
-
-impl MixtureConfig {
-    fn try_init(&self) -> Result<PairObjective, InvalidHyperparameter> {
-        let mut parts = Vec::new();
-        for part in &self.parts {
-            parts.push((part.weight, part.objective.try_init()?));
-        }
-        let config = PairObjectiveConfig::Mixture(self.clone());
-        let mut free = Vec::new();
-        for (weight, part) in &parts {
-            if let PairObjective::ReferenceFree(objective) = part {
-                free.push((*weight, objective.clone()));
-            }
-        }
-        if free.len() == parts.len() {
-            return Ok(PairObjective::reference_free(mix(free)?, config));
-        }
-        let referenced = parts.into_iter().map(|(weight, part)| {
-            let objective: Arc<dyn Objective<ReferencedPair>> = match part {
-                PairObjective::Referenced(objective) => Arc::new(objective),
-                PairObjective::ReferenceFree(objective) => Arc::new(PolicySide(objective)),
-            };
-            (weight, objective)
-        });
-        Ok(PairObjective::referenced(mix(referenced)?, config))
-    }
-}
-
-fn mix<B: Batch, O: Objective<B> + 'static>(
-    parts: impl IntoIterator<Item = (f64, O)>,
-) -> Result<Mixture<B>, InvalidHyperparameter> {
-    let mut parts = parts.into_iter();
-    let Some((weight, first)) = parts.next() else {
-        let allowed = "one part at least";
-        return Err(InvalidHyperparameter::new("parts", 0.0, allowed));
-    };
-    let first = Mixture::new(weight, first)?;
-    parts.try_fold(first, |mixture, (weight, objective)| {
-        mixture.and(weight, objective)
-    })
-}
-
-/// Something done to the token log-probabilities of pairs before they are summed.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "modifier", rename_all = "snake_case", deny_unknown_fields)]
-#[non_exhaustive]
-pub enum TokenModifierConfig {
-    /// LD-DPO: [`Pair::length_desensitized`].
-    LengthDesensitized {
-        /// α ∈ \[0, 1\].
-        alpha: f64,
-    },
-    /// [`Pair::clamped`].
-    Clamped {
-        /// The lowest log-ratio of a token, nats.
-        low: f64,
-        /// The highest; at least `low`.
-        high: f64,
-    },
-}
-
-impl burn::config::Config for TokenModifierConfig {}
-
-/// A checked [`TokenModifierConfig`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TokenModifier(TokenModifierConfig);
-
-impl TokenModifierConfig {
-    /// Checks the values.
-    ///
-    /// # Errors
-    ///
-    /// A value is outside its range.
-    pub fn try_init(self) -> Result<TokenModifier, InvalidHyperparameter> {
-        match self {
-            Self::LengthDesensitized { alpha } => fraction("alpha", alpha)?,
-            Self::Clamped { low, high } => bounds(low, high)?,
-        }
-        Ok(TokenModifier(self))
-    }
-}
-
-impl TokenModifier {
-    /// The tokens as the modifier leaves them, of policy and reference.
-    #[allow(clippy::missing_panics_doc, reason = "the values were checked")]
-    pub fn apply(&self, tokens: Pair<RelativeTokenLogProbs>) -> Pair<RelativeTokenLogProbs> {
-        let modified = match self.0 {
-            TokenModifierConfig::LengthDesensitized { alpha } => tokens.length_desensitized(alpha),
-            TokenModifierConfig::Clamped { low, high } => tokens.clamped(low, high),
+    fn term<P, B>(&self) -> Checked<Option<Arc<dyn Objective<B>>>>
+    where
+        P: SftTarget + 'static,
+        B: Batch + 'static,
+    {
+        non_negative("sft_weight", self.weight)?;
+        let Some(objective) = self.objective.over::<P>()? else {
+            return Ok(None);
         };
-        modified.expect("checked")
+        let term = SftTerm::new(objective, self.weight)?.with_normalization(self.normalization);
+        Ok(declare::over::<P, B>(Arc::new(term)))
     }
 }

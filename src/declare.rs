@@ -1,4 +1,21 @@
-//! The macro that declares an objective together with its config and its documentation tests.
+//! The macro that declares an objective: its config, the batches that it takes, its documentation
+//! tests.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use crate::batch::Batch;
+use crate::objective::Objective;
+
+/// The objective as one over `B`, if that is `T`: for a batch type that is chosen at run time.
+pub(crate) fn over<T, B>(objective: Arc<dyn Objective<T>>) -> Option<Arc<dyn Objective<B>>>
+where
+    T: Batch + 'static,
+    B: Batch + 'static,
+{
+    let objective: Box<dyn Any> = Box::new(objective);
+    objective.downcast().ok().map(|objective| *objective)
+}
 
 /// The batches of the documentation's examples, as hidden lines of code.
 macro_rules! example_batch {
@@ -127,7 +144,7 @@ macro_rules! example_batch {
     };
     (unpaired) => {
         concat!(
-            "// `batch` is an `Unpaired`: a thumb up with ρ = 10, a thumb down with ρ = 0.\n",
+            "// `batch` is an `Unpaired`: a desirable one with ρ = 10, an undesirable one with ρ = 0.\n",
             "# use burn::tensor::{Bool, Device, Tensor};\n",
             "# let device = Device::default();\n",
             "# let y = |sums| SequenceLogProbs::from_values(sums, &[4, 4], &device).unwrap();\n",
@@ -172,6 +189,7 @@ pub(crate) use example_batch;
 
 /// Declares an objective and its config in Burn's idiom: `Config::new().with_x(…).init()`.
 ///
+/// `takes` lists the batches of the objective, the one with the fewest columns first.
 /// A field reads `name / with_name: Type = default, range;` (the range is a function of
 /// [`hyperparameter`](crate::hyperparameter), or missing where every value is valid). A number
 /// whose every default would be another objective is a `requires …` after the config's name, and
@@ -185,6 +203,7 @@ macro_rules! objective {
         $(#[$meta:meta])*
         $(example $batch:ident $(of $such:literal)? $with_fields:literal = $value:literal, $arithmetic:literal;)+
         pub struct $loss:ident from $config:ident
+            takes [$($taken:ty),+]
             $(requires $required:ident / $with_required:ident: f64, $required_range:ident,
                 $required_doc:literal)?
         {
@@ -288,10 +307,36 @@ macro_rules! objective {
                     $crate::hyperparameter::$required_range(stringify!($required), self.$required)?;
                 )?
                 $($($crate::hyperparameter::$range(stringify!($field), self.$field)?;)?)*
-                Ok($loss {
+                Ok(self.unchecked())
+            }
+
+            fn unchecked(&self) -> $loss {
+                $loss {
                     $($required: self.$required,)?
                     $($field: self.$field,)*
-                })
+                }
+            }
+
+            /// Needs of the objective, for each type of batch that it takes. The first one has the
+            /// fewest columns.
+            pub fn takes(&self) -> Vec<$crate::needs::Needs> {
+                let objective = self.unchecked();
+                vec![$(<$loss as $crate::objective::Objective<$taken>>::needs(&objective)),+]
+            }
+
+            /// Builds the objective over `B`; `None` if it does not take such a batch.
+            pub(crate) fn over<B: $crate::batch::Batch + 'static>(
+                &self,
+            ) -> Result<
+                Option<std::sync::Arc<dyn $crate::objective::Objective<B>>>,
+                $crate::error::InvalidHyperparameter,
+            > {
+                let objective = std::sync::Arc::new(self.try_init()?);
+                let over = None;
+                $(let over = over.or_else(|| {
+                    $crate::declare::over::<$taken, B>(std::sync::Arc::clone(&objective) as _)
+                });)+
+                Ok(over)
             }
 
             #[doc = concat!("Builds the objective; see [`try_init`](", stringify!($config), "::try_init)")]
@@ -314,7 +359,7 @@ macro_rules! objective {
         }
 
         impl $config {
-            /// The defaults.
+            /// Config with the defaults of all fields.
             pub fn new() -> Self {
                 Self::default()
             }
@@ -330,7 +375,7 @@ macro_rules! objective {
         }
 
         impl $config {
-            #[doc = concat!("The defaults, and `", stringify!($required), "`.")]
+            #[doc = concat!("Config with the defaults, and `", stringify!($required), "`.")]
             pub fn new($required: f64) -> Self {
                 Self { $required, $($field: $default,)* }
             }

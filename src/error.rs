@@ -1,6 +1,7 @@
 //! The errors of this crate. Each carries the name of what is wrong and the value that it has.
 
-use burn::tensor::{DType, Device, Shape};
+use burn::tensor::kind::Basic;
+use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use thiserror::Error;
 
 /// A hyperparameter outside its range.
@@ -38,7 +39,7 @@ impl InvalidHyperparameter {
     }
 }
 
-/// Without three hundred zeros.
+/// The value in a form without three hundred zeros.
 fn readable(value: f64) -> String {
     if value.is_nan() {
         return "NaN".to_owned();
@@ -49,7 +50,8 @@ fn readable(value: f64) -> String {
     format!("{value:e}")
 }
 
-/// A tensor that does not fit: its shape, its dtype, its device or one of its values.
+/// A tensor that does not fit: its shape, its dtype, its device or one of its values. A tensor that
+/// its device fails to compute does not fit either.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("`{name}`: expected {expected}, found {found}")]
 pub struct InvalidInput {
@@ -72,17 +74,17 @@ impl InvalidInput {
         }
     }
 
-    /// The argument's name.
+    /// The name of the argument.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// What would have been accepted.
+    /// Words for what the argument should have been.
     pub fn expected(&self) -> &str {
         &self.expected
     }
 
-    /// What was given.
+    /// Words for what the argument was.
     pub fn found(&self) -> &str {
         &self.found
     }
@@ -113,6 +115,15 @@ impl InvalidInput {
         found: &Device,
     ) -> Result<(), Self> {
         Self::check_equal(name, expected, found)
+    }
+
+    /// The values of an argument, on the host.
+    pub(crate) fn read<const D: usize, K: Basic>(
+        name: &'static str,
+        tensor: &Tensor<D, K>,
+    ) -> Result<TensorData, Self> {
+        let unreadable = |error| Self::new(name, "values that its device can read", error);
+        tensor.try_to_data().map_err(unreadable)
     }
 
     fn check_equal<T: PartialEq + std::fmt::Debug>(

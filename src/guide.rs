@@ -7,22 +7,22 @@
 //! 3. [`training_loop`]: one step, its parts, clipping, metrics
 //! 4. [`first_batch`]: my loss is not ln 2
 //! 5. [`reference`](mod@reference): frozen, LoRA, cached, moving
-//! 6. [`recipes`]: save and resume, lists, thumbs, adapters, metrics, evaluation, in fifteen lines
-//!    each
-//! 7. [`questions`]: what you may see in the logs, what others asked, and our answers
+//! 6. [`recipes`]: save and resume, lists, unpaired completions, adapters, metrics, evaluation, in
+//!    fifteen lines each
+//! 7. [`questions`]: surprising logs and questions of others, with our answers
 //!
 //! **Larger and faster.**
 //!
-//! 8. [`memory`]: what takes it, and what to do
+//! 8. [`memory`]: what takes it, and how to need less
 //! 9. [`shared_prefixes`]: each prompt once
 //! 10. [`scale`]: one device, one machine, several
 //! 11. [`reproducibility`]: the same numbers again, and on resume
 //!
 //! **Further objectives.**
 //!
-//! 12. [`reward_models`]: pairs, lists and ties of rewards, and what their scores are good for
+//! 12. [`reward_models`]: pairs, lists and ties of rewards, and the use of their scores
 //! 13. [`dpo_variants`]: MallowsPO, ε-DPO, MODPO, SafeDPO, SPIN, Step-DPO, iterative and online DPO
-//! 14. [`token_importance`]: which tokens matter, and how much
+//! 14. [`token_importance`]: a weight for every token
 //! 15. [`your_own_objective`]: six papers, three lines each
 //! 16. [`beyond_text`]: denoisers, and models that see or hear
 //!

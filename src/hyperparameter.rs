@@ -15,7 +15,7 @@ fn require(ok: bool, name: &'static str, value: f64, allowed: &'static str) -> C
     }
 }
 
-/// Whether f32 holds it without becoming 0 or infinite.
+/// Whether f32 holds the value without rounding it to 0 or infinity.
 fn is_normal(value: f64) -> bool {
     (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&value.abs())
 }
@@ -42,13 +42,13 @@ pub(crate) fn bounds(low: f64, high: f64) -> Check {
     require(low <= high, "high", high, "≥ `low`")
 }
 
-/// A share that may be everything but not nothing.
+/// A share in (0, 1].
 pub(crate) fn share(name: &'static str, value: f64) -> Check {
     let ok = value > 0.0 && value <= 1.0 && is_normal(value);
     require(ok, name, value, "in (0, 1], in f32")
 }
 
-/// A share that may be nothing and everything.
+/// A share in [0, 1].
 pub(crate) fn fraction(name: &'static str, value: f64) -> Check {
     require((0.0..=1.0).contains(&value), name, value, "in [0, 1]")
 }

@@ -4,22 +4,26 @@
 //! pair becomes more likely, the rejected one less, and most objectives keep the model near a frozen
 //! copy of itself, the reference. DPO, IPO, KTO, SimPO and ORPO are some of them.
 //!
+//! The loss is one line of arithmetic. The mistakes around it raise no error, and the model learns
+//! something else: an optimiser moves the reference as well, the prompt or padding is scored, parts
+//! of a step are averaged wrongly, a tail rounds to 0, a loss ignores an option. So here:
+//!
+//! - **The data of an objective is its input type.** One that needs a reference cannot be called
+//!   without it, and one that has no use for a reference cannot be given one.
+//! - **Losses are per example, and the reduction comes last**, so that micro-batches add up to one
+//!   large batch: [`LossOutput`].
+//! - **A convention on which implementations disagree is a field**, with a documented default.
+//! - **Logits need not exist at once**, and only counted tokens reach the head: [`LmHead`].
+//! - **Every value is checked** against independent f64 code and finite differences, and
+//!   [against others' code and papers' statements](loss#what-they-were-checked-against) where there
+//!   are some.
+//! - **The model and the loop are yours**, on any backend of Burn.
+//!
 //! ```text
 //! logits ─→ TokenLogProbs ─→ SequenceLogProbs ─→ batch ─→ Objective ─→ LossOutput ─→ backward
 //!                              sum and length     policy,               per-example
 //!                              stay together      reference, data       losses, rewards
 //! ```
-//!
-//! - **What an objective needs is its input type.** One that needs a reference cannot be called
-//!   without it; one that has no use for a reference cannot be given one. No option is silently
-//!   ignored.
-//! - **Per example first, reduction last.** [`LossOutput`] holds a loss for every example. You
-//!   reduce it with [`mean`](LossOutput::mean), [`normalized_by`](LossOutput::normalized_by) or
-//!   another method, and micro-batches add up to one large batch.
-//! - **Every convention on which implementations disagree is a field**, with a documented default.
-//! - **Every value is checked** against independent f64 code and finite differences, and
-//!   [where others have code or a paper states an optimum](loss#what-they-were-checked-against),
-//!   against those.
 //!
 //! # One step
 //!
@@ -78,18 +82,18 @@
 //!
 //! | module | feature | holds |
 //! |---|---|---|
-//! | [`tokens`] | | token ids as a batch of tensors, and what a model says of them |
+//! | [`tokens`] | | token ids as a batch of tensors, and their log-probabilities under a model |
 //! | [`log_probs`] | | log-probabilities per token and per sequence, from logits or from hidden states |
-//! | [`batch`] | | what objectives take: pairs, labels, lists, scores |
+//! | [`batch`] | | the input of objectives: pairs, unpaired completions, lists, scores |
 //! | [`loss`] | | the objectives |
 //! | [`part`] | | choices inside an objective: label noise, divergence, normalisation |
-//! | [`modifier`] | | on top of objectives: an SFT term, weights, mixtures |
+//! | [`modifier`] | | objectives made of objectives: an SFT term, weights, mixtures |
 //! | [`reference`](mod@reference) | | the reference: frozen, moving; with `cache`, its log-probabilities on disk |
 //! | [`training`] | | metrics, a check of the [first batch](training::first_batch), sums over workers |
 //! | | `optim` | clipping by the [global norm](training::gradients), [accumulation](training::accumulation) |
 //! | | `train` | items and metrics for [burn-train](training::burn_train) |
-//! | [`data`] | `data` | rows of JSON lines, splits, truncation with a report, batches, exact resume |
-//! | | `parquet` | the same rows from Parquet files |
+//! | [`data`] | `data` | examples from JSON lines, splits, truncation with a report, batches, exact resume |
+//! | | `parquet` | the same from Parquet files |
 //! | [`config`] | | objectives chosen by a file |
 //! | [`guide`] | | recipes, from the data that you have to a run that you can trust |
 //!
@@ -98,14 +102,14 @@
 //! # What you can rely on
 //!
 //! - **Errors.** What can fail returns a `Result`, and [`Error`] holds all of them for a `?`. The
-//!   exceptions are few: a config's `init`, as is Burn's idiom, and places where a trait has no
-//!   room for an error. Their documentation names the panic.
+//!   exceptions are few, and their documentation names the panic: a config's `init`, as is Burn's
+//!   idiom, an index past the end, and methods of a trait that has no room for an error.
 //! - **Extremes.** Finite log-probabilities give finite losses and gradients, and a NaN stays a NaN:
 //!   [`loss`](loss#extremes).
 //! - **Reproducibility.** On Flex, the same inputs give the same bits on any number of threads:
 //!   [`training`](training#reproducibility).
-//! - **Memory.** A forward that returns hidden states and the head never holds all logits:
-//!   [`log_probs`](log_probs#memory).
+//! - **Memory.** If a forward returns hidden states and the head, their logits are computed block by
+//!   block: [`log_probs`](log_probs#memory).
 //! - **Precision.** bf16 and f16 logits become f32 before the normaliser, and sums are f32. Weights
 //!   are yours: a bf16 weight does not move at preference learning rates, because an AdamW step of
 //!   1e-6 is below its resolution. Train f32 weights, or LoRA factors in f32.
@@ -152,6 +156,7 @@ pub mod log_probs;
 pub mod loss;
 pub mod math;
 pub mod modifier;
+pub mod needs;
 pub mod objective;
 pub mod part;
 pub mod reference;

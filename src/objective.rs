@@ -1,4 +1,4 @@
-//! The one trait of this crate, and what it returns.
+//! The trait of all objectives, and the losses and rewards that it returns.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -9,12 +9,13 @@ use crate::batch::{Batch, Rewards};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::math::logsumexp;
+use crate::needs::Needs;
 
 /// A preference objective over batches of type `B`.
 ///
 /// What an objective needs is its batch type: one that needs a reference cannot be called without
-/// one, and one that has no use for it cannot be given one. To write your own, implement this one
-/// method; `examples/custom_objective.rs` does.
+/// one, and one that has no use for it cannot be given one. To write your own, implement
+/// [`forward`](Self::forward); `examples/custom_objective.rs` does.
 ///
 /// An objective prints its hyperparameters and goes to another thread, so that an
 /// `Arc<dyn Objective<B>>` may be a field of a model (`#[module(skip)]`), as every objective of
@@ -43,11 +44,24 @@ use crate::math::logsumexp;
     note = "a column that the objective does not use: `WithoutColumn(objective)` takes it off"
 )]
 pub trait Objective<B: Batch>: Debug + Send + Sync {
-    /// The loss of every example, and its implicit rewards.
+    /// Computes the loss of every example, and its implicit rewards.
     ///
     /// It reads no tensor back: a device queue never stalls, and nothing branches on values. If an
     /// objective can panic, its documentation says on what.
     fn forward(&self, batch: B) -> LossOutput<B::Rewards>;
+
+    /// True if the loss of an example depends on the rest of its batch, as that of AOT does.
+    ///
+    /// The parts of a step then do not add up to the step. Say so of an objective of your own for
+    /// which it is true: without this method it is false.
+    fn whole_batch(&self) -> bool {
+        false
+    }
+
+    /// Needs of the objective over this type of batch.
+    fn needs(&self) -> Needs {
+        B::needs().with_whole_batch(self.whole_batch())
+    }
 }
 
 macro_rules! forward_through {
@@ -55,6 +69,10 @@ macro_rules! forward_through {
         impl<B: Batch, O: Objective<B> + ?Sized> Objective<B> for $pointer {
             fn forward(&self, batch: B) -> LossOutput<B::Rewards> {
                 (**self).forward(batch)
+            }
+
+            fn whole_batch(&self) -> bool {
+                (**self).whole_batch()
             }
         }
     };
@@ -76,7 +94,7 @@ pub struct LossOutput<R> {
 }
 
 impl<R: Rewards> LossOutput<R> {
-    /// From `[batch]` losses and rewards; the rewards lose their autodiff here.
+    /// An output from losses `[batch]` and rewards; the rewards lose their autodiff here.
     pub fn new(losses: Tensor<1>, rewards: R) -> Self {
         Self {
             losses,
@@ -84,17 +102,17 @@ impl<R: Rewards> LossOutput<R> {
         }
     }
 
-    /// `[batch]`, with autodiff.
+    /// The losses of the examples, `[batch]`, with autodiff.
     pub fn losses(&self) -> Tensor<1> {
         self.losses.clone()
     }
 
-    /// Implicit rewards, without autodiff, for logs and metrics: [what they hold](crate::loss#rewards).
+    /// The implicit rewards, without autodiff, for logs and metrics: [their meaning](crate::loss#rewards).
     pub fn rewards(&self) -> &R {
         &self.rewards
     }
 
-    /// The losses replaced by `f` of them, for objectives made of objectives.
+    /// Replaces the losses by `f` of them, for objectives made of objectives.
     pub fn map_losses(self, f: impl FnOnce(Tensor<1>) -> Tensor<1>) -> Self {
         Self {
             losses: f(self.losses),
@@ -102,19 +120,20 @@ impl<R: Rewards> LossOutput<R> {
         }
     }
 
-    /// Mean over the batch, `[1]`; 0 for an empty batch.
+    /// The mean loss of the batch, `[1]`; 0 for an empty batch.
     pub fn mean(&self) -> Tensor<1> {
         let [batch] = self.losses.dims();
         self.sum() * (batch.max(1) as f64).recip()
     }
 
-    /// Sum over the batch, `[1]`.
+    /// The sum of the losses, `[1]`.
     pub fn sum(&self) -> Tensor<1> {
         // Not `sum()`: over 4Mi elements it is not deterministic on Flex.
         self.losses().sum_dim(0)
     }
 
-    /// Σ wᵢ·lossᵢ / Σ wᵢ, `[1]`; 0 where all weights are 0. No gradient flows into the weights.
+    /// The weighted mean Σ wᵢ·lossᵢ / Σ wᵢ, `[1]`; 0 where all weights are 0. No gradient flows into
+    /// the weights.
     ///
     /// # Errors
     ///
@@ -128,8 +147,8 @@ impl<R: Rewards> LossOutput<R> {
         Ok((self.losses() * weights).sum_dim(0) / total)
     }
 
-    /// −β′·ln mean e^(−loss/β′), `[1]`: Dr. DPO (Wu et al., 2407.07880), robust against pairs whose
-    /// label is wrong. 0 for an empty batch.
+    /// The mean −β′·ln mean e^(−loss/β′), `[1]`, of Dr. DPO (Wu et al., 2407.07880), robust against
+    /// pairs whose label is wrong; 0 for an empty batch.
     ///
     /// A small β′ (the paper takes 1) listens to the pairs that the policy agrees with; β′ → ∞ is
     /// the mean. It depends on the batch: micro-batches do not add up to one large batch.
@@ -147,7 +166,7 @@ impl<R: Rewards> LossOutput<R> {
         Ok((logsumexp(scaled) - (batch as f64).ln()) * -beta_prime)
     }
 
-    /// Sum over the batch divided by a count that spans more than the batch, `[1]`.
+    /// The sum of the losses divided by a count that spans more than the batch, `[1]`.
     ///
     /// Burn sums gradients over accumulated micro-batches and over devices. Dividing each part by
     /// the number of examples in *all* of them makes the sum the gradient of one large batch,

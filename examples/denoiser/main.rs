@@ -1,4 +1,4 @@
-//! Diffusion-DPO and Diffusion-KTO: pairs and thumbs align a denoiser of points in the plane.
+//! Diffusion-DPO and Diffusion-KTO: pairs and unpaired points align a denoiser of points in the plane.
 //!
 //! ```text
 //! cargo run --release --example denoiser

@@ -101,7 +101,7 @@ pub fn preferences(samples: &[Point], rng: &mut ChaCha8Rng) -> Vec<Preference> {
 pub enum Loss {
     /// Diffusion-DPO (2311.12908, Eq. 14).
     Dpo,
-    /// Diffusion-KTO (2404.04465): each point by itself, with a thumb.
+    /// Diffusion-KTO (2404.04465): each point by itself, with a label.
     Kto,
 }
 
@@ -146,9 +146,9 @@ pub fn align(
             Loss::Kto => {
                 // There is no prompt, so that every point is a mismatched completion.
                 let baseline = KlEstimate::from_mismatched(&relative).baseline();
-                let thumbs: Vec<bool> = (0..2 * batch.len()).map(|i| i < batch.len()).collect();
-                let thumbs = Tensor::<1, Bool>::from_bool(&thumbs[..], &baseline.device());
-                let batch = Unpaired::new(relative, thumbs)?;
+                let desirable: Vec<bool> = (0..2 * batch.len()).map(|i| i < batch.len()).collect();
+                let desirable = Tensor::<1, Bool>::from_bool(&desirable[..], &baseline.device());
+                let batch = Unpaired::new(relative, desirable)?;
                 kto.forward(WithBaseline::new(batch, baseline)?).mean()
             }
         };

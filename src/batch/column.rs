@@ -4,6 +4,7 @@ use super::{Batch, Pair};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::log_probs::SequenceLogProbs;
+use crate::needs::{ColumnKind, Needs};
 
 /// Data beside a batch: each of [`WithMargin`], [`WithScores`] and so on.
 ///
@@ -21,9 +22,9 @@ pub trait Column: Batch<Rewards = <Self::Inner as Batch>::Rewards> {
     fn into_batch(self) -> Self::Inner;
 }
 
-/// A column of data beside a batch: `Name, field: Type, check;` where `check` says what fits.
+/// A column of data beside a batch: `Name is Kind, field: Type, check` where `check` says what fits.
 macro_rules! column {
-    ($(#[$meta:meta])* $name:ident, $field:ident: $ty:ty, $check:expr) => {
+    ($(#[$meta:meta])* $name:ident is $kind:ident, $field:ident: $ty:ty, $check:expr) => {
         $(#[$meta])*
         #[derive(Debug, Clone)]
         pub struct $name<B> {
@@ -56,13 +57,13 @@ macro_rules! column {
             }
         }
 
-        beside!($name);
+        beside!($name, $kind);
     };
 }
 
 /// A struct with a `batch` is a batch and a column.
 macro_rules! beside {
-    ($name:ident) => {
+    ($name:ident, $kind:ident) => {
         impl<B: Batch> Column for $name<B> {
             type Inner = B;
 
@@ -80,6 +81,10 @@ macro_rules! beside {
 
             fn device(&self) -> Device {
                 self.batch.device()
+            }
+
+            fn needs() -> Needs {
+                B::needs().with_column(ColumnKind::$kind)
             }
         }
     };
@@ -125,18 +130,18 @@ column! {
     /// A batch with the reward margin that each pair should reach, `[batch]`.
     ///
     /// ODPO (2402.10571) uses `α·ln(s_w − s_l)` of the pair's scores.
-    WithMargin, margin: Tensor<1>, |room, margin| room.constant("margin", margin)
+    WithMargin is Margin, margin: Tensor<1>, |room, margin| room.constant("margin", margin)
 }
 
 column! {
     /// A batch with the probability that the chosen completion is the better one, `[batch]`: a graded
     /// label. It belongs into \[0, 1\], which is not checked.
-    WithPreference, win_probability: Tensor<1>, |room, p| room.constant("win_probability", p)
+    WithPreference is Preference, win_probability: Tensor<1>, |room, p| room.constant("win_probability", p)
 }
 
 column! {
     /// A batch with the score of both completions of each pair, `[batch]` each.
-    WithScores, scores: Pair<Tensor<1>>, |room, scores| Ok(Pair {
+    WithScores is Scores, scores: Pair<Tensor<1>>, |room, scores| Ok(Pair {
         chosen: room.constant("scores.chosen", scores.chosen)?,
         rejected: room.constant("scores.rejected", scores.rejected)?,
     })
@@ -144,7 +149,7 @@ column! {
 
 column! {
     /// A batch whose pairs may be ties, `[batch]`, true where neither completion was preferred.
-    WithTies, tied: Tensor<1, Bool>, |room, tied| {
+    WithTies is Ties, tied: Tensor<1, Bool>, |room, tied| {
         room.check("tied", &tied.shape(), &tied.device())?;
         Ok(tied)
     }
@@ -152,7 +157,7 @@ column! {
 
 column! {
     /// A batch with a weight per example, `[batch]`, for [`Weighted`](crate::modifier::Weighted).
-    WithWeights, weights: Tensor<1>, |room, weights| room.constant("weights", weights)
+    WithWeights is Weights, weights: Tensor<1>, |room, weights| room.constant("weights", weights)
 }
 
 column! {
@@ -161,18 +166,18 @@ column! {
     /// It is data, not a field of the loss, so that the caller can estimate it on completions of
     /// its own choice and average it over devices first: see
     /// [`KlEstimate`](crate::KlEstimate).
-    WithBaseline, baseline: Tensor<1>, |room, baseline| room.scalar("baseline", baseline)
+    WithBaseline is Baseline, baseline: Tensor<1>, |room, baseline| room.scalar("baseline", baseline)
 }
 
 column! {
     /// A batch with BCO's reward shift δ, `[1]`: see [`RunningMean`](crate::training::state::RunningMean).
-    WithShift, shift: Tensor<1>, |room, shift| room.scalar("shift", shift)
+    WithShift is Shift, shift: Tensor<1>, |room, shift| room.scalar("shift", shift)
 }
 
 column! {
     /// A batch with β-DPO's M₀, `[1]`, the mean Δ = ρ_w − ρ_l of the batches so far, nats: see
     /// [`MovingAverage`](crate::training::state::MovingAverage).
-    WithMeanMargin, mean_margin: Tensor<1>, |room, mean| room.scalar("mean_margin", mean)
+    WithMeanMargin is MeanMargin, mean_margin: Tensor<1>, |room, mean| room.scalar("mean_margin", mean)
 }
 
 /// A batch with the sequences whose negative log-likelihood is added: an NLL term then takes these
@@ -252,12 +257,12 @@ impl<B> WithNll<B> {
     }
 }
 
-beside!(WithNll);
+beside!(WithNll, Nll);
 
 column! {
     /// A batch with K = Σ_t KL(π° ‖ π) of both completions, `[batch]` each, nats: see
     /// [`sequence_kl`](crate::log_probs::sequence_kl). Gradients flow through them.
-    WithSequenceKl, sequence_kl: Pair<Tensor<1>>, |room, kl| {
+    WithSequenceKl is SequenceKl, sequence_kl: Pair<Tensor<1>>, |room, kl| {
         room.check("sequence_kl.chosen", &kl.chosen.shape(), &kl.chosen.device())?;
         room.check("sequence_kl.rejected", &kl.rejected.shape(), &kl.rejected.device())?;
         Ok(kl)
@@ -271,7 +276,7 @@ column! {
     /// [`DroLoss`](crate::DroLoss) learns it, so gradients flow through it;
     /// [`AstarPoLoss`](crate::AstarPoLoss) takes the constant of
     /// [`optimal_values`](super::optimal_values).
-    WithValue, value: Tensor<1>, |room, value| {
+    WithValue is Value, value: Tensor<1>, |room, value| {
         room.check("value", &value.shape(), &value.device())?;
         Ok(value)
     }

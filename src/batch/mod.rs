@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`PolicyPair`] | chosen and rejected of the policy | reference-free objectives: ORPO |
 //! | [`ReferencedPair`] | the same against a reference | DPO, IPO |
-//! | [`Unpaired`] | completions with a thumb up or down | KTO (with a [`WithBaseline`] column) |
+//! | [`Unpaired`] | unpaired completions, desirable or undesirable | KTO (with a [`WithBaseline`] column) |
 //! | [`Scored`] | completions with a scalar score | QRPO; DRO and A*-PO (with a [`WithValue`] column) |
 //! | [`Ranked`] | K scored completions per prompt, with a reference or without | Plackett–Luce, RRHF |
 //! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | what a reward model says of them | reward models: Bradley–Terry |
@@ -62,6 +62,7 @@ mod unpaired;
 use burn::tensor::{Device, Tensor};
 
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
+use crate::needs::{Examples, Needs, Values};
 
 pub(crate) use column::for_each_column;
 pub use column::{
@@ -87,6 +88,14 @@ pub trait Batch {
 
     /// Where the examples are.
     fn device(&self) -> Device;
+
+    /// What an objective over this batch needs. A batch outside this crate may leave it as it is.
+    fn needs() -> Needs
+    where
+        Self: Sized,
+    {
+        Needs::new(Examples::Custom, Values::Custom)
+    }
 
     /// Whether there is no example.
     fn is_empty(&self) -> bool {
@@ -128,6 +137,10 @@ macro_rules! completions_alone {
 
             fn device(&self) -> Device {
                 self.policy().sum().device()
+            }
+
+            fn needs() -> Needs {
+                Needs::new(Examples::Completions, <$log_probs as LogProbs<1>>::VALUES)
             }
         }
     };

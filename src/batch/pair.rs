@@ -3,6 +3,7 @@ use burn::tensor::{Device, Tensor};
 use super::{Batch, Rewards, Rows};
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
+use crate::needs::{Examples, Needs, Values};
 
 /// The chosen (y_w) and the rejected (y_l) side of pairs of the same prompts: log-probabilities,
 /// rewards, scores, statistics.
@@ -210,6 +211,10 @@ impl<L: LogProbs<1>> Batch for Pair<L> {
     fn device(&self) -> Device {
         self.chosen.policy().sum().device()
     }
+
+    fn needs() -> Needs {
+        Needs::new(Examples::Pairs, L::VALUES)
+    }
 }
 
 impl Batch for RewardPair {
@@ -221,6 +226,10 @@ impl Batch for RewardPair {
 
     fn device(&self) -> Device {
         self.chosen.device()
+    }
+
+    fn needs() -> Needs {
+        Needs::new(Examples::Pairs, Values::Rewards)
     }
 }
 

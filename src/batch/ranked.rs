@@ -4,6 +4,7 @@ use super::Batch;
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 use crate::math::{any_of_row, log1p_sum_exp_where, upcast};
+use crate::needs::{Examples, Needs, Values};
 
 /// What stands in a list for each candidate: log-probabilities, or the rewards that a reward model
 /// gives them.
@@ -14,14 +15,18 @@ pub trait Candidates: sealed::Candidates {}
 impl<L: sealed::Candidates> Candidates for L {}
 
 mod sealed {
-    use super::{Device, LogProbs, Shape, Tensor};
+    use super::{Device, LogProbs, Shape, Tensor, Values};
 
     pub trait Candidates {
+        const VALUES: Values;
+
         fn shape(&self) -> Shape;
         fn device(&self) -> Device;
     }
 
     impl<L: LogProbs<2>> Candidates for L {
+        const VALUES: Values = <L as LogProbs<2>>::VALUES;
+
         fn shape(&self) -> Shape {
             self.policy().sum().shape()
         }
@@ -32,6 +37,8 @@ mod sealed {
     }
 
     impl Candidates for Tensor<2> {
+        const VALUES: Values = Values::Rewards;
+
         fn shape(&self) -> Shape {
             Self::shape(self)
         }
@@ -314,5 +321,9 @@ impl<L: Candidates> Batch for Ranked<L> {
 
     fn device(&self) -> Device {
         self.scores.device()
+    }
+
+    fn needs() -> Needs {
+        Needs::new(Examples::Ranked, L::VALUES)
     }
 }

@@ -5,6 +5,7 @@ use crate::error::InvalidInput;
 use crate::hyperparameter::positive;
 use crate::log_probs::LogProbs;
 use crate::math::{bounded_expm1, upcast};
+use crate::needs::{Examples, Needs};
 
 /// Completions with a scalar score each; they need not share prompts.
 ///
@@ -54,6 +55,10 @@ impl<L: LogProbs<1>> Batch for Scored<L> {
 
     fn device(&self) -> Device {
         self.scores.device()
+    }
+
+    fn needs() -> Needs {
+        Needs::new(Examples::Scored, L::VALUES)
     }
 }
 

@@ -3,8 +3,9 @@ use burn::tensor::{Bool, Device, Tensor};
 use super::Batch;
 use crate::error::InvalidInput;
 use crate::log_probs::LogProbs;
+use crate::needs::{Examples, Needs};
 
-/// Completions that are each labelled desirable or not; they need not share prompts.
+/// Unpaired completions, each desirable or not; they need not share prompts.
 #[derive(Debug, Clone)]
 pub struct Unpaired<L> {
     log_probs: L,
@@ -17,7 +18,7 @@ impl<L> Unpaired<L> {
         &self.log_probs
     }
 
-    /// `[batch]`, true for a thumb up.
+    /// The labels, `[batch]`: true for a desirable completion.
     pub fn desirable(&self) -> Tensor<1, Bool> {
         self.desirable.clone()
     }
@@ -55,5 +56,9 @@ impl<L: LogProbs<1>> Batch for Unpaired<L> {
 
     fn device(&self) -> Device {
         self.desirable.device()
+    }
+
+    fn needs() -> Needs {
+        Needs::new(Examples::Unpaired, L::VALUES)
     }
 }

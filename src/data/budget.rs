@@ -1,21 +1,21 @@
 use burn::data::dataloader::BatchStrategy;
 
-use super::collate::sealed::Collated;
+use super::collated::Collated;
 use super::example::Example;
 use crate::tokens::{Packing, Padding, Sequence};
 
-/// Batches of as many tokens as fit, instead of a fixed number of rows: each step takes about the
-/// same memory, whether its rows are long or short.
+/// Batches of as many tokens as fit, instead of a fixed number of examples: each step takes about
+/// the same memory, whether its examples are long or short.
 ///
-/// What is counted are the tensors that [`Collator`](super::Collator) makes of pairs, thumbs or
-/// lists: padding, absent candidates and mismatched completions included.
+/// The tokens are those of the tensors that [`Collator`](super::Collator) makes of pairs, unpaired
+/// completions or ranked lists: padding, absent candidates and mismatched completions included.
 ///
 /// It is Burn's `BatchStrategy`: [`EpochLoader::with_strategy`](super::EpochLoader::with_strategy)
-/// takes it, and so does Burn's `BatchDataLoader`. Rows come in their order; the one that does not
-/// fit begins the next batch. Batches have different sizes, so divide a loss by the examples
-/// or tokens of the batch, not by a constant. Workers with a share of the rows each may have several
-/// numbers of batches, which a [`Reducer`](crate::training::reducer::Reducer) does not stand: there, split
-/// each batch over the workers instead.
+/// takes it, and so does Burn's `BatchDataLoader`. Examples come in their order; the one that does
+/// not fit begins the next batch. Batches have different sizes, so divide a loss by the examples or
+/// tokens of the batch, not by a constant. Workers with a share of the examples each may have
+/// several numbers of batches, which a [`Reducer`](crate::training::reducer::Reducer) does not
+/// stand: there, split each batch over the workers instead.
 ///
 /// ```
 /// use burn::data::dataloader::BatchStrategy;
@@ -36,18 +36,18 @@ use crate::tokens::{Packing, Padding, Sequence};
 #[derive(Debug, Clone)]
 pub struct TokenBudget<L> {
     tokens: usize,
-    layout: Layout,
+    shape: TensorShape,
     items: Vec<Example<Vec<u32>, L>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Layout {
+enum TensorShape {
     Padded(Padding),
     Packed(Packing),
 }
 
-impl Layout {
-    /// Tokens of the tensors; none where a sequence is longer than a row.
+impl TensorShape {
+    /// Tokens of the tensor; none where a sequence is longer than a row of it.
     fn tokens(self, sequences: &[Sequence]) -> Option<usize> {
         let [rows, time] = match self {
             Self::Padded(padding) => padding.dims(sequences),
@@ -60,9 +60,10 @@ impl Layout {
 impl<L> TokenBudget<L> {
     /// Batches whose [`TokenBatch`](crate::tokens::TokenBatch)es have at most `tokens` tokens.
     ///
-    /// An example that alone has more is a batch of its own: truncate rows to what a device holds.
+    /// An example that alone has more is a batch of its own: truncate examples to what a device
+    /// holds.
     pub fn padded(tokens: usize, padding: Padding) -> Self {
-        Self::new(tokens, Layout::Padded(padding))
+        Self::new(tokens, TensorShape::Padded(padding))
     }
 
     /// Batches whose rows, packed, have at most `tokens` tokens; mismatched completions are packed
@@ -71,23 +72,24 @@ impl<L> TokenBudget<L> {
     /// An example that alone has more is a batch of its own, also where it is longer than a packed
     /// row, which `PackedBatch::new` then says.
     pub fn packed(tokens: usize, packing: Packing) -> Self {
-        Self::new(tokens, Layout::Packed(packing))
+        Self::new(tokens, TensorShape::Packed(packing))
     }
 
-    fn new(tokens: usize, layout: Layout) -> Self {
+    fn new(tokens: usize, shape: TensorShape) -> Self {
         Self {
             tokens,
-            layout,
+            shape,
             items: Vec::new(),
         }
     }
 }
 
 impl<L: Collated> TokenBudget<L> {
-    /// Whether what is here makes a batch within the budget.
+    /// Whether the examples make a batch within the budget.
     fn fits(&self) -> bool {
         let mismatched = L::mismatched(&self.items).unwrap_or_default();
-        let tokens = [L::rows(&self.items), mismatched].map(|rows| self.layout.tokens(&rows));
+        let both = [L::sequences(&self.items), mismatched];
+        let tokens = both.map(|sequences| self.shape.tokens(&sequences));
         matches!(tokens, [Some(a), Some(b)] if a.saturating_add(b) <= self.tokens)
     }
 }
@@ -100,7 +102,7 @@ where
         self.items.push(item);
     }
 
-    /// What fits, once something does not; with `force`, what is left.
+    /// The examples that fit, once one does not; with `force`, those that are left.
     fn batch(&mut self, force: bool) -> Option<Vec<Example<Vec<u32>, L>>> {
         if self.items.is_empty() {
             return None;
@@ -117,7 +119,7 @@ where
     }
 
     fn clone_dyn(&self) -> Box<dyn BatchStrategy<Example<Vec<u32>, L>>> {
-        Box::new(Self::new(self.tokens, self.layout))
+        Box::new(Self::new(self.tokens, self.shape))
     }
 
     fn batch_size(&self) -> Option<usize> {

@@ -1,6 +1,7 @@
 use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
+use super::collated::{Collated, candidates};
 use super::example::Example;
 use super::label::{Desirable, Preference, Scores};
 use super::mismatched::WithMismatched;
@@ -8,10 +9,9 @@ use crate::batch::{Pair, Ranked, Rows, Unpaired};
 use crate::error::InvalidInput;
 use crate::log_probs::{Completions, LogProbs};
 use crate::tokens::{Padding, Sequence, TokenBatch};
-use sealed::Collated;
 
-/// Makes batches of token ids: a Burn `Batcher` for pairs, thumbs, thumbs with mismatched
-/// completions, and lists.
+/// Makes batches of token ids: a Burn `Batcher` for pairs, ranked lists and unpaired completions,
+/// with mismatched ones or without.
 ///
 /// # Panics
 ///
@@ -27,24 +27,25 @@ impl Collator {
         Self { padding }
     }
 
-    fn rows(&self, sequences: Vec<Sequence>, device: &Device) -> TokenBatch {
+    fn tokens(&self, sequences: Vec<Sequence>, device: &Device) -> TokenBatch {
         TokenBatch::new(sequences, self.padding, device).unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
-/// Pairs as tensors.
+/// A batch of pairs as tensors.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PairTokens {
-    /// The chosen rows, then the rejected ones: what [`pair`](Self::pair) takes apart.
-    pub rows: TokenBatch,
-    /// Where the rows come from; for columns of your own.
+    /// The tokens: a row per chosen completion, then a row per rejected one, which
+    /// [`pair`](Self::pair) takes apart.
+    pub tokens: TokenBatch,
+    /// The examples that the batch is made of; for columns of your own.
     pub examples: Vec<Example<Vec<u32>, Preference>>,
 }
 
 impl PairTokens {
-    /// The pairs of what the rows have: log-probabilities of the policy alone or against a
-    /// reference, of sequences or tokens, or a tensor with an element per row.
+    /// Takes the two sides of the batch apart: of log-probabilities of the policy alone or against
+    /// a reference, of sequences or tokens, or of a tensor with an element per row.
     ///
     /// ```
     /// # use burn::data::dataloader::batcher::Batcher;
@@ -56,7 +57,7 @@ impl PairTokens {
     /// let batch: PairTokens = Collator::new(Padding::new(0)).batch(pairs, &Device::default());
     ///
     /// // A model that finds four words equally likely; yours is `&policy, Model::hidden`.
-    /// let log_probs = batch.rows.log_probs(&4, |&words, ids| {
+    /// let log_probs = batch.tokens.log_probs(&4, |&words, ids| {
     ///     let [rows, time] = ids.dims();
     ///     Tensor::<3>::zeros([rows, time, words], &ids.device())
     /// })?;
@@ -69,47 +70,40 @@ impl PairTokens {
     /// # Errors
     ///
     /// There are not two rows per pair.
-    pub fn pair<T: Rows + Clone>(&self, of_rows: T) -> Result<Pair<T>, InvalidInput> {
-        check_rows(of_rows.rows(), &self.rows)?;
-        Pair::from_concatenated(&of_rows)
+    pub fn pair<T: Rows + Clone>(&self, both: T) -> Result<Pair<T>, InvalidInput> {
+        if both.rows() != self.tokens.len() {
+            let expected = format!("{}, one per row of the batch", self.tokens.len());
+            return Err(InvalidInput::new("rows", expected, both.rows()));
+        }
+        Pair::from_concatenated(&both)
     }
-}
-
-/// What is said of rows is said of all of them.
-fn check_rows(found: usize, rows: &TokenBatch) -> Result<(), InvalidInput> {
-    if found == rows.len() {
-        return Ok(());
-    }
-    let expected = format!("{}, one per row of the batch", rows.len());
-    Err(InvalidInput::new("rows", expected, found))
 }
 
 impl Batcher<Example<Vec<u32>, Preference>, PairTokens> for Collator {
     fn batch(&self, items: Vec<Example<Vec<u32>, Preference>>, device: &Device) -> PairTokens {
         PairTokens {
-            rows: self.rows(Preference::rows(&items), device),
+            tokens: self.tokens(Preference::sequences(&items), device),
             examples: items,
         }
     }
 }
 
-/// Thumbs as tensors.
+/// A batch of unpaired completions as tensors.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct UnpairedTokens<L = Desirable> {
-    /// A row per completion.
-    pub rows: TokenBatch,
-    /// `[batch]`, true for a thumb up.
+    /// The tokens: a row per completion.
+    pub tokens: TokenBatch,
+    /// The labels, `[batch]`: true for a desirable completion.
     pub desirable: Tensor<1, Bool>,
     /// None where the dataset has no mismatched completions.
     mismatched: Option<TokenBatch>,
-    /// Where the rows come from; for columns of your own.
+    /// The examples that the batch is made of; for columns of your own.
     pub examples: Vec<Example<Vec<u32>, L>>,
 }
 
 impl<L> UnpairedTokens<L> {
-    /// The log-probabilities of the rows, of the policy alone or against a reference, with their
-    /// thumbs.
+    /// Puts the labels beside log-probabilities, of the policy alone or against a reference.
     ///
     /// ```
     /// # use burn::data::dataloader::batcher::Batcher;
@@ -117,22 +111,23 @@ impl<L> UnpairedTokens<L> {
     /// use burn_preference::data::{Collator, Example, UnpairedTokens};
     /// use burn_preference::tokens::Padding;
     ///
-    /// let thumbs = vec![
+    /// let examples = vec![
     ///     Example::unpaired(vec![1], vec![2, 0], true),
     ///     Example::unpaired(vec![1], vec![3], false),
     /// ];
-    /// let batch: UnpairedTokens = Collator::new(Padding::new(0)).batch(thumbs, &Device::default());
+    /// let collator = Collator::new(Padding::new(0));
+    /// let batch: UnpairedTokens = collator.batch(examples, &Device::default());
     ///
     /// // A model that finds four words equally likely; yours is `&policy, Model::hidden`.
-    /// let log_probs = batch.rows.log_probs(&4, |&words, ids| {
+    /// let log_probs = batch.tokens.log_probs(&4, |&words, ids| {
     ///     let [rows, time] = ids.dims();
     ///     Tensor::<3>::zeros([rows, time, words], &ids.device())
     /// })?;
-    /// let thumbs = batch.unpaired(log_probs)?;
-    /// let lengths = thumbs.log_probs().lengths().into_data().to_vec::<f32>().unwrap();
+    /// let unpaired = batch.unpaired(log_probs)?;
+    /// let lengths = unpaired.log_probs().lengths().into_data().to_vec::<f32>().unwrap();
     /// assert_eq!(lengths, [2.0, 1.0]);
-    /// let up = thumbs.desirable().into_data().iter::<bool>().collect::<Vec<_>>();
-    /// assert_eq!(up, [true, false]);
+    /// let desirable = unpaired.desirable().into_data().iter::<bool>().collect::<Vec<_>>();
+    /// assert_eq!(desirable, [true, false]);
     /// # Ok::<(), burn_preference::InvalidInput>(())
     /// ```
     ///
@@ -145,8 +140,8 @@ impl<L> UnpairedTokens<L> {
 }
 
 impl UnpairedTokens<WithMismatched> {
-    /// Each prompt with another prompt's completion, a row each: their log-ratios are KTO's z₀
-    /// ([`KlEstimate::from_mismatched`](crate::KlEstimate::from_mismatched)).
+    /// The tokens of each prompt with another prompt's completion, a row each: their log-ratios are
+    /// KTO's z₀ ([`KlEstimate::from_mismatched`](crate::KlEstimate::from_mismatched)).
     #[allow(
         clippy::missing_panics_doc,
         reason = "the batcher of this label makes them"
@@ -165,7 +160,7 @@ impl Collator {
     ) -> UnpairedTokens<L> {
         let labels: Vec<bool> = items.iter().map(|x| desirable(&x.label)).collect();
         UnpairedTokens {
-            rows: self.rows(L::rows(&items), device),
+            tokens: self.tokens(L::sequences(&items), device),
             desirable: Tensor::from_data(TensorData::from(labels.as_slice()), device),
             mismatched: None,
             examples: items,
@@ -187,31 +182,31 @@ impl Batcher<Example<Vec<u32>, WithMismatched>, UnpairedTokens<WithMismatched>> 
     ) -> UnpairedTokens<WithMismatched> {
         let mismatched = WithMismatched::mismatched(&items);
         UnpairedTokens {
-            mismatched: mismatched.map(|rows| self.rows(rows, device)),
+            mismatched: mismatched.map(|sequences| self.tokens(sequences, device)),
             ..self.unpaired(items, |label| label.desirable.0, device)
         }
     }
 }
 
-/// Lists as tensors.
+/// A batch of ranked lists as tensors.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RankedTokens {
-    /// `candidates` rows per list; those that a shorter list lacks hold its prompt alone.
-    pub rows: TokenBatch,
+    /// The tokens: `candidates` rows per list; those that a shorter list lacks hold its prompt
+    /// alone.
+    pub tokens: TokenBatch,
     /// The length of the longest list, 1 at least.
     pub candidates: usize,
-    /// `[batch, candidates]`, 0 where there is no candidate.
+    /// The scores, `[batch, candidates]`; 0 where there is no candidate.
     pub scores: Tensor<2>,
-    /// `[batch, candidates]`, false where there is none.
+    /// Whether a list has a candidate there, `[batch, candidates]`.
     pub present: Tensor<2, Bool>,
-    /// Where the rows come from; for columns of your own.
+    /// The examples that the batch is made of; for columns of your own.
     pub examples: Vec<Example<Vec<u32>, Scores>>,
 }
 
 impl RankedTokens {
-    /// The lists with the log-probabilities of their rows: of the policy alone, or against a
-    /// reference.
+    /// Makes ranked lists of log-probabilities, of the policy alone or against a reference.
     ///
     /// ```
     /// # use burn::data::dataloader::batcher::Batcher;
@@ -227,7 +222,7 @@ impl RankedTokens {
     /// let batch: RankedTokens = Collator::new(Padding::new(0)).batch(lists, &Device::default());
     ///
     /// // A model that finds eight words equally likely; yours is `&policy, Model::hidden`.
-    /// let log_probs = batch.rows.log_probs(&8, |&words, ids| {
+    /// let log_probs = batch.tokens.log_probs(&8, |&words, ids| {
     ///     let [rows, time] = ids.dims();
     ///     Tensor::<3>::zeros([rows, time, words], &ids.device())
     /// })?;
@@ -259,68 +254,11 @@ impl Batcher<Example<Vec<u32>, Scores>, RankedTokens> for Collator {
             }
         }
         RankedTokens {
-            rows: self.rows(Scores::rows(&items), device),
+            tokens: self.tokens(Scores::sequences(&items), device),
             candidates,
             scores: Tensor::from_data(TensorData::new(scores, shape), device),
             present: Tensor::from_data(TensorData::new(present, shape), device),
             examples: items,
         }
-    }
-}
-
-/// The length of the longest list.
-fn candidates(items: &[Example<Vec<u32>, Scores>]) -> usize {
-    let lengths = items.iter().map(|item| item.completions().len());
-    lengths.max().unwrap_or(1)
-}
-
-pub(super) mod sealed {
-    use super::{Example, Sequence};
-
-    /// A label whose examples become a batch: which rows, in which order.
-    pub trait Collated: Sized {
-        fn rows(items: &[Example<Vec<u32>, Self>]) -> Vec<Sequence> {
-            items.iter().flat_map(Example::sequences).collect()
-        }
-
-        /// The rows of a second batch.
-        fn mismatched(_: &[Example<Vec<u32>, Self>]) -> Option<Vec<Sequence>> {
-            None
-        }
-    }
-}
-
-impl Collated for Preference {
-    fn rows(items: &[Example<Vec<u32>, Self>]) -> Vec<Sequence> {
-        let pairs = items.iter().map(Example::sequences);
-        let (mut sequences, mut rejected) = (Vec::new(), Vec::new());
-        for mut pair in pairs.map(Vec::into_iter) {
-            sequences.extend(pair.next());
-            rejected.extend(pair.next());
-        }
-        sequences.append(&mut rejected);
-        sequences
-    }
-}
-
-impl Collated for Desirable {}
-
-impl Collated for WithMismatched {
-    fn mismatched(items: &[Example<Vec<u32>, Self>]) -> Option<Vec<Sequence>> {
-        let of = |item: &Example<_, Self>| item.label.sequence.clone();
-        Some(items.iter().map(of).collect())
-    }
-}
-
-impl Collated for Scores {
-    fn rows(items: &[Example<Vec<u32>, Self>]) -> Vec<Sequence> {
-        let candidates = candidates(items);
-        let row = |item: &Example<Vec<u32>, Self>| {
-            let absent = Sequence::new(&item.prompt, &[]);
-            let mut row = item.sequences();
-            row.resize(candidates, absent);
-            row
-        };
-        items.iter().flat_map(row).collect()
     }
 }

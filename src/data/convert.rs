@@ -7,14 +7,14 @@ use super::json::{Json, Object};
 use super::label::{Desirable, Preference, Scores, fits_f32};
 use crate::error::InvalidInput;
 
-/// Which pairs a list becomes. Two completions of equal score are never one.
+/// The pairs that a ranked list becomes. Two candidates of equal score are never one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Pairing {
     /// One pair: the first of the best against the first of the worst. UltraFeedback's
     /// binarisation takes a random one for the worst.
     BestWorst,
-    /// Each completion and the next worse one, in the order of their scores.
+    /// Each candidate and the next worse one, in the order of their scores.
     Adjacent,
     /// All pairs whose scores are at least so far apart, as `f64` subtracts them (0.3 − 0.1 is a
     /// little less than 0.2); 0 for all that differ.
@@ -22,10 +22,10 @@ pub enum Pairing {
 }
 
 impl<T: Clone> Example<T, Scores> {
-    /// The pairs of a list, the best one first.
+    /// Makes pairs of a ranked list, the best one first.
     ///
-    /// The scores of a pair are in its columns `score_chosen` and `score_rejected`, as UltraFeedback
-    /// calls them: for a margin, or to weight the pair.
+    /// The scores of a pair are in its columns `score_chosen` and `score_rejected`, as
+    /// UltraFeedback calls them: for a margin, or to weight the pair.
     ///
     /// ```
     /// use burn_preference::data::{Example, Pairing};
@@ -91,12 +91,13 @@ impl<T: Clone> Example<T, Scores> {
 }
 
 impl<T: Clone> Example<T, Preference> {
-    /// A thumb up for the chosen completion, one down for the rejected one.
+    /// Takes the pair apart: the chosen completion is desirable, the rejected one is not.
     ///
-    /// A thumb says less: that the chosen one is good, and not only better. TRL's
-    /// `unpair_preference_dataset` does the same and lists all thumbs up first; shuffle either.
-    pub fn thumbs(&self) -> [Example<T, Desirable>; 2] {
-        [(0, true), (1, false)].map(|(place, up)| self.some(&[place], Desirable(up)))
+    /// That is another claim than the pair's: that the chosen one is good, and not only better.
+    /// TRL's `unpair_preference_dataset` does the same and lists all desirable ones first; shuffle
+    /// either.
+    pub fn unpair(&self) -> [Example<T, Desirable>; 2] {
+        [(0, true), (1, false)].map(|(place, desirable)| self.some(&[place], Desirable(desirable)))
     }
 }
 

@@ -10,54 +10,55 @@ use super::json::Json;
 use super::label::Labels;
 use super::message::Text;
 
-/// Which rows of a dataset say something that no earlier one does, by index.
+/// Examples of a dataset that differ from all earlier ones, and those that repeat one, by index.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Distinct {
-    /// The first row of each content, in order.
-    pub rows: Vec<usize>,
-    /// For each of the others, its index and that of the row which it repeats.
+    /// Indices of the examples to keep: the first one of each content, in order.
+    pub kept: Vec<usize>,
+    /// Index of each of the others, with that of the example which it repeats.
     pub repeated: Vec<(usize, usize)>,
-    /// Of the rows that are kept, those whose prompt and completions stand in an earlier one with
-    /// another label: a pair the other way round, a thumb up and down.
+    /// Indices of kept examples whose prompt and completions stand in an earlier one with another
+    /// label: a pair the other way round, a completion that is desirable and undesirable.
     pub contradictory: Vec<usize>,
 }
 
-/// Finds rows that repeat an earlier one: prompt, completions, label and what a template is given
-/// (`tools`, `chat_template_kwargs`) are the same. Other columns and lines do not matter, nor the
-/// order of keys and of a list's completions. Select the rows with Burn's `SelectionDataset`.
+/// Finds examples that repeat an earlier one: their prompt, completions, label and arguments for a
+/// template (`tools`, `chat_template_kwargs`) are the same. Other columns and lines do not matter,
+/// nor the order of keys and of a list's completions. Select the examples with Burn's
+/// `SelectionDataset`.
 ///
-/// It reads every row once and keeps a hash of each.
+/// It reads every example once and keeps a hash of each.
 ///
 /// # Errors
 ///
-/// A row cannot be read.
+/// An example cannot be read.
 pub fn distinct<L: Labels>(
     dataset: &impl Dataset<Example<Text, L>>,
 ) -> Result<Distinct, DataError> {
-    let mut found = Distinct::default();
+    let mut distinct = Distinct::default();
     let mut whole: HashMap<[u8; 32], usize> = HashMap::new();
     let mut texts: HashSet<[u8; 32]> = HashSet::new();
     for index in 0..dataset.len() {
         let example = dataset.get(index)?;
-        let row = hashes(&example);
-        if let Some(&first) = whole.get(&row.whole) {
-            found.repeated.push((index, first));
+        let hashes = hashes(&example);
+        if let Some(&first) = whole.get(&hashes.whole) {
+            distinct.repeated.push((index, first));
             continue;
         }
-        whole.insert(row.whole, index);
-        if !texts.insert(row.texts) {
-            found.contradictory.push(index);
+        whole.insert(hashes.whole, index);
+        if !texts.insert(hashes.texts) {
+            distinct.contradictory.push(index);
         }
-        found.rows.push(index);
+        distinct.kept.push(index);
     }
-    Ok(found)
+    Ok(distinct)
 }
 
 struct Hashes {
-    /// Of everything that counts.
+    /// The hash of everything that counts.
     whole: [u8; 32],
-    /// Of the same without the label, completions in any order.
+    /// The hash of the same without the label, completions in any order.
     texts: [u8; 32],
 }
 

@@ -4,7 +4,7 @@ use super::error::RowError;
 use super::json::{Json, Object};
 use super::message::Message;
 
-/// What a tokenizer is asked for: the ids of one whole text, and nothing but that text.
+/// The question to a tokenizer: the ids of one whole text, and nothing but that text.
 ///
 /// It is what `apply_chat_template(messages, tools, add_generation_prompt, **chat_template_kwargs)`
 /// and the tokenizer after it do elsewhere. A tokenizer is never asked for a completion alone: its
@@ -14,8 +14,8 @@ use super::message::Message;
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Encode<'a> {
-    /// The whole text. Conversations: render them with your template, and encode what it gives
-    /// *without* special tokens, which the template has written. Strings: with them.
+    /// The whole text to encode. Conversations: render them with your template, and encode what it
+    /// gives *without* special tokens, which the template has written. Strings: with them.
     pub content: Content<'a>,
     /// True for a prompt: the ids end where the answer begins (after the template's generation
     /// prompt). False for a text that is complete: strings end with the end of sequence, templates
@@ -58,7 +58,7 @@ impl<'a> Content<'a> {
     }
 }
 
-/// What a tokenizer answers: ids, or ids and which of them count.
+/// The answer of a tokenizer: ids, or ids and which of them count.
 ///
 /// Both `Vec<u32>` and `(Vec<u32>, Vec<bool>)` are turned into it. The marks say which tokens the
 /// assistant writes, what transformers calls `assistant_masks`; without them they are found by
@@ -110,7 +110,7 @@ pub(super) fn tools(columns: &Object) -> Result<Option<Cow<'_, Json>>, RowError>
 /// The arguments of a row for its template.
 pub(super) fn chat_template_kwargs(columns: &Object) -> Result<&Object, RowError> {
     match columns.get("chat_template_kwargs") {
-        None | Some(Json::Null) => Ok(Object::none()),
+        None | Some(Json::Null) => Ok(Object::empty()),
         Some(Json::Object(arguments)) => Ok(arguments),
         Some(other) => Err(RowError::new(
             "chat_template_kwargs",

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::error::InvalidInput;
 
-/// What is wrong with one row: the field, what was expected there and what was found.
+/// A row that does not fit its format: the field, what was expected there and what was found.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("`{field}`: expected {expected}, found {found}")]
 pub struct RowError {
@@ -30,12 +30,12 @@ impl RowError {
         &self.field
     }
 
-    /// What would have been accepted.
+    /// A description of what would have been accepted.
     pub fn expected(&self) -> &str {
         &self.expected
     }
 
-    /// What stands there.
+    /// A description of what stands there.
     pub fn found(&self) -> &str {
         &self.found
     }
@@ -48,49 +48,49 @@ pub enum DataError {
     /// The file cannot be read.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// A line is not a JSON object.
     #[error("{}:{line}: {}", path.display(), in_its_line(source))]
     Json {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its line, from 1.
+        /// The line, from 1.
         line: usize,
-        /// What the parser says.
+        /// The parser's error.
         source: serde_json::Error,
     },
     /// A field of a row is missing or of another kind.
     #[error("{}:{line}: {source}", path.display())]
     Row {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its line, from 1.
+        /// The line, from 1.
         line: usize,
-        /// The field.
+        /// The error about the field.
         source: RowError,
     },
     /// A line is longer than the limit of its file.
     #[error("{}:{line}: {}", path.display(), too_long(*max))]
     LongLine {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its line, from 1.
+        /// The line, from 1.
         line: usize,
-        /// Bytes of a line, at most.
+        /// The most bytes of a line.
         max: usize,
     },
     /// The tokenizer refused a text, or what it gave cannot be used.
-    #[error("row {index}{}: {source}", of_line(*line))]
+    #[error("example {index}{}: {source}", line_suffix(*line))]
     Tokenizer {
-        /// The row's index in its dataset.
+        /// Index of the example in the dataset of texts.
         index: usize,
-        /// Its line in the file, if it comes from one.
+        /// Line of its row in the file, if it comes from one.
         line: Option<usize>,
-        /// What the tokenizer says, or what is wrong with it.
+        /// The tokenizer's error, or what is wrong with its answer.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A dataset below this one failed.
@@ -98,19 +98,19 @@ pub enum DataError {
     Dataset(#[from] burn::data::dataset::DatasetError),
     /// No other prompt's completion fits.
     #[error(
-        "row {index}: there is no completion of another prompt that fits: mismatched completions \
-         need two different prompts"
+        "example {index}: there is no completion of another prompt that fits: mismatched \
+         completions need two different prompts"
     )]
     NoMismatch {
-        /// The row's index in its dataset.
+        /// Index of the example in its dataset.
         index: usize,
     },
     /// A saved position belongs to another dataset.
-    #[error("the position was saved in a dataset of {saved} rows, this one has {found}")]
+    #[error("the position was saved in a dataset of {saved} examples, this one has {found}")]
     OtherDataset {
-        /// Rows then.
+        /// Number of examples of the dataset that the position was saved in.
         saved: usize,
-        /// Rows now.
+        /// Number of examples of the dataset at hand.
         found: usize,
     },
     /// An argument outside its range.
@@ -118,7 +118,7 @@ pub enum DataError {
     Input(#[from] InvalidInput),
 }
 
-/// What a dataset of this crate failed with.
+/// The error that a dataset of this crate failed with.
 fn inner(error: &burn::data::dataset::DatasetError) -> Option<&DataError> {
     std::error::Error::source(error)?.downcast_ref()
 }
@@ -127,7 +127,7 @@ fn too_long(max: usize) -> String {
     format!("longer than {max} bytes; `JsonLines::with_max_line_bytes` raises the limit")
 }
 
-/// What a parser says of one line: its column, not that it is the first line of what was parsed.
+/// The error of a parser about one line: with its column, and not as the first line of a text.
 fn in_its_line(error: &serde_json::Error) -> String {
     let (line, column) = (error.line(), error.column());
     let text = error.to_string();
@@ -137,8 +137,8 @@ fn in_its_line(error: &serde_json::Error) -> String {
     }
 }
 
-/// Where a row stands in its file, if it comes from one.
-pub(super) fn of_line(line: Option<usize>) -> String {
+/// The place of a row in its file, if it comes from one.
+pub(super) fn line_suffix(line: Option<usize>) -> String {
     line.map_or(String::new(), |line| format!(" (line {line})"))
 }
 
@@ -155,26 +155,26 @@ impl DataError {
         }
     }
 
-    /// What is wrong with a row, without where it stands.
-    pub(super) fn of_the_row(&self) -> String {
+    /// The description of an error about a row, without the place of the row.
+    pub(super) fn without_place(&self) -> String {
         match self {
             Self::Json { source, .. } => in_its_line(source),
             Self::Row { source, .. } => source.to_string(),
             Self::Tokenizer { source, .. } => source.to_string(),
             Self::LongLine { max, .. } => too_long(*max),
-            Self::Dataset(error) => inner(error).map_or(self.to_string(), Self::of_the_row),
+            Self::Dataset(error) => inner(error).map_or(self.to_string(), Self::without_place),
             _ => self.to_string(),
         }
     }
 
     /// Whether it is one row that is wrong, and others may be right.
-    pub(super) fn is_of_a_row(&self) -> bool {
+    pub(super) fn is_about_a_row(&self) -> bool {
         match self {
             Self::Json { .. }
             | Self::Row { .. }
             | Self::LongLine { .. }
             | Self::Tokenizer { .. } => true,
-            Self::Dataset(error) => inner(error).is_some_and(Self::is_of_a_row),
+            Self::Dataset(error) => inner(error).is_some_and(Self::is_about_a_row),
             _ => false,
         }
     }

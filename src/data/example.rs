@@ -9,14 +9,14 @@ use crate::tokens::Sequence;
 /// A prompt, its completions and what is known of them: `T` is [`Text`] or `Vec<u32>`, token ids.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example<T, L> {
-    /// What is completed.
+    /// The prompt that is completed.
     pub prompt: T,
     /// Two for [`Preference`], one for [`Desirable`], as many as scores for [`Scores`], none for
     /// [`PromptOnly`].
     completions: Vec<T>,
-    /// Of token ids, which of each completion count; `None` where all do. Empty: all do.
+    /// Marks of the token ids of each completion that count; `None` where all do. Empty: all do.
     counted: Vec<Option<Vec<bool>>>,
-    /// What was preferred.
+    /// The judgement of the completions.
     pub label: L,
     /// The columns of the row that its format has no use for: `tools`, a group to split by, a
     /// margin.
@@ -26,9 +26,9 @@ pub struct Example<T, L> {
 }
 
 impl<T> Example<T, Preference> {
-    /// A chosen and a rejected completion.
+    /// A pair: a chosen and a rejected completion.
     pub fn pair(prompt: T, chosen: T, rejected: T) -> Self {
-        Self::of(prompt, vec![chosen, rejected], Preference)
+        Self::new(prompt, vec![chosen, rejected], Preference)
     }
 
     /// The preferred completion.
@@ -36,26 +36,26 @@ impl<T> Example<T, Preference> {
         &self.completions[0]
     }
 
-    /// The other one.
+    /// The completion that was not preferred.
     pub fn rejected(&self) -> &T {
         &self.completions[1]
     }
 }
 
 impl<T> Example<T, Desirable> {
-    /// A completion with a thumb up or down.
+    /// An unpaired completion, desirable or undesirable.
     pub fn unpaired(prompt: T, completion: T, desirable: bool) -> Self {
-        Self::of(prompt, vec![completion], Desirable(desirable))
+        Self::new(prompt, vec![completion], Desirable(desirable))
     }
 
-    /// The completion.
+    /// The completion of the prompt.
     pub fn completion(&self) -> &T {
         &self.completions[0]
     }
 }
 
 impl<T> Example<T, Scores> {
-    /// Completions with a score each, higher is better.
+    /// A ranked list: completions with a score each, higher is better.
     ///
     /// # Errors
     ///
@@ -72,20 +72,20 @@ impl<T> Example<T, Scores> {
         if let Some(score) = scores.iter().find(|score| !fits_f32(**score)) {
             return Err(InvalidInput::new("scores", "numbers that f32 holds", score));
         }
-        Ok(Self::of(prompt, completions, Scores(scores)))
+        Ok(Self::new(prompt, completions, Scores(scores)))
     }
 }
 
 impl<T> Example<T, PromptOnly> {
     /// A prompt that has no completion yet.
     pub fn prompt_only(prompt: T) -> Self {
-        Self::of(prompt, Vec::new(), PromptOnly)
+        Self::new(prompt, Vec::new(), PromptOnly)
     }
 }
 
 impl<T, L> Example<T, L> {
-    /// As many completions as the label says.
-    pub(super) fn of(prompt: T, completions: Vec<T>, label: L) -> Self {
+    /// An example with as many completions as its label says.
+    pub(super) fn new(prompt: T, completions: Vec<T>, label: L) -> Self {
         Self {
             prompt,
             completions,
@@ -101,7 +101,7 @@ impl<T, L> Example<T, L> {
         &self.completions
     }
 
-    /// The same example of a row with these columns, such as `tools`.
+    /// The same example with these columns, such as `tools`.
     pub fn with_columns(self, columns: Object) -> Self {
         Self {
             columns: Arc::new(columns),
@@ -121,7 +121,7 @@ impl<T, L> Example<T, L> {
         }
     }
 
-    /// Some of the completions, under another label.
+    /// An example of some of the completions, with another label.
     pub(super) fn some<M>(&self, places: &[usize], label: M) -> Example<T, M>
     where
         T: Clone,
@@ -142,8 +142,8 @@ impl<T, L> Example<T, L> {
 }
 
 impl<L> Example<Text, L> {
-    /// The same row for a chat model: strings become what a user says and an assistant answers, to
-    /// the letter. (A space that parts both in one text stays, at the answer's beginning.)
+    /// The same example for a chat model: strings become what a user says and an assistant answers,
+    /// to the letter. (A space that parts both in one text stays, at the answer's beginning.)
     pub fn into_conversation(self) -> Self {
         let message = |role: &str, text| match text {
             Text::Plain(text) => Text::Conversation(vec![Message::new(role, text)]),
@@ -159,16 +159,16 @@ impl<L> Example<Text, L> {
 }
 
 impl<L> Example<Vec<u32>, L> {
-    /// The same row as ids, as many completions as before.
-    pub(super) fn of_sequences<T>(texts: Example<T, L>, sequences: &[Sequence]) -> Self {
+    /// The same example as ids, with as many completions as before.
+    pub(super) fn from_sequences<T>(texts: Example<T, L>, sequences: &[Sequence]) -> Self {
         debug_assert_eq!(sequences.len(), texts.completions.len());
-        let of = |s: &Sequence| s.completion().to_vec();
+        let ids = |s: &Sequence| s.completion().to_vec();
         Self {
             // Labels of completions have one at least.
             prompt: sequences
                 .first()
                 .map_or(Vec::new(), |s| s.prompt().to_vec()),
-            completions: sequences.iter().map(of).collect(),
+            completions: sequences.iter().map(ids).collect(),
             counted: sequences
                 .iter()
                 .map(|s| s.counted().map(<[bool]>::to_vec))
@@ -204,7 +204,7 @@ impl<L> Example<Vec<u32>, L> {
         reason = "marks are checked where they are set"
     )]
     pub fn sequences(&self) -> Vec<Sequence> {
-        let of = |(place, completion): (usize, &Vec<u32>)| {
+        let sequence = |(place, completion): (usize, &Vec<u32>)| {
             let sequence = Sequence::new(&self.prompt, completion);
             match self.counted.get(place) {
                 Some(Some(counted)) => sequence
@@ -213,6 +213,6 @@ impl<L> Example<Vec<u32>, L> {
                 _ => sequence,
             }
         };
-        self.completions.iter().enumerate().map(of).collect()
+        self.completions.iter().enumerate().map(sequence).collect()
     }
 }

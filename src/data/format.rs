@@ -9,10 +9,10 @@ use super::label::{Desirable, Preference, PromptOnly, Scores, fits_f32};
 use super::message::{Message, Text};
 use super::prompt::{explicit, implicit};
 
-/// Which fields of a JSON object are the prompt, the completions and the labels.
+/// The fields of a row that are the prompt, the completions and the labels.
 ///
-/// A text is a string or a list of messages; in the example that comes out, either all of them are
-/// strings or all are conversations. Rows that mix them, as UltraFeedback does, are understood:
+/// A text is a string or a list of messages; in an example, either all of them are strings or all
+/// are conversations. Rows that mix them, as UltraFeedback does, are understood:
 ///
 /// ```text
 /// prompt: "2+2?", chosen: [assistant]              the prompt is what a user says
@@ -26,10 +26,10 @@ use super::prompt::{explicit, implicit};
 ///
 /// Fields that a format does not name stay in [`Example::columns`].
 pub trait Format: Send + Sync {
-    /// What its rows are labelled with.
+    /// The label of its examples.
     type Label: Clone + PartialEq + fmt::Debug + Send + Sync + 'static;
 
-    /// The example that a row holds.
+    /// Parses a row: the example that it holds.
     ///
     /// # Errors
     ///
@@ -45,8 +45,8 @@ pub trait Format: Send + Sync {
 /// {"prompt": [{"role": "user", "content": "2+2?"}], "chosen": […], "rejected": […]}
 /// ```
 ///
-/// Without a `prompt`, what both texts begin with is the prompt, as in TRL: their common messages, or
-/// their common characters. A space at its end belongs to the completions. If one text is the
+/// Without a `prompt`, what both texts begin with is the prompt, as in TRL: their common messages,
+/// or their common characters. A space at its end belongs to the completions. If one text is the
 /// beginning of the other, its last message or character is its completion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairFormat {
@@ -54,7 +54,7 @@ pub struct PairFormat {
     pub prompt: String,
     /// The field of the preferred completion: `chosen`.
     pub chosen: String,
-    /// The field of the other one: `rejected`.
+    /// The field of the other completion: `rejected`.
     pub rejected: String,
 }
 
@@ -81,11 +81,11 @@ impl Format for PairFormat {
                 explicit(&self.prompt, prompt, vec![chosen, rejected])?
             }
         };
-        with_columns(Example::of(prompt, completions, Preference), row)
+        with_columns(Example::new(prompt, completions, Preference), row)
     }
 }
 
-/// Thumbs up and down: TRL's "unpaired preference" rows.
+/// Unpaired completions: TRL's "unpaired preference" rows.
 ///
 /// ```text
 /// {"prompt": "2+2=", "completion": "4", "label": true}
@@ -127,23 +127,22 @@ impl Format for UnpairedFormat {
             },
         };
         let (prompt, completions) = explicit(&self.prompt, prompt, vec![completion])?;
-        let thumb = Example::of(prompt, completions, Desirable(label));
-        with_columns(thumb, row)
+        with_columns(Example::new(prompt, completions, Desirable(label)), row)
     }
 }
 
-/// What orders the responses of a list.
+/// The order of the responses of a ranked list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ScoreField {
     /// A field of numbers, higher is better.
     Scores(String),
     /// A field of numbers, lower is better: 1 or 0 for the best. The score is minus the rank.
     Ranks(String),
-    /// None: the file lists them best first. The scores are 0, −1, −2, …
+    /// No field: the file lists them best first. The scores are 0, −1, −2, …
     BestFirst,
 }
 
-/// Lists of responses to one prompt, with scores or ranks.
+/// Ranked lists: responses to one prompt, with scores or ranks.
 ///
 /// ```text
 /// {"prompt": "2+2=", "responses": ["4", "5", "fish"], "scores": [1.0, 0.2, 0.0]}
@@ -154,7 +153,7 @@ pub struct RankedFormat {
     pub prompt: String,
     /// The field of the responses: `responses`.
     pub responses: String,
-    /// What orders them: the field `scores`.
+    /// The order of the responses: the field `scores`.
     pub order: ScoreField,
 }
 
@@ -193,7 +192,7 @@ impl Format for RankedFormat {
         };
         // One response at least and a score for each: checked above, where errors name the field.
         let (prompt, responses) = explicit(&self.prompt, prompt, responses)?;
-        with_columns(Example::of(prompt, responses, Scores(scores)), row)
+        with_columns(Example::new(prompt, responses, Scores(scores)), row)
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Number, Value};
 ///
 /// A chat template prints the arguments of tools, and a model is trained on their order;
 /// `serde_json`'s own `Value` sorts them. Its feature `preserve_order` would change every map of
-/// your program, so the rows of this crate have a type of their own. `Display` and `Serialize`
+/// your program, so rows have a type of their own. `Display` and `Serialize`
 /// write JSON.
 ///
 /// ```
@@ -26,18 +26,18 @@ use serde_json::{Number, Value};
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Json {
-    /// `null`
+    /// The value `null`.
     #[default]
     Null,
-    /// `true` or `false`
+    /// The value `true` or `false`.
     Bool(bool),
     /// A number, as `serde_json` reads it: integers beyond 64 bits are rounded to `f64`.
     Number(Number),
-    /// A string.
+    /// A string of characters.
     String(String),
-    /// A list.
+    /// A list of values.
     Array(Vec<Json>),
-    /// Fields in their order.
+    /// An object: fields in their order.
     Object(Object),
 }
 
@@ -87,12 +87,12 @@ impl Json {
         }
     }
 
-    /// Whether it is `null`.
+    /// Whether the value is `null`.
     pub fn is_null(&self) -> bool {
         *self == Self::Null
     }
 
-    /// What kind of value it is, for errors.
+    /// The kind of the value, for errors.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -223,7 +223,7 @@ impl<'de> Visitor<'de> for AnyValue {
             let number = serde_json::from_str(digits).map_err(A::Error::custom)?;
             return Ok(Json::Number(number));
         }
-        Object::of(fields).map(Json::Object)
+        Object::from_fields(fields).map(Json::Object)
     }
 }
 
@@ -235,7 +235,7 @@ pub struct Object(Vec<(String, Json)>);
 
 impl Object {
     /// Fails where a field stands twice.
-    fn of<E: serde::de::Error>(fields: Vec<(String, Json)>) -> Result<Self, E> {
+    fn from_fields<E: serde::de::Error>(fields: Vec<(String, Json)>) -> Result<Self, E> {
         let object = Self(fields);
         let twice = object.sorted().windows(2).find_map(|two| {
             let [first, second] = two else { return None };
@@ -248,7 +248,7 @@ impl Object {
     }
 
     /// An object without fields that lives for ever.
-    pub(super) fn none() -> &'static Self {
+    pub(super) fn empty() -> &'static Self {
         static NONE: Object = Object(Vec::new());
         &NONE
     }
@@ -321,7 +321,7 @@ impl Object {
                     let value = access.next_value().map_err(named)?;
                     fields.push((name, value));
                 }
-                Object::of(fields)
+                Object::from_fields(fields)
             }
         }
 
@@ -335,6 +335,8 @@ impl PartialEq for Object {
     }
 }
 
+/// The value of a field.
+///
 /// # Panics
 ///
 /// Panics if there is no such field.
@@ -347,6 +349,8 @@ impl Index<&str> for Object {
     }
 }
 
+/// The value of a field of an object.
+///
 /// # Panics
 ///
 /// Panics if it is no object with such a field.

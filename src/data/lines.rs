@@ -1,9 +1,7 @@
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
-use burn::data::dataset::{Dataset, DatasetError};
 use flate2::read::MultiGzDecoder;
 
 use super::error::DataError;
@@ -28,9 +26,9 @@ use crate::error::InvalidInput;
 /// | [`raw`](Self::raw) | one row | yes | an iterator over rows, before the format |
 #[derive(Debug, Clone)]
 pub struct JsonLines<F> {
-    path: PathBuf,
-    format: F,
-    max_line_bytes: usize,
+    pub(super) path: PathBuf,
+    pub(super) format: F,
+    pub(super) max_line_bytes: usize,
 }
 
 impl<F> JsonLines<F> {
@@ -45,8 +43,9 @@ impl<F> JsonLines<F> {
         }
     }
 
-    /// Sets the longest line, in bytes before its line feed, once it is unpacked. A longer one is an
-    /// error before it is read: a compressed file of 0.5 MB can hold a line of 500.
+    /// Sets the length of the longest line, in bytes before its line feed, once it is unpacked. A
+    /// longer one is an error before it is read: a compressed file of 0.5 MB can hold a line of
+    /// 500.
     ///
     /// # Errors
     ///
@@ -116,7 +115,7 @@ impl<F> JsonLines<F> {
         }))
     }
 
-    fn long_line(&self, line: usize) -> DataError {
+    pub(super) fn long_line(&self, line: usize) -> DataError {
         DataError::LongLine {
             path: self.path.clone(),
             line,
@@ -124,7 +123,7 @@ impl<F> JsonLines<F> {
         }
     }
 
-    fn object(&self, line: usize, text: &[u8]) -> Result<Object, DataError> {
+    pub(super) fn object(&self, line: usize, text: &[u8]) -> Result<Object, DataError> {
         serde_json::from_slice(text).map_err(|source| DataError::Json {
             path: self.path.clone(),
             line,
@@ -134,32 +133,13 @@ impl<F> JsonLines<F> {
 }
 
 impl<F: Format> JsonLines<F> {
-    /// Opens the file and finds its lines; what they hold is not looked at yet.
+    /// The examples in order; one of them is in memory at a time. A row that is an error is
+    /// followed by the others.
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or is compressed.
-    pub fn open(self) -> Result<IndexedLines<F>, DataError> {
-        let failed = |source| DataError::file(&self.path, source);
-        let mut file = File::open(&self.path).map_err(failed)?;
-        if is_gzip(&mut file).map_err(failed)? {
-            let text = "compressed files have no random access: `read` or `load` it, or unpack it";
-            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
-        }
-        let lines = index(&mut file, self.max_line_bytes).map_err(failed)?;
-        Ok(IndexedLines {
-            source: self,
-            file: Mutex::new(file),
-            lines,
-        })
-    }
-
-    /// The examples in order; one of them is in memory at a time. A row that is an error is followed
-    /// by the others.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be opened; later, as [`IndexedLines::example`].
+    /// The file cannot be opened; later, a row cannot be read, is longer than the limit, is
+    /// no JSON object, or does not fit the format.
     pub fn read(
         self,
     ) -> Result<impl Iterator<Item = Result<Example<Text, F::Label>, DataError>>, DataError> {
@@ -189,104 +169,13 @@ impl<F: Format> JsonLines<F> {
     }
 }
 
-/// A file of JSON lines with random access, larger than memory if need be.
-///
-/// Opening it reads it once for an index of its lines (24 bytes each); a row is read and parsed when
-/// its example is asked for. The file must not change while it is open.
-#[derive(Debug)]
-pub struct IndexedLines<F> {
-    source: JsonLines<F>,
-    file: Mutex<File>,
-    lines: Vec<Line>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Line {
-    number: usize,
-    start: u64,
-    /// More than the limit for a line that is too long, which is not read.
-    bytes: usize,
-}
-
-impl<F: Format> IndexedLines<F> {
-    /// The number of rows.
-    pub fn len(&self) -> usize {
-        self.lines.len()
-    }
-
-    /// Whether there is no row.
-    pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
-    }
-
-    /// The example of the row at `index`.
-    ///
-    /// # Errors
-    ///
-    /// There are not so many rows. Or the row cannot be read, is longer than the limit, is no JSON
-    /// object, or does not fit the format.
-    pub fn example(&self, index: usize) -> Result<Example<Text, F::Label>, DataError> {
-        let Some(&line) = self.lines.get(index) else {
-            let expected = format!("less than {}, the number of rows", self.lines.len());
-            return Err(InvalidInput::new("index", expected, index).into());
-        };
-        let Line {
-            number,
-            start,
-            bytes,
-        } = line;
-        if bytes > self.source.max_line_bytes {
-            return Err(self.source.long_line(number));
-        }
-        let mut text = vec![0; bytes];
-        {
-            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-            file.seek(SeekFrom::Start(start))
-                .and_then(|_| file.read_exact(&mut text))
-                .map_err(|source| DataError::file(&self.source.path, source))?;
-        }
-        let row = self.source.object(number, &text)?;
-        parse(&self.source.format, &self.source.path, number, row)
-    }
-}
-
-impl<F: Format> Dataset<Example<Text, F::Label>> for IndexedLines<F> {
-    fn get(&self, index: usize) -> Result<Example<Text, F::Label>, DatasetError> {
-        self.example(index).map_err(DatasetError::new)
-    }
-
-    fn len(&self) -> usize {
-        self.lines.len()
-    }
-}
-
-fn index(file: &mut File, max_line_bytes: usize) -> io::Result<Vec<Line>> {
-    let mut reader = BufReader::with_capacity(1 << 20, file);
-    let mut lines = Vec::new();
-    let mut start = 0;
-    let mut text = Vec::new();
-    for number in 1.. {
-        let bytes = next_line(&mut reader, max_line_bytes, &mut text)?;
-        if bytes == 0 {
-            break;
-        }
-        let (skipped, row) = content(number, &text);
-        let is_long = bytes > text.len() as u64;
-        if is_long || !row.is_empty() {
-            lines.push(Line {
-                number,
-                start: start + skipped as u64,
-                bytes: if is_long { usize::MAX } else { row.len() },
-            });
-        }
-        start += bytes;
-    }
-    Ok(lines)
-}
-
 /// Reads a line with its end into `text`, and says how long it is: longer than `text` if its
 /// content has more than `max` bytes, which are then passed over.
-fn next_line(reader: &mut impl BufRead, max: usize, text: &mut Vec<u8>) -> io::Result<u64> {
+pub(super) fn next_line(
+    reader: &mut impl BufRead,
+    max: usize,
+    text: &mut Vec<u8>,
+) -> io::Result<u64> {
     text.clear();
     let mut bytes = 0;
     loop {
@@ -312,7 +201,7 @@ fn next_line(reader: &mut impl BufRead, max: usize, text: &mut Vec<u8>) -> io::R
     }
 }
 
-fn is_gzip(file: &mut File) -> io::Result<bool> {
+pub(super) fn is_gzip(file: &mut File) -> io::Result<bool> {
     let mut magic = Vec::new();
     file.take(2).read_to_end(&mut magic)?;
     file.rewind()?;
@@ -321,7 +210,7 @@ fn is_gzip(file: &mut File) -> io::Result<bool> {
 
 /// A line without its end and without the byte order mark with which some editors begin a file,
 /// and where it starts.
-fn content(number: usize, text: &[u8]) -> (usize, &[u8]) {
+pub(super) fn content(number: usize, text: &[u8]) -> (usize, &[u8]) {
     let rest = match text.strip_prefix(b"\xef\xbb\xbf") {
         Some(rest) if number == 1 => rest,
         _ => text,

@@ -21,7 +21,7 @@ pub enum OnError {
 impl OnError {
     /// Whether this error is passed over.
     pub(super) fn skips(self, error: &DataError) -> bool {
-        self == Self::Skip && error.is_of_a_row()
+        self == Self::Skip && error.is_about_a_row()
     }
 }
 

@@ -22,24 +22,24 @@ use crate::error::InvalidInput;
 ///
 /// # Several workers
 ///
-/// burn-train's `MultiDevice` gives each worker a [`slice`](Self::slice) of the items. A
-/// slice is a *share*: items `start..end` of `n` are the rows from place `start·r/n` to `end·r/n`,
-/// rounded down, of the `r` rows that the epoch has left. A whole epoch has all `n`; one that the
-/// cursor begins in the middle of has fewer. The slices of all workers together are the rows that
-/// are left, each of them once. Shares of the rest of an epoch may differ by one row, and so by one
-/// batch, which a [`Reducer`](crate::training::reducer::Reducer) would miss.
+/// burn-train's `MultiDevice` gives each worker a [`slice`](Self::slice) of the items. A slice is a
+/// *share*: items `start..end` of `n` are the examples from place `start·r/n` to `end·r/n`, rounded
+/// down, of the `r` examples that the epoch has left. A whole epoch has all `n`; one that the
+/// cursor begins in the middle of has fewer. The slices of all workers together are the examples
+/// that are left, each of them once. Shares of the rest of an epoch may differ by one example, and
+/// so by one batch, which a [`Reducer`](crate::training::reducer::Reducer) would miss.
 ///
-/// [`Cursor::consumed`] counts the first rows of an epoch. Workers with a slice each have consumed
-/// something else in the middle of one: save at the end of an epoch.
+/// [`Cursor::consumed`] counts the first examples of an epoch. Workers with a slice each have
+/// consumed something else in the middle of one: save at the end of an epoch.
 pub struct EpochLoader<D, I, O> {
     dataset: Arc<D>,
     batcher: Arc<dyn Batcher<I, O>>,
     /// Empty; each epoch fills one of its own.
     strategy: Box<dyn BatchStrategy<I>>,
     cursor: Mutex<Cursor>,
-    /// Rows of the dataset.
+    /// The number of examples of the dataset.
     items: usize,
-    /// Which share of each epoch, for a worker among several: a range of `0..items`.
+    /// The share of each epoch, for a worker among several: a range of `0..items`.
     part: Range<usize>,
     device: Device,
 }
@@ -49,8 +49,8 @@ where
     D: Dataset<I>,
     I: Send + Sync + 'static,
 {
-    /// Batches of `batch_size` rows, the last one of an epoch smaller, from `cursor` on. A row that
-    /// cannot be read is an error in its place, and the others go on.
+    /// Makes batches of `batch_size` examples, the last one of an epoch smaller, from `cursor` on.
+    /// An example that cannot be read is an error in its place, and the others go on.
     ///
     /// # Errors
     ///
@@ -69,9 +69,9 @@ where
         Self::with_strategy(dataset, batcher, strategy, cursor, device)
     }
 
-    /// Batches as `strategy` makes them of the rows in their order:
-    /// [`TokenBudget`](super::TokenBudget), or one of your own. A row that cannot be read is an
-    /// error in its place, and the others go on.
+    /// Makes batches as `strategy` does of the examples in their order:
+    /// [`TokenBudget`](super::TokenBudget), or one of your own. An example that cannot be read is
+    /// an error in its place, and the others go on.
     ///
     /// # Errors
     ///
@@ -132,7 +132,7 @@ where
         };
         Box::new(Batches {
             loader: self,
-            rows: left.part(place(self.part.start)..place(self.part.end)),
+            left: left.part(place(self.part.start)..place(self.part.end)),
             strategy: self.strategy.clone_dyn(),
             read: 0,
             given: 0,
@@ -161,29 +161,29 @@ where
 
 struct Batches<'a, D, I, O> {
     loader: &'a EpochLoader<D, I, O>,
-    rows: Remaining<D>,
+    left: Remaining<D>,
     strategy: Box<dyn BatchStrategy<I>>,
-    /// Rows that were read, and those that are in batches.
+    /// Examples that were read, and those that are in batches.
     read: usize,
     given: usize,
-    /// Rows that were read and that the strategy has not got yet.
+    /// Examples that were read and that the strategy has not got yet.
     ahead: VecDeque<Result<I, DatasetError>>,
 }
 
-/// Rows that are read at once for batches of no fixed size.
+/// Examples that are read at once for batches of no fixed size.
 const AHEAD: usize = 16;
 
 impl<D: Dataset<I>, I, O> Batches<'_, D, I, O> {
-    /// The next row; many are asked for at once, as a database likes it.
-    fn row(&mut self) -> Option<Result<I, DatasetError>> {
+    /// The next example; many are asked for at once, as a database likes it.
+    fn example(&mut self) -> Option<Result<I, DatasetError>> {
         if self.ahead.is_empty() {
             let size = self.strategy.batch_size().unwrap_or(AHEAD).max(1);
-            let chunk = self.read..self.rows.count().min(self.read + size);
+            let chunk = self.read..self.left.count().min(self.read + size);
             self.read = chunk.end;
-            match self.rows.get_many(chunk.clone().collect()) {
-                Ok(rows) => self.ahead.extend(rows.into_iter().map(Ok)),
+            match self.left.get_many(chunk.clone().collect()) {
+                Ok(examples) => self.ahead.extend(examples.into_iter().map(Ok)),
                 // One of them: the others are not lost.
-                Err(_) => self.ahead.extend(chunk.map(|place| self.rows.get(place))),
+                Err(_) => self.ahead.extend(chunk.map(|place| self.left.get(place))),
             }
         }
         self.ahead.pop_front()
@@ -202,9 +202,9 @@ where
     type Item = Result<O, DatasetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while let Some(row) = self.row() {
-            match row {
-                Ok(row) => self.strategy.add(row),
+        while let Some(example) = self.example() {
+            match example {
+                Ok(example) => self.strategy.add(example),
                 Err(error) => return Some(Err(error)),
             }
             if let Some(items) = self.strategy.batch(false) {
@@ -221,6 +221,6 @@ where
     D: Dataset<I>,
 {
     fn progress(&self) -> Progress {
-        Progress::new(self.given, self.rows.count(), Some("items".to_owned()))
+        Progress::new(self.given, self.left.count(), Some("items".to_owned()))
     }
 }

@@ -5,27 +5,27 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use super::error::RowError;
 use super::json::{Json, Object};
 
-/// Whose messages count, unless you say otherwise.
+/// The role whose messages count, unless you say otherwise.
 pub(super) const ASSISTANT: &str = "assistant";
 
-/// Whose messages prompts that are strings become.
+/// The role of the message that a prompt becomes which is a string.
 pub(super) const USER: &str = "user";
 
-/// One turn of a conversation, as the row has it. It serialises to the object that it was, for a
+/// A turn of a conversation, as the row has it. It serialises to the object that it was, for a
 /// chat template: role, content, the other fields in their order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
-    /// `system`, `user`, `assistant`, `tool`, …
+    /// The role of the speaker: `system`, `user`, `assistant`, `tool`, …
     pub role: String,
-    /// What is said: a string, or a list of typed parts. Beside `tool_calls` it may be `null` or
+    /// The content: a string, or a list of typed parts. Beside `tool_calls` it may be `null` or
     /// missing.
     pub content: Option<Json>,
-    /// Whatever else the message holds (`tool_calls`, `name`) and is not null, for your template.
+    /// The other fields of the message (`tool_calls`, `name`) that are not null, for your template.
     pub other: Object,
 }
 
 impl Message {
-    /// A turn that is a string.
+    /// A message whose content is a string.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self {
             role: role.into(),
@@ -34,7 +34,7 @@ impl Message {
         }
     }
 
-    /// What is said, as one string: the parts of type `text` one after the other, and nothing
+    /// The content as one string: the parts of type `text` one after the other, and nothing
     /// where there is no content. `None` if a part is something else, such as an image.
     pub fn text(&self) -> Option<Cow<'_, str>> {
         match &self.content {
@@ -60,12 +60,12 @@ impl Message {
     }
 
     /// Whether both are one message, as a string or as parts, with blanks around it or without.
-    pub(super) fn says_the_same(&self, other: &Self) -> bool {
-        self.other == other.other && self.reads_the_same(other)
+    pub(super) fn is_same_message(&self, other: &Self) -> bool {
+        self.other == other.other && self.has_same_content(other)
     }
 
     /// The same of role and content alone.
-    pub(super) fn reads_the_same(&self, other: &Self) -> bool {
+    pub(super) fn has_same_content(&self, other: &Self) -> bool {
         let same_content = match (self.text(), other.text()) {
             (Some(a), Some(b)) => a.trim() == b.trim(),
             _ => self.content == other.content,
@@ -171,9 +171,9 @@ impl Serialize for Message {
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 #[serde(untagged)]
 pub enum Text {
-    /// A string.
+    /// A text that is one string.
     Plain(String),
-    /// Messages, for your chat template.
+    /// A text that is a list of messages, for your chat template.
     Conversation(Vec<Message>),
 }
 

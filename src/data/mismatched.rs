@@ -6,22 +6,22 @@ use super::label::Desirable;
 use super::truncate::Truncation;
 use crate::tokens::Sequence;
 
-/// The label of a thumb with a completion of another prompt beside it.
+/// The label of an unpaired completion with a completion of another prompt beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WithMismatched {
-    /// The thumb.
+    /// The label of the completion itself.
     pub desirable: Desirable,
-    /// This example's prompt with another prompt's completion.
+    /// The example's prompt with another prompt's completion.
     pub sequence: Sequence,
 }
 
-/// Thumbs with mismatched completions, on which KTO's z₀ is estimated.
+/// Unpaired completions, each with a mismatched one, on which KTO's z₀ is estimated.
 ///
-/// Each row gets the completion (and its mask of tokens that count) of the next row that has another
-/// prompt and fits; after the last row comes the first. TRL pairs within a batch: a batch of one then
-/// gets its own completion, and neighbours with the same prompt get each other's. Here neither
-/// happens, and the pairing does not depend on the batch. Shuffle before, if the order of the rows
-/// means something.
+/// Each example gets the completion (and its mask of tokens that count) of the next example that
+/// has another prompt and fits; after the last example comes the first. TRL pairs within a batch: a
+/// batch of one then gets its own completion, and neighbours with the same prompt get each other's.
+/// Here neither happens, and the pairing does not depend on the batch. Shuffle before, if the order
+/// of the examples means something.
 #[derive(Debug)]
 pub struct Mismatched<D> {
     dataset: D,
@@ -29,12 +29,12 @@ pub struct Mismatched<D> {
 }
 
 impl<D: Dataset<Example<Vec<u32>, Desirable>>> Mismatched<D> {
-    /// Pairs the rows of `dataset`; `truncation` is applied to the new pairs.
+    /// Pairs the examples of `dataset`; `truncation` is applied to the new pairs.
     ///
-    /// Reads nothing yet. Whether a row has a partner depends on prompts and lengths of the others,
-    /// so that the answer would read and tokenize all of them. A row without a partner is therefore
-    /// an error when it is asked for: [`DataError::NoMismatch`]. So is a truncation that leaves no
-    /// token of a prompt or a completion.
+    /// Reads nothing yet. Whether an example has a partner depends on prompts and lengths of the
+    /// others, so that the answer would read and tokenize all of them. An example without a partner
+    /// is therefore an error when it is asked for: [`DataError::NoMismatch`]. So is a truncation
+    /// that leaves no token of a prompt or a completion.
     pub fn new(dataset: D, truncation: Truncation) -> Self {
         Self {
             dataset,
@@ -44,19 +44,19 @@ impl<D: Dataset<Example<Vec<u32>, Desirable>>> Mismatched<D> {
 
     fn partner(&self, index: usize, prompt: &[u32]) -> Result<Sequence, DataError> {
         self.truncation.check()?;
-        let rows = self.dataset.len();
-        for step in 1..rows {
-            let other = self.dataset.get((index + step) % rows)?;
+        let length = self.dataset.len();
+        for step in 1..length {
+            let other = self.dataset.get((index + step) % length)?;
             if other.prompt == prompt {
                 continue;
             }
-            let theirs = &other.sequences()[0];
-            let mut sequence = Sequence::new(prompt, theirs.completion());
-            if let Some(counted) = theirs.counted() {
+            let partner = &other.sequences()[0];
+            let mut sequence = Sequence::new(prompt, partner.completion());
+            if let Some(counted) = partner.counted() {
                 sequence = sequence.with_counted(counted)?;
             }
-            if let Ok((mut row, _)) = self.truncation.apply(&[sequence]) {
-                return Ok(row.remove(0));
+            if let Ok((mut shortened, _)) = self.truncation.apply(&[sequence]) {
+                return Ok(shortened.remove(0));
             }
         }
         Err(DataError::NoMismatch { index })

@@ -1,14 +1,16 @@
-//! Preference data: rows of JSON lines, token ids, batches.
+//! Preference data: rows of a file, examples, token ids, batches.
 //!
 //! ```text
-//! file ─→ JsonLines ─→ Example<Text, L> ─→ Tokenized ─→ Example<Vec<u32>, L> ─→ Collator ─→ tensors
-//!          rows         your closure makes ids      which count, truncated, reported
+//! file ─→ JsonLines, a Format ─→ Example<Text, L>         rows, each parsed when it is asked for
+//!      ─→ Tokenized           ─→ Example<Vec<u32>, L>     your closure's ids, truncated, reported
+//!      ─→ Collator            ─→ tensors                  PairTokens, UnpairedTokens, RankedTokens
 //! ```
 //!
 //! Every stage but the last is a Burn
-//! [`Dataset`](https://docs.rs/burn/0.22.1/burn/data/dataset/trait.Dataset.html): a row is read when
-//! it is asked for, so a file may be larger than memory. The type of an example says how it is
-//! labelled: [`Preference`] for pairs, [`Desirable`] for thumbs, [`Scores`] for lists.
+//! [`Dataset`](https://docs.rs/burn/0.22.1/burn/data/dataset/trait.Dataset.html): a row is read
+//! when its example is asked for, so a file may be larger than memory. The type of an example says
+//! how it is labelled: [`Preference`] for pairs, [`Desirable`] for unpaired completions, [`Scores`]
+//! for ranked lists, [`PromptOnly`] for prompts alone.
 //!
 //! A batch asks your models for log-probabilities
 //! ([`TokenBatch::log_probs`](crate::tokens::TokenBatch::log_probs)) and makes of them what an
@@ -27,7 +29,7 @@
 //! # let path = dir.path().join("pairs.jsonl");
 //! std::fs::write(&path, r#"{"prompt": "2+2=", "chosen": "4", "rejected": "five"}"#)?;
 //!
-//! let rows = JsonLines::new(&path, PairFormat::default()).open()?;
+//! let texts = JsonLines::new(&path, PairFormat::default()).open()?;
 //! // A tokenizer of bytes; 0 ends a text. The example `preference_data` has a real one, and the
 //! // guide's chapter on [data](crate::guide::data) conversations.
 //! let bytes = |text: Encode<'_>| -> Result<Vec<u32>, &str> {
@@ -35,17 +37,18 @@
 //!     let end = (!text.add_generation_prompt).then_some(0);
 //!     Ok(plain.bytes().map(u32::from).chain(end).collect())
 //! };
-//! let pairs = Tokenized::new(rows, bytes, Truncation::PromptEnd { max_length: 8 })?;
+//! let pairs = Tokenized::new(texts, bytes, Truncation::PromptEnd { max_length: 8 })?;
 //! assert_eq!(pairs.report().shortened_prompts, 1); // four tokens and "five", 0: one too many
 //!
 //! let items: Vec<_> = pairs.iter().collect::<Result<_, _>>()?;
 //! let batch = Collator::new(Padding::new(0)).batch(items, &Device::default());
-//! assert_eq!(batch.rows.ids.dims(), [2, 8]); // chosen, then rejected
+//! assert_eq!(batch.tokens.ids.dims(), [2, 8]); // chosen, then rejected
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod budget;
 mod collate;
+mod collated;
 mod convert;
 mod cursor;
 mod distinct;
@@ -53,6 +56,7 @@ mod encode;
 mod error;
 mod example;
 mod format;
+mod indexed_lines;
 mod json;
 mod label;
 mod lines;
@@ -78,9 +82,10 @@ pub use encode::{Content, Encode, Encoded};
 pub use error::{DataError, RowError};
 pub use example::Example;
 pub use format::{Format, PairFormat, PromptFormat, RankedFormat, ScoreField, UnpairedFormat};
+pub use indexed_lines::IndexedLines;
 pub use json::{Json, Object};
 pub use label::{Desirable, Labels, Preference, PromptOnly, Scores};
-pub use lines::{IndexedLines, JsonLines};
+pub use lines::JsonLines;
 pub use load::{Loaded, OnError};
 pub use loader::EpochLoader;
 pub use message::{Message, Text};

@@ -17,12 +17,17 @@ use super::message::Text;
 /// and `datasets` write unless they are told otherwise).
 ///
 /// Rows are what [`JsonLines`](super::JsonLines) would read: structs are objects, dates and
-/// decimals strings. The line of an example is its row, from 1. A file is one row group in memory at
-/// a time.
+/// decimals strings. The line of an example is its row, from 1. A file is one row group in memory
+/// at a time.
 ///
 /// Structs of Parquet have all their fields in every row: a field that a message lacks is null, and
 /// the arguments of one tool have the fields of all other tools. Data sets therefore keep arguments
 /// as a string of JSON, and a string stays a string.
+///
+/// # Panics
+///
+/// Panics while it is read if the crate that reads Parquet panics on a damaged file: read what you
+/// trust.
 #[derive(Debug, Clone)]
 pub struct ParquetFile<F> {
     path: PathBuf,
@@ -46,11 +51,8 @@ impl<F> ParquetFile<F> {
     /// # Errors
     ///
     /// The file cannot be opened or is no Parquet file; later, a value has no JSON, and the row is
-    /// followed by the others; or a page is damaged or compressed by another method, and is the end.
-    ///
-    /// # Panics
-    ///
-    /// The crate that reads Parquet may panic on a damaged file: read what you trust.
+    /// followed by the others; or a page is damaged or compressed by another method, and is the
+    /// end.
     pub fn raw(
         self,
     ) -> Result<impl Iterator<Item = Result<(usize, Object), DataError>>, DataError> {
@@ -82,10 +84,6 @@ impl<F: Format> ParquetFile<F> {
     /// # Errors
     ///
     /// As [`raw`](Self::raw); or a row does not fit the format.
-    ///
-    /// # Panics
-    ///
-    /// As [`raw`](Self::raw).
     pub fn read(
         self,
     ) -> Result<impl Iterator<Item = Result<Example<Text, F::Label>, DataError>>, DataError> {
@@ -102,10 +100,6 @@ impl<F: Format> ParquetFile<F> {
     /// # Errors
     ///
     /// As [`read`](Self::read), unless `on_error` is to skip the row.
-    ///
-    /// # Panics
-    ///
-    /// As [`raw`](Self::raw).
     pub fn load(self, on_error: OnError) -> Result<Loaded<F::Label>, DataError> {
         Loaded::collect(self.read()?, on_error)
     }

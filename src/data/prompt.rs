@@ -1,4 +1,4 @@
-//! Where the prompt of a row is: given, given and repeated, or what all completions begin with.
+//! The prompt of a row: given, given and repeated, or what all completions begin with.
 
 use super::error::RowError;
 use super::message::{ASSISTANT, Message, Text, USER};
@@ -39,11 +39,11 @@ pub(super) fn explicit(
 /// Whether a completion opens with what the user said in the prompt, which waits for an answer.
 fn repeats_a_part(prompt: &[Message], completion: &[Message]) -> bool {
     let answered = prompt.last().is_some_and(Message::is_assistant);
-    let said = |message: &Message| {
-        message.role == USER && prompt.iter().any(|before| before.reads_the_same(message))
+    let is_prompt = |message: &Message| {
+        message.role == USER && prompt.iter().any(|before| before.has_same_content(message))
     };
     let opening = completion.iter().take_while(|m| !m.is_assistant());
-    !answered && opening.into_iter().any(said)
+    !answered && opening.into_iter().any(is_prompt)
 }
 
 /// Strings beside conversations are what the assistant says.
@@ -66,7 +66,7 @@ fn beside_conversations(
     prompt: &str,
     mut completions: Vec<Vec<Message>>,
 ) -> Result<Parts, RowError> {
-    let said = |message: &Message| {
+    let is_prompt = |message: &Message| {
         message.role == USER
             && message
                 .text()
@@ -79,11 +79,11 @@ fn beside_conversations(
             let prompt = vec![Message::new(USER, prompt)];
             return Ok(conversations(prompt, completions));
         }
-        [only] => only.iter().rposition(said).map(|place| place + 1),
+        [only] => only.iter().rposition(is_prompt).map(|place| place + 1),
         [first, others @ ..] => {
             let shared = others.iter().map(|other| common([first, other])).min();
             let end = before_the_last(&repeating, shared.unwrap_or(0));
-            first[..end].iter().any(said).then_some(end)
+            first[..end].iter().any(is_prompt).then_some(end)
         }
     };
     let Some(end) = end else {
@@ -94,11 +94,11 @@ fn beside_conversations(
     Ok(conversations(prompt, completions))
 }
 
-/// How many messages both begin with.
+/// The number of messages that both begin with.
 fn common([a, b]: [&[Message]; 2]) -> usize {
     a.iter()
         .zip(b)
-        .take_while(|(a, b)| a.says_the_same(b))
+        .take_while(|(a, b)| a.is_same_message(b))
         .count()
 }
 
@@ -119,14 +119,14 @@ fn split(completions: &mut [&mut Vec<Message>], end: usize) -> Vec<Message> {
     prompt
 }
 
-/// What both begin with is the prompt. `fields` are those of the two, for errors.
+/// Makes a prompt of what both begin with. `fields` are those of the two, for errors.
 pub(super) fn implicit(fields: [&str; 2], chosen: Text, rejected: Text) -> Result<Parts, RowError> {
     match (chosen, rejected) {
         (Text::Plain(chosen), Text::Plain(rejected)) => {
             let end = common_text(&chosen, &rejected);
-            let of = |text: &str| Text::Plain(text.to_owned());
-            let completions = vec![of(&chosen[end..]), of(&rejected[end..])];
-            Ok((of(&chosen[..end]), completions))
+            let plain = |text: &str| Text::Plain(text.to_owned());
+            let completions = vec![plain(&chosen[end..]), plain(&rejected[end..])];
+            Ok((plain(&chosen[..end]), completions))
         }
         (Text::Conversation(chosen), Text::Conversation(rejected)) => {
             for (field, messages) in fields.into_iter().zip([&chosen, &rejected]) {

@@ -1,20 +1,20 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::error::of_line;
+use super::error::line_suffix;
 use super::label::sealed::LabelRef;
 use super::truncate::{Cut, Reason};
 use crate::tokens::Sequence;
 
-/// A row that was left out.
+/// A row that was left out of a dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Dropped {
-    /// Its index in the dataset of texts.
+    /// Index of the row in the dataset of texts.
     pub index: usize,
-    /// Its line in the file, if it comes from one.
+    /// Line of the row in the file, if it comes from one.
     pub line: Option<usize>,
-    /// Why.
+    /// The reason why it was left out.
     pub reason: Reason,
 }
 
@@ -22,13 +22,13 @@ pub struct Dropped {
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Spread {
-    /// The least; 0 of none.
+    /// The least number; 0 of none.
     pub min: f64,
-    /// The most; 0 of none.
+    /// The greatest number; 0 of none.
     pub max: f64,
-    /// All together.
+    /// The sum of the numbers.
     pub sum: f64,
-    /// Of how many.
+    /// The number of numbers.
     pub count: usize,
 }
 
@@ -43,7 +43,7 @@ impl Spread {
         self.count += 1;
     }
 
-    /// The mean; 0 of none.
+    /// The mean of the numbers; 0 of none.
     pub fn mean(&self) -> f64 {
         self.sum / self.count.max(1) as f64
     }
@@ -59,76 +59,77 @@ impl fmt::Display for Spread {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct End {
-    /// The token.
+    /// The id of the token.
     pub id: u32,
-    /// Completions that end with it.
+    /// The number of completions that end with it.
     pub count: usize,
-    /// Completions that end with another one.
+    /// The number of completions that end with another one.
     pub others: usize,
 }
 
-/// What a dataset holds once it is tokenized and truncated, and what looks wrong in it. `Display`
-/// prints it; nothing that it mentions is an error.
+/// The report of a dataset that was tokenized and truncated: what it holds, and what looks wrong in
+/// it. `Display` prints it; nothing that it mentions is an error.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Report {
-    /// Rows that are kept.
+    /// The number of rows that are kept.
     pub kept: usize,
-    /// Rows that are not, in order.
+    /// The rows that are not kept, in order.
     pub dropped: Vec<Dropped>,
-    /// Kept prompts that lost their beginning.
+    /// The number of kept prompts that lost their beginning.
     pub shortened_prompts: usize,
-    /// Kept completions that lost their end.
+    /// The number of kept completions that lost their end.
     pub shortened_completions: usize,
-    /// Tokens of the kept prompts.
+    /// Lengths of the kept prompts, in tokens.
     pub prompts: Spread,
-    /// Tokens of the kept completions, by position in their row: chosen and rejected of pairs. Of
-    /// lists, all share the first.
+    /// Lengths of the kept completions, in tokens, by their place in the example: chosen and
+    /// rejected of pairs. Of ranked lists, all share the first place.
     pub completions: Vec<Spread>,
-    /// Those of them that count.
+    /// Tokens of the kept completions that count, in the same order.
     pub counted: Vec<Spread>,
-    /// Desirable and undesirable rows, of thumbs.
+    /// The number of desirable and of undesirable completions, of unpaired ones.
     pub classes: Option<(usize, usize)>,
-    /// Pairs whose chosen completion has more tokens that count, and pairs whose rejected one has
-    /// more. If the two numbers are far apart, a model can learn length instead of preference.
+    /// The number of pairs whose chosen completion has more tokens that count, and of pairs whose
+    /// rejected one has more. If the two numbers are far apart, a model can learn length instead of
+    /// preference.
     pub longer: Option<(usize, usize)>,
-    /// Best score less worst, of lists.
+    /// Best score less worst, of ranked lists.
     pub score_gaps: Option<Spread>,
-    /// Kept pairs whose completions are the same tokens: they teach nothing.
+    /// The number of kept pairs whose completions are the same tokens: they teach nothing.
     pub identical_pairs: usize,
-    /// Kept lists whose scores are all the same: they order nothing.
+    /// The number of kept lists whose scores are all the same: they order nothing.
     pub tied_lists: usize,
-    /// Rows whose prompt has other last tokens once a completion follows: tokens merge, or the
-    /// template opens an answer in another way than it shows it. The completion begins at the first
-    /// token that differs.
+    /// The number of prompts that have other last tokens once a completion follows: tokens merge,
+    /// or the template opens an answer in another way than it shows it. The completion begins at
+    /// the first token that differs.
     pub moved_starts: usize,
     /// The most tokens that a prompt gave away for this reason.
     pub moved_tokens: usize,
-    /// Messages of the assistant whose last tokens, four at most, are others once a message follows:
-    /// an end of sequence that only the last one has. Those tokens do not count.
+    /// The number of messages of the assistant whose last tokens, four at most, are others once a
+    /// message follows: an end of sequence that only the last one has. Those tokens do not count.
     pub moved_ends: usize,
-    /// Prompts that begin with the same token twice: a beginning of sequence of the template and
-    /// one of the tokenizer.
+    /// The number of prompts that begin with the same token twice: a beginning of sequence of the
+    /// template and one of the tokenizer.
     pub doubled_starts: usize,
-    /// Completions that begin with the first token of their prompt: one more beginning of sequence,
-    /// or a prompt that the completion repeats.
+    /// The number of completions that begin with the first token of their prompt: one more
+    /// beginning of sequence, or a prompt that the completion repeats.
     pub restarted_completions: usize,
-    /// Completions that begin with the last two tokens of their prompt, or more of them: an answer
-    /// that is opened twice.
+    /// The number of completions that begin with the last two tokens of their prompt, or more of
+    /// them: an answer that is opened twice.
     pub reopened_completions: usize,
-    /// How completions end before they are shortened; without a row there is nothing.
+    /// The last token of most completions before they are shortened; `None` without any.
     pub end: Option<End>,
 }
 
-/// A row as ids.
-pub(super) struct Row {
+/// An example as token ids, whole and shortened.
+pub(super) struct EncodedExample {
     /// The prompt alone.
     pub alone: Vec<u32>,
     /// The prompt up to where the completions begin, with each of them.
     pub whole: Vec<Sequence>,
     /// The same once it was shortened.
     pub shortened: Vec<Sequence>,
-    /// What was cut.
+    /// The parts that were cut.
     pub cut: Cut,
     /// Messages that end otherwise once another one follows.
     pub moved_ends: usize,
@@ -155,17 +156,17 @@ impl Ends {
 }
 
 impl Report {
-    /// Looks at a row that is kept, before it was shortened.
-    pub(super) fn look(&mut self, row: &Row, ends: &mut Ends) {
-        let Some(prompt) = row.whole.first().map(Sequence::prompt) else {
+    /// Looks at an example that is kept, before it was shortened.
+    pub(super) fn look(&mut self, example: &EncodedExample, ends: &mut Ends) {
+        let Some(prompt) = example.whole.first().map(Sequence::prompt) else {
             return;
         };
-        let moved = row.alone.len() - prompt.len();
+        let moved = example.alone.len() - prompt.len();
         self.moved_starts += usize::from(moved > 0);
         self.moved_tokens = self.moved_tokens.max(moved);
-        self.moved_ends += row.moved_ends;
+        self.moved_ends += example.moved_ends;
         self.doubled_starts += usize::from(prompt.len() > 1 && prompt[0] == prompt[1]);
-        for sequence in &row.whole {
+        for sequence in &example.whole {
             let completion = sequence.completion();
             let restarts = completion.first() == prompt.first();
             self.restarted_completions += usize::from(restarts);
@@ -177,14 +178,14 @@ impl Report {
     }
 
     /// Counts an example that is kept, as it was shortened.
-    pub(super) fn keep(&mut self, label: &LabelRef<'_>, row: &Row) {
+    pub(super) fn keep(&mut self, label: &LabelRef<'_>, example: &EncodedExample) {
         self.kept += 1;
-        self.shortened_prompts += usize::from(row.cut.prompt);
-        self.shortened_completions += row.cut.completions;
-        let prompt = row.shortened.first().map_or(0, |s| s.prompt().len());
+        self.shortened_prompts += usize::from(example.cut.prompt);
+        self.shortened_completions += example.cut.completions;
+        let prompt = example.shortened.first().map_or(0, |s| s.prompt().len());
         self.prompts.add(prompt as f64);
         match label {
-            LabelRef::Preference => self.pair(&row.shortened),
+            LabelRef::Preference => self.pair(&example.shortened),
             LabelRef::Desirable(desirable) => {
                 let classes = self.classes.get_or_insert((0, 0));
                 *if *desirable {
@@ -197,11 +198,11 @@ impl Report {
         }
         let places = match label {
             LabelRef::Scores(_) => 1,
-            _ => row.shortened.len(),
+            _ => example.shortened.len(),
         };
         self.completions.resize(places, Spread::default());
         self.counted.resize(places, Spread::default());
-        for (i, sequence) in row.shortened.iter().enumerate() {
+        for (i, sequence) in example.shortened.iter().enumerate() {
             let place = i.min(places - 1);
             self.completions[place].add(sequence.completion().len() as f64);
             self.counted[place].add(sequence.length() as f64);
@@ -239,7 +240,7 @@ impl fmt::Display for Report {
         let dropped = self.dropped.len();
         writeln!(f, "rows: {} kept, {dropped} dropped", self.kept)?;
         for row in &self.dropped {
-            let line = of_line(row.line);
+            let line = line_suffix(row.line);
             writeln!(f, "  row {}{line}: {}", row.index, row.reason)?;
         }
         let (prompts, completions) = (self.shortened_prompts, self.shortened_completions);
@@ -288,10 +289,10 @@ impl fmt::Display for Report {
             "completions that begin as their prompt ends",
         )?;
         if let Some(End { id, count, others }) = self.end {
-            let of = count + others;
+            let all = count + others;
             look(
                 others,
-                &format!("of {of} completions end with another token than most, which is {id}"),
+                &format!("of {all} completions end with another token than most, which is {id}"),
             )?;
         }
         Ok(())

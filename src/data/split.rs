@@ -5,31 +5,31 @@ use burn::data::dataset::Dataset;
 use super::error::DataError;
 use crate::error::InvalidInput;
 
-/// Which rows train and which are held out, by index.
+/// Examples to train on and examples that are held out, by index.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Split {
-    /// Rows to train on, in order.
+    /// Indices of the examples to train on, in order.
     pub train: Vec<usize>,
-    /// Rows to report on, in order.
+    /// Indices of the examples to report on, in order.
     pub held_out: Vec<usize>,
-    /// How many groups train.
+    /// Number of groups to train on.
     pub train_groups: usize,
-    /// How many groups are held out.
+    /// Number of groups that are held out.
     pub held_out_groups: usize,
 }
 
-/// Splits a dataset so that rows of one group are on one side.
+/// Splits a dataset so that examples of one group are on one side.
 ///
-/// A conversation, a prompt or an annotator gives several rows: if some of them train, the others
-/// are no test. `group` names a row's group, such as a field of
+/// A conversation, a prompt or an annotator gives several examples: if some of them train, the
+/// others are no test. `group` names an example's group, such as a field of
 /// [`Example::columns`](super::Example::columns). The groups with the smallest hashes of `seed` and
-/// name are held out, `share` of them, rounded: neither the order of the rows nor their number
-/// decides which. Select the rows with Burn's `SelectionDataset`.
+/// name are held out, `share` of them, rounded: neither the order of the examples nor their number
+/// decides that. Select the examples with Burn's `SelectionDataset`.
 ///
 /// # Errors
 ///
-/// `share` is outside \[0, 1\], or a row cannot be read.
+/// `share` is outside \[0, 1\], or an example cannot be read.
 pub fn split_by<I>(
     dataset: &impl Dataset<I>,
     share: f64,
@@ -39,9 +39,10 @@ pub fn split_by<I>(
     if !(0.0..=1.0).contains(&share) {
         return Err(InvalidInput::new("share", "a number in [0, 1]", share).into());
     }
-    let mut rows: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    let mut members: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for index in 0..dataset.len() {
-        rows.entry(group(&dataset.get(index)?))
+        members
+            .entry(group(&dataset.get(index)?))
             .or_default()
             .push(index);
     }
@@ -52,7 +53,7 @@ pub fn split_by<I>(
         *hasher.finalize().as_bytes()
     };
     let groups: BTreeSet<([u8; 32], &str)> =
-        rows.keys().map(|name| (hash(name), &**name)).collect();
+        members.keys().map(|name| (hash(name), &**name)).collect();
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -70,7 +71,7 @@ pub fn split_by<I>(
         } else {
             &mut split.train
         };
-        side.extend(&rows[name]);
+        side.extend(&members[name]);
     }
     split.train.sort_unstable();
     split.held_out.sort_unstable();

@@ -9,12 +9,12 @@ use super::json::Object;
 use super::label::Labels;
 use super::load::OnError;
 use super::message::{Message, Text};
-use super::report::{Dropped, Ends, Report, Row};
+use super::report::{Dropped, EncodedExample, Ends, Report};
 use super::truncate::{Reason, Truncation};
 use super::turns::{Failure, Rendering, Turns, completion_start};
 use crate::tokens::Sequence;
 
-/// How rows are tokenized. A [`Truncation`] alone is one, with the other defaults.
+/// Options of [`Tokenized`]. A [`Truncation`] alone is one, with the other defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenizeOptions {
     truncation: Truncation,
@@ -23,7 +23,7 @@ pub struct TokenizeOptions {
 }
 
 impl TokenizeOptions {
-    /// With this truncation; the assistant's turns count, and a bad row is an error.
+    /// Options with this truncation; the assistant's turns count, and a bad row is an error.
     pub fn new(truncation: Truncation) -> Self {
         Self {
             truncation,
@@ -32,12 +32,13 @@ impl TokenizeOptions {
         }
     }
 
-    /// Which messages of a conversation count: [`Turns::Assistant`].
+    /// Sets the messages of a conversation that count; the default is [`Turns::Assistant`].
     pub fn with_turns(self, turns: Turns) -> Self {
         Self { turns, ..self }
     }
 
-    /// What a row that cannot be read or tokenized does: [`OnError::Stop`].
+    /// Sets the treatment of a row that cannot be read or tokenized; the default is
+    /// [`OnError::Stop`].
     pub fn with_on_error(self, on_error: OnError) -> Self {
         Self { on_error, ..self }
     }
@@ -49,14 +50,14 @@ impl From<Truncation> for TokenizeOptions {
     }
 }
 
-/// A dataset of texts as a dataset of token ids: those rows that survive truncation.
+/// A dataset of texts as a dataset of token ids: those examples that survive truncation.
 ///
 /// The tokenizer is yours: a closure that turns an [`Encode`] into ids, or into ids and marks of
 /// those that the assistant writes. This dataset finds where a completion begins
 /// ([`completion_start`]) and which of its tokens count ([`Turns`]). **Of a conversation only the
 /// assistant's messages count, unless you say otherwise.**
 ///
-/// The closure runs once over all rows for the [`Report`], and again whenever a row is asked for;
+/// The closure runs once over all examples for the [`Report`], and again whenever one is asked for;
 /// wrap the dataset into Burn's `InMemDataset` to keep the ids instead. A pair of single answers
 /// takes three calls; a completion of several turns one or two more for each of the assistant's,
 /// unless the tokenizer marks them.
@@ -69,14 +70,14 @@ pub struct Tokenized<D, T> {
 }
 
 impl<D, T> Tokenized<D, T> {
-    /// Tokenizes every row once.
+    /// Tokenizes every example once.
     ///
     /// # Errors
     ///
     /// The truncation leaves no token of a prompt or a completion. Or a row cannot be read, the
     /// tokenizer refuses it, or its template writes earlier turns otherwise once others follow, so
     /// that it is unknown which tokens are the assistant's: with [`OnError::Skip`] such rows are
-    /// dropped. Rows that are only too long always are, as the [`Report`] says.
+    /// dropped. Examples that are only too long always are, as the [`Report`] says.
     pub fn new<L, R, E>(
         texts: D,
         tokenizer: T,
@@ -103,10 +104,10 @@ impl<D, T> Tokenized<D, T> {
             let (line, outcome) = match tokenized.texts.get(index) {
                 Ok(example) => {
                     let outcome = tokenized.encode(index, &example);
-                    if let Ok(Ok(row)) = &outcome {
+                    if let Ok(Ok(encoded)) = &outcome {
                         tokenized.kept.push(index);
-                        tokenized.report.look(row, &mut ends);
-                        tokenized.report.keep(&example.label.label(), row);
+                        tokenized.report.look(encoded, &mut ends);
+                        tokenized.report.keep(&example.label.label(), encoded);
                     }
                     (example.line, outcome)
                 }
@@ -119,7 +120,7 @@ impl<D, T> Tokenized<D, T> {
                 Ok(Ok(_)) => continue,
                 Ok(Err(reason)) => reason,
                 Err(error) if tokenized.options.on_error.skips(&error) => {
-                    Reason::Error(error.of_the_row())
+                    Reason::Error(error.without_place())
                 }
                 Err(error) => return Err(error),
             };
@@ -134,7 +135,7 @@ impl<D, T> Tokenized<D, T> {
         Ok(tokenized)
     }
 
-    /// What is kept, what is not, and why.
+    /// The report: what is kept, what is not, and why.
     pub fn report(&self) -> &Report {
         &self.report
     }
@@ -144,19 +145,19 @@ impl<D, T> Tokenized<D, T> {
         &self.texts
     }
 
-    /// For each row of this dataset, its index in the dataset of texts.
+    /// The index of each example of this dataset in the dataset of texts.
     pub fn kept(&self) -> &[usize] {
         &self.kept
     }
 }
 
 impl<D, T> Tokenized<D, T> {
-    /// A row as ids, or why it is left out.
+    /// An example as ids, or why it is left out.
     fn encode<L, R, E>(
         &self,
         index: usize,
         example: &Example<Text, L>,
-    ) -> Result<Result<Row, Reason>, DataError>
+    ) -> Result<Result<EncodedExample, Reason>, DataError>
     where
         T: Fn(Encode<'_>) -> Result<R, E>,
         R: Into<Encoded>,
@@ -188,7 +189,8 @@ impl<D, T> Tokenized<D, T> {
                         start,
                         encode: |messages: &[Message], open: bool| {
                             let content = Content::Conversation(messages);
-                            self.ask(content, open, &example.columns).map(|it| it.ids)
+                            self.ask(content, open, &example.columns)
+                                .map(|encoded| encoded.ids)
                         },
                     };
                     let counted = rendering.counted(self.options.turns, marked);
@@ -207,7 +209,7 @@ impl<D, T> Tokenized<D, T> {
             .options
             .truncation
             .apply(&sequences)
-            .map(|(shortened, cut)| Row {
+            .map(|(shortened, cut)| EncodedExample {
                 alone,
                 whole: sequences,
                 shortened,
@@ -220,7 +222,7 @@ impl<D, T> Tokenized<D, T> {
     /// messages of the latter.
     #[allow(
         clippy::type_complexity,
-        reason = "a row, taken apart by its only caller"
+        reason = "an example, taken apart by its only caller"
     )]
     fn ids<L, R, E>(
         &self,
@@ -247,7 +249,7 @@ impl<D, T> Tokenized<D, T> {
                 let encoded = self.ask(Content::Conversation(&messages), false, columns)?;
                 Ok((encoded, Some(messages)))
             }
-            _ => Err("a string beside a conversation in one row".into()),
+            _ => Err("a string beside a conversation in one example".into()),
         };
         let whole = example.completions().iter().map(with);
         Ok((alone, whole.collect::<Result<_, Failed>>()?))
@@ -274,7 +276,7 @@ impl<D, T> Tokenized<D, T> {
         let chat_template_kwargs = if is_conversation {
             chat_template_kwargs(columns)?
         } else {
-            Object::none()
+            Object::empty()
         };
         let encode = Encode {
             content,
@@ -315,12 +317,12 @@ where
     L: Labels,
 {
     fn get(&self, index: usize) -> Result<Example<Vec<u32>, L>, DatasetError> {
-        let row = self.kept[index];
-        let example = self.texts.get(row)?;
-        match self.encode(row, &example).map_err(DatasetError::new)? {
-            Ok(row) => Ok(Example::of_sequences(example, &row.shortened)),
+        let index = self.kept[index];
+        let example = self.texts.get(index)?;
+        match self.encode(index, &example).map_err(DatasetError::new)? {
+            Ok(encoded) => Ok(Example::from_sequences(example, &encoded.shortened)),
             Err(reason) => Err(DatasetError::new(DataError::Tokenizer {
-                index: row,
+                index,
                 line: example.line,
                 source: format!("it gave other ids before: now {reason}").into(),
             })),

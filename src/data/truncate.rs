@@ -3,39 +3,39 @@ use std::fmt;
 use crate::error::InvalidInput;
 use crate::tokens::Sequence;
 
-/// What happens to a row whose prompt and completion are together longer than `max_length`.
+/// The way to shorten an example whose prompt and completion are together longer than `max_length`.
 ///
-/// All completions of a row keep the same prompt. A row that would lose a whole completion (or all
-/// of its tokens that count) or its whole prompt is dropped, and reported.
+/// All completions of an example keep the same prompt. An example that would lose a whole
+/// completion (or all of its tokens that count) or its whole prompt is dropped, and reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Truncation {
-    /// Nothing is cut: the row is dropped.
+    /// Nothing is cut: the example is dropped.
     Drop {
-        /// Tokens of prompt and completion, at most.
+        /// The most tokens of prompt and completion together.
         max_length: usize,
     },
     /// The prompt loses its beginning, completions nothing.
     PromptEnd {
-        /// Tokens of prompt and completion, at most.
+        /// The most tokens of prompt and completion together.
         max_length: usize,
     },
     /// Completions lose their end (and with it the end of sequence), the prompt nothing.
     CompletionStart {
-        /// Tokens of prompt and completion, at most.
+        /// The most tokens of prompt and completion together.
         max_length: usize,
     },
     /// The prompt keeps its last `max_prompt` tokens, also where prompt and completion would fit;
     /// then completions lose their end.
     PromptEndThenCompletionStart {
-        /// Tokens of the prompt, at most.
+        /// The most tokens of a prompt.
         max_prompt: usize,
-        /// Tokens of prompt and completion, at most.
+        /// The most tokens of prompt and completion together.
         max_length: usize,
     },
 }
 
-/// Why a row is left out.
+/// The reason why an example is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
@@ -78,7 +78,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What was cut.
+/// The parts that were cut.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cut {
     pub prompt: bool,
@@ -86,7 +86,7 @@ pub(super) struct Cut {
 }
 
 impl Truncation {
-    /// That something could be left of a row.
+    /// That something could be left of an example.
     pub(super) fn check(self) -> Result<(), InvalidInput> {
         let (max_prompt, max_length) = match self {
             Self::Drop { max_length }
@@ -107,20 +107,20 @@ impl Truncation {
         Ok(())
     }
 
-    /// Shortens the sequences of a row, which have the same prompt.
-    pub(super) fn apply(self, row: &[Sequence]) -> Result<(Vec<Sequence>, Cut), Reason> {
-        let prompt = row.first().map_or(0, |s| s.prompt().len());
+    /// Shortens the sequences of an example, which have the same prompt.
+    pub(super) fn apply(self, sequences: &[Sequence]) -> Result<(Vec<Sequence>, Cut), Reason> {
+        let prompt = sequences.first().map_or(0, |s| s.prompt().len());
         if prompt == 0 {
             return Err(Reason::EmptyPrompt);
         }
-        if row.iter().any(|s| s.completion().is_empty()) {
+        if sequences.iter().any(|s| s.completion().is_empty()) {
             return Err(Reason::EmptyCompletion);
         }
-        if row.iter().any(|s| s.length() == 0) {
+        if sequences.iter().any(|s| s.length() == 0) {
             return Err(Reason::NothingCounts);
         }
         let completion = |s: &Sequence| s.completion().len();
-        let longest = row.iter().map(completion).max().unwrap_or(0);
+        let longest = sequences.iter().map(completion).max().unwrap_or(0);
         let (max_prompt, max_length) = match self {
             Self::Drop { max_length } if prompt + longest > max_length => {
                 return Err(Reason::TooLong);
@@ -141,13 +141,13 @@ impl Truncation {
         let room = max_length.saturating_sub(kept);
         let cut = Cut {
             prompt: kept < prompt,
-            completions: row.iter().filter(|s| completion(s) > room).count(),
+            completions: sequences.iter().filter(|s| completion(s) > room).count(),
         };
-        let row: Vec<_> = row.iter().map(|s| shorten(s, kept, room)).collect();
-        if row.iter().any(|s| s.length() == 0) {
+        let shortened: Vec<_> = sequences.iter().map(|s| shorten(s, kept, room)).collect();
+        if shortened.iter().any(|s| s.length() == 0) {
             return Err(Reason::LosesCompletion);
         }
-        Ok((row, cut))
+        Ok((shortened, cut))
     }
 }
 

@@ -1,10 +1,10 @@
-//! Where a completion begins, and which of its tokens the assistant writes.
+//! The beginning of a completion, and the tokens of it that the assistant writes.
 
 use std::borrow::Cow;
 
 use super::message::Message;
 
-/// Which messages of a conversation count.
+/// The messages of a conversation that count.
 ///
 /// # The default
 ///
@@ -27,8 +27,8 @@ pub enum Turns {
     All,
 }
 
-/// Where completions begin, as TRL has it: the number of ids with which the prompt alone and the
-/// prompt with every completion begin.
+/// The place where completions begin, as TRL has it: the number of ids with which the prompt alone
+/// and the prompt with every completion begin.
 ///
 /// Tokens may merge across the border, and some templates open an answer in another way than they
 /// show it later. The ids from here on are the completion, so that no text is lost, and the prompt
@@ -48,29 +48,29 @@ fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// How many tokens at a border may be others once something follows: a merge, an end of sequence
-/// that only stands at the very end. More is a template that rewrites what it has said.
+/// The most tokens at a border that may be others once something follows: a merge, an end of
+/// sequence that only stands at the very end. More is a template that rewrites what it has said.
 const BORDER: usize = 4;
 
 /// A conversation and how it is rendered.
 pub(super) struct Rendering<'a, F> {
     /// Prompt and completion.
     pub messages: &'a [Message],
-    /// How many of them are the prompt.
+    /// The number of them that are the prompt.
     pub prompt: usize,
     /// The ids of the prompt, with a generation prompt.
     pub opened: &'a [u32],
     /// The ids of all of them.
     pub whole: &'a [u32],
-    /// Where the completion begins in them.
+    /// The place among the ids where the completion begins.
     pub start: usize,
     /// The ids of the first messages, with a generation prompt or without.
     pub encode: F,
 }
 
-/// Which tokens of a completion count.
+/// The tokens of a completion that count.
 pub(super) struct Counted {
-    /// For each of its tokens.
+    /// A mark for each token: whether it counts.
     pub marks: Vec<bool>,
     /// Messages of the assistant whose last tokens are others once something follows. Those do not
     /// count.
@@ -138,7 +138,7 @@ where
         Ok(end)
     }
 
-    /// Where message `j` begins, after its generation prompt.
+    /// The place where message `j` begins, after its generation prompt.
     fn begin(&self, j: usize) -> Result<usize, Failure<E>> {
         let before = &self.messages[..j];
         let opened = if j == self.prompt {
@@ -148,7 +148,8 @@ where
                 .map(Cow::Owned)
                 .map_err(Failure::Tokenizer)?
         };
-        // Behind its own opening, also where another completion of the row moves the prompt's end.
+        // Behind its own opening, also where another completion of the example moves the prompt's
+        // end.
         let begin = common(&opened, self.whole);
         if begin < opened.len() {
             // Only the generation prompt may be another.
@@ -163,7 +164,8 @@ where
         Ok(begin)
     }
 
-    /// Where message `j`, which begins at `begin`, ends, and whether it ends otherwise alone.
+    /// The place where message `j`, which begins at `begin`, ends, and whether it ends otherwise
+    /// alone.
     fn end(&self, j: usize, begin: usize) -> Result<(usize, bool), Failure<E>> {
         if j + 1 == self.messages.len() {
             return Ok((self.whole.len(), false));

@@ -44,6 +44,7 @@ pub use token::TokenLogProbs;
 use burn::tensor::Tensor;
 
 use crate::error::InvalidInput;
+use crate::needs::Values;
 
 /// Log-probabilities of completions, with or without a reference beside them:
 /// [`SequenceLogProbs`] or [`RelativeLogProbs`].
@@ -51,6 +52,9 @@ use crate::error::InvalidInput;
 /// `D` is 1 for `[batch]` and 2 for `[batch, candidates]`. It is sealed: what stands in a batch of
 /// pairs, thumbs or lists is one of the two.
 pub trait LogProbs<const D: usize>: sealed::Sealed + Clone {
+    /// Values that a batch of these holds.
+    const VALUES: Values;
+
     /// The policy's side.
     fn policy(&self) -> &SequenceLogProbs<D>;
 
@@ -82,6 +86,8 @@ mod sealed {
 }
 
 impl<const D: usize> LogProbs<D> for SequenceLogProbs<D> {
+    const VALUES: Values = Values::LogProbs;
+
     fn policy(&self) -> &SequenceLogProbs<D> {
         self
     }
@@ -92,6 +98,8 @@ impl<const D: usize> LogProbs<D> for SequenceLogProbs<D> {
 }
 
 impl<const D: usize> LogProbs<D> for RelativeLogProbs<D> {
+    const VALUES: Values = Values::LogRatios;
+
     fn policy(&self) -> &SequenceLogProbs<D> {
         RelativeLogProbs::policy(self)
     }

@@ -16,14 +16,16 @@ objective! {
     ///
     /// α = 0 is SimPO. The exponent is clamped to 80.
     example policy "" = 0.371085, "2·4·(4^¼ − 2^¼) − 1 = 0.80005, and −ln σ of it";
-    pub struct AlphaPoLoss from AlphaPoLossConfig {
+    pub struct AlphaPoLoss from AlphaPoLossConfig
+        takes [PolicyPair]
+    {
         /// β > 0: reward per unit of r.
         beta / with_beta: f64 = 2.0, positive;
         /// γ: the margin to reach.
         target_margin / with_target_margin: f64 = 1.0, finite;
         /// α: the shape; negative values are allowed.
         alpha / with_alpha: f64 = 0.25, finite;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }

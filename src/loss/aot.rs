@@ -19,13 +19,15 @@ objective! {
     /// The losses belong to ranks of the batch, not to its examples: they depend on what else is
     /// in the batch, and micro-batches do *not* add up to one large batch.
     example referenced "" = 0.313262, "one pair sorts to itself: −ln σ(0.1·10)";
-    pub struct AotLoss from AotLossConfig {
+    pub struct AotLoss from AotLossConfig
+        takes [ReferencedPair]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// Whether the differences of the pairs are sorted (TRL's `aot`), or the two sides apart
         /// (`aot_unpaired`, `aot_pair` until 0.24).
         paired / with_paired: bool = true;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }
@@ -46,5 +48,9 @@ impl Objective<ReferencedPair> for AotLoss {
         };
         let losses = self.label_noise.losses(delta * self.beta);
         LossOutput::new(losses, batch.log_ratios() * self.beta)
+    }
+
+    fn whole_batch(&self) -> bool {
+        true
     }
 }

@@ -18,7 +18,9 @@ objective! {
     /// ```
     example referenced "" = 0.760192, "βρ = 0.2 and −0.8: σ(−0.2) + σ(−0.8)";
     example unpaired "" = 0.384471, "the mean of 1 − σ(1) and σ(0)";
-    pub struct ApoZeroLoss from ApoZeroLossConfig {
+    pub struct ApoZeroLoss from ApoZeroLossConfig
+        takes [ReferencedPair, Unpaired<RelativeLogProbs>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
     }
@@ -49,7 +51,9 @@ objective! {
     /// reward = β·ρ
     /// ```
     example referenced "" = 0.818775, "βρ = 0.2 and −0.8: σ(0.2) + σ(−1)";
-    pub struct ApoDownLoss from ApoDownLossConfig {
+    pub struct ApoDownLoss from ApoDownLossConfig
+        takes [ReferencedPair]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
     }

@@ -18,7 +18,9 @@ objective! {
     /// ln σ(−od_l) = ln(1 − e^ℓ̄_l). As in ORPO, ℓ̄_l is clamped to at most −1e-30. The formula was
     /// derived again from the paper; no peer's code was compared.
     example policy "" = 1.673976, "ln 2 + [ln 2 − ln ¾]";
-    pub struct AsftLoss from AsftLossConfig {
+    pub struct AsftLoss from AsftLossConfig
+        takes [PolicyPair]
+    {
         /// λ ≥ 0: the weight of the alignment.
         alignment_weight / with_alignment_weight: f64 = 1.0, non_negative;
     }

@@ -19,9 +19,11 @@ objective! {
     ///
     /// δ is a [`WithShift`] column: the paper takes the mean of all rewards so far, which a
     /// [`RunningMean`](crate::training::state::RunningMean) holds. Plain pairs have δ = 0, as TRL 1.16 and
-    /// Liger do; labelled completions always name it. The rewards leave δ out, as theirs do.
+    /// Liger do; unpaired completions always name it. The rewards leave δ out, as theirs do.
     example referenced "" = 0.969240, "−ln σ(0.2) − ln σ(0.8)";
-    pub struct BcoLoss from BcoLossConfig {
+    pub struct BcoLoss from BcoLossConfig
+        takes [ReferencedPair, WithShift<ReferencedPair>, WithShift<Unpaired<RelativeLogProbs>>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
     }

@@ -24,7 +24,9 @@ objective! {
     /// weights exp(−½·((Δ − M₀)/s)²), where s is a moving standard deviation. This crate keeps all
     /// pairs.
     example with_mean_margin "" = 0.000911, "M₀ = 0: β′ = 0.1·(1 + 0.6·10) = 0.7, and −ln σ(7)";
-    pub struct BetaDpoLoss from BetaDpoLossConfig {
+    pub struct BetaDpoLoss from BetaDpoLossConfig
+        takes [WithMeanMargin<ReferencedPair>]
+    {
         /// β > 0: reward per nat of log-ratio of an average batch.
         beta / with_beta: f64 = 0.1, positive;
         /// a ≥ 0: how much β follows Δ, per nat; 0 is DPO.
@@ -45,5 +47,9 @@ impl Objective<WithMeanMargin<ReferencedPair>> for BetaDpoLoss {
         let excess = mean - mean_margin.cast(delta.dtype());
         let beta = ((excess * self.sensitivity + 1) * self.beta).clamp_min(MIN_BETA);
         LossOutput::new(softplus(-delta * beta), rho * self.beta)
+    }
+
+    fn whole_batch(&self) -> bool {
+        true
     }
 }

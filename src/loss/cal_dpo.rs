@@ -15,7 +15,9 @@ objective! {
     ///
     /// The logistic term has no β. The authors' code weighs the calibration with 0.5.
     example referenced "" = 18.000045, "−ln σ(10) + (2 − 5)² + (−8 + 5)²";
-    pub struct CalDpoLoss from CalDpoLossConfig {
+    pub struct CalDpoLoss from CalDpoLossConfig
+        takes [ReferencedPair]
+    {
         /// β > 0: the target log-ratio is ±1/(2β) nats.
         beta / with_beta: f64 = 0.1, positive;
         /// w ≥ 0: the weight of the calibration.

@@ -17,7 +17,9 @@ objective! {
     ///
     /// Beyond the clip the gradient is 0.
     example referenced ".with_reward_bound(Some(0.25))" = 0.474077, "h > 0.5, and −ln σ(0.5)";
-    pub struct ChipoLoss from ChipoLossConfig {
+    pub struct ChipoLoss from ChipoLossConfig
+        takes [ReferencedPair]
+    {
         /// β > 0: reward per unit of g.
         beta / with_beta: f64 = 0.1, positive;
         /// R > 0: the margin is clipped to ±2R; none leaves it.

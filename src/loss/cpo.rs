@@ -23,14 +23,16 @@ objective! {
     /// `forward` panics on a column with the tokens of the step beside
     /// [`NllNormalization::Sequence`]: see [`WithNll::over_step`].
     example policy "" = 1.257244, "−ln σ(0.1·4·ln 2) + ln 2";
-    pub struct CpoLoss from CpoLossConfig {
+    pub struct CpoLoss from CpoLossConfig
+        takes [PolicyPair, WithNll<PolicyPair>]
+    {
         /// β > 0: reward per nat.
         beta / with_beta: f64 = 0.1, positive;
         /// α ≥ 0: the weight of the NLL.
         sft_weight / with_sft_weight: f64 = 1.0, non_negative;
         /// The mean that the NLL takes.
         nll_normalization / with_nll_normalization: NllNormalization = NllNormalization::Sequence;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }
@@ -55,10 +57,18 @@ impl Objective<PolicyPair> for CpoLoss {
     fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {
         self.losses(&batch, self.nll_normalization.nll(&batch.chosen))
     }
+
+    fn whole_batch(&self) -> bool {
+        self.nll_normalization.whole_batch()
+    }
 }
 
 impl Objective<WithNll<PolicyPair>> for CpoLoss {
     fn forward(&self, batch: WithNll<PolicyPair>) -> LossOutput<Pair<Tensor<1>>> {
         self.losses(&batch.batch, self.nll_normalization.nll_of(&batch))
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.nll_normalization.whole_batch()
     }
 }

@@ -18,7 +18,9 @@ objective! {
     /// exponential, e^(ln σ(h/t) − h), because its factors may be 0 and ∞, whose product is NaN. For
     /// t > 1 the exponent is clamped to 80.
     example referenced "" = 0.367879, "h = 1, σ(1/0.05) ≈ 1, so e^−1";
-    pub struct DiscopopLoss from DiscopopLossConfig {
+    pub struct DiscopopLoss from DiscopopLossConfig
+        takes [ReferencedPair]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// t > 0: the temperature of the mixture.

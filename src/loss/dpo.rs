@@ -26,10 +26,12 @@ objective! {
     /// TRL 1.16 ignores `label_smoothing` with its `sigmoid` loss; here every field acts. Its
     /// rewards stay β·ρ under any divergence or normalisation; ours are what the loss compares.
     example referenced ".with_beta(0.1)" = 0.313262, "h = 0.1·(2 + 8) = 1, and −ln σ(1)";
-    pub struct DpoLoss from DpoLossConfig {
+    pub struct DpoLoss from DpoLossConfig
+        takes [ReferencedPair, WithMargin<ReferencedPair>, WithPreference<ReferencedPair>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
         /// g: what the objective compares.
         divergence / with_divergence: Divergence = Divergence::ReverseKl, choice;

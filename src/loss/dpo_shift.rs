@@ -16,7 +16,9 @@ objective! {
     ///
     /// The rewards leave λ out, as the authors' do.
     example referenced "" = 0.371101, "0.1·(2 + 0.75·8) = 0.8, and −ln σ(0.8)";
-    pub struct DpoShiftLoss from DpoShiftLossConfig {
+    pub struct DpoShiftLoss from DpoShiftLossConfig
+        takes [ReferencedPair]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// λ ∈ (0, 1]: the share of the rejected log-ratio that counts; 1 is DPO.

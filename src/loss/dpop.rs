@@ -17,7 +17,9 @@ objective! {
     ///
     /// The rewards leave the penalty out.
     example referenced "" = 0.313262, "ρ_w > 0, so DPO: −ln σ(0.1·10)";
-    pub struct DpopLoss from DpopLossConfig {
+    pub struct DpopLoss from DpopLossConfig
+        takes [ReferencedPair]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// λ ≥ 0: the weight of the penalty; 0 is DPO.

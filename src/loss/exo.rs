@@ -18,7 +18,9 @@ objective! {
     /// At ε = 0 the loss is infinite, so that ε = 0 is an error, as in TRL 1.16. (TRL 0.24 took 1e-3
     /// instead.)
     example referenced "" = 1.276310, "h = 1: 0.731·(−0.313 + 0.001) + 0.269·(−1.313 + 6.908)";
-    pub struct ExoPairLoss from ExoPairLossConfig {
+    pub struct ExoPairLoss from ExoPairLossConfig
+        takes [ReferencedPair]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// ε ∈ (0, 0.5): the smoothing of the label.

@@ -15,7 +15,9 @@ objective! {
     /// reward = β·ρ
     /// ```
     example ranked ".with_score_temperature(0.5)" = 0.082608, "0.731·(0.127 − 0.313) + 0.269·(2.127 − 1.313)";
-    pub struct ExoListLoss from ExoListLossConfig {
+    pub struct ExoListLoss from ExoListLossConfig
+        takes [Ranked<RelativeLogProbs<2>>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// β_r > 0: the temperature of the scores.

@@ -21,7 +21,9 @@ objective! {
     /// [`DpoLoss`]: crate::DpoLoss
     example referenced "" = 0.367879, "h = 1, and e^−1";
     example referenced ".with_beta(0.05).with_link(Link::SquaredHinge)" = 0.25, "(1 − 0.5)²";
-    pub struct GpoLoss from GpoLossConfig {
+    pub struct GpoLoss from GpoLossConfig
+        takes [ReferencedPair]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// f: the loss of a margin.

@@ -17,6 +17,7 @@ objective! {
     /// α < 1 sharpens the policy, α > 1 flattens it. α = 1 is DPO, so there is no default.
     example referenced of 0.9 "" = 0.371101, "0.1·(0.9·20 − 10) = 0.8";
     pub struct HdpoLoss from HdpoLossConfig
+        takes [ReferencedPair]
         requires entropy_weight / with_entropy_weight: f64, positive,
             "α > 0: the weight of the policy's entropy."
     {

@@ -17,7 +17,9 @@ objective! {
     ///
     /// g(ρ) = ρ in the papers. The gradient at h = 1 is 0.
     example referenced ".with_beta(0.05)" = 0.5, "h = 0.05·(2 + 8), and 1 − 0.5";
-    pub struct HingeLoss from HingeLossConfig {
+    pub struct HingeLoss from HingeLossConfig
+        takes [ReferencedPair]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// g: what the objective compares.

@@ -15,7 +15,9 @@ objective! {
     /// reward = β·ρ
     /// ```
     example ranked "" = 0.582203, "p = 0.731, 0.269: 0.731·0.31326 + 0.269·1.31326";
-    pub struct InfoNcaLoss from InfoNcaLossConfig {
+    pub struct InfoNcaLoss from InfoNcaLossConfig
+        takes [Ranked<RelativeLogProbs<2>>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// α > 0: the temperature of the scores; the paper uses 0.01 to 1.

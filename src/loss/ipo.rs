@@ -22,7 +22,9 @@ objective! {
     /// What is squared is clamped to 1e18 in f32, so that the square is finite.
     example referenced ".with_tau(0.1)" = 6.25, "Δ = 2/4 + 8/4, and (2.5 − 1/0.2)²";
     example referenced ".with_normalization(Normalization::Sum)" = 25.0, "Δ = 10, and (10 − 5)²";
-    pub struct IpoLoss from IpoLossConfig {
+    pub struct IpoLoss from IpoLossConfig
+        takes [ReferencedPair]
+    {
         /// τ > 0: the regularisation; the target margin is 1/(2τ) nats.
         tau / with_tau: f64 = 0.1, positive;
         /// Mean over the completion's tokens, or the paper's sum.

@@ -19,7 +19,9 @@ objective! {
     /// [`KlEstimate`](crate::KlEstimate). No gradient flows into it. At policy = reference with
     /// z₀ = 0 every loss is λ/2.
     example unpaired_with_baseline "" = 0.384471, "the mean of 1 − σ(0.1·10) and 1 − σ(0)";
-    pub struct KtoLoss from KtoLossConfig {
+    pub struct KtoLoss from KtoLossConfig
+        takes [WithBaseline<Unpaired<RelativeLogProbs>>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// λ_D ≥ 0, the weight of desirable completions.

@@ -22,7 +22,9 @@ objective! {
     /// without gradient; equal rewards keep their order in the list. G grows as 2^s, so scale
     /// scores to a few units; from e^60 on it is constant, so that losses stay finite in f32.
     example ranked "" = 0.252425, "q = 0.1, −0.4: 1·(1/ln 2 − 1/ln 3)·ln(1 + e^−0.5)";
-    pub struct LipoLoss from LipoLossConfig {
+    pub struct LipoLoss from LipoLossConfig
+        takes [Ranked<RelativeLogProbs<2>>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.05, positive;
     }

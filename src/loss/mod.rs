@@ -77,6 +77,9 @@
 //! # What they were checked against
 //!
 #![doc = include_str!("../../docs/rustdoc/checked.md")]
+//!
+//! In the repository, search `tests/` for the name of an objective: its tests are rows in tables of
+//! all objectives, which CONTRIBUTING.md lists.
 
 mod alpha_po;
 mod aot;

@@ -16,7 +16,9 @@ objective! {
     ///
     /// Unlike a loss of the margin, it keeps the chosen log-probability from falling.
     example referenced "" = 1.182759, "βρ = 0.2 and −0.8: 0.59814 + ½·0.79814 + ½·0.37110";
-    pub struct NcaLoss from NcaLossConfig {
+    pub struct NcaLoss from NcaLossConfig
+        takes [ReferencedPair]
+    {
         /// β > 0: reward per nat of log-ratio (the authors use 0.01).
         beta / with_beta: f64 = 0.1, positive;
     }
@@ -41,7 +43,9 @@ objective! {
     ///
     /// K counts the present candidates.
     example ranked "" = 1.336852, "p = 0.731, 0.269: −Σ [p·ln σ(q) + ½·ln σ(−q)]";
-    pub struct NcaListLoss from NcaListLossConfig {
+    pub struct NcaListLoss from NcaListLossConfig
+        takes [Ranked<RelativeLogProbs<2>>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// α > 0: the temperature of the scores.

@@ -14,7 +14,9 @@ objective! {
     /// reward = β·ρ
     /// ```
     example undesirable "" = 15.962779, "−20·ln σ(−0.2)";
-    pub struct NpoLoss from NpoLossConfig {
+    pub struct NpoLoss from NpoLossConfig
+        takes [RelativeLogProbs]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
     }
@@ -40,7 +42,9 @@ objective! {
     /// −β·(ℓ̄ + δ), so that γ = β·δ: see
     /// [`from_margin_ratio`](SimnpoLossConfig::from_margin_ratio).
     example undesirable_policy "" = 0.001543, "ℓ̄ = −2.5: −0.8·ln σ(6.25)";
-    pub struct SimnpoLoss from SimnpoLossConfig {
+    pub struct SimnpoLoss from SimnpoLossConfig
+        takes [SequenceLogProbs]
+    {
         /// β > 0: reward per nat and token.
         beta / with_beta: f64 = 2.5, positive;
         /// γ: the margin to reach.

@@ -30,7 +30,9 @@ objective! {
     /// `forward` panics on a column with the tokens of the step beside
     /// [`NllNormalization::Sequence`]: see [`WithNll::over_step`].
     example policy "" = 0.721915, "odds of 1 and ⅓: ln 2 − 0.1·ln σ(ln 3) = ln 2 + 0.1·ln(4/3)";
-    pub struct OrpoLoss from OrpoLossConfig {
+    pub struct OrpoLoss from OrpoLossConfig
+        takes [PolicyPair, WithNll<PolicyPair>]
+    {
         /// λ ≥ 0: the weight of the odds ratio (TRL's `beta`).
         odds_ratio_weight / with_odds_ratio_weight: f64 = 0.1, non_negative;
         /// The mean that the NLL takes.
@@ -59,10 +61,18 @@ impl Objective<PolicyPair> for OrpoLoss {
     fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {
         self.losses(&batch, self.nll_normalization.nll(&batch.chosen))
     }
+
+    fn whole_batch(&self) -> bool {
+        self.nll_normalization.whole_batch()
+    }
 }
 
 impl Objective<WithNll<PolicyPair>> for OrpoLoss {
     fn forward(&self, batch: WithNll<PolicyPair>) -> LossOutput<Pair<Tensor<1>>> {
         self.losses(&batch.batch, self.nll_normalization.nll_of(&batch))
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.nll_normalization.whole_batch()
     }
 }

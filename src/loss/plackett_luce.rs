@@ -15,7 +15,9 @@ objective! {
     ///
     /// Two candidates are DPO. Candidates of equal score keep their order in the list.
     example ranked "" = 0.313262, "two candidates: DPO, −ln σ(1)";
-    pub struct PlackettLuceLoss from PlackettLuceLossConfig {
+    pub struct PlackettLuceLoss from PlackettLuceLossConfig
+        takes [Ranked<RelativeLogProbs<2>>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
     }

@@ -19,7 +19,9 @@ objective! {
     /// The authors' code takes the sum for the NLL, once per stage; and it does not shift its mask
     /// with the labels, so it drops the first response token and scores a padding token instead.
     example ranked_policy "" = 1.341154, "T = 0.6: ln(e^−1.2 + e^−0.3) + 1.2, and 0.05·2";
-    pub struct ProLoss from ProLossConfig {
+    pub struct ProLoss from ProLossConfig
+        takes [Ranked<SequenceLogProbs<2>>]
+    {
         /// w ≥ 0: the weight of the best candidate's NLL.
         sft_weight / with_sft_weight: f64 = 0.05, non_negative;
     }

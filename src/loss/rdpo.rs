@@ -17,7 +17,9 @@ objective! {
     /// h + α·(len_w − len_l), so that a chosen completion which is longer gets a weaker push. Several
     /// implementations subtract instead. The rewards leave the length out.
     example referenced "" = 0.313262, "equal lengths, so DPO: −ln σ(1)";
-    pub struct RdpoLoss from RdpoLossConfig {
+    pub struct RdpoLoss from RdpoLossConfig
+        takes [ReferencedPair]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// α ≥ 0: what a token costs; 0 is DPO.

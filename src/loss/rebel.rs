@@ -19,10 +19,12 @@ objective! {
     /// which completion is called chosen does not matter.
     example scored "" = 81.0, "(10 − 1·(2 − 1))²";
     example scored ".with_score_scale(4.0).with_unit(RegressionUnit::Score)" = 2.25, "(10/4 − (2 − 1))²";
-    pub struct RebelLoss from RebelLossConfig {
+    pub struct RebelLoss from RebelLossConfig
+        takes [WithScores<ReferencedPair>]
+    {
         /// η > 0: nats per unit of score.
         score_scale / with_score_scale: f64 = 1.0, positive;
-        /// What the square is measured in.
+        /// Unit of the difference that is squared.
         unit / with_unit: RegressionUnit = RegressionUnit::LogRatio;
     }
 }

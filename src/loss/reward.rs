@@ -25,10 +25,12 @@ objective! {
     /// Rewards in half precision are upcast to f32.
     example rewards "" = 0.201413, "r = 2 and 0.5: −ln σ(1.5)";
     example rewards ".with_centering_weight(0.01)" = 0.263913, "the same + 0.01·2.5²";
-    pub struct BradleyTerryLoss from BradleyTerryLossConfig {
+    pub struct BradleyTerryLoss from BradleyTerryLossConfig
+        takes [RewardPair, WithMargin<RewardPair>, WithPreference<RewardPair>]
+    {
         /// λ ≥ 0: the weight of the centring.
         centering_weight / with_centering_weight: f64 = 0.0, non_negative;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }
@@ -91,8 +93,10 @@ objective! {
     /// counts as accurate where r_w > r_l.
     example untied_rewards "" = 0.512459, "r = 2 and 0.5, a win: −ln σ(1.5 − ln 3)";
     example untied_rewards ".with_tie_model(TieModel::Davidson(1.0))" = 0.773742, "ln(1 + e^−1.5 + 2·e^−0.75)";
-    pub struct BradleyTerryTiesLoss from BradleyTerryTiesLossConfig {
-        /// How likely a tie is.
+    pub struct BradleyTerryTiesLoss from BradleyTerryTiesLossConfig
+        takes [WithTies<RewardPair>]
+    {
+        /// Model of the probability of a tie.
         tie_model / with_tie_model: TieModel = TieModel::RaoKupper(3.0), choice;
         /// λ ≥ 0: the weight of the centring.
         centering_weight / with_centering_weight: f64 = 0.0, non_negative;
@@ -122,7 +126,9 @@ objective! {
     /// of one batch. Candidates of equal score keep their order in the list. A list without
     /// candidates has loss 0.
     example ranked_rewards "" = 0.201413, "r = 2 and 0.5, in that order: −ln σ(1.5)";
-    pub struct RewardRankingLoss from RewardRankingLossConfig {
+    pub struct RewardRankingLoss from RewardRankingLossConfig
+        takes [Ranked<Tensor<2>>]
+    {
         /// λ ≥ 0: the weight of the centring.
         centering_weight / with_centering_weight: f64 = 0.0, non_negative;
     }

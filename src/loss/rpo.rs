@@ -16,7 +16,9 @@ objective! {
     ///
     /// The scores are a [`WithScores`] column.
     example scored ".with_score_scale(2.0)" = 0.067131, "d = 2, h = 1: KL(Ber σ(2) ‖ Ber σ(1))";
-    pub struct RpoLoss from RpoLossConfig {
+    pub struct RpoLoss from RpoLossConfig
+        takes [WithScores<ReferencedPair>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// η > 0: reward per unit of score.

@@ -20,7 +20,9 @@ objective! {
     /// The authors' code weighs the ranking term instead of the NLL, and as it runs takes the
     /// padded length of the batch for every candidate's; the paper and this crate take its own.
     example ranked_policy "" = 3.5, "q = −0.5 and −2, the better one is less likely: 1.5 + NLL 2";
-    pub struct RrhfLoss from RrhfLossConfig {
+    pub struct RrhfLoss from RrhfLossConfig
+        takes [Ranked<SequenceLogProbs<2>>]
+    {
         /// κ ≥ 0: the power of the length that divides ℓ.
         length_penalty / with_length_penalty: f64 = 1.0, non_negative;
         /// w ≥ 0: the weight of the best candidate's NLL.

@@ -22,7 +22,9 @@ objective! {
     /// The gradients of policy and value are those of the equation. The paper's Algorithm 1 divides
     /// the policy's gradient by τ, which acts as a learning rate; at τ = 1 both agree.
     example scored_with_value "" = 1.125, "r = 3, V = 2.5, ρ = 2: ½·(3 − 2.5 − 2)²";
-    pub struct DroLoss from DroLossConfig {
+    pub struct DroLoss from DroLossConfig
+        takes [WithValue<Scored<RelativeLogProbs>>]
+    {
         /// τ > 0: reward per nat of log-ratio.
         tau / with_tau: f64 = 1.0, positive;
     }
@@ -61,7 +63,9 @@ objective! {
     /// samples of the reference, at a β₁ of its own (authors: ½, and β₂ = 1e-3). No gradient flows
     /// into it. The completions are the policy's, one per prompt.
     example scored_with_value ".with_beta(0.1)" = 0.09, "r = 3, V* = 2.5, ρ = 2: (0.2 − 0.5)²";
-    pub struct AstarPoLoss from AstarPoLossConfig {
+    pub struct AstarPoLoss from AstarPoLossConfig
+        takes [WithValue<Scored<RelativeLogProbs>>]
+    {
         /// β₂ > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 1e-3, positive;
     }
@@ -93,7 +97,9 @@ objective! {
     /// 0.15 at β = 0.5. This is the paper's identity transformation; its other transformations change
     /// the score and Z. The default β is that of the authors' configuration.
     example quantiles ".with_beta(0.1)" = 0.048284, "R_q = 0.75, ρ = 2, β·ln Z = 1 + 0.1·ln 0.1 + 0.1·ln(1 − e^−10)";
-    pub struct QrpoLoss from QrpoLossConfig {
+    pub struct QrpoLoss from QrpoLossConfig
+        takes [Scored<RelativeLogProbs>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 3e-3, positive;
     }

@@ -21,7 +21,9 @@ objective! {
     /// the loss is ln K, of K candidates. A list of one candidate, or of none, has loss 0. The default β
     /// is that of the authors' script; the default of their code is 0.1.
     example ranked "" = 0.000045, "two candidates: DPO, −ln σ(10)";
-    pub struct SdpoLoss from SdpoLossConfig {
+    pub struct SdpoLoss from SdpoLossConfig
+        takes [Ranked<RelativeLogProbs<2>>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 1.0, positive;
     }

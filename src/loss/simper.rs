@@ -13,7 +13,9 @@ objective! {
     /// reward = e^ℓ̄
     /// ```
     example policy "" = -0.25, "−½ + ¼";
-    pub struct SimperLoss from SimperLossConfig {}
+    pub struct SimperLoss from SimperLossConfig
+        takes [PolicyPair]
+    {}
 }
 
 impl Objective<PolicyPair> for SimperLoss {

@@ -18,12 +18,14 @@ objective! {
     /// γ is absolute, as in the paper, TRL and Liger. The authors' configs give γ/β: see
     /// [`from_margin_ratio`](SimpoLossConfig::from_margin_ratio).
     example policy "" = 0.518538, "2·ln 2 − 1 = 0.38629, and −ln σ of it";
-    pub struct SimpoLoss from SimpoLossConfig {
+    pub struct SimpoLoss from SimpoLossConfig
+        takes [PolicyPair]
+    {
         /// β > 0: reward per nat and token.
         beta / with_beta: f64 = 2.0, positive;
         /// γ: the margin to reach.
         target_margin / with_target_margin: f64 = 1.0, finite;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }

@@ -17,7 +17,9 @@ objective! {
     ///
     /// The regularisation is on the chosen completion; the paper has it on the supervised target.
     example policy "" = 0.277259, "1 − 4·ln 2 < 0, and 0.1·4·ln 2";
-    pub struct SlicHfLoss from SlicHfLossConfig {
+    pub struct SlicHfLoss from SlicHfLossConfig
+        takes [PolicyPair]
+    {
         /// δ ≥ 0: the margin to reach, nats.
         target_margin / with_target_margin: f64 = 1.0, non_negative;
         /// λ ≥ 0: the weight of the chosen completion's −ℓ (a sum, not a mean).

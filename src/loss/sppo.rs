@@ -15,7 +15,9 @@ objective! {
     /// P is the probability that the chosen completion wins: a [`WithPreference`] column, or 1 for
     /// plain pairs ("hard" in TRL). There is no leading ½, as in TRL and Liger. TRL's default β is 0.1.
     example referenced ".with_beta(0.1)" = 18.0, "(2 − 5)² + (−8 + 5)²";
-    pub struct SppoLoss from SppoLossConfig {
+    pub struct SppoLoss from SppoLossConfig
+        takes [ReferencedPair, WithPreference<ReferencedPair>]
+    {
         /// β > 0: 1/η of the paper.
         beta / with_beta: f64 = 1e-3, positive;
     }

@@ -19,7 +19,9 @@ objective! {
     /// `examples/tdpo.rs` is a whole step. The rewards leave K out; the authors' code logs
     /// β·(ρ + K).
     example with_sequence_kl "" = 0.341154, "K = 1 and 3: 0.1·(10 − 0.5·2) = 0.9, and −ln σ(0.9)";
-    pub struct TdpoLoss from TdpoLossConfig {
+    pub struct TdpoLoss from TdpoLossConfig
+        takes [WithSequenceKl<ReferencedPair>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// α ≥ 0: the weight of the difference of the KLs; 0 is DPO.

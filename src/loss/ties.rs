@@ -17,7 +17,9 @@ objective! {
     /// Ties are a [`WithTies`] column. No peer has this loss; it was derived again from the
     /// paper's probabilities, which sum to 1 over win, tie and loss.
     example untied "" = 0.743668, "−ln σ(1 − ln 3)";
-    pub struct RaoKupperLoss from RaoKupperLossConfig {
+    pub struct RaoKupperLoss from RaoKupperLossConfig
+        takes [WithTies<ReferencedPair>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// ν > 1: how readily a small difference is called a tie.
@@ -45,7 +47,9 @@ objective! {
     /// Ties are a [`WithTies`] column. No peer has this loss; it was derived again from the
     /// paper's probabilities, which sum to 1 over win, tie and loss.
     example untied "" = 0.948154, "ln(1 + e^−1 + 2·e^−½)";
-    pub struct DavidsonLoss from DavidsonLossConfig {
+    pub struct DavidsonLoss from DavidsonLossConfig
+        takes [WithTies<ReferencedPair>]
+    {
         /// β > 0: reward per nat of log-ratio.
         beta / with_beta: f64 = 0.1, positive;
         /// ν > 0: at h = 0 a tie is 2ν times as likely as a win.

@@ -28,7 +28,9 @@ objective! {
     /// [`NllNormalization::Sequence`]: see [`WithNll::over_step`].
     example with_gold "" = 1.179380, "−ln σ(0.01·4·ln 2) + 2/4";
     example with_gold ".with_beta(2.0).with_normalization(Normalization::Mean)" = 0.723144, "−ln σ(2·ln 2) + 2/4";
-    pub struct TpoLoss from TpoLossConfig {
+    pub struct TpoLoss from TpoLossConfig
+        takes [WithNll<PolicyPair>]
+    {
         /// β > 0: reward per nat, or per nat and token.
         beta / with_beta: f64 = 0.01, positive;
         /// γ: the margin to reach.
@@ -39,7 +41,7 @@ objective! {
         normalization / with_normalization: Normalization = Normalization::Sum;
         /// The mean that the NLL takes.
         nll_normalization / with_nll_normalization: NllNormalization = NllNormalization::Sequence;
-        /// What is assumed about flipped labels.
+        /// Assumption about flipped labels.
         label_noise / with_label_noise: LabelNoise = LabelNoise::Clean, choice;
     }
 }
@@ -70,5 +72,9 @@ impl Objective<WithNll<PolicyPair>> for TpoLoss {
             .nll_of(&batch)
             .cast(preference.dtype());
         LossOutput::new(preference + nll * self.sft_weight, rewards)
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.nll_normalization.whole_batch()
     }
 }

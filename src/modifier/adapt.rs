@@ -18,13 +18,17 @@ use crate::objective::{LossOutput, Objective};
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct PolicySide<O>(
-    /// The objective.
+    /// The objective that takes the policy's side alone.
     pub O,
 );
 
 impl<O: Objective<PolicyPair>> Objective<ReferencedPair> for PolicySide<O> {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
         self.0.forward(batch.policy())
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.0.whole_batch()
     }
 }
 
@@ -34,6 +38,10 @@ where
 {
     fn forward(&self, batch: Ranked<RelativeLogProbs<2>>) -> LossOutput<Tensor<2>> {
         self.0.forward(batch.policy())
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.0.whole_batch()
     }
 }
 
@@ -61,12 +69,16 @@ where
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct WithoutColumn<O>(
-    /// The objective.
+    /// The objective that takes the batch without the column.
     pub O,
 );
 
 impl<C: Column, O: Objective<C::Inner>> Objective<C> for WithoutColumn<O> {
     fn forward(&self, batch: C) -> LossOutput<C::Rewards> {
         self.0.forward(batch.into_batch())
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.0.whole_batch()
     }
 }

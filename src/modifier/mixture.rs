@@ -79,7 +79,7 @@ impl<B: Batch> Term<B> {
 }
 
 impl<B: Batch> Mixture<B> {
-    /// `weight`·`objective`, to which others are added.
+    /// A mixture of one part, `weight`·`objective`; [`and`](Self::and) adds others.
     ///
     /// # Errors
     ///
@@ -94,7 +94,7 @@ impl<B: Batch> Mixture<B> {
         })
     }
 
-    /// + `weight`·`objective`.
+    /// Adds the part `weight`·`objective` to the mixture.
     ///
     /// # Errors
     ///
@@ -125,5 +125,9 @@ impl<B: Batch + Clone> Objective<B> for Mixture<B> {
                 sum + term.objective.forward(batch.clone()).losses() * term.weight
             })
         })
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.terms().any(|(_, objective)| objective.whole_batch())
     }
 }

@@ -1,4 +1,4 @@
-//! What goes on top of objectives. Each of these is an objective again, so they nest.
+//! Modifiers of objectives: an SFT term, weights, mixtures. Each is an objective again, so they nest.
 //!
 //! | you want | take |
 //! |---|---|
@@ -8,7 +8,7 @@
 //! | a reference-free objective in a mixture with others | [`PolicySide`] |
 //! | an objective that does not use a column, on a batch that has it | [`WithoutColumn`] |
 //!
-//! What is done to tokens before they are summed is not here: see
+//! Changes of token log-probabilities, before they are summed, are methods of
 //! [`RelativeTokenLogProbs`](crate::RelativeTokenLogProbs) and [`Pair`](crate::Pair).
 
 mod adapt;

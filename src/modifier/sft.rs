@@ -50,7 +50,7 @@ pub struct SftTerm<O> {
 }
 
 impl<O> SftTerm<O> {
-    /// `objective` + `weight`·NLL, per sequence.
+    /// The sum `objective` + `weight`·NLL, with the NLL per sequence.
     ///
     /// # Errors
     ///
@@ -64,18 +64,18 @@ impl<O> SftTerm<O> {
         })
     }
 
-    /// The mean that the NLL takes: per sequence (default) or over the batch's tokens.
+    /// Sets the mean that the NLL takes: per sequence (default) or over the batch's tokens.
     pub fn with_normalization(mut self, normalization: NllNormalization) -> Self {
         self.normalization = normalization;
         self
     }
 
-    /// What the term is added to.
+    /// The objective that the term is added to.
     pub fn objective(&self) -> &O {
         &self.objective
     }
 
-    /// α.
+    /// The weight α of the term.
     pub fn weight(&self) -> f64 {
         self.weight
     }
@@ -117,6 +117,10 @@ impl<B: SftTarget, O: Objective<B>> Objective<B> for SftTerm<O> {
         let output = self.objective.forward(batch);
         output.map_losses(|losses| losses + nll * self.weight)
     }
+
+    fn whole_batch(&self) -> bool {
+        self.normalization.whole_batch() || self.objective.whole_batch()
+    }
 }
 
 /// # Panics
@@ -131,5 +135,9 @@ impl<B: Batch, O: Objective<B>> Objective<WithNll<B>> for SftTerm<O> {
             let nll = nll.cast(losses.dtype());
             losses + nll * self.weight
         })
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.normalization.whole_batch() || self.objective.whole_batch()
     }
 }

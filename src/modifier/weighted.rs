@@ -11,7 +11,7 @@ use crate::objective::{LossOutput, Objective};
 /// [`LossOutput::weighted_mean`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weighted<O>(
-    /// The objective.
+    /// The objective whose losses are weighted.
     pub O,
 );
 
@@ -23,6 +23,10 @@ impl<B: Batch, O: Objective<B>> Objective<WithWeights<B>> for Weighted<O> {
             let weights = weights.cast(losses.dtype());
             losses * weights
         })
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.0.whole_batch()
     }
 }
 

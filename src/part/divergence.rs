@@ -9,7 +9,7 @@ use crate::hyperparameter::{Choice, positive};
 use crate::math::{bounded_expm1, log_sigmoid};
 use crate::part::Normalization;
 
-/// The divergence that keeps the policy near the reference, by what it makes of a log-ratio.
+/// Divergence that keeps the policy near the reference: a function g of the log-ratio ρ.
 ///
 /// f-DPO (2309.16240) compares g(ρ) = f′(e^ρ) of the two completions instead of ρ. The constant
 /// of f′ cancels in the difference; here it is chosen so that g(0) = 0, and rewards start at 0.
@@ -35,7 +35,7 @@ pub enum Divergence {
 }
 
 impl Divergence {
-    /// g(ρ), elementwise.
+    /// The values g(ρ), elementwise.
     pub fn apply<const D: usize>(&self, log_ratio: Tensor<D>) -> Tensor<D> {
         match *self {
             Self::ReverseKl => log_ratio,
@@ -48,7 +48,7 @@ impl Divergence {
         }
     }
 
-    /// g(ρ) of both sides of a pair, per sequence or divided by the length.
+    /// The values g(ρ) of both sides of a pair, per sequence or divided by the length.
     pub fn compared(
         &self,
         batch: &ReferencedPair,
@@ -57,7 +57,7 @@ impl Divergence {
         batch.map_ref(|y| normalization.apply(self.apply(y.log_ratio()), y.policy()))
     }
 
-    /// scale·g(ρ) of both sides of a pair.
+    /// The rewards scale·g(ρ) of both sides of a pair.
     pub fn rewards(&self, batch: &ReferencedPair, scale: f64) -> Pair<Tensor<1>> {
         batch.log_ratios().map(|rho| self.apply(rho)) * scale
     }

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::math::{log_sigmoid, sigmoid};
 
-/// How far a reward margin h is from the gap d that the scores ask for.
+/// Distance of a reward margin h from the gap d that the scores ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(rename_all = "snake_case")]
@@ -17,7 +17,7 @@ pub enum GapDistance {
 }
 
 impl GapDistance {
-    /// D(d, h), elementwise.
+    /// The distances D(d, h), elementwise.
     pub fn losses<const D: usize>(&self, gap: Tensor<D>, margin: Tensor<D>) -> Tensor<D> {
         match self {
             Self::BackwardKl => bernoulli_kl(gap, margin),

@@ -5,7 +5,7 @@ use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{Choice, noise_rate};
 use crate::math::softplus;
 
-/// What is assumed about flipped preference labels, in a logistic loss of the reward margin h.
+/// Assumption about flipped preference labels, in a logistic loss of the reward margin h.
 ///
 /// All three use ln σ(−h) = ln σ(h) − h, so that only one logarithm is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -24,7 +24,7 @@ pub enum LabelNoise {
 }
 
 impl LabelNoise {
-    /// The loss of each margin.
+    /// The losses of the margins, elementwise.
     pub fn losses<const D: usize>(&self, margin: Tensor<D>) -> Tensor<D> {
         let clean = softplus(-margin.clone());
         match *self {
@@ -34,7 +34,7 @@ impl LabelNoise {
         }
     }
 
-    /// The loss of each margin whose label is right with probability p:
+    /// The losses of margins whose labels are right with probability p, elementwise:
     /// p·loss(h) + (1 − p)·loss(−h).
     pub fn graded_losses<const D: usize>(
         &self,

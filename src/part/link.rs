@@ -3,8 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::math::{bounded_exp, sigmoid};
 
-/// The convex function of the reward margin h that a
-/// [`GpoLoss`](crate::loss::GpoLoss) takes.
+/// Function of the reward margin h that a [`GpoLoss`](crate::loss::GpoLoss) takes as its loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(rename_all = "snake_case")]
@@ -18,7 +17,7 @@ pub enum Link {
 }
 
 impl Link {
-    /// f(h), elementwise.
+    /// The losses f(h), elementwise.
     pub fn losses<const D: usize>(&self, margin: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Exponential => bounded_exp(-margin),

@@ -1,4 +1,4 @@
-//! Choices that several objectives have in common: the values of their configs' fields.
+//! Choices inside an objective, such as label noise or a divergence: the values of config fields.
 //!
 //! ```
 //! use burn_preference::{Divergence, DpoLossConfig, LabelNoise};
@@ -9,7 +9,7 @@
 //! assert!(config.try_init().is_ok());
 //! ```
 //!
-//! Each is an enum with one method, which an objective of your own can call as well.
+//! Each choice is an enum with methods that compute it, for objectives of your own as well.
 
 mod divergence;
 mod gap_distance;

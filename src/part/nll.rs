@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::WithNll;
 use crate::log_probs::SequenceLogProbs;
 
-/// How a batch of negative log-likelihoods is weighed: by sequence or by token.
+/// Weighting of the negative log-likelihoods of a batch: by sequence or by token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(rename_all = "snake_case")]
@@ -21,10 +21,10 @@ pub enum NllNormalization {
 }
 
 impl NllNormalization {
-    /// One value per sequence, nats; 0 for an empty one.
+    /// Negative log-likelihood of each sequence, `[batch]`, nats; 0 for an empty one.
     ///
-    /// It is that of the [`unmodified`](SequenceLogProbs::unmodified) completions: what LD-DPO,
-    /// SamPO, a clamp or weights do to a comparison is not done to a likelihood.
+    /// It is that of the [`unmodified`](SequenceLogProbs::unmodified) completions: LD-DPO, SamPO, a
+    /// clamp and weights change comparisons, and no likelihood.
     pub fn nll(&self, log_probs: &SequenceLogProbs) -> Tensor<1> {
         let log_probs = log_probs.unmodified();
         match self {
@@ -37,11 +37,18 @@ impl NllNormalization {
         }
     }
 
-    /// The same of the column's sequences, over the tokens of the step if the column knows them.
+    /// True if the value of a sequence depends on the lengths of the others.
+    pub(crate) fn whole_batch(self) -> bool {
+        self == Self::Token
+    }
+
+    /// Negative log-likelihood of each of the column's sequences, `[batch]`, nats; over the tokens
+    /// of the step if the column has their number.
     ///
     /// # Panics
     ///
-    /// Panics if it does and the mean is per sequence: the number would act on nothing.
+    /// The column has the tokens of the step and the mean is per sequence: the number would act on
+    /// nothing.
     pub fn nll_of<B>(&self, column: &WithNll<B>) -> Tensor<1> {
         match (self, column.tokens_per_example) {
             (_, None) => self.nll(&column.nll_of),

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::log_probs::SequenceLogProbs;
 
-/// Whether a log-ratio, or what a divergence makes of it, counts per sequence or per token.
+/// Scale of a log-ratio, or of what a divergence makes of it: per sequence or per token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(rename_all = "snake_case")]
@@ -15,7 +15,7 @@ pub enum Normalization {
 }
 
 impl Normalization {
-    /// `values`, one per sequence of `log_probs`, as they are or per token.
+    /// The `values`, one per sequence of `log_probs`, as they are or divided by the length.
     pub fn apply<const D: usize>(
         &self,
         values: Tensor<D>,

@@ -1,7 +1,7 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// What a regression of log-ratios on scores measures its error in, at η nats per unit of score.
+/// Unit of the error in a regression of log-ratios on scores, at η nats per unit of score.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(rename_all = "snake_case")]
@@ -14,7 +14,7 @@ pub enum RegressionUnit {
 }
 
 impl RegressionUnit {
-    /// How far Δ is from the gap of the scores, elementwise.
+    /// Differences between Δ and the gap of the scores, in this unit, elementwise.
     pub fn residual<const D: usize>(
         &self,
         log_ratio: Tensor<D>,

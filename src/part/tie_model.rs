@@ -5,7 +5,7 @@ use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{Choice, above_one, positive};
 use crate::math::{logsumexp, softplus};
 
-/// How likely a tie is at a reward margin h: two generalisations of Bradley and Terry's model
+/// Probability of a tie at a reward margin h: two generalisations of Bradley and Terry's model
 /// (Chen et al., 2409.17431).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -19,7 +19,8 @@ pub enum TieModel {
 }
 
 impl TieModel {
-    /// −ln P(labelled outcome) of each margin: a tie where `tied` is true, otherwise a win.
+    /// The losses −ln P(outcome) of the margins: the outcome is a tie where `tied` is true, otherwise
+    /// a win.
     pub fn losses(&self, margin: Tensor<1>, tied: Tensor<1, Bool>) -> Tensor<1> {
         match *self {
             Self::RaoKupper(factor) => {

@@ -13,8 +13,9 @@ use crate::tokens::{Reference, Sealed, Sequence};
 ///
 /// It is a [`Module`](https://docs.rs/burn/0.22.1/burn/module/trait.Module.html), so a struct that
 /// derives `Module` may hold it beside the policy. But it is an empty one: no optimiser, checkpoint,
-/// parameter count, `unfreeze` or `train` ever sees its parameters. A plain second copy of the policy is a trap: clones keep their parameter ids, so
-/// an optimiser can feed the policy's gradients to it.
+/// parameter count, `unfreeze` or `train` ever sees its parameters. A plain second copy of the
+/// policy is a trap: clones keep their parameter ids, so an optimiser can feed the policy's
+/// gradients to it.
 ///
 /// The weights are shared with the policy until its first optimiser step writes new ones. A
 /// checkpoint does not hold the reference: on resume, build it again from the weights that
@@ -58,7 +59,7 @@ use crate::tokens::{Reference, Sealed, Sequence};
 #[derive(Clone)]
 pub struct Frozen<M> {
     model: M,
-    /// What `to_device` made so far, shared by all clones.
+    /// The copies that `to_device` made so far, shared by all clones.
     copies: Arc<Mutex<Vec<(Device, M)>>>,
 }
 
@@ -147,15 +148,15 @@ impl<M: Module> Reference<M> for Frozen<M> {
     }
 }
 
-/// How Burn's traversals call the container of an adapter's factors.
+/// The name of the container of an adapter's factors in Burn's traversals.
 pub(super) const ADAPTER: &str = "Reparameterization";
 
 /// Zeros B of every LoRA adapter: A·B = 0.
 #[derive(Default)]
 struct AdaptersOff {
-    /// Of each module that was entered, its name, and whether it is an adapter.
+    /// The name of each module that was entered, and whether it is an adapter.
     path: Vec<(String, bool)>,
-    /// Adapters so far.
+    /// The number of adapters so far.
     count: usize,
 }
 

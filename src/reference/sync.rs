@@ -7,7 +7,7 @@ use super::frozen::{ADAPTER, Frozen};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::share;
 
-/// When and how far TR-DPO (Gorbatovski et al., 2404.09656) moves the reference.
+/// The schedule by which TR-DPO (Gorbatovski et al., 2404.09656) moves the reference.
 ///
 /// ```text
 /// every `interval` steps:   reference ← α·policy + (1 − α)·reference
@@ -37,8 +37,8 @@ impl TryFrom<Fields> for ReferenceSchedule {
 }
 
 impl ReferenceSchedule {
-    /// Every `interval` ≥ 1 steps, by α ∈ (0, 1]. The paper's soft update takes α = 0.6 every few
-    /// steps, its hard update α = 1 every few hundred.
+    /// Moves the reference every `interval` ≥ 1 steps, by α ∈ (0, 1]. The paper's soft update takes
+    /// α = 0.6 every few steps, its hard update α = 1 every few hundred.
     ///
     /// # Errors
     ///
@@ -51,7 +51,7 @@ impl ReferenceSchedule {
         Ok(Self { interval, alpha })
     }
 
-    /// α = 0.6 every `interval` steps.
+    /// The paper's soft update: α = 0.6 every `interval` steps.
     ///
     /// # Errors
     ///
@@ -60,7 +60,7 @@ impl ReferenceSchedule {
         Self::new(interval, 0.6)
     }
 
-    /// A copy of the policy every `interval` steps.
+    /// The paper's hard update: a copy of the policy every `interval` steps.
     ///
     /// # Errors
     ///
@@ -69,7 +69,8 @@ impl ReferenceSchedule {
         Self::new(interval, 1.0)
     }
 
-    /// The reference after optimiser step `step`, counted from 1; the same one where nothing is due.
+    /// The reference after optimiser step `step`, counted from 1; the same one where nothing is
+    /// due.
     ///
     /// # Errors
     ///
@@ -94,7 +95,8 @@ impl<M: Module> Frozen<M> {
     /// log-probabilities of this reference are worthless for the new one.
     ///
     /// Adapters (LoRA) are copied at α = 1. For 0 < α < 1 they cannot be mixed: a mixture of their
-    /// factors is not a factorisation of the mixture. Quantised weights stay, since nothing trains them.
+    /// factors is not a factorisation of the mixture. Quantised weights stay, since nothing trains
+    /// them.
     ///
     /// # Errors
     ///
@@ -104,13 +106,13 @@ impl<M: Module> Frozen<M> {
         if !(0.0..=1.0).contains(&alpha) {
             return Err(InvalidInput::new("alpha", "in [0, 1]", alpha));
         }
-        let mut found = Parameters::default();
-        policy.valid().visit(&mut found);
+        let mut parameters = Parameters::default();
+        policy.valid().visit(&mut parameters);
         let mut mix = Mix {
             alpha,
             path: Vec::new(),
             inside_adapter: false,
-            policy: found.by_path,
+            policy: parameters.by_path,
             error: None,
         };
         let model = self.model().clone().map(&mut mix);
@@ -128,7 +130,7 @@ impl<M: Module> Frozen<M> {
     }
 }
 
-/// By path: the shape, and the flattened values unless they are quantised.
+/// The shape of each parameter by its path, and its flattened values unless they are quantised.
 type ByPath = HashMap<String, (Shape, Option<Tensor<1>>)>;
 
 #[derive(Default)]

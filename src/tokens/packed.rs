@@ -25,7 +25,7 @@ use crate::log_probs::{
 ///
 /// ```text
 /// let batch = collator.batch(items, &device);                           as before
-/// let packed = PackedBatch::new(batch.rows.sequences.clone(), packing, &device)?;
+/// let packed = PackedBatch::new(batch.tokens.sequences.clone(), packing, &device)?;
 /// let ours = packed.log_probs(&policy, Model::hidden_packed)?;          as many rows as before
 /// ```
 ///

@@ -1,4 +1,4 @@
-//! burn-train around an objective: what a step returns, and metrics of it.
+//! burn-train around an objective: the item that a step returns, and metrics of it.
 //!
 //! ```text
 //! TrainStep::step ─→ PreferenceItem: one small tensor on the device ─→ StatMetric, LossMetric
@@ -33,7 +33,7 @@ use burn::train::metric::{
 use crate::objective::LossOutput;
 use crate::training::metrics::{BatchMetrics, Metrics, Observe};
 
-/// What a training or validation step returns: the losses, and what to log.
+/// The result of a training or validation step: the losses, and metrics to log.
 #[derive(Debug)]
 pub struct PreferenceItem {
     losses: Tensor<1>,
@@ -41,12 +41,12 @@ pub struct PreferenceItem {
 }
 
 impl PreferenceItem {
-    /// What `batch` and the `output` of an objective say.
+    /// The losses of `output` and the metrics of [`BatchMetrics::observe`].
     pub fn new<B: Observe>(batch: &B, output: &LossOutput<B::Rewards>) -> Self {
         Self::with_metrics(output.losses(), BatchMetrics::observe(batch, output))
     }
 
-    /// Losses, `[batch]`, with metrics that you have added to.
+    /// Losses, `[batch]`, with metrics of your own.
     pub fn with_metrics(losses: Tensor<1>, metrics: BatchMetrics) -> Self {
         Self {
             losses: losses.without_autodiff(),
@@ -100,10 +100,8 @@ impl Adaptor<LossInput> for PreferenceItem {
 
 /// A key of [`Metrics`] as a metric of burn-train.
 ///
-/// # Panics
-///
-/// `update` panics where an item has no such key: a metric that was never there would look like
-/// one that was not counted yet.
+/// An item without this key ends the run with an error that names the keys that there are: a metric
+/// that was never there would look like one that was not counted yet.
 #[derive(Debug, Clone)]
 pub struct StatMetric {
     key: String,
@@ -114,9 +112,9 @@ pub struct StatMetric {
 }
 
 impl StatMetric {
-    /// Shows `key`, with a dot for a slash: burn-train's logs are files of that name. Higher is
-    /// better, but for losses, KL, displacement and the
-    /// rewards of what was rejected.
+    /// The metric of `key`, with a dot for a slash in its name: burn-train's logs are files of that
+    /// name. Higher is better, but for losses, KL, displacement and the rewards of what was
+    /// rejected.
     pub fn new(key: &str) -> Self {
         let lower = matches!(key, "loss" | "kl" | "displacement" | "rewards/rejected");
         Self {
@@ -128,7 +126,7 @@ impl StatMetric {
         }
     }
 
-    /// Whether a checkpoint strategy takes a higher value for a better one.
+    /// Sets whether a checkpoint strategy takes a higher value for a better one.
     pub fn with_higher_is_better(self, higher_is_better: bool) -> Self {
         Self {
             higher_is_better,
@@ -136,8 +134,8 @@ impl StatMetric {
         }
     }
 
-    /// The mean, NaN of nothing, as burn-train's metrics have it; and of how many.
-    fn entry(&self, of: &Metrics) -> (f64, usize) {
+    /// The mean, NaN of nothing, as burn-train's metrics have it; and the number of its values.
+    fn mean_and_count(&self, of: &Metrics) -> (f64, usize) {
         // A margin of unpaired completions is one of all of them.
         let count = match of.count(&self.key) {
             0.0 if of.get(&self.key).is_some() => {
@@ -155,13 +153,13 @@ impl StatMetric {
     }
 
     fn serialized(&self, numeric: &NumericEntry) -> SerializedEntry {
-        let [epoch, batch] = [&self.epoch, &self.batch].map(|of| self.entry(of).0);
+        let [epoch, batch] = [&self.epoch, &self.batch].map(|of| self.mean_and_count(of).0);
         let formatted = format!("epoch {epoch:.4} - batch {batch:.4}");
         SerializedEntry::new(formatted, numeric.serialize())
     }
 
     fn aggregated(&self, of: &Metrics) -> NumericEntry {
-        let (aggregated_value, count) = self.entry(of);
+        let (aggregated_value, count) = self.mean_and_count(of);
         NumericEntry::Aggregated {
             aggregated_value,
             count,
@@ -190,12 +188,11 @@ impl Metric for StatMetric {
         _metadata: &MetricMetadata,
     ) -> Result<SerializedEntry, TensorReadError> {
         let metrics = item.metrics()?;
-        assert!(
-            metrics.contains(&self.key),
-            "no metric `{}`; there is {:?}",
-            self.key,
-            metrics.iter().map(|(key, _)| key).collect::<Vec<_>>()
-        );
+        if !metrics.contains(&self.key) {
+            let keys: Vec<&str> = metrics.iter().map(|(key, _)| key).collect();
+            let missing = format!("no metric `{}`; there is {keys:?}", self.key);
+            return Err(ExecutionError::with_context(missing).into());
+        }
         self.epoch.merge(metrics);
         self.batch.clone_from(metrics);
         Ok(self.serialized(&self.aggregated(&self.batch)))
@@ -220,8 +217,8 @@ impl Numeric for StatMetric {
         Some(self.aggregated(&self.epoch))
     }
 
-    /// Of the whole epoch.
+    /// The mean over the whole epoch.
     fn final_value(&self) -> NumericEntry {
-        NumericEntry::Final(self.entry(&self.epoch).0)
+        NumericEntry::Final(self.mean_and_count(&self.epoch).0)
     }
 }

@@ -53,14 +53,14 @@ pub fn clip_by_global_norm<M: Module>(
     max_norm: f64,
 ) -> Result<(GradientsParams, Tensor<1>), InvalidHyperparameter> {
     positive("max_norm", max_norm)?;
-    let mut largest = Walk::new(&grads, |grad: Tensor<1>| grad.abs().max_dim(0));
+    let mut largest = PerGradient::new(&grads, |grad: Tensor<1>| grad.abs().max_dim(0));
     model.visit(&mut largest);
     let Some(largest) = largest.results.into_iter().reduce(Tensor::max_pair) else {
         return Ok((grads, Tensor::zeros([1], &Device::default())));
     };
     // Squares of what is at most 1 neither overflow nor vanish.
     let scale = largest.clone().mask_fill(largest.equal_elem(0.0), 1.0);
-    let mut squares = Walk::new(&grads, |grad: Tensor<1>| {
+    let mut squares = PerGradient::new(&grads, |grad: Tensor<1>| {
         let scale = scale.clone().to_device(&grad.device()).cast(grad.dtype());
         (grad / scale).square().sum_dim(0)
     });
@@ -83,25 +83,25 @@ pub fn clip_by_global_norm<M: Module>(
 }
 
 /// One number per gradient, each parameter once: a tied one has several places.
-struct Walk<'a, F> {
+struct PerGradient<'a, F> {
     grads: &'a GradientsParams,
     seen: HashSet<ParamId>,
-    of: F,
+    number: F,
     results: Vec<Tensor<1>>,
 }
 
-impl<'a, F> Walk<'a, F> {
-    fn new(grads: &'a GradientsParams, of: F) -> Self {
+impl<'a, F> PerGradient<'a, F> {
+    fn new(grads: &'a GradientsParams, number: F) -> Self {
         Self {
             grads,
             seen: HashSet::new(),
-            of,
+            number,
             results: Vec::new(),
         }
     }
 }
 
-impl<F: Fn(Tensor<1>) -> Tensor<1>> ModuleVisitor for Walk<'_, F> {
+impl<F: Fn(Tensor<1>) -> Tensor<1>> ModuleVisitor for PerGradient<'_, F> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(grad) = self.grads.get::<D>(param.id)
             && self.seen.insert(param.id)
@@ -112,7 +112,7 @@ impl<F: Fn(Tensor<1>) -> Tensor<1>> ModuleVisitor for Walk<'_, F> {
                 DType::F64 => grad,
                 _ => grad.cast(FloatDType::F32),
             };
-            let mut result = (self.of)(grad.reshape([elements]));
+            let mut result = (self.number)(grad.reshape([elements]));
             if let Some(first) = self.results.first() {
                 result = result.to_device(&first.device()).cast(first.dtype());
             }

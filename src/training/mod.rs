@@ -1,4 +1,4 @@
-//! What a training loop needs around an objective. The loop stays yours.
+//! Tools that a training loop needs around an objective. The loop stays yours.
 //!
 //! | module | feature | holds |
 //! |---|---|---|

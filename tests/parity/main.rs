@@ -31,8 +31,8 @@ use problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, Shaping, TRAINABLE};
 use scalar::{Row, slope};
 use subjects::rows;
 use support::{
-    Labelled, Lists, PairResult, Pairs, assert_close, bools, device, dtypes, floats, keeps_nan,
-    sequence, to_vec, tolerance, wide_dtypes,
+    Lists, PairResult, Pairs, UnpairedCompletions, assert_close, bools, device, dtypes, floats,
+    keeps_nan, sequence, to_vec, tolerance, wide_dtypes,
 };
 
 /// A power of two, so that f32 holds it.
@@ -241,8 +241,8 @@ fn lists_match_the_scalar_code() {
 }
 
 #[test]
-fn labelled_completions_match_the_scalar_code() {
-    let batch = Labelled {
+fn unpaired_completions_match_the_scalar_code() {
+    let batch = UnpairedCompletions {
         policy: vec![-1.5, -20.0, -3.0, -0.25, -7.5],
         reference: vec![-2.5, -17.0, -3.0, -8.25, -7.0],
         desirable: vec![true, true, false, false, true],

@@ -53,8 +53,8 @@ impl Step {
         let pair = |i: u32| Example::pair(vec![i % 9], chosen(i), rejected(i));
         let batch: PairTokens =
             Collator::new(Padding::new(0)).batch((from..to).map(pair).collect(), &device());
-        let ours = batch.rows.log_probs(policy, Bigram::hidden).unwrap();
-        let theirs = batch.rows.reference(&self.reference, Bigram::hidden);
+        let ours = batch.tokens.log_probs(policy, Bigram::hidden).unwrap();
+        let theirs = batch.tokens.reference(&self.reference, Bigram::hidden);
         batch
             .pair(ours.relative_to(theirs.unwrap()).unwrap())
             .unwrap()

@@ -7,84 +7,71 @@
 //! `docs/objectives.md` and `docs/checked.md` are for readers of the repository, `docs/rustdoc/` is
 //! what the documentation includes. They differ in the links of names alone.
 
-use std::fmt::{Debug, Write};
+use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use burn_preference::config::{
-    PairObjectiveConfig, RankedObjectiveConfig, RewardObjectiveConfig, ScoredObjectiveConfig,
-    ScoredPairObjectiveConfig, TiedPairObjectiveConfig, UnpairedObjectiveConfig,
-};
-use burn_preference::{BetaDpoLossConfig, TdpoLossConfig, TpoLossConfig};
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use burn_preference::config::ObjectiveConfig;
+use burn_preference::needs::{ColumnKind, Needs};
+use serde_json::{Map, Value, json};
 
 use crate::optimum::{STATEMENTS, Statement};
 
-/// The objective's struct, its tag in a file, what it takes, its paper, and the peers that have it:
-/// in brackets those whose values the conformance suite does not compare, or whose formula is another.
-type Row = (
-    &'static str,
-    &'static str,
-    &'static str,
-    &'static str,
-    &'static str,
-);
-
-const PAIR: &str = "pairs, reference";
-const POLICY: &str = "pairs";
+/// The objective's struct, its paper, and the peers that have it: in brackets those whose values the
+/// conformance suite does not compare, or whose formula is another.
+type Row = (&'static str, &'static str, &'static str);
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
-    ("DpoLoss", "dpo", "pairs, reference; + margins or win probabilities", "2305.18290", "TRL, Liger, HALOs, torchtune, OpenRLHF, open-instruct, oxRL, Mitchell"),
-    ("IpoLoss", "ipo", PAIR, "2310.12036", "TRL, HALOs, OpenRLHF, oxRL, Mitchell"),
-    ("HingeLoss", "hinge", PAIR, "2309.06657", "TRL, Liger, torchtune, oxRL"),
-    ("GpoLoss", "gpo", PAIR, "2402.05749", "oxRL"),
-    ("DiscopopLoss", "discopop", PAIR, "2406.08414", "TRL, Liger, oxRL"),
-    ("ExoPairLoss", "exo_pair", PAIR, "2402.00856", "TRL, Liger, oxRL"),
-    ("NcaLoss", "nca", PAIR, "2402.05369", "TRL, Liger, oxRL"),
-    ("BcoLoss", "bco", "pairs or labels, reference; + δ", "2404.04656", "TRL, Liger, oxRL"),
-    ("SppoLoss", "sppo", "pairs, reference; + win probabilities", "2405.00675", "TRL, Liger, oxRL"),
-    ("ApoZeroLoss", "apo_zero", "pairs or labels, reference", "2408.06266", "TRL, Liger"),
-    ("ApoDownLoss", "apo_down", PAIR, "2408.06266", "TRL, Liger"),
-    ("DpopLoss", "dpop", PAIR, "2402.13228", "oxRL"),
-    ("RdpoLoss", "rdpo", PAIR, "2403.19159", "(oxRL)"),
-    ("CalDpoLoss", "cal_dpo", PAIR, "2412.14516", "oxRL, (authors)"),
-    ("AotLoss", "aot", PAIR, "2406.05882", "TRL, oxRL"),
-    ("DpoShiftLoss", "dpo_shift", PAIR, "2502.07599", "oxRL"),
-    ("HdpoLoss", "hdpo", PAIR, "2411.07595", "oxRL"),
-    ("ChipoLoss", "chipo", PAIR, "2407.13399", "oxRL"),
-    ("BetaDpoLoss", "", "pairs, reference, M₀", "2407.08639", "authors"),
-    ("TdpoLoss", "", "pairs, reference, KL per sequence", "2404.11999", "authors"),
-    ("RpoLoss", "rpo", "pairs, reference, scores", "2406.11704", "(NeMo-Aligner)"),
-    ("RebelLoss", "rebel", "pairs, reference, scores", "2404.16767", "authors"),
-    ("RaoKupperLoss", "rao_kupper", "pairs, reference, ties", "2409.17431", ""),
-    ("DavidsonLoss", "davidson", "pairs, reference, ties", "2409.17431", ""),
-    ("SimpoLoss", "simpo", POLICY, "2405.14734", "TRL, Liger, HALOs, LLaMA-Factory, open-instruct, oxRL, authors"),
-    ("CpoLoss", "cpo", POLICY, "2401.08417", "TRL, Liger, oxRL"),
-    ("AlphaPoLoss", "alpha_po", POLICY, "2501.03884", "TRL, oxRL"),
-    ("OrpoLoss", "orpo", "pairs; + tokens of the NLL", "2403.07691", "TRL, Liger, LLaMA-Factory, oxRL, authors"),
-    ("SlicHfLoss", "slic_hf", POLICY, "2305.10425", "(HALOs)"),
-    ("SimperLoss", "simper", POLICY, "2502.00883", "authors"),
-    ("AsftLoss", "asft", POLICY, "2409.10571", ""),
-    ("TpoLoss", "", "pairs, gold completions", "2405.16681", "(TRL), (authors)"),
-    ("KtoLoss", "kto", "labels, reference, z₀", "2402.01306", "TRL, Liger, HALOs"),
-    ("NpoLoss", "npo", "completions to unlearn, reference", "2404.05868", "open-unlearning"),
-    ("SimnpoLoss", "simnpo", "completions to unlearn", "2410.07163", "open-unlearning"),
-    ("DroLoss", "dro", "scored completions, reference, V", "2405.19107", ""),
-    ("AstarPoLoss", "astar_po", "scored completions, reference, V*", "2505.20686", "(authors)"),
-    ("QrpoLoss", "qrpo", "quantiles of completions, reference", "2507.08068", "(authors)"),
-    ("PlackettLuceLoss", "plackett_luce", "ranked lists, reference", "2305.18290", "allRank"),
-    ("SdpoLoss", "sdpo", "ranked lists, reference", "2406.09215", "(authors)"),
-    ("LipoLoss", "lipo", "scored lists, reference", "2402.01878", "allRank"),
-    ("InfoNcaLoss", "info_nca", "scored lists, reference", "2402.05369", "authors"),
-    ("NcaListLoss", "nca_list", "scored lists, reference", "2402.05369", ""),
-    ("ExoListLoss", "exo_list", "scored lists, reference", "2402.00856", "authors"),
-    ("RrhfLoss", "rrhf", "ranked lists", "2304.05302", "authors"),
-    ("ProLoss", "pro", "scored lists", "2306.17492", "authors"),
-    ("BradleyTerryLoss", "bradley_terry", "rewards of pairs; + margins or win probabilities", "2203.02155", "(TRL)"),
-    ("BradleyTerryTiesLoss", "bradley_terry_ties", "rewards of pairs, ties", "2409.17431", ""),
-    ("RewardRankingLoss", "reward_ranking", "rewards of ranked lists", "2203.02155", ""),
+    ("DpoLoss", "2305.18290", "TRL, Liger, HALOs, torchtune, OpenRLHF, open-instruct, oxRL, Mitchell"),
+    ("IpoLoss", "2310.12036", "TRL, HALOs, OpenRLHF, oxRL, Mitchell"),
+    ("HingeLoss", "2309.06657", "TRL, Liger, torchtune, oxRL"),
+    ("GpoLoss", "2402.05749", "oxRL"),
+    ("DiscopopLoss", "2406.08414", "TRL, Liger, oxRL"),
+    ("ExoPairLoss", "2402.00856", "TRL, Liger, oxRL"),
+    ("NcaLoss", "2402.05369", "TRL, Liger, oxRL"),
+    ("BcoLoss", "2404.04656", "TRL, Liger, oxRL"),
+    ("SppoLoss", "2405.00675", "TRL, Liger, oxRL"),
+    ("ApoZeroLoss", "2408.06266", "TRL, Liger"),
+    ("ApoDownLoss", "2408.06266", "TRL, Liger"),
+    ("DpopLoss", "2402.13228", "oxRL"),
+    ("RdpoLoss", "2403.19159", "(oxRL)"),
+    ("CalDpoLoss", "2412.14516", "oxRL, (authors)"),
+    ("AotLoss", "2406.05882", "TRL, oxRL"),
+    ("DpoShiftLoss", "2502.07599", "oxRL"),
+    ("HdpoLoss", "2411.07595", "oxRL"),
+    ("ChipoLoss", "2407.13399", "oxRL"),
+    ("BetaDpoLoss", "2407.08639", "authors"),
+    ("TdpoLoss", "2404.11999", "authors"),
+    ("RpoLoss", "2406.11704", "(NeMo-Aligner)"),
+    ("RebelLoss", "2404.16767", "authors"),
+    ("RaoKupperLoss", "2409.17431", ""),
+    ("DavidsonLoss", "2409.17431", ""),
+    ("SimpoLoss", "2405.14734", "TRL, Liger, HALOs, LLaMA-Factory, open-instruct, oxRL, authors"),
+    ("CpoLoss", "2401.08417", "TRL, Liger, oxRL"),
+    ("AlphaPoLoss", "2501.03884", "TRL, oxRL"),
+    ("OrpoLoss", "2403.07691", "TRL, Liger, LLaMA-Factory, oxRL, authors"),
+    ("SlicHfLoss", "2305.10425", "(HALOs)"),
+    ("SimperLoss", "2502.00883", "authors"),
+    ("AsftLoss", "2409.10571", ""),
+    ("TpoLoss", "2405.16681", "(TRL), (authors)"),
+    ("KtoLoss", "2402.01306", "TRL, Liger, HALOs"),
+    ("NpoLoss", "2404.05868", "open-unlearning"),
+    ("SimnpoLoss", "2410.07163", "open-unlearning"),
+    ("DroLoss", "2405.19107", ""),
+    ("AstarPoLoss", "2505.20686", "(authors)"),
+    ("QrpoLoss", "2507.08068", "(authors)"),
+    ("PlackettLuceLoss", "2305.18290", "allRank"),
+    ("SdpoLoss", "2406.09215", "(authors)"),
+    ("LipoLoss", "2402.01878", "allRank"),
+    ("InfoNcaLoss", "2402.05369", "authors"),
+    ("NcaListLoss", "2402.05369", ""),
+    ("ExoListLoss", "2402.00856", "authors"),
+    ("RrhfLoss", "2304.05302", "authors"),
+    ("ProLoss", "2306.17492", "authors"),
+    ("BradleyTerryLoss", "2203.02155", "(TRL)"),
+    ("BradleyTerryTiesLoss", "2409.17431", ""),
+    ("RewardRankingLoss", "2203.02155", ""),
 ];
 
 /// Every objective once: what it is to a reader who has to choose, and one line of advice.
@@ -143,40 +130,61 @@ fn tiers(reader: For) -> String {
     table
 }
 
-/// The fields of a config as JSON, without its tag.
-fn object(value: Value) -> Map<String, Value> {
-    let Value::Object(mut object) = value else {
-        panic!("{value} is no object");
+/// The config of an objective by the name of its struct, with the defaults of a file.
+fn config(name: &str) -> ObjectiveConfig {
+    let camel = name.strip_suffix("Loss").expect("a loss");
+    let mut tag = String::new();
+    for c in camel.chars() {
+        if c.is_uppercase() && !tag.is_empty() {
+            tag.push('_');
+        }
+        tag.extend(c.to_lowercase());
+    }
+    serde_json::from_value(json!({ "loss": tag })).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The fields of a config with their defaults.
+fn fields(config: &ObjectiveConfig) -> Map<String, Value> {
+    let Value::Object(mut object) = json!(config) else {
+        panic!("{config:?} is no object");
     };
     object.remove("loss");
     object
 }
-/// The fields of an objective's config with their defaults, by its tag in a file.
-fn defaults(name: &str, tag: &str) -> Map<String, Value> {
-    let json = format!(r#"{{"loss": "{tag}"}}"#);
-    macro_rules! any_of {
-        ($($config:ty),*) => {
-            $(if let Ok(config) = serde_json::from_str::<$config>(&json) {
-                return object(serde_json::to_value(config).unwrap());
-            })*
-        };
+
+/// Batches of an objective in words, by kind of examples: what it needs, then what may be there.
+fn takes(config: &ObjectiveConfig) -> String {
+    let takes = config.takes();
+    let mut kinds: Vec<&Needs> = Vec::new();
+    for needs in &takes {
+        if !kinds.iter().any(|known| known.examples == needs.examples) {
+            kinds.push(needs);
+        }
     }
-    match name {
-        "BetaDpoLoss" => return object(serde_json::to_value(BetaDpoLossConfig::new()).unwrap()),
-        "TpoLoss" => return object(serde_json::to_value(TpoLossConfig::new()).unwrap()),
-        "TdpoLoss" => return object(serde_json::to_value(TdpoLossConfig::new()).unwrap()),
-        _ => {}
+    let words = kinds.into_iter().map(|least| {
+        let others = takes
+            .iter()
+            .filter(|n| n.examples == least.examples)
+            .skip(1);
+        let more = others.map(|needs| {
+            let has = needs.columns.strip_prefix(least.columns.as_slice());
+            let has = has.unwrap_or_else(|| panic!("{config:?}: the least is not the first"));
+            has.iter()
+                .map(ColumnKind::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        });
+        let more: Vec<String> = more.collect();
+        match more.as_slice() {
+            [] => least.to_string(),
+            more => format!("{least}; + {}", more.join(" or ")),
+        }
+    });
+    let mut words = words.collect::<Vec<_>>().join("; or ");
+    if takes.iter().any(|needs| needs.whole_batch) {
+        words += "; the whole batch";
     }
-    any_of!(
-        PairObjectiveConfig,
-        UnpairedObjectiveConfig,
-        RankedObjectiveConfig,
-        ScoredPairObjectiveConfig,
-        TiedPairObjectiveConfig,
-        RewardObjectiveConfig,
-        ScoredObjectiveConfig
-    );
-    panic!("no config file can name `{tag}`");
+    words
 }
 
 /// Every objective: what it takes, its fields and its paper.
@@ -185,8 +193,10 @@ fn table(reader: For) -> String {
         "| objective | in a file | takes | fields and defaults | paper |\n\
          |---|---|---|---|---|\n",
     );
-    for (name, tag, takes, paper, _) in ROWS {
-        let fields = defaults(name, tag);
+    for (name, paper, _) in ROWS {
+        let config = config(name);
+        let (tag, takes) = (config.name(), takes(&config));
+        let fields = fields(&config);
         let fields = fields.iter().map(|(key, value)| match value {
             Value::String(text) => format!("`{key}` {text}"),
             // An alternative with a number of its own.
@@ -201,14 +211,9 @@ fn table(reader: For) -> String {
             value => format!("`{key}` {value}"),
         });
         let fields = fields.collect::<Vec<_>>().join(", ");
-        let tag = if tag.is_empty() {
-            String::new()
-        } else {
-            format!("`{tag}`")
-        };
         let paper = format!("[{paper}](https://arxiv.org/abs/{paper})");
         let name = reader.link(name);
-        writeln!(table, "| {name} | {tag} | {takes} | {fields} | {paper} |").unwrap();
+        writeln!(table, "| {name} | `{tag}` | {takes} | {fields} | {paper} |").unwrap();
     }
     table
 }
@@ -242,7 +247,7 @@ fn checked(reader: For) -> String {
          |---|---|---|\n",
     );
     let (mut nobody, mut alone) = (Vec::new(), Vec::new());
-    for (name, .., peers) in ROWS {
+    for (name, _, peers) in ROWS {
         let claims: Vec<&str> = statements(name).iter().map(|claim| claim.0).collect();
         // E[r] is no link.
         let claims = claims.join("; ").replace('[', "\\[").replace(']', "\\]");
@@ -348,40 +353,46 @@ fn every_objective_has_a_row() {
     assert_eq!(claimed, names, "tests/suite/optimum.rs");
 }
 
-/// What the parser of a config says that it knows.
-fn tags<C: DeserializeOwned + Debug>() -> Vec<String> {
-    let error = serde_json::from_str::<C>(r#"{"loss": "?"}"#).unwrap_err();
-    let error = error.to_string();
-    let (_, known) = error.split_once("expected ").expect("a list of tags");
-    known
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .map(str::to_owned)
-        .collect()
-}
-
 /// The list in `src/config.rs` and the one here name the same objectives.
 #[test]
-fn every_tag_of_a_file_has_a_row() {
-    let known = [
-        tags::<PairObjectiveConfig>(),
-        tags::<UnpairedObjectiveConfig>(),
-        tags::<RankedObjectiveConfig>(),
-        tags::<ScoredPairObjectiveConfig>(),
-        tags::<TiedPairObjectiveConfig>(),
-        tags::<RewardObjectiveConfig>(),
-        tags::<ScoredObjectiveConfig>(),
-    ];
-    let mut known: Vec<String> = known.concat();
-    // BCO and APO-zero take pairs and labels; the other two are made of objectives.
-    known.retain(|tag| !["mixture", "with_sft"].contains(&tag.as_str()));
+fn every_name_of_a_file_has_a_row() {
+    let mut known = ObjectiveConfig::NAMES.to_vec();
+    known.retain(|name| !["mixture", "with_sft"].contains(name));
     known.sort_unstable();
-    known.dedup();
-    let mut rows: Vec<&str> = ROWS.iter().map(|row| row.1).collect();
-    rows.retain(|tag| !tag.is_empty());
+    let mut rows: Vec<&str> = ROWS.iter().map(|row| config(row.0).name()).collect();
     rows.sort_unstable();
     assert_eq!(known, rows);
+}
+
+/// An objective declares each batch that it is implemented for.
+#[test]
+fn every_batch_is_declared() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/loss");
+    let mut implementations = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let source = fs::read_to_string(&path).unwrap();
+        for line in source.lines() {
+            let Some(rest) = line.strip_prefix("impl Objective<") else {
+                continue;
+            };
+            let (batch, rest) = rest.split_once("> for ").expect("an implementation");
+            let name = rest.trim_end_matches(" {");
+            let (_, declared) = source
+                .split_once(&format!("pub struct {name} from"))
+                .unwrap();
+            let (_, declared) = declared.split_once("takes [").unwrap();
+            let (declared, _) = declared.split_once(']').unwrap();
+            assert!(
+                declared.split(", ").any(|declared| declared == batch),
+                "{}: `{name}` does not declare `{batch}`",
+                path.display()
+            );
+            implementations += 1;
+        }
+    }
+    let declared: usize = ROWS.iter().map(|row| config(row.0).takes().len()).sum();
+    assert_eq!(implementations, declared);
 }
 
 #[test]

@@ -2,16 +2,13 @@
 
 use burn::config::Config;
 use burn::tensor::DType;
-use burn_preference::config::{
-    PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig, RewardObjective,
-    RewardObjectiveConfig, ScoredObjective, ScoredObjectiveConfig, ScoredPairObjectiveConfig,
-    TiedPairObjectiveConfig, UnpairedObjective, UnpairedObjectiveConfig,
-};
+use burn_preference::config::{BuildError, ObjectiveConfig};
+use burn_preference::needs::{ColumnKind, Examples, Values};
 use burn_preference::{
-    BradleyTerryTiesLossConfig, CpoLossConfig, Divergence, DpoLossConfig, DroLossConfig,
-    HdpoLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, NllNormalization, Normalization,
-    OrpoLossConfig, RrhfLossConfig, SimnpoLossConfig, SimpoLossConfig, SppoLossConfig, TieModel,
-    TpoLossConfig,
+    CpoLossConfig, Divergence, DpoLossConfig, HdpoLossConfig, IpoLossConfig, KtoLossConfig,
+    LabelNoise, NllNormalization, Normalization, Objective, OrpoLossConfig, PolicyPair,
+    ReferencedPair, RrhfLossConfig, SimnpoLossConfig, SimpoLossConfig, SppoLossConfig,
+    TpoLossConfig, WithMargin,
 };
 use serde::de::DeserializeOwned;
 
@@ -125,55 +122,36 @@ fn init_panics_with_the_same_words() {
     let _ = DpoLossConfig::new().with_beta(0.0).init();
 }
 
-/// Every tag of the enum, as serde's own error lists them.
-fn tags<C: DeserializeOwned>() -> Vec<String> {
-    let error = parse::<C>(r#"{"loss": "?"}"#)
-        .err()
-        .expect("no objective has this name");
-    let expected = error
-        .split("expected")
-        .nth(1)
-        .expect("the error lists the tags");
-    let tags = expected.split('`').skip(1).step_by(2);
-    tags.map(str::to_owned).collect()
-}
-
-fn round_trip<C: DeserializeOwned + serde::Serialize + PartialEq + std::fmt::Debug>(
-    nested: &[&str],
-) {
-    let tags = tags::<C>();
-    assert!(tags.len() >= 2, "{tags:?}");
-    for tag in tags.iter().filter(|tag| !nested.contains(&tag.as_str())) {
-        let required = match tag.as_str() {
+#[test]
+fn every_objective_of_a_file_round_trips() {
+    let of_objectives = ["mixture", "with_sft"];
+    for name in ObjectiveConfig::NAMES {
+        if of_objectives.contains(name) {
+            continue;
+        }
+        let required = match *name {
             "hdpo" => r#", "entropy_weight": 0.9"#,
             _ => "",
         };
-        let config: C = parse(&format!(r#"{{"loss": "{tag}"{required}}}"#)).unwrap();
+        let json = format!(r#"{{"loss": "{name}"{required}}}"#);
+        let config: ObjectiveConfig = parse(&json).unwrap();
+        assert_eq!(config.name(), *name);
+        assert_eq!(config.check(), Ok(()), "{name}");
         let json = serde_json::to_string(&config).unwrap();
-        assert!(json.starts_with(&format!(r#"{{"loss":"{tag}""#)), "{json}");
-        assert_eq!(parse::<C>(&json).unwrap(), config, "{json}");
-        let error = parse::<C>(&format!(r#"{{"loss": "{tag}", "betta": 1}}"#)).unwrap_err();
-        assert!(error.contains("unknown field `betta`"), "{tag}: {error}");
+        assert!(json.starts_with(&format!(r#"{{"loss":"{name}""#)), "{json}");
+        assert_eq!(parse::<ObjectiveConfig>(&json).unwrap(), config, "{json}");
+        let typo = format!(r#"{{"loss": "{name}", "betta": 1}}"#);
+        let error = parse::<ObjectiveConfig>(&typo).unwrap_err();
+        assert!(error.contains("unknown field `betta`"), "{name}: {error}");
     }
-}
-
-#[test]
-fn every_objective_of_a_file_round_trips() {
-    round_trip::<PairObjectiveConfig>(&["mixture", "with_sft"]);
-    round_trip::<UnpairedObjectiveConfig>(&[]);
-    round_trip::<RankedObjectiveConfig>(&[]);
-    round_trip::<ScoredPairObjectiveConfig>(&[]);
-    round_trip::<TiedPairObjectiveConfig>(&[]);
-    round_trip::<RewardObjectiveConfig>(&[]);
-    round_trip::<ScoredObjectiveConfig>(&[]);
-    let error = parse::<PairObjectiveConfig>(r#"{"beta": 0.1}"#).unwrap_err();
+    let error = parse::<ObjectiveConfig>(r#"{"beta": 0.1}"#).unwrap_err();
     assert!(error.contains("missing field `loss`"), "{error}");
-    let error = parse::<PairObjectiveConfig>(r#"{"loss": "dop"}"#).unwrap_err();
+    let error = parse::<ObjectiveConfig>(r#"{"loss": "dop"}"#).unwrap_err();
     assert!(
         error.contains("unknown variant `dop`") && error.contains("`dpo`"),
         "{error}"
     );
-    let error = parse::<PairObjectiveConfig>(r#"{"loss": "with_sft", "weight": 1}"#).unwrap_err();
+    let error = parse::<ObjectiveConfig>(r#"{"loss": "with_sft", "weight": 1}"#).unwrap_err();
     assert!(error.contains("missing field `objective`"), "{error}");
 }
 
@@ -187,12 +165,15 @@ fn a_file_builds_what_it_says() {
         chosen_len: vec![3, 5],
         rejected_len: vec![4, 4],
     };
-    let losses = |json: &str| match parse::<PairObjectiveConfig>(json).unwrap().try_init() {
-        Ok(PairObjective::Referenced(objective)) => pairs.run(&objective, DType::F64).losses,
-        Ok(PairObjective::ReferenceFree(objective)) => {
+    let losses = |json: &str| {
+        let config: ObjectiveConfig = parse(json).unwrap();
+        if config.takes()[0].has_reference() {
+            let objective = config.build::<ReferencedPair>().unwrap();
+            pairs.run(&objective, DType::F64).losses
+        } else {
+            let objective = config.build::<PolicyPair>().unwrap();
             pairs.run_policy(&objective, DType::F64).losses
         }
-        Err(error) => panic!("{error}"),
     };
     let dpo = losses(r#"{"loss": "dpo", "beta": 0.2}"#);
     let simpo = losses(r#"{"loss": "simpo"}"#);
@@ -206,39 +187,106 @@ fn a_file_builds_what_it_says() {
         let expected = 0.5 * dpo[i] + 2.0 * simpo[i] + 0.1 * nll;
         assert!(crate::support::error(whole[i], expected) < 1e-14);
     }
-    let config: PairObjectiveConfig = parse(&sft).unwrap();
+    let config: ObjectiveConfig = parse(&sft).unwrap();
     let json = serde_json::to_string(&config).unwrap();
-    assert_eq!(parse::<PairObjectiveConfig>(&json), Ok(config));
+    assert_eq!(parse::<ObjectiveConfig>(&json), Ok(config));
 
     // Reference-free parts alone stay reference-free.
     let free = r#"{"loss": "mixture", "parts": [{"weight": 1, "objective": {"loss": "orpo"}}]}"#;
-    let free = parse::<PairObjectiveConfig>(free).unwrap().try_init();
-    assert!(matches!(free, Ok(PairObjective::ReferenceFree(_))));
-    let unpaired = parse::<UnpairedObjectiveConfig>(r#"{"loss": "kto"}"#)
-        .unwrap()
-        .try_init();
+    let free: ObjectiveConfig = parse(free).unwrap();
+    assert!(free.build::<PolicyPair>().is_ok());
+    assert!(free.build::<ReferencedPair>().is_err());
+}
+
+/// Facts that a program asks before it reads data.
+#[test]
+fn needs_are_those_of_the_objective() {
+    let takes = |json: &str| {
+        let config: ObjectiveConfig = parse(json).unwrap();
+        config.takes()
+    };
+    let words = |json: &str| {
+        let words: Vec<String> = takes(json).iter().map(ToString::to_string).collect();
+        words.join(" | ")
+    };
     assert_eq!(
-        unpaired,
-        Ok(UnpairedObjective::Kto(KtoLossConfig::new().init()))
+        words(r#"{"loss": "bco"}"#),
+        "pairs, reference | pairs, reference, δ | unpaired completions, reference, δ"
     );
-    let reward = r#"{"loss": "bradley_terry_ties", "tie_model": {"davidson": 2}}"#;
-    let reward = parse::<RewardObjectiveConfig>(reward).unwrap().try_init();
-    let ties = BradleyTerryTiesLossConfig::new().with_tie_model(TieModel::Davidson(2.0));
-    assert_eq!(reward, Ok(RewardObjective::BradleyTerryTies(ties.init())));
-    let scored = parse::<ScoredObjectiveConfig>(r#"{"loss": "dro", "tau": 2}"#);
-    let dro = DroLossConfig::new().with_tau(2.0).init();
-    assert_eq!(scored.unwrap().try_init(), Ok(ScoredObjective::Dro(dro)));
-    let ranked = parse::<RankedObjectiveConfig>(r#"{"loss": "rrhf"}"#)
-        .unwrap()
-        .try_init();
-    assert!(matches!(ranked, Ok(RankedObjective::ReferenceFree(_))));
+    assert_eq!(
+        words(r#"{"loss": "kto"}"#),
+        "unpaired completions, reference, z₀"
+    );
+    assert_eq!(words(r#"{"loss": "simnpo"}"#), "completions to unlearn");
+    assert_eq!(words(r#"{"loss": "rrhf"}"#), "ranked lists");
+    let reward = &takes(r#"{"loss": "bradley_terry_ties"}"#)[0];
+    assert_eq!(
+        (reward.examples, reward.values, reward.columns.as_slice()),
+        (
+            Examples::Pairs,
+            Values::Rewards,
+            [ColumnKind::Ties].as_slice()
+        )
+    );
+    assert_eq!(reward.to_string(), "rewards of pairs, ties");
+
+    // Those of objectives made of objectives combine.
+    let mixture = |parts: &[&str]| {
+        let part = |name| format!(r#"{{"weight": 1, "objective": {{"loss": {name}}}}}"#);
+        let parts: Vec<String> = parts.iter().map(part).collect();
+        format!(r#"{{"loss": "mixture", "parts": [{}]}}"#, parts.join(","))
+    };
+    let simpo_and_dpo = mixture(&[r#""simpo""#, r#""dpo""#]);
+    assert_eq!(words(&simpo_and_dpo), "pairs, reference");
+    assert_eq!(words(&mixture(&[r#""simpo""#, r#""orpo""#])), "pairs");
+    let whole = |json: &str| takes(json)[0].whole_batch;
+    assert!(!whole(&simpo_and_dpo));
+    assert!(whole(&mixture(&[r#""dpo""#, r#""aot""#])));
+    let token = r#""orpo", "nll_normalization": "token""#;
+    assert!(whole(&mixture(&[r#""simpo""#, token])));
+    let sft = |mean: &str| {
+        format!(
+            r#"{{"loss": "with_sft", "weight": 1, "normalization": "{mean}", "objective": {simpo_and_dpo}}}"#
+        )
+    };
+    assert!(!whole(&sft("sequence")) && whole(&sft("token")));
+    assert!(takes(&mixture(&[r#""dpo""#, r#""kto""#])).is_empty());
+}
+
+/// An objective over other batches says what it takes.
+#[test]
+fn a_batch_that_does_not_fit_is_named() {
+    let error = |json: &str| {
+        let config: ObjectiveConfig = parse(json).unwrap();
+        let error = config.build::<ReferencedPair>().unwrap_err();
+        assert!(matches!(error, BuildError::Batch { .. }), "{error}");
+        error.to_string()
+    };
+    assert_eq!(
+        error(r#"{"loss": "kto"}"#),
+        "`kto` takes unpaired completions, reference, z₀; it does not take pairs, reference"
+    );
+    assert_eq!(
+        error(r#"{"loss": "simpo"}"#),
+        "`simpo` takes pairs; it does not take pairs, reference"
+    );
+    assert_eq!(
+        error(r#"{"loss": "with_sft", "weight": 1, "objective": {"loss": "rrhf"}}"#),
+        "`with_sft` takes no batch, since its parts have none in common; it does not take pairs, reference"
+    );
+    let dpo: ObjectiveConfig = parse(r#"{"loss": "dpo"}"#).unwrap();
+    let margins = dpo.build::<WithMargin<ReferencedPair>>().unwrap();
+    assert_eq!(margins.needs().to_string(), "pairs, reference, margins");
 }
 
 #[test]
 fn a_file_out_of_range_says_so() {
     let error = |json: &str| {
-        let config = parse::<PairObjectiveConfig>(json).unwrap();
-        config.try_init().expect_err("out of range").to_string()
+        let config = parse::<ObjectiveConfig>(json).unwrap();
+        let error = config.check().expect_err("out of range");
+        let built = config.build::<ReferencedPair>().map(drop);
+        assert_eq!(built, Err(error.clone().into()));
+        error.to_string()
     };
     assert_eq!(
         error(r#"{"loss": "dpo", "label_noise": {"conservative": 0.7}}"#),
@@ -287,13 +335,10 @@ fn a_file_out_of_range_says_so() {
             "`tie_model.davidson` is 0, but must be a finite number > 0, in f32",
         ),
     ] {
-        let config = parse::<RewardObjectiveConfig>(json).unwrap();
-        assert_eq!(config.try_init().unwrap_err().to_string(), expected);
+        assert_eq!(error(json), expected);
     }
-    let tied = parse::<TiedPairObjectiveConfig>(r#"{"loss": "rao_kupper", "tie_factor": 1}"#);
-    let error = tied.unwrap().try_init().expect_err("ν > 1");
     assert_eq!(
-        error.to_string(),
+        error(r#"{"loss": "rao_kupper", "tie_factor": 1}"#),
         "`tie_factor` is 1, but must be a finite number > 1, in f32"
     );
 }
@@ -327,7 +372,10 @@ fn presets_are_what_they_say() {
 /// α = 1 would be DPO under another name: a file has to say it, and so has a program.
 #[test]
 fn h_dpo_has_no_default_weight() {
-    let of = |json: &str| parse::<PairObjectiveConfig>(json).unwrap().try_init();
+    let of = |json: &str| {
+        let config: ObjectiveConfig = parse(json).unwrap();
+        config.build::<ReferencedPair>()
+    };
     let error = of(r#"{"loss": "hdpo", "beta": 0.2}"#).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -335,5 +383,5 @@ fn h_dpo_has_no_default_weight() {
     );
     let built = of(r#"{"loss": "hdpo", "beta": 0.2, "entropy_weight": 0.9}"#).unwrap();
     let expected = HdpoLossConfig::new(0.9).with_beta(0.2);
-    assert_eq!(*built.config(), PairObjectiveConfig::Hdpo(expected));
+    assert_eq!(*built.config(), ObjectiveConfig::Hdpo(expected));
 }

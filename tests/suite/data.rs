@@ -120,7 +120,7 @@ fn conversations() {
 }
 
 #[test]
-fn thumbs_and_lists() {
+fn unpaired_and_ranked() {
     let row = r#"{"prompt": "p", "completion": "c", "label": false}"#;
     let row = only(row, UnpairedFormat::default()).unwrap();
     assert_eq!(
@@ -309,16 +309,16 @@ fn errors_name_file_line_and_field() {
         "4: EOF while parsing an object at column 14",
     );
 
-    let thumb = |label: &str| {
+    let unpaired = |label: &str| {
         let row = format!(r#"{{"prompt": "p", "completion": "c", "label": {label}}}"#);
         only(&row, UnpairedFormat::default()).unwrap_err()
     };
     says(
-        thumb("2"),
+        unpaired("2"),
         "1: `label`: expected true or false, or 1 or 0, found 2",
     );
     says(
-        thumb("\"yes\""),
+        unpaired("\"yes\""),
         "1: `label`: expected true or false, or 1 or 0, found a string",
     );
     let list = |rest: &str| {
@@ -605,15 +605,15 @@ fn the_report_counts_what_is_kept() {
         assert!(text.contains(line), "{text}");
     }
 
-    let thumbs = vec![
+    let unpaired = vec![
         Example::unpaired(plain("p"), plain("c"), true),
         Example::unpaired(plain("p"), plain("c"), false),
         Example::unpaired(plain("p"), plain("c"), true),
     ];
     let start = Truncation::CompletionStart { max_length: 2 };
-    let thumbs = Tokenized::new(InMemDataset::new(thumbs), bytes, start).unwrap();
-    assert_eq!(thumbs.report().classes, Some((2, 1)));
-    assert_eq!(thumbs.report().shortened_completions, 3);
+    let unpaired = Tokenized::new(InMemDataset::new(unpaired), bytes, start).unwrap();
+    assert_eq!(unpaired.report().classes, Some((2, 1)));
+    assert_eq!(unpaired.report().shortened_completions, 3);
 
     let lists = [
         Example::ranked(plain("p"), vec![plain("a"), plain("bb")], vec![1.0, 1.0]),
@@ -627,7 +627,7 @@ fn the_report_counts_what_is_kept() {
 }
 
 #[test]
-fn a_tokenizer_that_refuses_names_the_row() {
+fn a_tokenizer_that_refuses_names_the_example() {
     let file = file(
         "\n{\"prompt\": \"ok\", \"chosen\": \"a\", \"rejected\": \"b\"}\n\n\
                      {\"prompt\": \"no\", \"chosen\": \"a\", \"rejected\": \"b\"}\n",
@@ -643,7 +643,7 @@ fn a_tokenizer_that_refuses_names_the_row() {
     let Err(error) = error else {
         panic!("accepted")
     };
-    let expected = "row 1 (line 4): not in this language";
+    let expected = "example 1 (line 4): not in this language";
     assert_eq!(error.to_string(), expected);
 }
 
@@ -656,7 +656,7 @@ fn pairs_become_two_halves_of_a_batch() {
     let items = vec![pair_tokens(0), pair_tokens(1)];
     let collator = Collator::new(Padding::new(7).to_multiple_of(4).unwrap());
     let batch: PairTokens = collator.batch(items, &device());
-    let rows: Vec<i64> = batch.rows.ids.into_data().iter::<i64>().collect();
+    let rows: Vec<i64> = batch.tokens.ids.into_data().iter::<i64>().collect();
     #[rustfmt::skip]
     assert_eq!(rows, [
         100, 200, 1, 7,
@@ -665,16 +665,16 @@ fn pairs_become_two_halves_of_a_batch() {
         101, 301, 7, 7,
     ]);
     let counted: Vec<bool> = batch
-        .rows
+        .tokens
         .completion_mask
         .into_data()
         .iter::<bool>()
         .collect();
     assert_eq!(counted[..4], [false, true, true, false]);
     assert_eq!(counted[12..], [false, true, false, false]);
-    let padding: Vec<bool> = batch.rows.pad_mask.into_data().iter::<bool>().collect();
+    let padding: Vec<bool> = batch.tokens.pad_mask.into_data().iter::<bool>().collect();
     assert_eq!(padding[12..], [false, false, true, true]);
-    assert_eq!(batch.rows.sequences[3], Sequence::new(&[101], &[301]));
+    assert_eq!(batch.tokens.sequences[3], Sequence::new(&[101], &[301]));
 
     let log_probs = SequenceLogProbs::from_values(&[-1., -2., -3., -4.], &[2; 4], &device());
     let pair = PolicyPair::from_concatenated(&log_probs.unwrap()).unwrap();
@@ -700,11 +700,11 @@ fn lists_of_several_lengths() {
     let items = items.map(Result::unwrap).into();
     let batch: burn_preference::data::RankedTokens =
         Collator::new(Padding::new(0)).batch(items, &device());
-    assert_eq!((batch.candidates, batch.rows.len()), (3, 6));
-    assert_eq!(batch.rows.sequences[4], Sequence::new(&[5], &[]));
+    assert_eq!((batch.candidates, batch.tokens.len()), (3, 6));
+    assert_eq!(batch.tokens.sequences[4], Sequence::new(&[5], &[]));
     let present: Vec<bool> = batch.present.clone().into_data().iter::<bool>().collect();
     assert_eq!(present, [true, true, true, true, false, false]);
-    let sequences = batch.rows.sequences.iter();
+    let sequences = batch.tokens.sequences.iter();
     let lengths: Vec<usize> = sequences.map(|s| s.completion().len()).collect();
     let log_probs =
         |value| SequenceLogProbs::from_values(&[value; 6], &lengths, &device()).unwrap();
@@ -724,21 +724,21 @@ fn lists_of_several_lengths() {
 
 #[test]
 fn mismatched_completions_are_another_prompts() {
-    let thumb = |prompt: u32, completion: &[u32]| {
+    let unpaired = |prompt: u32, completion: &[u32]| {
         Example::unpaired(vec![prompt], completion.to_vec(), prompt.is_multiple_of(2))
     };
     let rows = vec![
-        thumb(1, &[10]),
-        thumb(1, &[11]),
-        thumb(2, &[20, 20, 20]),
-        thumb(3, &[30]),
+        unpaired(1, &[10]),
+        unpaired(1, &[11]),
+        unpaired(2, &[20, 20, 20]),
+        unpaired(3, &[30]),
     ];
     let rows = InMemDataset::new(rows);
     let keep = Truncation::Drop { max_length: 3 };
     let mismatched = Mismatched::new(rows, keep);
     let items: Vec<_> = mismatched.iter().collect::<Result<_, _>>().unwrap();
     let sequences: Vec<&Sequence> = items.iter().map(|x| &x.label.sequence).collect();
-    // Row 0 passes over row 1 (its own prompt) and row 2 (too long).
+    // Example 0 passes over example 1 (its own prompt) and example 2 (too long).
     let expected = [(1, 30), (1, 30), (2, 30), (3, 10)];
     for (sequence, (prompt, completion)) in sequences.iter().zip(expected) {
         assert_eq!(**sequence, Sequence::new(&[prompt], &[completion]));
@@ -757,12 +757,12 @@ fn mismatched_completions_are_another_prompts() {
     );
 
     let same = Mismatched::new(
-        InMemDataset::new(vec![thumb(1, &[1]), thumb(1, &[2])]),
+        InMemDataset::new(vec![unpaired(1, &[1]), unpaired(1, &[2])]),
         keep,
     );
     let error = same.get(1).unwrap_err().to_string();
     assert!(
-        error.starts_with("row 1: there is no completion of another prompt"),
+        error.starts_with("example 1: there is no completion of another prompt"),
         "{error}"
     );
 }
@@ -797,7 +797,7 @@ fn a_group_is_on_one_side() {
 }
 
 #[test]
-fn a_run_goes_on_at_the_next_row() {
+fn a_run_goes_on_at_the_next_example() {
     let rows = Arc::new(InMemDataset::new((0..11_u32).collect::<Vec<_>>()));
     let whole = |mut cursor: Cursor, until: u64| {
         let mut seen = Vec::new();
@@ -824,18 +824,18 @@ fn a_run_goes_on_at_the_next_row() {
     }
     let shorter = Arc::new(InMemDataset::new(vec![0_u32; 10]));
     let error = Cursor::new(11, 5).remaining(&shorter).err().unwrap();
-    let expected = "the position was saved in a dataset of 11 rows, this one has 10";
+    let expected = "the position was saved in a dataset of 11 examples, this one has 10";
     assert_eq!(error.to_string(), expected);
     let read = |json| {
         serde_json::from_str::<Cursor>(json)
             .unwrap_err()
             .to_string()
     };
-    assert!(read(r#"{"rows": 1}"#).contains("missing field `seed`"));
-    let far = read(r#"{"rows": 3, "seed": 0, "epoch": 0, "consumed": 3}"#);
+    assert!(read(r#"{"examples": 1}"#).contains("missing field `seed`"));
+    let far = read(r#"{"examples": 3, "seed": 0, "epoch": 0, "consumed": 3}"#);
     assert_eq!(
         far,
-        "`consumed`: expected fewer than the 3 rows of an epoch, found 3"
+        "`consumed`: expected fewer than the 3 examples of an epoch, found 3"
     );
     let mut several = Cursor::new(3, 0);
     several.advance(8);
@@ -1019,7 +1019,7 @@ fn arguments_without_a_meaning() {
     );
     says(
         loader(3, 1, Cursor::new(4, 0)).err().unwrap(),
-        "the position was saved in a dataset of 4 rows, this one has 3",
+        "the position was saved in a dataset of 4 examples, this one has 3",
     );
     let keep = |truncation| {
         let rows = InMemDataset::new(vec![Example::pair(plain("p"), plain("a"), plain("b"))]);
@@ -1131,11 +1131,11 @@ fn open_assistant() {
     let split = split_by(&InMemDataset::new(pairs), 0.2, 0, group).unwrap();
     assert!(split.held_out.len() > 20 && split.train.len() > 120);
 
-    let thumbs = JsonLines::new(
+    let unpaired = JsonLines::new(
         data.join("oasst_en100_unpaired.jsonl.gz"),
         UnpairedFormat::default(),
     );
-    let up = thumbs
+    let up = unpaired
         .read()
         .unwrap()
         .filter(|row| row.as_ref().unwrap().label == Desirable(true));

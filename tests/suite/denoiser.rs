@@ -102,12 +102,12 @@ fn diffusion_kto_is_one_minus_the_utility() {
     let Pair {
         chosen, rejected, ..
     } = relative();
-    for (side, thumb, expected) in [
+    for (side, label, expected) in [
         (chosen, true, &expected[..2]),
         (rejected, false, &expected[2..]),
     ] {
-        let thumbs = Tensor::<1, Bool>::from_bool([thumb; 2], &device);
-        let batch = Unpaired::new(side, thumbs).expect("shapes fit");
+        let desirable = Tensor::<1, Bool>::from_bool([label; 2], &device);
+        let batch = Unpaired::new(side, desirable).expect("shapes fit");
         let batch = WithBaseline::new(batch, baseline()).expect("a scalar");
         check(kto.forward(batch).losses(), expected);
     }

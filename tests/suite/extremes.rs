@@ -475,7 +475,7 @@ proptest! {
                 let theirs = sequence(floats(&reference, dtype), &lengths);
                 sequence(floats(&policy, dtype), &lengths).relative_to(theirs).unwrap()
             };
-            let labelled = || Unpaired::new(batch(), bools(&labels)).unwrap();
+            let unpaired = || Unpaired::new(batch(), bools(&labels)).unwrap();
             let check = |name: &str, output: LossOutput<Tensor<1>>, loss: &dyn Fn(usize, [f64; 3]) -> f64| {
                 for (i, ours) in to_vec(output.losses()).into_iter().enumerate() {
                     let inputs = [policy[i], reference[i], baseline];
@@ -494,17 +494,17 @@ proptest! {
             };
             let kto = KtoLossConfig::new().with_beta(beta).init();
             let column = || floats(&[baseline], dtype);
-            let output = kto.forward(WithBaseline::new(labelled(), column()).unwrap());
+            let output = kto.forward(WithBaseline::new(unpaired(), column()).unwrap());
             check("kto", output, &|i, [policy, reference, baseline]| {
                 scalar::sigmoid(-sign(i) * beta * ((policy - reference) - baseline))
             });
             let bco = BcoLossConfig::new().with_beta(beta).init();
-            let output = bco.forward(WithShift::new(labelled(), column()).unwrap());
+            let output = bco.forward(WithShift::new(unpaired(), column()).unwrap());
             check("bco", output, &|i, [policy, reference, shift]| {
                 -scalar::ln_sigmoid(sign(i) * (beta * (policy - reference) - shift))
             });
             let apo = ApoZeroLossConfig::new().with_beta(beta).init();
-            check("apo zero", apo.forward(labelled()), &|i, [policy, reference, _]| {
+            check("apo zero", apo.forward(unpaired()), &|i, [policy, reference, _]| {
                 scalar::sigmoid(-sign(i) * beta * (policy - reference))
             });
             let npo = NpoLossConfig::new().with_beta(beta).init();

@@ -432,17 +432,17 @@ fn lengths_that_tell_the_label() {
     assert!((p_value - 242.0 / 32768.0).abs() < 1e-12);
 }
 
-fn thumbs(lengths: &[usize], up: &[bool]) -> Findings {
+fn unpaired(lengths: &[usize], desirable: &[bool]) -> Findings {
     let rows = lengths.iter().map(|&length| (vec![1, 2], vec![3; length]));
     let batch = Batch {
         rows: rows.collect(),
         left: false,
     };
-    let batch = batch.first().thumbs(&bools(up)).unwrap();
+    let batch = batch.first().unpaired(&bools(desirable)).unwrap();
     let (policy, kto) = (Model::new(1), KtoLossConfig::new().init());
     let log_probs = |rows: &TokenRows| policy.log_probs(rows);
     let losses = |y: RelativeLogProbs| {
-        let batch = Unpaired::new(y, bools(up))?;
+        let batch = Unpaired::new(y, bools(desirable))?;
         let batch = WithBaseline::new(batch, floats(&[0.0], DType::F32))?;
         Ok(kto.forward(batch).losses())
     };
@@ -450,13 +450,13 @@ fn thumbs(lengths: &[usize], up: &[bool]) -> Findings {
 }
 
 #[test]
-fn lengths_that_tell_the_thumb() {
-    // Six up, all longer than six down: U = 36 of 36, z = (18 − ½)/√39.
+fn lengths_that_tell_a_desirable_completion() {
+    // Six desirable ones, all longer than six undesirable ones: U = 36 of 36, z = (18 − ½)/√39.
     let lengths = [8, 9, 10, 11, 12, 13, 2, 3, 4, 5, 6, 7];
-    let up = [
+    let desirable = [
         true, true, true, true, true, true, false, false, false, false, false, false,
     ];
-    let Finding::LengthTellsLabel { share, p_value } = only(&thumbs(&lengths, &up)) else {
+    let Finding::LengthTellsLabel { share, p_value } = only(&unpaired(&lengths, &desirable)) else {
         panic!("another finding");
     };
     assert_eq!(share, 1.0);
@@ -465,9 +465,9 @@ fn lengths_that_tell_the_thumb() {
     let mixed = [
         true, false, true, false, true, false, false, true, false, true, false, true,
     ];
-    assert!(thumbs(&lengths, &mixed).is_empty());
-    assert!(thumbs(&lengths, &[true; 12]).is_empty());
-    assert!(thumbs(&[3; 12], &up).is_empty());
+    assert!(unpaired(&lengths, &mixed).is_empty());
+    assert!(unpaired(&lengths, &[true; 12]).is_empty());
+    assert!(unpaired(&[3; 12], &desirable).is_empty());
 }
 
 #[derive(Module, Debug)]
@@ -805,7 +805,7 @@ fn bad_input_is_an_error() {
     assert_eq!(error.map_err(name), Err("pad_mask"));
     let odd = first([3, 2], [3, 2], [3, 2]).unwrap();
     assert_eq!(odd.clone().pairs().map(|_| ()).map_err(name), Err("rows"));
-    let short = odd.clone().thumbs(&bools(&[true])).map(|_| ());
+    let short = odd.clone().unpaired(&bools(&[true])).map(|_| ());
     assert_eq!(short.map_err(name), Err("desirable"));
     let present = odd.clone().lists(&mask([2, 2])).map(|_| ());
     assert_eq!(present.map_err(name), Err("present"));
@@ -947,10 +947,10 @@ proptest! {
         let counted = (0..cells).map(|i| bit(i, 0x9e37_79b9) > 1);
         let padded = (0..cells).map(|i| bit(i, 0x85eb_ca6b) == 0);
         let batch = first(rows, ids.collect(), counted.collect(), padded.collect());
-        let up: Vec<bool> = (0..rows).map(|i| bit(i, 7) > 1).collect();
+        let desirable: Vec<bool> = (0..rows).map(|i| bit(i, 7) > 1).collect();
         let batch = match labels {
             0 if rows % 2 == 0 => batch.pairs().unwrap(),
-            1 => batch.thumbs(&bools(&up)).unwrap(),
+            1 => batch.unpaired(&bools(&desirable)).unwrap(),
             _ => batch,
         };
         let policy = Model::new(1);

@@ -17,8 +17,8 @@ use proptest::prelude::*;
 use crate::objectives::any_pairs;
 use crate::subjects::{self, PairSubject, rows};
 use crate::support::{
-    Labelled, Lists, PairResult, Pairs, assert_close, bools, cases, error, f64s, floats, sequence,
-    to_vec,
+    Lists, PairResult, Pairs, UnpairedCompletions, assert_close, bools, cases, error, f64s, floats,
+    sequence, to_vec,
 };
 
 /// The reward scale at which the laws are checked.
@@ -268,7 +268,7 @@ proptest! {
         z0 in 0.0..20.0_f64,
     ) {
         for desirable in [true, false] {
-            let batch = Labelled {
+            let batch = UnpairedCompletions {
                 policy: ratios.clone(),
                 reference: vec![0.0; ratios.len()],
                 desirable: vec![desirable; ratios.len()],
@@ -374,16 +374,16 @@ fn extremes_stay_finite() {
         }
 
         let pairs = extremes();
-        let labelled = Labelled {
+        let unpaired = UnpairedCompletions {
             desirable: (0..pairs.len()).map(|i| i % 3 == 0).collect(),
             policy: pairs.chosen,
             reference: pairs.ref_rejected,
             baseline: 1e4,
         };
-        let (losses, rewards, grads) = labelled.run(&KtoLossConfig::new().init(), dtype);
+        let (losses, rewards, grads) = unpaired.run(&KtoLossConfig::new().init(), dtype);
         finite("kto", &[losses, rewards, grads].concat());
 
-        // Single completions: labelled ones, and ones to unlearn.
+        // Single completions: unpaired ones, and ones to unlearn.
         let pairs = extremes();
         let lengths = vec![3; pairs.len()];
         let labels: Vec<bool> = (0..pairs.len()).map(|i| i % 3 == 0).collect();
@@ -399,13 +399,13 @@ fn extremes_stay_finite() {
             let grads = to_vec(leaf.grad(&grads).unwrap());
             finite(name, &[to_vec(output.losses()), grads].concat());
         };
-        let labelled = |relative| Unpaired::new(relative, bools(&labels)).unwrap();
+        let unpaired = |relative| Unpaired::new(relative, bools(&labels)).unwrap();
         let apo_zero = ApoZeroLossConfig::new().init();
-        single("apo zero", &|relative| apo_zero.forward(labelled(relative)));
+        single("apo zero", &|relative| apo_zero.forward(unpaired(relative)));
         let bco = BcoLossConfig::new().init();
         let shift = || floats(&[-1e3], dtype);
         single("bco", &|relative| {
-            bco.forward(WithShift::new(labelled(relative), shift()).unwrap())
+            bco.forward(WithShift::new(unpaired(relative), shift()).unwrap())
         });
         let npo = NpoLossConfig::new().init();
         single("npo", &|relative| npo.forward(relative));

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use crate::objectives::any_pairs;
 use crate::support::{
-    Labelled, Lists, Pairs, bools, cases, error, f64s, floats, ints, leaf, sequence,
+    Lists, Pairs, UnpairedCompletions, bools, cases, error, f64s, floats, ints, leaf, sequence,
 };
 
 fn of(pairs: &Pairs) -> Metrics {
@@ -119,8 +119,8 @@ fn orpo_logs_odds_and_no_reference() {
 
 #[test]
 fn unpaired() {
-    let labelled = |desirable: &[bool]| {
-        let batch = Labelled {
+    let unpaired = |desirable: &[bool]| {
+        let batch = UnpairedCompletions {
             policy: vec![-4.0, -9.0, -1.0][..desirable.len()].to_vec(),
             reference: vec![-5.0; desirable.len()],
             desirable: desirable.to_vec(),
@@ -131,7 +131,7 @@ fn unpaired() {
         let output = KtoLossConfig::new().init().forward(batch.clone());
         BatchMetrics::observe(&batch, &output).read().unwrap()
     };
-    let metrics = labelled(&[true, false, true]);
+    let metrics = unpaired(&[true, false, true]);
     assert_metric(&metrics, "rewards/chosen", 0.25);
     assert_metric(&metrics, "rewards/rejected", -0.4);
     assert_metric(&metrics, "rewards/margins", 0.65);
@@ -140,10 +140,10 @@ fn unpaired() {
     assert_metric(&metrics, "kl", 0.5);
     assert!(metrics.iter().any(|(key, _)| key == "rewards/margins"));
 
-    let mut one_sided = labelled(&[true]);
+    let mut one_sided = unpaired(&[true]);
     assert_eq!(one_sided.get("rewards/rejected"), None);
     assert_eq!(one_sided.get("rewards/margins"), None);
-    one_sided.merge(&labelled(&[false, false]));
+    one_sided.merge(&unpaired(&[false, false]));
     assert_metric(&one_sided, "rewards/margins", 0.1 - (0.1 - 0.4) / 2.0);
 }
 

@@ -5,16 +5,14 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Tensor, TensorData};
-use burn_preference::config::{
-    PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig, TokenModifierConfig,
-};
+use burn_preference::config::{Configured, ObjectiveConfig};
 use burn_preference::log_probs::{sequence_kl, sequence_kl_from_hidden};
 use burn_preference::modifier::wpo_weights;
 use burn_preference::training::state::{MovingAverage, RunningMean};
 use burn_preference::{
     AsftLossConfig, BatchMetrics, BcoLossConfig, CpoLossConfig, DpoLossConfig, LmHead, LossOutput,
-    Metrics, Mixture, NllNormalization, Objective, OrpoLossConfig, Pair, PolicySide,
-    ReferencedPair, RelativeTokenLogProbs, SequenceLogProbs, SftTerm, SimpoLossConfig,
+    Metrics, Mixture, NllNormalization, Objective, OrpoLossConfig, Pair, PolicyPair, PolicySide,
+    Ranked, ReferencedPair, RelativeTokenLogProbs, SequenceLogProbs, SftTerm, SimpoLossConfig,
     SlicHfLossConfig, TokenLogProbs, Weighted, WithNll, WithShift, WithWeights, WithoutColumn,
 };
 use proptest::prelude::*;
@@ -339,31 +337,6 @@ fn several_references_are_one() {
 }
 
 #[test]
-fn token_modifiers_come_from_files() {
-    let parse = |json: &str| serde_json::from_str::<TokenModifierConfig>(json);
-    let of = |json: &str| {
-        let modifier = parse(json).unwrap().try_init().unwrap();
-        let pair = modifier.apply(relative(f64s(&VALUES))).sequences();
-        to_vec(pair.chosen.log_ratio())
-    };
-    let ld = of(r#"{"modifier": "length_desensitized", "alpha": 0.25}"#);
-    assert_close(&ld, &[-6.0 + 1.5 * 2.5, 1.0], 1e-15, "LD-DPO");
-    let clamp = of(r#"{"modifier": "clamped", "low": -1, "high": 0.6}"#);
-    assert_close(&clamp, &[-2.0, 0.6], 1e-15, "clamp");
-    let typo = parse(r#"{"modifier": "clamped", "low": -1, "hihg": 1}"#).unwrap_err();
-    assert!(typo.to_string().contains("hihg"), "{typo}");
-    let out_of_range = |json: &str| parse(json).unwrap().try_init().unwrap_err().to_string();
-    assert_eq!(
-        out_of_range(r#"{"modifier": "clamped", "low": 1, "high": 0.5}"#),
-        "`high` is 0.5, but must be ≥ `low`"
-    );
-    assert_eq!(
-        out_of_range(r#"{"modifier": "length_desensitized", "alpha": -1}"#),
-        "`alpha` is -1, but must be in [0, 1]"
-    );
-}
-
-#[test]
 fn pairs_that_do_not_fit_are_refused() {
     let row = |n: usize| {
         TokenLogProbs::new(
@@ -587,10 +560,8 @@ fn objectives_of_different_batches_mix() {
     let json = r#"{"loss": "mixture", "parts": [
         {"weight": 1.0, "objective": {"loss": "dpo"}},
         {"weight": 0.5, "objective": {"loss": "simpo"}}]}"#;
-    let config: PairObjectiveConfig = serde_json::from_str(json).unwrap();
-    let PairObjective::Referenced(objective) = config.try_init().unwrap() else {
-        panic!("DPO needs a reference");
-    };
+    let config: ObjectiveConfig = serde_json::from_str(json).unwrap();
+    let objective: Configured<ReferencedPair> = config.build().unwrap();
     assert_eq!(
         losses(objective.forward(pair)),
         losses(both.forward(relative(f64s(&VALUES)).sequences()))
@@ -668,9 +639,9 @@ fn the_tokens_of_a_step_are_not_passed_over() {
 struct Trainee {
     policy: Linear,
     #[module(skip)]
-    of_pairs: PairObjective,
+    of_pairs: Configured<ReferencedPair>,
     #[module(skip)]
-    of_lists: RankedObjective,
+    of_lists: Configured<Ranked<SequenceLogProbs<2>>>,
     #[module(skip)]
     mixture: Mixture<ReferencedPair>,
     #[module(skip)]
@@ -680,16 +651,15 @@ struct Trainee {
 #[test]
 fn objectives_are_fields_of_a_module() {
     fn shared<T: Send + Sync + Clone + std::fmt::Debug>(_: &T) {}
-    let pairs: PairObjectiveConfig =
-        serde_json::from_str(r#"{"loss": "dpo", "beta": 0.3}"#).unwrap();
-    let lists: RankedObjectiveConfig =
+    let pairs: ObjectiveConfig = serde_json::from_str(r#"{"loss": "dpo", "beta": 0.3}"#).unwrap();
+    let lists: ObjectiveConfig =
         serde_json::from_str(r#"{"loss": "rrhf", "sft_weight": 0.5}"#).unwrap();
     let dpo = DpoLossConfig::new().with_beta(0.25).init();
     let mixture = Mixture::new(0.75, dpo.clone()).unwrap();
     let model = Trainee {
         policy: LinearConfig::new(2, 2).init(&device()),
-        of_pairs: pairs.try_init().unwrap(),
-        of_lists: lists.try_init().unwrap(),
+        of_pairs: pairs.build().unwrap(),
+        of_lists: lists.build().unwrap(),
         mixture: mixture.and(0.5, BcoLossConfig::new().init()).unwrap(),
         any: Arc::new(dpo.clone()),
     };
@@ -723,8 +693,8 @@ fn objectives_are_fields_of_a_module() {
     let weights: Vec<f64> = model.mixture.terms().map(|(weight, _)| weight).collect();
     assert_eq!(weights, [0.75, 0.5]);
     let json = r#"{"loss": "with_sft", "weight": 1.0, "objective": {"loss": "cpo"}}"#;
-    let nested: PairObjectiveConfig = serde_json::from_str(json).unwrap();
-    assert_eq!(*nested.try_init().unwrap().config(), nested);
+    let nested: ObjectiveConfig = serde_json::from_str(json).unwrap();
+    assert_eq!(*nested.build::<PolicyPair>().unwrap().config(), nested);
 }
 
 #[test]

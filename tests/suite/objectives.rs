@@ -20,7 +20,8 @@ use burn_preference::batch::{optimal_values, quantile_scores};
 use crate::scalar::{self, Row};
 use crate::subjects::{self, rows};
 use crate::support::{
-    Labelled, Lists, Pairs, assert_close, bools, cases, error, f64s, ints, leaf, sequence, to_vec,
+    Lists, Pairs, UnpairedCompletions, assert_close, bools, cases, error, f64s, ints, leaf,
+    sequence, to_vec,
 };
 
 /// The example batch of the design's catalogue.
@@ -134,13 +135,13 @@ fn values_of_the_catalogue() {
     assert_relative_eq!(orpo(1.0) - orpo(0.0), 0.537_34, epsilon = 1e-6);
 
     let rows = catalogue();
-    let labelled = Labelled {
+    let unpaired = UnpairedCompletions {
         policy: [rows.chosen, rows.rejected].concat(),
         reference: [rows.ref_chosen, rows.ref_rejected].concat(),
         desirable: vec![true, true, true, false, false, false],
         baseline: 0.0,
     };
-    let (losses, ..) = labelled.run(&KtoLossConfig::new().init(), DType::F64);
+    let (losses, ..) = unpaired.run(&KtoLossConfig::new().init(), DType::F64);
     assert_relative_eq!(mean(&losses), 0.400_162, epsilon = 1e-6);
 
     let list = Lists {
@@ -265,7 +266,7 @@ proptest! {
         beta in 0.02..2.0_f64,
         weights in (0.0..2.0_f64, 0.0..2.0_f64),
     ) {
-        let batch = Labelled {
+        let batch = UnpairedCompletions {
             policy: rows.iter().map(|r| r.0).collect(),
             reference: rows.iter().map(|r| r.0 - r.1).collect(),
             desirable: rows.iter().map(|r| r.2).collect(),
@@ -288,7 +289,7 @@ proptest! {
     }
 
     #[test]
-    fn other_labelled_objectives_match_the_scalar_code(
+    fn other_unpaired_objectives_match_the_scalar_code(
         rows in prop::collection::vec((-50.0..0.0_f64, -9.0..9.0_f64, any::<bool>()), 1..9),
         shift in -2.0..2.0_f64,
         beta in 0.02..2.0_f64,
@@ -310,13 +311,13 @@ proptest! {
                 assert!(error(grads[i], scalar::slope(|d| loss(i, d))) < 1e-8, "{name}");
             }
         };
-        let labelled = |relative| Unpaired::new(relative, bools(&labels)).unwrap();
+        let unpaired = |relative| Unpaired::new(relative, bools(&labels)).unwrap();
         let apo = ApoZeroLossConfig::new().with_beta(beta).init();
-        check("apo zero", &|r| apo.forward(labelled(r)), &|i, d| {
+        check("apo zero", &|r| apo.forward(unpaired(r)), &|i, d| {
             scalar::sigmoid(-sign(i) * beta * (rho[i] + d))
         });
         let bco = BcoLossConfig::new().with_beta(beta).init();
-        check("bco", &|r| bco.forward(WithShift::new(labelled(r), f64s(&[shift])).unwrap()), &|i, d| {
+        check("bco", &|r| bco.forward(WithShift::new(unpaired(r), f64s(&[shift])).unwrap()), &|i, d| {
             -scalar::ln_sigmoid(sign(i) * (beta * (rho[i] + d) - shift))
         });
         let npo = NpoLossConfig::new().with_beta(beta).init();

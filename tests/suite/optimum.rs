@@ -868,7 +868,7 @@ fn kto() {
     assert!(dpo[0] < dpo[1], "DPO takes the minority's: {dpo:?}");
 
     let kto = KtoLossConfig::new().with_beta(beta).init();
-    // y_a and y_b thumbed up, y_a and y_b thumbed down.
+    // y_a and y_b desirable, y_a and y_b undesirable.
     let (which, desirable) = ([0, 1, 0, 1], [true, true, false, false]);
     let weights = f64s(&[p, 1.0 - p, 1.0 - p, p]);
     for z0 in [0.0, 0.4] {

@@ -445,14 +445,14 @@ fn losses_are_those_of_padded_rows() {
         pair(1, &[5, 5], &[6, 6]),
     ];
     let batch: PairTokens = Collator::new(padding()).batch(items, &device());
-    let packed = pack(&batch.rows.sequences, rows_of(19));
+    let packed = pack(&batch.tokens.sequences, rows_of(19));
     assert_eq!(packed.ids.dims(), [2, 11], "11 and 9: prompts stand once");
 
     let theirs = packed
         .reference(&reference, |m, batch| (m.packed(batch), m.head()))
         .unwrap();
     let expected = batch
-        .rows
+        .tokens
         .reference(&reference, |m, ids| (m.padded(ids), m.head()))
         .unwrap();
     assert_close(&to_vec(theirs.sum()), &to_vec(expected.sum()));
@@ -464,7 +464,7 @@ fn losses_are_those_of_padded_rows() {
 
     let dpo = DpoLossConfig::new().init();
     let reference = batch.pair(expected).unwrap();
-    let ways = three_ways(&model, &batch.rows.sequences, rows_of(19), |y| {
+    let ways = three_ways(&model, &batch.tokens.sequences, rows_of(19), |y| {
         let pair = batch.pair(y).unwrap();
         dpo.forward(pair.relative_to(reference.clone()).unwrap())
             .losses()
@@ -480,8 +480,8 @@ fn losses_are_those_of_padded_rows() {
         Collator::new(padding()).batch(vec![list(3, 3), list(9, 2)], &device());
     let loss = RrhfLossConfig::new().init();
     let packing = Packing::new(padding());
-    assert_eq!(packing.dims(&batch.rows.sequences).unwrap(), [2, 10]);
-    let ways = three_ways(&model, &batch.rows.sequences, packing, |y| {
+    assert_eq!(packing.dims(&batch.tokens.sequences).unwrap(), [2, 10]);
+    let ways = three_ways(&model, &batch.tokens.sequences, packing, |y| {
         loss.forward(batch.ranked(y).unwrap()).losses()
     });
     assert_same(&ways);
@@ -780,10 +780,10 @@ proptest! {
             example(*p, [lengths[0], *lengths.last().unwrap()])
         };
         let pairs: Vec<_> = lengths.iter().map(pair).collect();
-        let thumb = |(p, lengths): &(usize, Vec<usize>)| {
+        let unpaired = |(p, lengths): &(usize, Vec<usize>)| {
             Example::unpaired(ids(*p), vec![3; lengths[0]], true)
         };
-        let thumbs: Vec<_> = lengths.iter().map(thumb).collect();
+        let unpaired: Vec<_> = lengths.iter().map(unpaired).collect();
         let list = |(p, lengths): &(usize, Vec<usize>)| {
             let completions = lengths.iter().map(|&n| vec![4; n]).collect();
             Example::ranked(ids(*p), completions, vec![0.0; lengths.len()]).unwrap()
@@ -799,15 +799,15 @@ proptest! {
                 check_budget($rows, budget, tokens, $cost);
             }};
         }
-        check!(&pairs, |batch: PairTokens| tensor(&batch.rows));
-        check!(&thumbs, |batch: UnpairedTokens| tensor(&batch.rows));
-        check!(&lists, |batch: RankedTokens| tensor(&batch.rows));
+        check!(&pairs, |batch: PairTokens| tensor(&batch.tokens));
+        check!(&unpaired, |batch: UnpairedTokens| tensor(&batch.tokens));
+        check!(&lists, |batch: RankedTokens| tensor(&batch.tokens));
         if lengths.iter().any(|(p, _)| *p != lengths[0].0) {
             let drop = Truncation::Drop { max_length: 99 };
-            let thumbs = Mismatched::new(InMemDataset::new(thumbs), drop);
-            let thumbs: Vec<_> = thumbs.iter().map(Result::unwrap).collect();
-            check!(&thumbs, |batch: UnpairedTokens<WithMismatched>| {
-                tensor(&batch.rows) + tensor(batch.mismatched())
+            let unpaired = Mismatched::new(InMemDataset::new(unpaired), drop);
+            let unpaired: Vec<_> = unpaired.iter().map(Result::unwrap).collect();
+            check!(&unpaired, |batch: UnpairedTokens<WithMismatched>| {
+                tensor(&batch.tokens) + tensor(batch.mismatched())
             });
         }
     }
@@ -876,7 +876,9 @@ fn a_loader_by_tokens_goes_through_the_epoch() {
     let mut seen = Vec::new();
     while let Some(batch) = batches.next() {
         let batch = batch.unwrap();
-        let [rows, time] = Packing::new(padding()).dims(&batch.rows.sequences).unwrap();
+        let [rows, time] = Packing::new(padding())
+            .dims(&batch.tokens.sequences)
+            .unwrap();
         assert!(rows * time <= 40);
         seen.extend(batch.examples);
         assert_eq!(batches.progress().items_processed, seen.len());

@@ -208,7 +208,7 @@ fn a_reference_that_is_frozen_or_cached() {
         .unwrap();
     let slopes = gradient(&policy, expected.policy());
     let dir = tempfile::tempdir().unwrap();
-    let fingerprint = Fingerprint::of(frozen.model());
+    let fingerprint = Fingerprint::of(frozen.model()).unwrap();
     let mut cache = ReferenceCache::open(dir.path(), fingerprint).unwrap();
     // Of the same batch, so that products have the same shape.
     let theirs = padded().reference(&frozen, Model::hidden).unwrap();
@@ -260,7 +260,7 @@ fn errors_pass_through() {
     assert_eq!(error.name(), "hidden");
 
     let dir = tempfile::tempdir().unwrap();
-    let cache = ReferenceCache::open(dir.path(), Fingerprint::of(frozen.model())).unwrap();
+    let cache = ReferenceCache::open(dir.path(), Fingerprint::of(frozen.model()).unwrap()).unwrap();
     let error = batch.reference(&cache, Model::hidden).unwrap_err();
     assert!(matches!(error, CacheError::Missing { index: 0 }), "{error}");
     let error = packed.reference(&cache, Model::packed_hidden).unwrap_err();
@@ -278,7 +278,7 @@ fn pairs_of_rows() {
     let pair = |p: u32, n: usize| Example::pair(vec![p], vec![5; n], vec![6; n + 1]);
     let batch: PairTokens =
         Collator::new(Padding::new(0)).batch(vec![pair(1, 1), pair(2, 3)], &device());
-    let log_probs = policy_log_probs(&batch.rows);
+    let log_probs = policy_log_probs(&batch.tokens);
     let ours = batch.pair(log_probs.clone()).unwrap();
     let expected = Pair::from_concatenated(&log_probs).unwrap();
     for (ours, expected) in [
@@ -287,7 +287,7 @@ fn pairs_of_rows() {
     ] {
         assert_eq!(numbers(&ours), numbers(&expected));
     }
-    let tokens = batch.rows.token_log_probs(&Model::new(1), Model::hidden);
+    let tokens = batch.tokens.token_log_probs(&Model::new(1), Model::hidden);
     let tokens = batch.pair(tokens.unwrap()).unwrap();
     assert_eq!(tokens.chosen.mask().dims(), [2, 4]);
     let column = batch.pair(log_probs.lengths()).unwrap();
@@ -306,14 +306,18 @@ fn pairs_of_rows() {
 }
 
 #[test]
-fn thumbs_and_lists_of_rows() {
-    let thumb = |p: u32, up: bool| Example::unpaired(vec![p], vec![5, 6], up);
-    let thumbs = InMemDataset::new(vec![thumb(1, true), thumb(2, false), thumb(3, true)]);
-    let thumbs = Mismatched::new(thumbs, Truncation::Drop { max_length: 9 });
-    let thumbs = thumbs.iter().collect::<Result<_, _>>().unwrap();
+fn unpaired_completions_and_lists_of_rows() {
+    let unpaired = |p: u32, up: bool| Example::unpaired(vec![p], vec![5, 6], up);
+    let unpaired = InMemDataset::new(vec![
+        unpaired(1, true),
+        unpaired(2, false),
+        unpaired(3, true),
+    ]);
+    let unpaired = Mismatched::new(unpaired, Truncation::Drop { max_length: 9 });
+    let unpaired = unpaired.iter().collect::<Result<_, _>>().unwrap();
     let batch: UnpairedTokens<WithMismatched> =
-        Collator::new(Padding::new(0)).batch(thumbs, &device());
-    let log_probs = policy_log_probs(&batch.rows);
+        Collator::new(Padding::new(0)).batch(unpaired, &device());
+    let log_probs = policy_log_probs(&batch.tokens);
     let ours = batch.unpaired(log_probs.clone()).unwrap();
     let expected = Unpaired::new(log_probs.clone(), batch.desirable.clone()).unwrap();
     assert_eq!(numbers(ours.log_probs()), numbers(expected.log_probs()));
@@ -326,7 +330,7 @@ fn thumbs_and_lists_of_rows() {
     let list = Example::ranked(vec![1], vec![vec![2], vec![3, 4]], vec![0.5, 1.0]).unwrap();
     let other = Example::ranked(vec![1], vec![vec![4]], vec![2.0]).unwrap();
     let batch: RankedTokens = Collator::new(Padding::new(0)).batch(vec![list, other], &device());
-    let log_probs = policy_log_probs(&batch.rows);
+    let log_probs = policy_log_probs(&batch.tokens);
     let ours = batch.ranked(log_probs.clone()).unwrap();
     let candidates = log_probs.split_candidates(2).unwrap();
     let expected = Ranked::new(candidates, batch.scores.clone(), batch.present.clone()).unwrap();

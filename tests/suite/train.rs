@@ -83,12 +83,12 @@ fn all_metrics_of_an_item_read_it_once() {
 }
 
 #[test]
-fn margins_of_thumbs_are_those_of_the_epoch() {
-    let thumbs = |ratios: &[f32], up: &[bool]| {
+fn margins_of_unpaired_completions_are_those_of_the_epoch() {
+    let unpaired = |ratios: &[f32], desirable: &[bool]| {
         let zero = log_probs(&vec![0.0; ratios.len()]);
         let ratios = log_probs(ratios).relative_to(zero).unwrap();
-        let up = Tensor::<1, Bool>::from_data(up, &device());
-        let batch = Unpaired::new(ratios, up).unwrap();
+        let desirable = Tensor::<1, Bool>::from_data(desirable, &device());
+        let batch = Unpaired::new(ratios, desirable).unwrap();
         let baseline = Tensor::<1>::from_data([0.0], &device());
         let batch = WithBaseline::new(batch, baseline).unwrap();
         let output = KtoLossConfig::new()
@@ -98,12 +98,12 @@ fn margins_of_thumbs_are_those_of_the_epoch() {
         PreferenceItem::new(&batch, &output)
     };
     let mut margins = StatMetric::new("rewards/margins");
-    // No thumb down: no margin of this batch.
+    // Nothing undesirable: no margin of this batch.
     assert_eq!(
-        observe(&mut margins, &thumbs(&[3.0, 5.0], &[true, true])),
+        observe(&mut margins, &unpaired(&[3.0, 5.0], &[true, true])),
         "NaN,0"
     );
-    observe(&mut margins, &thumbs(&[1.0, -2.0], &[true, false]));
+    observe(&mut margins, &unpaired(&[1.0, -2.0], &[true, false]));
     // (3 + 5 + 1)/3 + 2, of four completions.
     let epoch = margins.running_value().unwrap();
     assert!((epoch.current() - 5.0).abs() < 1e-6);
@@ -140,10 +140,10 @@ fn metrics_of_your_own() {
 }
 
 #[test]
-#[should_panic(expected = "no metric `rewards/acuracies`; there is [\"displacement\"")]
 fn a_key_that_is_not_there() {
-    observe(
-        &mut StatMetric::new("rewards/acuracies"),
-        &pairs(&[1.0], &[0.0]),
-    );
+    let mut metric = StatMetric::new("rewards/acuracies");
+    let item: Stats = pairs(&[1.0], &[0.0]).adapt();
+    let error = metric.update(&item, &meta()).unwrap_err().to_string();
+    let expected = "no metric `rewards/acuracies`; there is [\"displacement\"";
+    assert!(error.contains(expected), "{error}");
 }

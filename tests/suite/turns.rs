@@ -128,7 +128,7 @@ fn marks_of_the_tokenizer_take_the_place_of_renderings() {
     let error = Tokenized::new(pair_of(with_tool()), short, KEEP)
         .err()
         .unwrap();
-    let expected = "row 0: a mask of 1 for 4 ids";
+    let expected = "example 0: a mask of 1 for 4 ids";
     assert_eq!(error.to_string(), expected);
 }
 
@@ -202,7 +202,7 @@ fn later_steps_honour_the_mask() {
     let items: Vec<_> = tokens.iter().map(Result::unwrap).collect();
     let batch: PairTokens = Collator::new(Padding::new(0)).batch(items, &device());
     let mask: Vec<bool> = batch
-        .rows
+        .tokens
         .completion_mask
         .into_data()
         .iter::<bool>()
@@ -214,18 +214,23 @@ fn later_steps_honour_the_mask() {
     assert_eq!(tokens.report().dropped[0].reason, Reason::LosesCompletion);
 
     // Mismatched completions and lists.
-    let thumb =
+    let unpaired =
         |prompt: &str, completion| Example::unpaired(talk(&[("user", prompt)]), completion, true);
-    let thumbs = vec![
-        thumb("q", with_tool()),
-        thumb("r", talk(&[("assistant", "x")])),
+    let unpaired = vec![
+        unpaired("q", with_tool()),
+        unpaired("r", talk(&[("assistant", "x")])),
     ];
-    let thumbs = Tokenized::new(InMemDataset::new(thumbs), template, KEEP).unwrap();
-    let mismatched = Mismatched::new(thumbs, KEEP);
+    let unpaired = Tokenized::new(InMemDataset::new(unpaired), template, KEEP).unwrap();
+    let mismatched = Mismatched::new(unpaired, KEEP);
     let items: Vec<_> = mismatched.iter().map(Result::unwrap).collect();
     assert_eq!(digits(&items[1].label.sequence), "110000011");
     let batch: UnpairedTokens<_> = Collator::new(Padding::new(0)).batch(items, &device());
-    let lengths: Vec<usize> = batch.rows.sequences.iter().map(Sequence::length).collect();
+    let lengths: Vec<usize> = batch
+        .tokens
+        .sequences
+        .iter()
+        .map(Sequence::length)
+        .collect();
     assert_eq!(lengths, [4, 2]);
     assert_eq!(batch.mismatched().sequences[1].length(), 4);
     let list = Example::ranked(
@@ -239,7 +244,7 @@ fn later_steps_honour_the_mask() {
     assert_eq!(lists.report().score_gaps.unwrap().max, 1.0);
     let items = lists.iter().map(Result::unwrap).collect();
     let batch: RankedTokens = Collator::new(Padding::new(0)).batch(items, &device());
-    assert_eq!(batch.rows.sequences[0].length(), 4);
+    assert_eq!(batch.tokens.sequences[0].length(), 4);
 
     let ids = Example::pair(vec![1], vec![2, 3], vec![4]);
     let masked = ids
@@ -788,7 +793,7 @@ fn a_bad_row_stops_or_is_reported() {
 }
 
 #[test]
-fn lists_become_pairs_and_pairs_thumbs() {
+fn lists_become_pairs_and_pairs_are_taken_apart() {
     let list = Example::ranked('p', vec!['a', 'b', 'c', 'd'], vec![1.0, 3.0, 1.0, 2.5]).unwrap();
     let pairs = |pairing| {
         let pairs = list.pairs(pairing).unwrap();
@@ -828,7 +833,7 @@ fn lists_become_pairs_and_pairs_thumbs() {
     // Masks go with their completions.
     let pair = Example::pair(vec![1], vec![2, 3], vec![4]);
     let pair = pair.with_counted(&[vec![false, true], vec![true]]).unwrap();
-    let [up, down] = pair.thumbs();
+    let [up, down] = pair.unpair();
     assert_eq!((up.label, up.completion()), (Desirable(true), &vec![2, 3]));
     assert_eq!(
         (down.label, down.completion()),
@@ -866,7 +871,7 @@ fn rows_that_say_the_same_are_found() {
         pair("p", "b", "a"),                     // 4: repeats 1
     ];
     let found = distinct(&InMemDataset::new(rows)).unwrap();
-    assert_eq!(found.rows, [0, 1, 3]);
+    assert_eq!(found.kept, [0, 1, 3]);
     assert_eq!(found.repeated, [(2, 0), (4, 1)]);
     assert_eq!(found.contradictory, [1]);
 
@@ -887,7 +892,7 @@ fn rows_that_say_the_same_are_found() {
         with(r#"{"tools": "no JSON"}"#),                                 // 9: others, unusable
     ];
     let found = distinct(&InMemDataset::new(rows)).unwrap();
-    assert_eq!(found.rows, [0, 5, 8, 9]);
+    assert_eq!(found.kept, [0, 5, 8, 9]);
     let repeated = [(1, 0), (2, 0), (3, 0), (4, 0), (6, 5), (7, 5)];
     assert_eq!(found.repeated, repeated);
     assert!(found.contradictory.is_empty());
@@ -902,19 +907,19 @@ fn rows_that_say_the_same_are_found() {
         list(["b", "a"], [1.0, 0.0]),  // 2: other scores
     ];
     let found = distinct(&InMemDataset::new(rows)).unwrap();
-    assert_eq!((found.rows, found.repeated), (vec![0, 2], vec![(1, 0)]));
+    assert_eq!((found.kept, found.repeated), (vec![0, 2], vec![(1, 0)]));
     assert_eq!(found.contradictory, [2]);
-    let thumb = |text: &str, up| {
+    let unpaired = |text: &str, up| {
         Example::unpaired(Text::Plain("p".into()), talk(&[("assistant", text)]), up)
     };
     let rows = vec![
-        thumb("a", true),
-        thumb("a", false),
-        thumb("b", true),
-        thumb("a", true),
+        unpaired("a", true),
+        unpaired("a", false),
+        unpaired("b", true),
+        unpaired("a", true),
     ];
     let found = distinct(&InMemDataset::new(rows)).unwrap();
-    assert_eq!((found.rows, found.contradictory), (vec![0, 1, 2], vec![1]));
+    assert_eq!((found.kept, found.contradictory), (vec![0, 1, 2], vec![1]));
     assert_eq!(found.repeated, [(3, 0)]);
 }
 

@@ -201,11 +201,12 @@ impl Model {
                 sft.forward(batch).normalized_by(window.pairs).unwrap()
             }
             Kind::Kto => {
-                let up = (0..rows.pairs.len()).map(|i| i < rows.pairs.len() / 2);
-                let up: Vec<bool> = up.collect();
+                let desirable = (0..rows.pairs.len()).map(|i| i < rows.pairs.len() / 2);
+                let desirable: Vec<bool> = desirable.collect();
                 let ratios = self.ratios(&rows.pairs);
-                let up = Tensor::from_data(up.as_slice(), &pairs.chosen.policy().sum().device());
-                let batch = Unpaired::new(ratios, up).unwrap();
+                let desirable =
+                    Tensor::from_data(desirable.as_slice(), &pairs.chosen.policy().sum().device());
+                let batch = Unpaired::new(ratios, desirable).unwrap();
                 let batch = WithBaseline::new(batch, window.kl.baseline()).unwrap();
                 let kto = KtoLossConfig::new().with_beta(BETA).init();
                 kto.forward(batch)

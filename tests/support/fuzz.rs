@@ -11,11 +11,7 @@ use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn::nn::LinearConfig;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
-use burn_preference::config::{
-    PairObjective, PairObjectiveConfig, RankedObjective, RankedObjectiveConfig,
-    RewardObjectiveConfig, ScoredObjectiveConfig, ScoredPairObjectiveConfig,
-    TiedPairObjectiveConfig, TokenModifierConfig, UnpairedObjectiveConfig,
-};
+use burn_preference::config::ObjectiveConfig;
 use burn_preference::data::{
     Collator, Content, Cursor, Desirable, Encode, Encoded, Example, Format, Json, JsonLines,
     Labels, OnError, PairFormat, PairTokens, Preference, PromptFormat, RankedFormat, RankedTokens,
@@ -27,10 +23,10 @@ use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Padding;
 use burn_preference::training::state::{MovingAverage, RunningMean};
 use burn_preference::{
-    BetaDpoLossConfig, InvalidHyperparameter, InvalidInput, LmHead, Objective, Pair, PolicyPair,
-    Ranked, ReferenceSchedule, Scored, SequenceLogProbs, TdpoLossConfig, TokenLogProbs, Unpaired,
-    WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl,
-    WithShift, WithTies, WithValue, WithWeights,
+    InvalidHyperparameter, InvalidInput, LmHead, Objective, Pair, PolicyPair, Ranked,
+    ReferenceSchedule, Scored, SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline, WithMargin,
+    WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl, WithShift, WithTies,
+    WithValue, WithWeights,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -100,7 +96,7 @@ fn files(bytes: &[u8]) {
             let model = LinearConfig::new(1, 1)
                 .with_bias(false)
                 .init(&Device::flex());
-            let fingerprint = Fingerprint::of(&model);
+            let fingerprint = Fingerprint::of(&model).expect("the device works");
             let cache = ReferenceCache::open(dir.path(), fingerprint).expect("new");
             let path = cache.directory().join("x.bpk");
             fs::write(&path, content).expect("a file");
@@ -243,8 +239,8 @@ macro_rules! collate {
             impl Collate<$label> for Collator {
                 fn rows(&self, items: Vec<Example<Vec<u32>, $label>>) {
                     let batch: $batch = self.batch(items, &Device::flex());
-                    let [rows, _] = batch.rows.ids.dims();
-                    assert_eq!(rows, batch.rows.len());
+                    let [rows, _] = batch.tokens.ids.dims();
+                    assert_eq!(rows, batch.tokens.len());
                 }
             }
         )*
@@ -260,16 +256,7 @@ fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
-    parsed::<PairObjectiveConfig>(text, |c| c.try_init().err());
-    parsed::<ScoredPairObjectiveConfig>(text, |c| c.try_init().err());
-    parsed::<TiedPairObjectiveConfig>(text, |c| c.try_init().err());
-    parsed::<ScoredObjectiveConfig>(text, |c| c.try_init().err());
-    parsed::<RewardObjectiveConfig>(text, |c| c.try_init().err());
-    parsed::<UnpairedObjectiveConfig>(text, |c| c.try_init().err());
-    parsed::<RankedObjectiveConfig>(text, |c| c.try_init().err());
-    parsed::<TokenModifierConfig>(text, |c| c.try_init().err());
-    parsed::<BetaDpoLossConfig>(text, |c| c.try_init().err());
-    parsed::<TdpoLossConfig>(text, |c| c.try_init().err());
+    parsed::<ObjectiveConfig>(text, |c| c.check().err());
     parsed::<ReferenceSchedule>(text, |_| None);
     parsed::<MovingAverage>(text, |_| None);
     parsed::<RunningMean>(text, |_| None);
@@ -742,19 +729,18 @@ fn objectives(u: &mut Unstructured) -> Result<()> {
         let policy = PolicyPair::new(sequence(&sides[0]), sequence(&sides[1])).expect("they fit");
         let reference =
             PolicyPair::new(sequence(&sides[2]), sequence(&sides[3])).expect("they fit");
-        let config: PairObjectiveConfig =
+        let config: ObjectiveConfig =
             serde_json::from_str(&with(name, key)).expect("a key of every objective");
-        let losses = match config.try_init().expect("inside the range") {
-            PairObjective::Referenced(objective) => {
-                assert!(reads_reference, "{name}");
-                objective
-                    .forward(policy.relative_to(reference).expect("they fit"))
-                    .losses()
-            }
-            PairObjective::ReferenceFree(objective) => {
-                assert!(!reads_reference, "{name}");
-                objective.forward(policy).losses()
-            }
+        let needs = &config.takes()[0];
+        assert_eq!(needs.has_reference(), reads_reference, "{name}");
+        assert_eq!(needs.whole_batch, !per_example, "{name}");
+        let losses = if reads_reference {
+            let batch = policy.relative_to(reference).expect("they fit");
+            let objective = config.build().expect("inside the range");
+            objective.forward(batch).losses()
+        } else {
+            let objective = config.build().expect("inside the range");
+            objective.forward(policy).losses()
         };
         let losses = values(losses);
         let nan = |i: usize, side: usize| sides[side][i].is_nan();
@@ -783,21 +769,19 @@ fn objectives(u: &mut Unstructured) -> Result<()> {
         let scores = Tensor::from_data(TensorData::new(sides[2].clone(), shape), (&device, dtype));
         let there: Vec<bool> = (0..rows).map(|_| u.arbitrary()).collect::<Result<_>>()?;
         let present = Tensor::from_data(TensorData::new(there.clone(), shape), &device);
-        let config: RankedObjectiveConfig =
+        let config: ObjectiveConfig =
             serde_json::from_str(&with(name, key)).expect("a key of every objective");
-        let losses = match config.try_init().expect("inside the range") {
-            RankedObjective::Referenced(objective) => {
-                let relative = lists(&sides[0])
-                    .relative_to(lists(&sides[1]))
-                    .expect("they fit");
-                objective
-                    .forward(Ranked::new(relative, scores, present).expect("they fit"))
-                    .losses()
-            }
-            RankedObjective::ReferenceFree(objective) => {
-                let batch = Ranked::new(lists(&sides[0]), scores, present).expect("they fit");
-                objective.forward(batch).losses()
-            }
+        let losses = if config.takes()[0].has_reference() {
+            let relative = lists(&sides[0])
+                .relative_to(lists(&sides[1]))
+                .expect("they fit");
+            let batch = Ranked::new(relative, scores, present).expect("they fit");
+            let objective = config.build().expect("inside the range");
+            objective.forward(batch).losses()
+        } else {
+            let batch = Ranked::new(lists(&sides[0]), scores, present).expect("they fit");
+            let objective = config.build().expect("inside the range");
+            objective.forward(batch).losses()
         };
         let spoiled = (0..rows).any(|i| there[i] && (sides[0][i].is_nan() || sides[2][i].is_nan()));
         for loss in values(losses) {

@@ -161,9 +161,9 @@ impl Pairs {
     }
 }
 
-/// Plain numbers of a batch of labelled completions, and KTO's reference point.
+/// Plain numbers of a batch of unpaired completions, and KTO's reference point.
 #[derive(Debug, Clone)]
-pub struct Labelled {
+pub struct UnpairedCompletions {
     pub policy: Vec<f64>,
     pub reference: Vec<f64>,
     pub desirable: Vec<bool>,
@@ -172,7 +172,7 @@ pub struct Labelled {
 
 type KtoBatch = WithBaseline<Unpaired<RelativeLogProbs>>;
 
-impl Labelled {
+impl UnpairedCompletions {
     pub fn batch(&self, policy: Tensor<1>) -> KtoBatch {
         let lengths = vec![5; self.policy.len()];
         let dtype = policy.dtype();

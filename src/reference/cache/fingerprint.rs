@@ -1,9 +1,11 @@
 use std::fmt;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Bool, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Int, Tensor, TensorData, TensorReadError};
 
-/// What identifies a reference: a hash of every parameter's path, shape, number type and bits.
+use super::error::CacheError;
+
+/// The identity of a reference: a hash of every parameter's path, shape, number type and bits.
 ///
 /// The same weights give the same fingerprint in every process, on every device, under whatever
 /// parameter ids. It does not see the code: settings that change what the same weights compute
@@ -13,13 +15,21 @@ pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
     /// The fingerprint of a model; reads every parameter once.
-    pub fn of<M: Module>(model: &M) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// The device fails.
+    pub fn of<M: Module>(model: &M) -> Result<Self, CacheError> {
         let mut visitor = Hash {
             path: Vec::new(),
             hasher: blake3::Hasher::new(),
+            error: None,
         };
         model.visit(&mut visitor);
-        Self(*visitor.hasher.finalize().as_bytes())
+        match visitor.error {
+            Some(error) => Err(error.into()),
+            None => Ok(Self(*visitor.hasher.finalize().as_bytes())),
+        }
     }
 
     /// This fingerprint and something else that log-probabilities depend on, such as the
@@ -33,7 +43,7 @@ impl Fingerprint {
     }
 }
 
-/// In hexadecimal.
+/// The hash in hexadecimal.
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
@@ -49,10 +59,18 @@ fn hash_field(hasher: &mut blake3::Hasher, bytes: &[u8]) {
 struct Hash {
     path: Vec<String>,
     hasher: blake3::Hasher,
+    error: Option<TensorReadError>,
 }
 
 impl Hash {
-    fn parameter(&mut self, data: &TensorData) {
+    fn parameter(&mut self, data: Result<TensorData, impl Into<TensorReadError>>) {
+        let data = match data {
+            Ok(data) => data,
+            Err(error) => {
+                self.error.get_or_insert(error.into());
+                return;
+            }
+        };
         hash_field(&mut self.hasher, self.path.join(".").as_bytes());
         hash_field(&mut self.hasher, format!("{:?}", data.dtype()).as_bytes());
         hash_field(
@@ -73,14 +91,14 @@ impl ModuleVisitor for Hash {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.parameter(&param.val().into_data());
+        self.parameter(param.val().try_into_data());
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-        self.parameter(&param.val().into_data());
+        self.parameter(param.val().try_into_data());
     }
 
     fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
-        self.parameter(&param.val().into_data());
+        self.parameter(param.val().try_into_data());
     }
 }

@@ -1,6 +1,6 @@
 use crate::tokens::Sequence;
 
-/// Of keys and segments alike: what an older version wrote has other keys.
+/// The version of keys and segments alike: what an older version wrote has other keys.
 pub(super) const VERSION: &str = "2";
 
 pub(super) type Key = [u8; 32];

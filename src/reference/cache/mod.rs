@@ -32,7 +32,7 @@
 //! # let root = dir.path();
 //! # let device = Device::default();
 //! # let model = burn::nn::LinearConfig::new(2, 2).init(&device);
-//! let fingerprint = Fingerprint::of(&model).with("chat template", b"v1");
+//! let fingerprint = Fingerprint::of(&model)?.with("chat template", b"v1");
 //! let mut cache = ReferenceCache::open(root, fingerprint)?;
 //! let sequences = [Sequence::new(&[1, 2], &[3]), Sequence::new(&[1, 2], &[4, 5])];
 //!

@@ -97,19 +97,19 @@ pub(super) fn read(
         }
         Err(error) => return Err(torn(error.to_string())),
     };
-    let says = |key: &str| reader.metadata().get(key).cloned().unwrap_or_default();
-    if says("format") != FORMAT {
+    let metadata = |key: &str| reader.metadata().get(key).cloned().unwrap_or_default();
+    if metadata("format") != FORMAT {
         return Err(foreign("a burnpack file of something else".to_owned()));
     }
-    if says("version") != VERSION {
+    if metadata("version") != VERSION {
         return Err(CacheError::Outdated {
             path: path.to_owned(),
-            found: says("version"),
+            found: metadata("version"),
             expected: VERSION,
         });
     }
-    if says("fingerprint") != fingerprint.to_string() {
-        return Err(foreign(format!("of the model {}", says("fingerprint"))));
+    if metadata("fingerprint") != fingerprint.to_string() {
+        return Err(foreign(format!("of the model {}", metadata("fingerprint"))));
     }
     let column = |name: &str| reader.tensor_data(name).map_err(|e| torn(e.to_string()));
     let [keys, sums, lengths] = [column("keys")?, column("sums")?, column("lengths")?];

@@ -33,31 +33,34 @@ pub(super) fn of_pairs(lengths: impl Iterator<Item = (usize, usize)>) -> Option<
     })
 }
 
-/// Lengths with a thumb up or down: the rank-sum test, by its normal approximation with ties and
-/// the correction for continuity. None where one label is absent or all lengths are equal.
-pub(super) fn of_thumbs(lengths: impl Iterator<Item = (usize, bool)>) -> Option<Relation> {
+/// Lengths of unpaired completions, true for a desirable one: the rank-sum test, by its normal
+/// approximation with ties and the correction for continuity. None where one label is absent or all
+/// lengths are equal.
+pub(super) fn of_unpaired(lengths: impl Iterator<Item = (usize, bool)>) -> Option<Relation> {
     let mut sorted: Vec<(usize, bool)> = lengths.collect();
     sorted.sort_unstable();
     let n = sorted.len() as f64;
-    let up = sorted.iter().filter(|(_, up)| *up).count() as f64;
-    let down = n - up;
-    // How many comparisons of an up with a down the former wins; ties are half a win.
+    let desirable = sorted.iter().filter(|(_, desirable)| *desirable);
+    let desirable = desirable.count() as f64;
+    let undesirable = n - desirable;
+    // Comparisons of a desirable with an undesirable one that the former wins; ties are half a win.
     let (mut wins, mut below, mut ties) = (0.0, 0.0, 0.0);
     for same in sorted.chunk_by(|a, b| a.0 == b.0) {
         let size = same.len() as f64;
-        let ups = same.iter().filter(|(_, up)| *up).count() as f64;
-        let downs = size - ups;
-        wins += ups * (below + downs / 2.0);
-        below += downs;
+        let better = same.iter().filter(|(_, desirable)| *desirable).count() as f64;
+        let worse = size - better;
+        wins += better * (below + worse / 2.0);
+        below += worse;
         ties += size.powi(3) - size;
     }
-    let variance = up * down / 12.0 * (n + 1.0 - ties / (n * (n - 1.0)).max(1.0));
+    let comparisons = desirable * undesirable;
+    let variance = comparisons / 12.0 * (n + 1.0 - ties / (n * (n - 1.0)).max(1.0));
     if variance <= 0.0 {
         return None;
     }
-    let z = ((wins - up * down / 2.0).abs() - 0.5).max(0.0) / variance.sqrt();
+    let z = ((wins - comparisons / 2.0).abs() - 0.5).max(0.0) / variance.sqrt();
     Some(Relation {
-        share: wins / (up * down),
+        share: wins / comparisons,
         p_value: two_sided(z),
     })
 }

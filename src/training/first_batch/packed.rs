@@ -1,6 +1,10 @@
 use burn::tensor::{Tensor, TensorData};
 
-use super::{Check, Finding, Findings, FirstBatch, Side, with_others};
+use super::batch::FirstBatch;
+use super::check::Check;
+use super::finding::{Finding, Side};
+use super::findings::Findings;
+use super::host::with_others;
 use crate::error::InvalidInput;
 use crate::log_probs::SequenceLogProbs;
 use crate::tokens::{PackedBatch, TokenRows};
@@ -9,10 +13,10 @@ impl FirstBatch {
     /// Checks that a model gives packed rows the log-probabilities that it gives each sequence in a
     /// row of its own: that it takes positions and mask.
     ///
-    /// It says [`SeesNeighbours`](Finding::SeesNeighbours) and
+    /// It reports [`SeesNeighbours`](Finding::SeesNeighbours) and
     /// [`PackedDiffers`](Finding::PackedDiffers), or why that cannot be told
-    /// ([`Random`](Finding::Random), [`NotFinite`](Finding::NotFinite)). What else may be wrong with
-    /// the batch say [`check_policy`](Self::check_policy) and
+    /// ([`Random`](Finding::Random), [`NotFinite`](Finding::NotFinite)). Other mistakes of the batch
+    /// are found by [`check_policy`](Self::check_policy) and
     /// [`check_against`](Self::check_against) of `FirstBatch::new(&batch.unpacked)`.
     ///
     /// - `batch`: the sequences of this check, packed
@@ -21,55 +25,49 @@ impl FirstBatch {
     ///
     /// # Errors
     ///
-    /// What a closure returns, it does not give one log-probability per sequence, or `batch` has
-    /// other tokens than this check.
-    ///
-    /// # Panics
-    ///
-    /// The device fails to execute what is queued.
+    /// What a closure returns, it does not give one log-probability per sequence, `batch` has other
+    /// tokens than this check, or a device fails.
     pub fn check_packed<E: From<InvalidInput>>(
         &self,
         batch: &PackedBatch,
         padded: impl FnOnce(&TokenRows) -> Result<SequenceLogProbs, E>,
         mut packed: impl FnMut(&PackedBatch) -> Result<SequenceLogProbs, E>,
     ) -> Result<Findings, E> {
-        let [ours, theirs] = [&self.rows.ids, &batch.unpacked.ids].map(|ids| {
-            let values: Vec<i64> = ids.to_data().iter().collect();
-            (ids.dims(), values)
-        });
-        if ours != theirs {
+        let mut check = Check::new(self)?;
+        let ids = &batch.unpacked.ids;
+        let theirs: Vec<i64> = InvalidInput::read("batch", ids)?.iter().collect();
+        if self.tokens.ids.dims() != ids.dims() || check.host.ids != theirs {
             let expected = "the tokens of this check, packed";
             return Err(InvalidInput::new("batch", expected, "others").into());
         }
-        let mut check = Check::of(self);
-        // What the data says of its rows is the other checks' business.
+        // Findings of the data are the other checks' business.
         check.not_checked.clear();
         if check.stop {
-            let outside = |found: &Finding| matches!(found, Finding::OutsideVocabulary { .. });
-            check.findings.retain(outside);
-            return Ok(check.done());
+            let is_outside = |it: &Finding| matches!(it, Finding::OutsideVocabulary { .. });
+            check.findings.retain(is_outside);
+            return Ok(check.finish());
         }
         check.findings.clear();
-        let unpacked = check.sums(&padded(&check.rows)?)?;
+        let unpacked = check.sums(&padded(&check.tokens)?)?;
         let sums = check.sums(&packed(batch)?)?;
-        let finite = |row: usize| unpacked[row].is_finite() && sums[row].is_finite();
-        if !check.finite(Side::Policy, finite) {
-            return Ok(check.done());
+        let is_finite = |row: usize| unpacked[row].is_finite() && sums[row].is_finite();
+        if !check.check_finite(Side::Policy, is_finite) {
+            return Ok(check.finish());
         }
         let again = check.sums(&packed(batch)?)?;
-        if !check.repeats(Side::Policy, &sums, &again) {
-            return Ok(check.done());
+        if !check.check_repeats(Side::Policy, &sums, &again) {
+            return Ok(check.finish());
         }
-        match neighbours(batch) {
+        match neighbours(batch)? {
             Some((other, changed)) => {
                 let moved = check.sums(&packed(&other)?)?;
                 let differ = check.differences(&sums, &moved);
                 let mut differ = differ.into_iter().filter(|(row, _)| !changed[*row]);
                 if let Some((row, difference)) = differ.next() {
                     let difference = difference.abs();
-                    check.found(Finding::SeesNeighbours { row, difference });
+                    check.report(Finding::SeesNeighbours { row, difference });
                     // What follows from it is not reported again.
-                    return Ok(check.done());
+                    return Ok(check.finish());
                 }
             }
             None => check.not_checked.push(
@@ -79,19 +77,19 @@ impl FirstBatch {
         }
         if let Some(&(row, _)) = check.differences(&unpacked, &sums).first() {
             let (unpacked, packed) = (unpacked[row], sums[row]);
-            check.found(Finding::PackedDiffers {
+            check.report(Finding::PackedDiffers {
                 row,
                 unpacked,
                 packed,
             });
         }
-        Ok(check.done())
+        Ok(check.finish())
     }
 }
 
-/// The batch with other tokens in the first completion of each row that has several, and whose
-/// those are; nothing where no row has.
-fn neighbours(batch: &PackedBatch) -> Option<(PackedBatch, Vec<bool>)> {
+/// The batch with other tokens in the first completion of each row that has several, and true for
+/// the sequences of these completions; none where no row has several.
+fn neighbours(batch: &PackedBatch) -> Result<Option<(PackedBatch, Vec<bool>)>, InvalidInput> {
     let [rows, time] = batch.ids.dims();
     let mut changed = vec![false; batch.len()];
     let mut is_other = vec![false; rows * time];
@@ -106,12 +104,14 @@ fn neighbours(batch: &PackedBatch) -> Option<(PackedBatch, Vec<bool>)> {
         }
     }
     if !changed.contains(&true) {
-        return None;
+        return Ok(None);
     }
-    let ids: Vec<i64> = batch.ids.to_data().iter().collect();
-    let ids = TensorData::new(with_others(&ids, |i| is_other[i])?, [rows, time]);
-    let like = (&batch.ids.device(), batch.ids.dtype());
-    let mut other = batch.clone();
-    other.ids = Tensor::from_data(ids, like);
-    Some((other, changed))
+    let ids: Vec<i64> = InvalidInput::read("batch", &batch.ids)?.iter().collect();
+    let others = with_others(&ids, |i| is_other[i]);
+    Ok(others.map(|ids| {
+        let like = (&batch.ids.device(), batch.ids.dtype());
+        let mut other = batch.clone();
+        other.ids = Tensor::from_data(TensorData::new(ids, [rows, time]), like);
+        (other, changed)
+    }))
 }

@@ -19,7 +19,7 @@ pub struct BatchMetrics {
 #[derive(Debug, Clone)]
 struct KeyedSum {
     key: Cow<'static, str>,
-    /// `[1]` each.
+    /// Sum and count are `[1]` each.
     sum: Tensor<1>,
     count: Tensor<1>,
 }
@@ -70,7 +70,7 @@ impl BatchMetrics {
         self
     }
 
-    /// The same metrics, every key with `prefix` before it: of one reference among several, say.
+    /// These metrics with `prefix` before every key: of one reference among several, say.
     pub fn with_prefix(mut self, prefix: &str) -> Self {
         for KeyedSum { key, .. } in &mut self.sums {
             *key = format!("{prefix}{key}").into();
@@ -117,12 +117,12 @@ impl BatchMetrics {
         self,
         key: &'static str,
         statistics: &TokenStatistics,
-        of: fn(&TokenStatistics) -> Tensor<2>,
+        value: fn(&TokenStatistics) -> Tensor<2>,
     ) -> Self {
         let [batch, columns] = statistics.mask().dims();
         let all = [batch * columns];
         let counted = statistics.mask().reshape(all);
-        self.counted(key, of(statistics).reshape(all), counted)
+        self.counted(key, value(statistics).reshape(all), counted)
     }
 
     /// Reads all sums and counts back, in one transfer.

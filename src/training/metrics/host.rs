@@ -31,7 +31,7 @@ impl Metrics {
         entry.1 += count;
     }
 
-    /// Adds what `other` counted.
+    /// Adds the sums and counts of `other`.
     pub fn merge(&mut self, other: &Self) {
         for (key, (sum, count)) in &other.sums {
             self.add(key.as_str(), *sum, *count);
@@ -57,8 +57,7 @@ impl Metrics {
         has(key) || derived
     }
 
-    /// How many values `key` is the mean of; the margin of unpaired completions is the mean of
-    /// none.
+    /// Number of values that `key` is the mean of; 0 for the margin of unpaired completions.
     pub fn count(&self, key: &str) -> f64 {
         self.sums.get(key).map_or(0.0, |(_, count)| *count)
     }

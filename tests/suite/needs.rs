@@ -1,0 +1,185 @@
+//! What objectives say of themselves is true: whether a batch may be cut into parts.
+
+use burn::tensor::{Bool, Tensor};
+use burn_preference::config::ObjectiveConfig;
+use burn_preference::needs::{ColumnKind, Examples, Needs, Values};
+use burn_preference::{
+    Batch, Objective, Pair, PolicyPair, Ranked, RewardPair, Scored, SequenceLogProbs, Unpaired,
+    WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl,
+    WithShift, WithTies, WithValue, batch::Candidates,
+};
+
+use crate::support::{bools, error, f64s, to_vec};
+
+/// Numbers of four examples, of which a batch takes some.
+#[derive(Clone, Copy)]
+struct Taken<'a>(&'a [usize]);
+
+impl Taken<'_> {
+    fn numbers(self, all: [f64; 4]) -> Tensor<1> {
+        let taken: Vec<f64> = self.0.iter().map(|i| all[*i]).collect();
+        f64s(&taken)
+    }
+
+    fn flags(self, all: [bool; 4]) -> Tensor<1, Bool> {
+        let taken: Vec<bool> = self.0.iter().map(|i| all[*i]).collect();
+        bools(&taken)
+    }
+
+    fn sequences(self, sums: [f64; 4], lengths: [f64; 4]) -> SequenceLogProbs {
+        SequenceLogProbs::new(self.numbers(sums), self.numbers(lengths).int()).unwrap()
+    }
+
+    fn policy(self) -> PolicyPair {
+        let chosen = self.sequences([-4.0, -9.0, -2.5, -7.0], [3.0, 5.0, 2.0, 6.0]);
+        let rejected = self.sequences([-7.0, -8.0, -3.0, -4.0], [4.0, 4.0, 1.0, 3.0]);
+        PolicyPair::new(chosen, rejected).unwrap()
+    }
+
+    fn reference(self) -> PolicyPair {
+        let chosen = self.sequences([-5.0, -8.5, -2.0, -9.0], [3.0, 5.0, 2.0, 6.0]);
+        let rejected = self.sequences([-6.0, -8.0, -4.0, -3.5], [4.0, 4.0, 1.0, 3.0]);
+        PolicyPair::new(chosen, rejected).unwrap()
+    }
+
+    /// Lists of two candidates: the sides of each pair.
+    fn lists(self, pairs: PolicyPair) -> SequenceLogProbs<2> {
+        let sides = [pairs.chosen, pairs.rejected];
+        let join = |of: fn(&SequenceLogProbs) -> Tensor<1>| {
+            let columns = sides.iter().map(|side| of(side).unsqueeze_dim(1)).collect();
+            Tensor::<2>::cat(columns, 1).reshape([2 * self.0.len()])
+        };
+        let all = SequenceLogProbs::new(
+            join(SequenceLogProbs::sum),
+            join(SequenceLogProbs::lengths).int(),
+        );
+        all.unwrap().split_candidates(2).unwrap()
+    }
+
+    fn ranked<L: Candidates>(self, candidates: L) -> Ranked<L> {
+        let [n, k] = [self.0.len(), 2];
+        let scores = [[1.0, 0.0], [0.25, 0.75], [0.5, 0.1], [0.9, 0.6]];
+        let scores: Vec<f64> = self.0.iter().flat_map(|i| scores[*i]).collect();
+        let present = bools(&vec![true; n * k]).reshape([n, k]);
+        Ranked::new(candidates, f64s(&scores).reshape([n, k]), present).unwrap()
+    }
+}
+
+fn losses<B: Batch + 'static>(config: &ObjectiveConfig, batch: B) -> Vec<f64> {
+    let objective = config.build::<B>().unwrap();
+    to_vec(objective.forward(batch).losses())
+}
+
+/// Losses of a batch with the columns of `needs`.
+fn with_columns<B: Batch + 'static>(
+    config: &ObjectiveConfig,
+    needs: &Needs,
+    batch: B,
+    taken: Taken,
+) -> Vec<f64> {
+    let numbers = || taken.numbers([0.5, 0.25, 0.75, 0.6]);
+    let one = || f64s(&[0.3]);
+    let pair = || Pair::new(taken.numbers([1.5, 0.9, 0.3, 2.0]), numbers()).unwrap();
+    match needs.columns.as_slice() {
+        [] => losses(config, batch),
+        [ColumnKind::Margin] => losses(config, WithMargin::new(batch, numbers()).unwrap()),
+        [ColumnKind::Preference] => losses(config, WithPreference::new(batch, numbers()).unwrap()),
+        [ColumnKind::Scores] => losses(config, WithScores::new(batch, pair()).unwrap()),
+        [ColumnKind::SequenceKl] => losses(config, WithSequenceKl::new(batch, pair()).unwrap()),
+        [ColumnKind::Ties] => {
+            let tied = taken.flags([false, true, false, true]);
+            losses(config, WithTies::new(batch, tied).unwrap())
+        }
+        [ColumnKind::Value] => losses(config, WithValue::new(batch, numbers()).unwrap()),
+        [ColumnKind::Baseline] => losses(config, WithBaseline::new(batch, one()).unwrap()),
+        [ColumnKind::Shift] => losses(config, WithShift::new(batch, one()).unwrap()),
+        [ColumnKind::MeanMargin] => losses(config, WithMeanMargin::new(batch, one()).unwrap()),
+        [ColumnKind::Nll] => {
+            let imitated = taken.sequences([-3.0, -6.0, -2.0, -8.0], [2.0, 5.0, 3.0, 4.0]);
+            losses(config, WithNll::new(batch, imitated).unwrap())
+        }
+        columns => panic!("{}: no value for {columns:?}", config.name()),
+    }
+}
+
+/// Losses of a batch that has what `needs` names.
+fn losses_of(config: &ObjectiveConfig, needs: &Needs, taken: Taken) -> Vec<f64> {
+    let policy = taken.policy();
+    let referenced = policy.clone().relative_to(taken.reference()).unwrap();
+    let rewards = taken.numbers([0.5, -1.0, 0.2, 2.0]);
+    let desirable = taken.flags([true, false, false, true]);
+    let lists = || taken.lists(taken.policy());
+    macro_rules! of {
+        ($batch:expr) => {
+            with_columns(config, needs, $batch, taken)
+        };
+    }
+    match (needs.examples, needs.values) {
+        (Examples::Pairs, Values::LogProbs) => of!(policy),
+        (Examples::Pairs, Values::LogRatios) => of!(referenced),
+        (Examples::Pairs, Values::Rewards) => {
+            let other = taken.numbers([0.1, -0.5, 1.0, 0.0]);
+            of!(RewardPair::new(rewards, other).unwrap())
+        }
+        (Examples::Unpaired, Values::LogRatios) => {
+            of!(Unpaired::new(referenced.chosen, desirable).unwrap())
+        }
+        (Examples::Completions, Values::LogProbs) => of!(policy.chosen),
+        (Examples::Completions, Values::LogRatios) => of!(referenced.chosen),
+        (Examples::Scored, Values::LogRatios) => {
+            of!(Scored::new(referenced.chosen, taken.numbers([0.5, 0.2, 0.9, 0.7])).unwrap())
+        }
+        (Examples::Ranked, Values::LogProbs) => of!(taken.ranked(lists())),
+        (Examples::Ranked, Values::LogRatios) => {
+            let reference = taken.lists(taken.reference());
+            of!(taken.ranked(lists().relative_to(reference).unwrap()))
+        }
+        (Examples::Ranked, Values::Rewards) => of!(taken.ranked(lists().sum())),
+        other => panic!("{}: no batch of {other:?}", config.name()),
+    }
+}
+
+/// The losses of a batch are those of its examples alone, exactly if the objective says so.
+#[test]
+fn whole_batch_is_true() {
+    let mut configs = Vec::new();
+    for name in ObjectiveConfig::NAMES {
+        let more: &[&str] = match *name {
+            "hdpo" => &[r#", "entropy_weight": 0.9"#],
+            "aot" => &["", r#", "paired": false"#],
+            "cpo" | "orpo" | "tpo" => &["", r#", "nll_normalization": "token""#],
+            "mixture" => &[
+                r#", "parts": [{"weight": 1, "objective": {"loss": "dpo"}}]"#,
+                r#", "parts": [{"weight": 1, "objective": {"loss": "dpo"}},
+                    {"weight": 1, "objective": {"loss": "aot"}}]"#,
+                r#", "parts": [{"weight": 1, "objective": {"loss": "simpo"}}]"#,
+            ],
+            "with_sft" => &[
+                r#", "weight": 1, "objective": {"loss": "dpo"}"#,
+                r#", "weight": 1, "objective": {"loss": "aot"}"#,
+                r#", "weight": 1, "normalization": "token", "objective": {"loss": "simpo"}"#,
+            ],
+            _ => &[""],
+        };
+        for fields in more {
+            configs.push(format!(r#"{{"loss": "{name}"{fields}}}"#));
+        }
+    }
+    for json in configs {
+        let config: ObjectiveConfig = serde_json::from_str(&json).unwrap();
+        let takes = config.takes();
+        assert!(!takes.is_empty(), "{json}");
+        for needs in takes {
+            let together = losses_of(&config, &needs, Taken(&[0, 1, 2, 3]));
+            let alone = (0..4).map(|i| losses_of(&config, &needs, Taken(&[i]))[0]);
+            let equal = together
+                .iter()
+                .zip(alone)
+                .all(|(a, b)| error(*a, b) < 1e-13);
+            assert_eq!(
+                equal, !needs.whole_batch,
+                "{json} over {needs}: {together:?}"
+            );
+        }
+    }
+}
