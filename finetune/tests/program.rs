@@ -452,7 +452,12 @@ fn every_kind_of_rows() {
         .learns();
     place.fails("--loss bradley_terry --save adapter", "save the model");
     place.fails("--loss bradley_terry --shared-prefix", "--shared-prefix");
-    place.fails("--loss bradley_terry_ties", "a column of ties");
+    place.fails(
+        "--loss bradley_terry_ties",
+        "it takes rewards of pairs, ties",
+    );
+    let unlike = r#"{"loss":"mixture","parts":[{"weight":1,"objective":{"loss":"kto"}}]}"#;
+    place.fails(&format!("--loss {unlike}"), "its parts have none in common");
     place.fails(
         "--data unpaired.jsonl --loss npo",
         "a desirable completion, and this objective unlearns",

@@ -1,118 +1,114 @@
-//! The objectives of each kind of examples as tasks.
+//! Objectives of all kinds as tasks: those whose batch is made of tokens and values alone, and two
+//! that have a statistic besides.
 
+use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::Tensor;
-use burn_preference::config::{PairObjective, RankedObjective, UnpairedObjective};
+use burn_preference::config::{BuildError, Configured, ObjectiveConfig};
 use burn_preference::data::{
-    Desirable, Example, PairTokens, Preference, RankedTokens, Scores, UnpairedTokens,
-    WithMismatched,
+    Collator, Desirable, Example, RankedTokens, UnpairedTokens, WithMismatched,
 };
 use burn_preference::tokens::Sequence;
+use burn_preference::training::metrics::Observe;
 use burn_preference::training::state::{KlEstimate, RunningMean};
 use burn_preference::{
-    BradleyTerryLoss, Frozen, KtoLoss, Metrics, Ranked, RelativeLogProbs, RewardRankingLoss,
-    SequenceLogProbs, WithBaseline, WithShift,
+    Frozen, InvalidInput, Metrics, Ranked, RelativeLogProbs, Unpaired, WithBaseline, WithShift,
 };
 use serde_json::{Value, json};
 
 use super::batching::Batching;
-use super::part::{Part, part};
+use super::part::{CollatedTokens, Part, part};
 use super::task::Task;
-use super::values::StepContext;
+use super::values::{CompletionValues, StepContext};
 use crate::data::Examples;
 use crate::failure::Failure;
 use crate::model::Decoder;
 
-impl Task for PairObjective {
-    type Label = Preference;
+/// An objective whose batch `B` is made of the tokens `T` and a model's values `Y` of them.
+pub struct Plain<T, Y, B: Observe> {
+    objective: Configured<B>,
+    batch: fn(&T, Y) -> Result<B, InvalidInput>,
+}
 
-    fn part(
-        &self,
-        examples: Examples<Preference>,
-        batching: &Batching,
-    ) -> Result<Box<dyn Part + '_>, Failure> {
-        let tokens: PairTokens = batching.collate(examples);
-        Ok(match self {
-            Self::Referenced(objective) => {
-                part(tokens, objective, PairTokens::pair::<RelativeLogProbs>)
-            }
-            Self::ReferenceFree(objective) => {
-                part(tokens, objective, PairTokens::pair::<SequenceLogProbs>)
-            }
+impl<T, Y, B: Observe + 'static> Plain<T, Y, B> {
+    /// Builds the objective over `B`.
+    ///
+    /// # Errors
+    ///
+    /// As [`ObjectiveConfig::build`].
+    pub fn new(
+        config: &ObjectiveConfig,
+        batch: fn(&T, Y) -> Result<B, InvalidInput>,
+    ) -> Result<Self, BuildError> {
+        Ok(Self {
+            objective: config.build()?,
+            batch,
         })
     }
 }
 
-impl Task for RankedObjective {
-    type Label = Scores;
+impl<T, Y, B> Task for Plain<T, Y, B>
+where
+    T: CollatedTokens,
+    Y: CompletionValues + 'static,
+    B: Observe + Clone + 'static,
+    Collator: Batcher<Example<Vec<u32>, T::Label>, T>,
+{
+    type Label = T::Label;
 
     fn part(
         &self,
-        examples: Examples<Scores>,
+        examples: Examples<T::Label>,
         batching: &Batching,
     ) -> Result<Box<dyn Part + '_>, Failure> {
-        let tokens: RankedTokens = batching.collate(examples);
-        Ok(match self {
-            Self::Referenced(objective) => {
-                part(tokens, objective, RankedTokens::ranked::<RelativeLogProbs>)
-            }
-            Self::ReferenceFree(objective) => {
-                part(tokens, objective, RankedTokens::ranked::<SequenceLogProbs>)
-            }
-        })
+        let tokens: T = batching.collate(examples);
+        Ok(part(tokens, &self.objective, self.batch))
     }
 }
 
-impl Task for BradleyTerryLoss {
-    type Label = Preference;
-
-    fn part(
-        &self,
-        examples: Examples<Preference>,
-        batching: &Batching,
-    ) -> Result<Box<dyn Part + '_>, Failure> {
-        let tokens: PairTokens = batching.collate(examples);
-        Ok(part(tokens, self, PairTokens::pair::<Tensor<1>>))
-    }
+/// The values of completions alone: the batch of an objective that unlearns.
+///
+/// # Errors
+///
+/// None.
+pub fn completions<Y>(_: &UnpairedTokens, values: Y) -> Result<Y, InvalidInput> {
+    Ok(values)
 }
 
-impl Task for RewardRankingLoss {
-    type Label = Scores;
-
-    fn part(
-        &self,
-        examples: Examples<Scores>,
-        batching: &Batching,
-    ) -> Result<Box<dyn Part + '_>, Failure> {
-        let tokens: RankedTokens = batching.collate(examples);
-        Ok(part(
-            tokens,
-            self,
-            |tokens: &RankedTokens, rewards: Tensor<1>| {
-                let (scores, present) = (tokens.scores.clone(), tokens.present.clone());
-                Ranked::new(rewards.reshape(present.dims()), scores, present)
-            },
-        ))
-    }
+/// The lists of rewards, one of each row.
+///
+/// # Errors
+///
+/// There is not one reward per row.
+pub fn reward_lists(
+    tokens: &RankedTokens,
+    rewards: Tensor<1>,
+) -> Result<Ranked<Tensor<2>>, InvalidInput> {
+    let (scores, present) = (tokens.scores.clone(), tokens.present.clone());
+    Ranked::new(rewards.reshape(present.dims()), scores, present)
 }
 
-/// KTO, with its z₀ from mismatched completions.
-pub struct Kto {
-    objective: KtoLoss,
+/// An objective with a z₀ from mismatched completions: KTO.
+pub struct WithKlEstimate {
+    objective: Configured<WithBaseline<Unpaired<RelativeLogProbs>>>,
     /// z₀ of the step at hand, over all of its parts.
     baseline: Option<Tensor<1>>,
 }
 
-impl Kto {
-    /// The task before the first step.
-    pub fn new(objective: KtoLoss) -> Self {
-        Self {
-            objective,
+impl WithKlEstimate {
+    /// Builds the objective.
+    ///
+    /// # Errors
+    ///
+    /// As [`ObjectiveConfig::build`].
+    pub fn new(config: &ObjectiveConfig) -> Result<Self, BuildError> {
+        Ok(Self {
+            objective: config.build()?,
             baseline: None,
-        }
+        })
     }
 }
 
-impl Task for Kto {
+impl Task for WithKlEstimate {
     type Label = WithMismatched;
 
     fn sequences(example: &Example<Vec<u32>, WithMismatched>) -> Vec<Sequence> {
@@ -156,15 +152,27 @@ impl Task for Kto {
     }
 }
 
-/// Another objective over unpaired completions.
-pub struct Unpaired {
-    /// The objective.
-    pub objective: UnpairedObjective,
-    /// BCO's δ.
-    pub rewards: RunningMean,
+/// An objective with a δ, the mean of all rewards so far: BCO.
+pub struct WithRewardShift {
+    objective: Configured<WithShift<Unpaired<RelativeLogProbs>>>,
+    rewards: RunningMean,
 }
 
-impl Task for Unpaired {
+impl WithRewardShift {
+    /// Builds the objective.
+    ///
+    /// # Errors
+    ///
+    /// As [`ObjectiveConfig::build`].
+    pub fn new(config: &ObjectiveConfig) -> Result<Self, BuildError> {
+        Ok(Self {
+            objective: config.build()?,
+            rewards: RunningMean::default(),
+        })
+    }
+}
+
+impl Task for WithRewardShift {
     type Label = Desirable;
 
     fn part(
@@ -173,31 +181,11 @@ impl Task for Unpaired {
         batching: &Batching,
     ) -> Result<Box<dyn Part + '_>, Failure> {
         let tokens: UnpairedTokens = batching.collate(examples);
-        Ok(match &self.objective {
-            UnpairedObjective::ApoZero(objective) => part(
-                tokens,
-                objective,
-                UnpairedTokens::unpaired::<RelativeLogProbs>,
-            ),
-            UnpairedObjective::Bco(objective) => {
-                let shift = self.rewards.tensor(&batching.device);
-                let batch = move |tokens: &UnpairedTokens, relative: RelativeLogProbs| {
-                    WithShift::new(tokens.unpaired(relative)?, shift.clone())
-                };
-                part(tokens, objective, batch)
-            }
-            UnpairedObjective::Npo(objective) => {
-                part(tokens, objective, |_: &_, relative: RelativeLogProbs| {
-                    Ok(relative)
-                })
-            }
-            UnpairedObjective::Simnpo(objective) => {
-                part(tokens, objective, |_: &_, log_probs: SequenceLogProbs| {
-                    Ok(log_probs)
-                })
-            }
-            other => return Err(format!("{other:?} is not known here").into()),
-        })
+        let shift = self.rewards.tensor(&batching.device);
+        let batch = move |tokens: &UnpairedTokens, relative: RelativeLogProbs| {
+            WithShift::new(tokens.unpaired(relative)?, shift.clone())
+        };
+        Ok(part(tokens, &self.objective, batch))
     }
 
     fn observe(&mut self, metrics: &Metrics) {

@@ -2,7 +2,6 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `objective` | an objective by its name |
 //! | `batching` | examples and sequences as tensors |
 //! | `reference` | the reference's log-probabilities, cached or live |
 //! | `values` | what a model gives completions, against the reference |
@@ -18,7 +17,6 @@ mod batching;
 mod checkpoint;
 mod figure;
 mod kinds;
-mod objective;
 mod options;
 mod part;
 mod progress;
@@ -32,14 +30,13 @@ mod workers;
 
 pub use batching::Batching;
 pub use figure::draw_metrics;
-pub use kinds::{Kto, Unpaired};
-pub use objective::ChosenObjective;
+pub use kinds::{Plain, WithKlEstimate, WithRewardShift, completions, reward_lists};
 pub use options::TrainOptions;
-pub use part::Part;
+pub use part::{CollatedTokens, Part};
 pub use reference::ReferenceLogProbs;
 pub use run_folder::RunFolder;
 pub use schedule::Schedule;
 pub use task::Task;
 pub use trainer::{Trained, Trainer, check_whole_steps};
-pub use values::{StepContext, rewards};
+pub use values::{CompletionValues, StepContext, rewards};
 pub use workers::Workers;

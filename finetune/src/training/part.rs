@@ -1,7 +1,7 @@
 //! A part of a step: some of its examples, with the objective that takes them.
 
 use burn::tensor::Tensor;
-use burn_preference::data::{PairTokens, RankedTokens, UnpairedTokens};
+use burn_preference::data::{PairTokens, Preference, RankedTokens, Scores, UnpairedTokens};
 use burn_preference::tokens::{PackedBatch, TokenBatch};
 use burn_preference::training::first_batch::{Finding, FirstBatch};
 use burn_preference::training::metrics::Observe;
@@ -39,7 +39,10 @@ pub trait Part {
 }
 
 /// Examples of one kind as tensors.
-pub(super) trait CollatedTokens {
+pub trait CollatedTokens: Send + Sync + 'static {
+    /// The label of an example.
+    type Label: Clone + Send + Sync + 'static;
+
     /// The tokens of all completions.
     fn tokens(&self) -> &TokenBatch;
 
@@ -48,32 +51,38 @@ pub(super) trait CollatedTokens {
 }
 
 impl CollatedTokens for PairTokens {
+    type Label = Preference;
+
     fn tokens(&self) -> &TokenBatch {
-        &self.rows
+        &self.tokens
     }
 
     fn first_batch(&self) -> Result<FirstBatch, InvalidInput> {
-        FirstBatch::new(&self.rows)?.pairs()
+        FirstBatch::new(&self.tokens)?.pairs()
     }
 }
 
-impl<L> CollatedTokens for UnpairedTokens<L> {
+impl<L: Clone + Send + Sync + 'static> CollatedTokens for UnpairedTokens<L> {
+    type Label = L;
+
     fn tokens(&self) -> &TokenBatch {
-        &self.rows
+        &self.tokens
     }
 
     fn first_batch(&self) -> Result<FirstBatch, InvalidInput> {
-        FirstBatch::new(&self.rows)?.thumbs(&self.desirable)
+        FirstBatch::new(&self.tokens)?.unpaired(&self.desirable)
     }
 }
 
 impl CollatedTokens for RankedTokens {
+    type Label = Scores;
+
     fn tokens(&self) -> &TokenBatch {
-        &self.rows
+        &self.tokens
     }
 
     fn first_batch(&self) -> Result<FirstBatch, InvalidInput> {
-        FirstBatch::new(&self.rows)?.lists(&self.present)
+        FirstBatch::new(&self.tokens)?.lists(&self.present)
     }
 }
 

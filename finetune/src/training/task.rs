@@ -40,7 +40,7 @@ pub trait Task: Sync {
     ///
     /// # Errors
     ///
-    /// The objective is not known here, or the step has not begun.
+    /// The step has not begun.
     fn part(
         &self,
         examples: Examples<Self::Label>,

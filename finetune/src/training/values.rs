@@ -38,9 +38,13 @@ impl StepContext<'_> {
     }
 }
 
-/// A value of each completion of a batch, from a model.
-pub(super) trait CompletionValues: Sized {
+/// Values of the completions of a batch, one of each, from a model.
+pub trait CompletionValues: Sized {
     /// Computes the values of `tokens`.
+    ///
+    /// # Errors
+    ///
+    /// The batching or the reference refuses the tokens.
     fn compute(
         model: &Decoder,
         tokens: &TokenBatch,
@@ -48,6 +52,10 @@ pub(super) trait CompletionValues: Sized {
     ) -> Result<Self, Failure>;
 
     /// Checks a first batch with the model, and with `losses` of the values where they tell more.
+    ///
+    /// # Errors
+    ///
+    /// As [`compute`](Self::compute), and as `losses`.
     fn check(
         first: FirstBatch,
         model: &Decoder,

@@ -8,24 +8,27 @@
 //! says the rest.
 
 mod args;
+mod objective;
 mod on_policy;
 mod report;
 mod session;
 mod settings;
 
-use std::fs;
 use std::process::ExitCode;
 
-use burn::tensor::Device;
-use burn_preference::config::{RewardObjective, UnpairedObjective};
-use burn_preference::data::{Desirable, PairFormat, RankedFormat, UnpairedFormat};
-use burn_preference::training::state::RunningMean;
+use burn::tensor::{Device, Tensor};
+use burn_preference::data::{
+    Desirable, PairFormat, PairTokens, RankedFormat, RankedTokens, UnpairedFormat, UnpairedTokens,
+};
+use burn_preference::needs::{ColumnKind, Examples, Values};
+use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 use finetune::{
-    Chat, ChosenObjective, DataOptions, Failure, Kto, OutputLayer, Splits, Unpaired, load_adapter,
-    load_as,
+    Chat, DataOptions, Failure, OutputLayer, Plain, Splits, WithKlEstimate, WithRewardShift,
+    completions, load_adapter, load_as, reward_lists,
 };
 
 use crate::args::Args;
+use crate::objective::Objective;
 use crate::session::Session;
 
 fn main() -> ExitCode {
@@ -62,42 +65,66 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
         on_policy::write_pairs(args, &base, &chat, &device, count, judge)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let loss = fs::read_to_string(&args.loss).unwrap_or_else(|_| args.loss.clone());
-    let objective = ChosenObjective::parse(&loss, DataOptions::is_unpaired(&args.data)?)
+    let objective = Objective::read(&args.loss, DataOptions::is_unpaired(&args.data)?)
         .map_err(|error| format!("--loss {}: {error}", args.loss))?;
     if is_reward_model && !objective.learns_rewards() {
         return Err(
             "--model: a reward model has no words whose probability could be learnt".into(),
         );
     }
-    let session = Session::new(args, base, chat, device, &objective, &loss)?;
-    match objective {
-        ChosenObjective::Pairs(objective) => {
-            session.train(objective, session.read(PairFormat::default)?)
+    train(&Session::new(args, base, chat, device, objective)?)
+}
+
+/// Trains the objective on examples of the kind that it needs.
+fn train(session: &Session<'_>) -> Result<ExitCode, Failure> {
+    type Tokens = UnpairedTokens;
+    let (config, needs) = (&session.objective.config, &session.objective.needs);
+    let pairs = || session.read(PairFormat::default);
+    let unpaired = || session.read(UnpairedFormat::default);
+    let ranked = || session.read(RankedFormat::default);
+    match (needs.examples, needs.values, needs.columns.as_slice()) {
+        (Examples::Pairs, Values::LogRatios, []) => session.train(
+            Plain::new(config, PairTokens::pair::<RelativeLogProbs>)?,
+            pairs()?,
+        ),
+        (Examples::Pairs, Values::LogProbs, []) => session.train(
+            Plain::new(config, PairTokens::pair::<SequenceLogProbs>)?,
+            pairs()?,
+        ),
+        (Examples::Pairs, Values::Rewards, []) => {
+            session.train(Plain::new(config, PairTokens::pair::<Tensor<1>>)?, pairs()?)
         }
-        ChosenObjective::Unpaired(objective) => {
-            let splits = session.read(UnpairedFormat::default)?;
-            check_labels(&objective, &splits)?;
-            if let UnpairedObjective::Kto(objective) = objective {
-                let splits = args.data_options().mismatched(splits)?;
-                return session.train(Kto::new(objective), splits);
-            }
-            let rewards = RunningMean::default();
-            session.train(Unpaired { objective, rewards }, splits)
+        (Examples::Unpaired, Values::LogRatios, []) => session.train(
+            Plain::new(config, Tokens::unpaired::<RelativeLogProbs>)?,
+            unpaired()?,
+        ),
+        (Examples::Unpaired, Values::LogRatios, [ColumnKind::Baseline]) => {
+            let splits = session.data_options().mismatched(unpaired()?)?;
+            session.train(WithKlEstimate::new(config)?, splits)
         }
-        ChosenObjective::Ranked(objective) => {
-            session.train(objective, session.read(RankedFormat::default)?)
+        (Examples::Unpaired, Values::LogRatios, [ColumnKind::Shift]) => {
+            session.train(WithRewardShift::new(config)?, unpaired()?)
         }
-        ChosenObjective::Rewards(RewardObjective::BradleyTerry(objective)) => {
-            session.train(objective, session.read(PairFormat::default)?)
+        (Examples::Completions, Values::LogRatios, []) => {
+            let splits = undesirable(unpaired()?)?;
+            session.train(Plain::new(config, completions::<RelativeLogProbs>)?, splits)
         }
-        ChosenObjective::Rewards(RewardObjective::RewardRanking(objective)) => {
-            session.train(objective, session.read(RankedFormat::default)?)
+        (Examples::Completions, Values::LogProbs, []) => {
+            let splits = undesirable(unpaired()?)?;
+            session.train(Plain::new(config, completions::<SequenceLogProbs>)?, splits)
         }
-        ChosenObjective::Rewards(_) => {
-            let what = "wants a column of ties, which is not read here";
-            Err(format!("--loss {}: {what}", args.loss).into())
+        (Examples::Ranked, Values::LogRatios, []) => session.train(
+            Plain::new(config, RankedTokens::ranked::<RelativeLogProbs>)?,
+            ranked()?,
+        ),
+        (Examples::Ranked, Values::LogProbs, []) => session.train(
+            Plain::new(config, RankedTokens::ranked::<SequenceLogProbs>)?,
+            ranked()?,
+        ),
+        (Examples::Ranked, Values::Rewards, []) => {
+            session.train(Plain::new(config, reward_lists)?, ranked()?)
         }
+        _ => Err(format!("--loss: {needs}: no batch that is made here").into()),
     }
 }
 
@@ -124,19 +151,13 @@ fn device(name: &str) -> Result<Device, Failure> {
     })
 }
 
-/// Checks that objectives that unlearn get no desirable completion.
-fn check_labels(objective: &UnpairedObjective, splits: &Splits<Desirable>) -> Result<(), Failure> {
-    let unlearns = matches!(
-        objective,
-        UnpairedObjective::Npo(_) | UnpairedObjective::Simnpo(_)
-    );
+/// Checks that examples to unlearn are undesirable.
+fn undesirable(splits: Splits<Desirable>) -> Result<Splits<Desirable>, Failure> {
     let mut examples = splits.train.iter().chain(&splits.held_out);
-    match examples.find(|example| unlearns && example.label.0) {
-        Some(example) => {
-            let line = example.line.unwrap_or_default();
-            let what = "a desirable completion, and this objective unlearns";
-            Err(format!("line {line}: {what}").into())
-        }
-        None => Ok(()),
+    if let Some(example) = examples.find(|example| example.label.0) {
+        let line = example.line.unwrap_or_default();
+        let what = "a desirable completion, and this objective unlearns";
+        return Err(format!("line {line}: {what}").into());
     }
+    Ok(splits)
 }

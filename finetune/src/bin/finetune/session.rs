@@ -13,15 +13,15 @@ use burn_preference::data::{Example, Format, Labels, TokenBudget};
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
 use finetune::{
-    Batching, Chat, ChosenObjective, Decoder, Failure, ReferenceLogProbs, RunFolder, Splits,
+    Batching, Chat, DataOptions, Decoder, Failure, ReferenceLogProbs, RunFolder, Splits,
     StepContext, Task, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics, load,
     load_adapter, save, save_adapter,
 };
-use serde_json::{Value, json};
 use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag::{register, register_conditional_shutdown};
 
 use crate::args::{Args, Bits, Numbers, ReferenceFrom, Save};
+use crate::objective::Objective;
 use crate::report::{print_answers, print_costs, print_table};
 use crate::settings::contents;
 
@@ -32,12 +32,8 @@ pub struct Session<'a> {
     chat: Chat,
     batching: Batching,
     folder: RunFolder,
-    /// As a config.
-    loss: Value,
-    needs_reference: bool,
-    learns_rewards: bool,
-    needs_whole_steps: bool,
     workers: usize,
+    pub objective: Objective,
 }
 
 impl<'a> Session<'a> {
@@ -50,8 +46,7 @@ impl<'a> Session<'a> {
         base: Decoder,
         chat: Chat,
         device: Device,
-        objective: &ChosenObjective,
-        loss: &str,
+        objective: Objective,
     ) -> Result<Self, Failure> {
         if args.out.exists() {
             return Err(format!("--out: {} is there already", args.out.display()).into());
@@ -66,28 +61,28 @@ impl<'a> Session<'a> {
             (false, true) => return Err("--resume: there is no checkpoint to go on from".into()),
             _ => {}
         }
-        check_options(args, objective)?;
-        let whole = objective.needs_whole_steps();
+        check_options(args, &objective)?;
+        let whole = objective.needs.whole_batch;
         // Of full weights, each worker would have gradients of its own, as large as the model.
         let two = args.device == "flex" && !args.full && !whole;
         let workers = args.workers.unwrap_or(if two { 2 } else { 1 });
         // What runs at once shares the budget.
         let mut batching = args.batching(&chat, &device);
         batching.budget = (batching.budget / workers).max(1);
-        let loss = serde_json::from_str(loss).unwrap_or_else(|_| json!({ "loss": loss }));
-        println!("objective: {loss}");
+        println!("objective: {}", objective.written);
         Ok(Self {
             batching,
             args,
             base,
             chat,
             folder,
-            loss,
-            needs_reference: objective.needs_reference(),
-            learns_rewards: objective.learns_rewards(),
-            needs_whole_steps: whole,
             workers,
+            objective,
         })
+    }
+
+    pub fn data_options(&self) -> DataOptions {
+        self.args.data_options()
     }
 
     /// Reads the examples of this run.
@@ -97,7 +92,7 @@ impl<'a> Session<'a> {
         F::Label: Labels,
     {
         let (train, held_out) = (&self.args.data, self.args.held_out_data.as_deref());
-        let options = self.args.data_options();
+        let options = self.data_options();
         options.read(train, held_out, format, &self.chat)
     }
 
@@ -124,7 +119,7 @@ impl<'a> Session<'a> {
         };
         device.seed(args.seed);
         let mut policy = frozen.clone();
-        if self.learns_rewards {
+        if self.objective.learns_rewards() {
             policy = policy.into_reward_model();
         }
         let policy = policy.to_device(&device).train();
@@ -144,7 +139,7 @@ impl<'a> Session<'a> {
             return Err("--patience: nothing is held out that could be measured".into());
         }
         let options = self.options(splits.train.len());
-        if self.needs_whole_steps {
+        if self.objective.needs.whole_batch {
             check_whole_steps(&self.batching, &options, &splits.train, &splits.held_out)?;
         }
         let frozen = self.frozen();
@@ -154,8 +149,8 @@ impl<'a> Session<'a> {
         self.folder.create()?;
         let all = splits.train.iter().chain(&splits.held_out);
         let sequences: Vec<Sequence> = all.flat_map(T::sequences).collect();
-        let weights = args.fingerprint(&frozen);
-        let reference = match self.needs_reference {
+        let weights = args.fingerprint(&frozen)?;
+        let reference = match self.objective.needs.has_reference() {
             true => Some(self.reference(&frozen, weights, &sequences)?),
             false => None,
         };
@@ -169,7 +164,11 @@ impl<'a> Session<'a> {
             options,
             check: (!args.no_check).then(|| self.tolerance()),
             folder: self.folder.clone(),
-            settings: args.settings(&self.loss, self.workers, &contents(weights, &sequences)),
+            settings: args.settings(
+                &self.objective.written,
+                self.workers,
+                &contents(weights, &sequences),
+            ),
             workers: Workers::new(self.workers)?,
             stop: Arc::clone(&stop),
         };
@@ -212,7 +211,7 @@ impl<'a> Session<'a> {
             let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
             print_table(&rows);
         }
-        if !self.learns_rewards {
+        if !self.objective.learns_rewards() {
             let prompts = splits.held_out_prompts.iter().take(args.answers);
             let prompts: Vec<_> = prompts.cloned().collect();
             let answering = args.answering(&self.chat);
@@ -297,7 +296,7 @@ impl<'a> Session<'a> {
 }
 
 /// Checks that options have something to act on.
-fn check_options(args: &Args, objective: &ChosenObjective) -> Result<(), Failure> {
+fn check_options(args: &Args, objective: &Objective) -> Result<(), Failure> {
     let wrong = |what: &str| Err(what.to_owned().into());
     if objective.learns_rewards() && args.save == Save::Adapter {
         return wrong("--save adapter: a reward model has a head besides, save the model");
@@ -306,13 +305,13 @@ fn check_options(args: &Args, objective: &ChosenObjective) -> Result<(), Failure
         return wrong("--shared-prefix: a reward stands at the end of a row of its own");
     }
     let is_live = args.reference == ReferenceFrom::Live;
-    if !objective.needs_reference() && (is_live || args.cache.is_some()) {
+    if !objective.needs.has_reference() && (is_live || args.cache.is_some()) {
         return wrong("--reference and --cache: this objective has no reference");
     }
     if is_live && args.cache.is_some() {
         return wrong("--cache: with --reference live nothing is kept");
     }
-    if objective.needs_whole_steps() && args.workers.is_some_and(|workers| workers > 1) {
+    if objective.needs.whole_batch && args.workers.is_some_and(|workers| workers > 1) {
         return wrong("--workers: the loss of this objective is of a whole step");
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! What has to be the same when a run goes on.
 
-use burn_preference::reference::cache::Fingerprint;
+use burn_preference::reference::cache::{CacheError, Fingerprint};
 use burn_preference::tokens::Sequence;
 use finetune::Decoder;
 use serde_json::{Value, json};
@@ -37,12 +37,12 @@ impl Args {
     }
 
     /// The fingerprint of what is frozen.
-    pub fn fingerprint(&self, frozen: &Decoder) -> Fingerprint {
-        let fingerprint = Fingerprint::of(frozen);
-        match self.quantize {
+    pub fn fingerprint(&self, frozen: &Decoder) -> Result<Fingerprint, CacheError> {
+        let fingerprint = Fingerprint::of(frozen)?;
+        Ok(match self.quantize {
             Some(bits) => fingerprint.with("bits", format!("{bits:?}").as_bytes()),
             None => fingerprint,
-        }
+        })
     }
 }
 
