@@ -24,7 +24,7 @@ use proptest::prelude::*;
 use std::sync::Arc;
 
 use crate::support::device::device;
-use crate::support::llama::{Llama, LlamaConfig, Sees};
+use crate::support::llama::{Llama, LlamaConfig, Visible};
 use crate::support::{cases, to_vec};
 
 const VOCAB: usize = 23;
@@ -281,7 +281,7 @@ impl Model for Llama {
         positions: Tensor<2, Int>,
         mask: Tensor<4, Bool>,
     ) -> Tensor<3> {
-        self.hidden_packed(ids, positions, Sees::Mask(mask))
+        self.hidden_packed(ids, positions, Visible::Mask(mask))
     }
 
     fn head(&self) -> LmHead {
@@ -311,8 +311,8 @@ impl Model for BySegments {
 
     fn packed(&self, batch: &PackedBatch) -> Tensor<3> {
         let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
-        let sees = Sees::Segments(&batch.segments);
-        self.model.hidden_packed(ids, positions, sees)
+        let visible = Visible::Segments(&batch.segments);
+        self.model.hidden_packed(ids, positions, visible)
     }
 }
 

@@ -3,26 +3,28 @@
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::{gelu_approximate, silu};
-use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor};
 use burn_preference::LmHead;
 use burn_preference::tokens::PackedBatch;
 
-use crate::attention::{Scores, Sees, attend};
-use crate::config::{Activation, DecoderConfig, Rope, Top};
-use crate::projection::Projection;
+use super::cache::{Cache, KeysValues};
+use super::config::{Activation, DecoderConfig, OutputLayer};
+use super::projection::Projection;
+use super::rotary::Rotary;
+use crate::attention::{ScoreScale, Visible, attend};
 
 /// A decoder-only transformer and the head above it.
 #[derive(Module, Debug)]
 pub struct Decoder {
-    /// `[vocab, hidden]`
+    /// The embedding, `[vocab, hidden]`.
     pub embedding: Embedding,
-    /// From the first one on.
+    /// Layers, the first one first.
     pub layers: Vec<Layer>,
-    /// Before the head.
+    /// The norm before the head.
     pub norm: RmsNorm,
-    /// From hidden states to logits; none where it is the embedding, or where there are none.
+    /// The head from hidden states to logits; none where it is the embedding, or where there are none.
     pub head: Option<Projection>,
-    /// From a hidden state to a reward, of a reward model.
+    /// The layer from a hidden state to a reward, of a reward model.
     pub score: Option<Projection>,
     #[module(skip)]
     config: DecoderConfig,
@@ -31,68 +33,42 @@ pub struct Decoder {
 /// Attention and feed-forward, each added to what it was computed from.
 #[derive(Module, Debug)]
 pub struct Layer {
-    /// Before attention.
+    /// The norm before attention.
     pub input_norm: RmsNorm,
-    /// Queries.
+    /// The projection to queries.
     pub query: Projection,
-    /// Keys.
+    /// The projection to keys.
     pub key: Projection,
-    /// Values.
+    /// The projection to values.
     pub value: Projection,
-    /// From heads to hidden states.
+    /// The projection from heads to hidden states.
     pub output: Projection,
-    /// Of each head of queries (Qwen 3).
+    /// The norm of each head of queries (Qwen 3).
     pub query_norm: Option<RmsNorm>,
-    /// Of each head of keys.
+    /// The norm of each head of keys (Qwen 3).
     pub key_norm: Option<RmsNorm>,
-    /// Behind attention (Gemma 2).
+    /// The norm behind attention (Gemma 2).
     pub after_attention: Option<RmsNorm>,
-    /// Before the feed-forward layer.
+    /// The norm before the feed-forward layer.
     pub mlp_norm: RmsNorm,
-    /// Of the feed-forward layer.
+    /// The gate of the feed-forward layer.
     pub gate: Projection,
-    /// What the gate multiplies.
+    /// The projection that the gate multiplies.
     pub up: Projection,
-    /// Back to hidden states.
+    /// The projection back to hidden states.
     pub down: Projection,
-    /// Behind it (Gemma 2).
+    /// The norm behind the feed-forward layer (Gemma 2).
     pub after_mlp: Option<RmsNorm>,
 }
 
-/// What sampling keeps of the tokens so far, layer by layer.
-pub type Cache = Vec<Past>;
-
-/// Keys and values of the tokens so far, in one layer.
-#[derive(Debug, Clone, Default)]
-pub struct Past(Option<(Tensor<4>, Tensor<4>)>);
-
-impl Past {
-    /// Tokens.
-    fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, |(keys, _)| keys.dims()[2])
-    }
-
-    /// With those of the tokens that follow.
-    fn then(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let all = match self.0.take() {
-            Some((k, v)) => (Tensor::cat(vec![k, key], 2), Tensor::cat(vec![v, value], 2)),
-            None => (key, value),
-        };
-        self.0 = Some(all.clone());
-        all
-    }
-}
-
-/// Where tokens stand, and what each of them may look at.
+/// Where tokens stand, and which others each of them may look at.
 struct Places<'a> {
-    /// `[batch or 1, 1, time, head / 2]`
-    cos: Tensor<4>,
-    sin: Tensor<4>,
-    sees: Sees<'a>,
+    rotary: Rotary,
+    visible: Visible<'a>,
 }
 
 impl DecoderConfig {
-    /// A decoder with random weights.
+    /// Makes a decoder with random weights.
     pub fn init(&self, device: &Device) -> Decoder {
         let linear = |from, to, bias| Projection::new(from, to, bias, device);
         let norm = |width| {
@@ -120,20 +96,21 @@ impl DecoderConfig {
             embedding: EmbeddingConfig::new(self.vocab, self.hidden).init(device),
             layers: (0..self.layers).map(layer).collect(),
             norm: norm(self.hidden),
-            head: (self.top == Top::Head).then(|| linear(self.hidden, self.vocab, false)),
-            score: (self.top == Top::Reward).then(|| linear(self.hidden, 1, false)),
+            head: (self.output == OutputLayer::Head)
+                .then(|| linear(self.hidden, self.vocab, false)),
+            score: (self.output == OutputLayer::Reward).then(|| linear(self.hidden, 1, false)),
             config: self.clone(),
         }
     }
 }
 
 impl Decoder {
-    /// What it was made from.
+    /// The config that the decoder was made from.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
     }
 
-    /// The head, with what it does to logits. A reward model has the embedding's, which nothing
+    /// The head with its softcap. A reward model has the embedding's, which nothing
     /// trained.
     ///
     /// # Panics
@@ -159,49 +136,49 @@ impl Decoder {
         (self.following(ids, &mut self.cache()), self.lm_head())
     }
 
-    /// The same of packed rows, without computing what a mask would hide.
+    /// Hidden states of packed rows and the head, without computing what a mask would hide.
     ///
     /// # Panics
     ///
     /// Panics if a sequence is longer than the model's sliding window.
     pub fn hidden_packed(&self, batch: &PackedBatch) -> (Tensor<3>, LmHead) {
-        self.packed(batch, Sees::Segments(&batch.segments))
+        self.packed(batch, Visible::Segments(&batch.segments))
     }
 
-    /// The same under a mask over all of each row.
+    /// Hidden states of packed rows and the head, under a mask over all of each row.
     ///
     /// # Panics
     ///
     /// As [`hidden_packed`](Self::hidden_packed).
     pub fn hidden_masked(&self, batch: &PackedBatch) -> (Tensor<3>, LmHead) {
-        self.packed(batch, Sees::Mask(batch.attention_mask()))
+        self.packed(batch, Visible::Mask(batch.attention_mask()))
     }
 
-    fn packed(&self, batch: &PackedBatch, sees: Sees<'_>) -> (Tensor<3>, LmHead) {
+    fn packed(&self, batch: &PackedBatch, visible: Visible<'_>) -> (Tensor<3>, LmHead) {
         let seen = batch
             .segments
             .iter()
             .map(|s| s.prompt.len() + s.tokens.len());
         self.check_window(seen.max().unwrap_or(0));
         let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
-        let states = self.states(ids, positions, sees, &mut self.cache());
+        let states = self.states(ids, positions, visible, &mut self.cache());
         (states, self.lm_head())
     }
 
-    /// Hidden states of tokens that follow those of `cache`, and the cache with them.
+    /// Hidden states of tokens that follow those of `cache`, to which they are added.
     ///
     /// # Panics
     ///
     /// As [`hidden`](Self::hidden).
     pub fn following(&self, ids: Tensor<2, Int>, cache: &mut Cache) -> Tensor<3> {
         let ([_, time], device) = (ids.dims(), ids.device());
-        let start = cache.first().map_or(0, Past::len);
+        let start = cache.first().map_or(0, KeysValues::len);
         let total = start + time;
         self.check_window(total);
         let positions = Tensor::<1, Int>::arange(start as i64..total as i64, &device);
         let future = Tensor::<2, Bool>::tril_mask([time, total], start as i64, &device);
-        let sees = Sees::Mask(future.unsqueeze());
-        self.states(ids, positions.unsqueeze(), sees, cache)
+        let visible = Visible::Mask(future.unsqueeze());
+        self.states(ids, positions.unsqueeze(), visible, cache)
     }
 
     /// Logits `[batch, vocab]` of the word after `ids`, which follow those of `cache`: for sampling.
@@ -212,15 +189,8 @@ impl Decoder {
     pub fn next(&self, ids: Tensor<2, Int>, cache: &mut Cache) -> Tensor<2> {
         let [_, time] = ids.dims();
         let last = self.following(ids, cache).narrow(1, time - 1, 1);
-        let logits = match &self.head {
-            Some(head) => head.forward(last),
-            None => last.matmul(self.embedding.weight.val().transpose().unsqueeze()),
-        };
-        let logits = logits.squeeze_dim(1);
-        match self.config.logit_softcap {
-            Some(cap) => (logits * cap.recip()).tanh() * cap,
-            None => logits,
-        }
+        let logits = self.lm_head().logits(last);
+        logits.expect("the decoder's own head").squeeze_dim(1)
     }
 
     /// A reward model's rewards `[batch, time]`, one for each beginning of each row.
@@ -235,20 +205,20 @@ impl Decoder {
             .squeeze_dim(2)
     }
 
-    /// The same body, with a new head of one number instead of words.
+    /// Puts a new layer from a hidden state to a reward in the place of the head.
     pub fn into_reward_model(mut self) -> Self {
         if self.score.is_none() {
             let device = self.embedding.weight.device();
             self.score = Some(Projection::new(self.config.hidden, 1, false, &device));
             self.head = None;
-            self.config.top = Top::Reward;
+            self.config.output = OutputLayer::Reward;
         }
         self
     }
 
-    /// Nothing yet: what a conversation begins with.
+    /// An empty cache, with which a conversation begins.
     pub fn cache(&self) -> Cache {
-        vec![Past::default(); self.layers.len()]
+        vec![KeysValues::default(); self.layers.len()]
     }
 
     /// That no token looks back further than the model does.
@@ -267,10 +237,15 @@ impl Decoder {
         &self,
         ids: Tensor<2, Int>,
         positions: Tensor<2, Int>,
-        sees: Sees<'_>,
+        visible: Visible<'_>,
         cache: &mut Cache,
     ) -> Tensor<3> {
-        let places = self.places(positions, sees);
+        let dtype = self.embedding.weight.val().dtype();
+        let (rope, head_dim) = (&self.config.rope, self.config.head_dim);
+        let places = Places {
+            rotary: Rotary::new(positions, rope, head_dim, dtype),
+            visible,
+        };
         let mut x = self.embedding.forward(ids);
         if self.config.gemma {
             x = x * (self.config.hidden as f64).sqrt();
@@ -280,50 +255,6 @@ impl Decoder {
         }
         self.norm.forward(x)
     }
-
-    fn places<'a>(&self, positions: Tensor<2, Int>, sees: Sees<'a>) -> Places<'a> {
-        let [batch, time] = positions.dims();
-        let frequencies = frequencies(&self.config.rope, self.config.head_dim);
-        let half = frequencies.len();
-        let frequencies = TensorData::new(frequencies, [1, 1, 1, half]);
-        let device = positions.device();
-        let frequencies = Tensor::<4>::from_data(frequencies, (&device, DType::F32));
-        // A position of 16 bits would be rounded.
-        let positions = positions.float().cast(FloatDType::F32);
-        let angles = positions.reshape([batch, 1, time, 1]) * frequencies;
-        let dtype = self.embedding.weight.val().dtype();
-        let [cos, sin] = [angles.clone().cos(), angles.sin()].map(|x| x.cast(dtype));
-        Places { cos, sin, sees }
-    }
-}
-
-/// Radians a position, of each pair of numbers of a head.
-fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
-    let frequency = |i: usize| {
-        let plain = rope.theta.powf(-((2 * i) as f64) / head_dim as f64);
-        let Some(scaling) = rope.scaling else {
-            return plain;
-        };
-        // Turns in the context that the model was first trained for.
-        let turns = scaling.original * plain / std::f64::consts::TAU;
-        let high = (turns - scaling.low) / (scaling.high - scaling.low);
-        let high = high.clamp(0.0, 1.0);
-        high * plain + (1.0 - high) * plain / scaling.factor
-    };
-    #[allow(clippy::cast_possible_truncation, reason = "angles are f32")]
-    let frequency = |i| frequency(i) as f32;
-    (0..head_dim / 2).map(frequency).collect()
-}
-
-impl Places<'_> {
-    /// Turns each pair of numbers, half a head apart.
-    fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        let [first, second]: [Tensor<4>; 2] = x.chunk(2, 3).try_into().expect("two halves");
-        let (cos, sin) = (&self.cos, &self.sin);
-        let turned = first.clone() * cos.clone() - second.clone() * sin.clone();
-        let other = second * cos.clone() + first * sin.clone();
-        Tensor::cat(vec![turned, other], 3)
-    }
 }
 
 impl Layer {
@@ -331,7 +262,7 @@ impl Layer {
         &self,
         x: Tensor<3>,
         places: &Places<'_>,
-        past: &mut Past,
+        past: &mut KeysValues,
         config: &DecoderConfig,
     ) -> Tensor<3> {
         let after = |norm: &Option<RmsNorm>, y: Tensor<3>| match norm {
@@ -354,7 +285,7 @@ impl Layer {
         &self,
         x: Tensor<3>,
         places: &Places<'_>,
-        past: &mut Past,
+        past: &mut KeysValues,
         config: &DecoderConfig,
     ) -> Tensor<3> {
         let [batch, time, _] = x.dims();
@@ -373,13 +304,13 @@ impl Layer {
         );
         let key = split(self.key.forward(x.clone()), config.kv_heads, &self.key_norm);
         let value = split(self.value.forward(x), config.kv_heads, &None);
-        let query = places.rotate(query);
-        let (key, value) = past.then(places.rotate(key), value);
-        let scores = Scores {
+        let query = places.rotary.rotate(query);
+        let (key, value) = past.extend(places.rotary.rotate(key), value);
+        let scale = ScoreScale {
             divisor: config.attention_divisor,
             softcap: config.attention_softcap,
         };
-        let mixed = attend(query, key, value, &places.sees, scores);
+        let mixed = attend(query, key, value, &places.visible, scale);
         let width = config.heads * config.head_dim;
         self.output
             .forward(mixed.swap_dims(1, 2).reshape([batch, time, width]))

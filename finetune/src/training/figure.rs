@@ -1,11 +1,13 @@
 //! The metrics of a run as a figure: a panel for each, training and held out.
 
-use std::error::Error;
 use std::fs;
 use std::path::Path;
 
 use plotters::prelude::*;
 use serde_json::Value;
+
+use crate::failure::Failure;
+use crate::files::whole::write_whole;
 
 const WIDTH: u32 = 1000;
 const HEIGHT: u32 = 300;
@@ -16,13 +18,13 @@ type Points = Vec<(f64, f64)>;
 /// Its name, and the lines of training and of held-out rows.
 type Panel = (&'static str, Points, Points);
 
-/// Draws loss, accuracy and margin of the lines that a run has written, as far as they are there.
+/// Draws loss, accuracy and margin from the lines that a run has written, as far as they are there.
 /// The figure appears when all of it is drawn.
 ///
 /// # Errors
 ///
 /// The lines cannot be read, or the figure cannot be written.
-pub fn draw(metrics: &Path, figure: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
+pub fn draw_metrics(metrics: &Path, figure: &Path) -> Result<(), Failure> {
     let text = fs::read_to_string(metrics)?;
     let lines = text.lines().map(serde_json::from_str);
     let lines: Vec<Value> = lines.collect::<Result<_, _>>()?;
@@ -39,16 +41,10 @@ pub fn draw(metrics: &Path, figure: &Path) -> Result<(), Box<dyn Error + Send + 
     .map(|(name, key)| (name, points("train", key), points("held_out", key)))
     .filter(|(_, train, held_out)| !(train.is_empty() && held_out.is_empty()))
     .collect();
-    let scratch = figure.with_extension("svg.part");
-    let drawn = panels_into(&scratch, &panels).and_then(|()| Ok(fs::rename(&scratch, figure)?));
-    if drawn.is_err() {
-        // What went wrong is what matters.
-        let _ = fs::remove_file(&scratch);
-    }
-    drawn
+    write_whole(figure, |figure| draw_panels(figure, &panels))
 }
 
-fn panels_into(figure: &Path, panels: &[Panel]) -> Result<(), Box<dyn Error + Send + Sync>> {
+fn draw_panels(figure: &Path, panels: &[Panel]) -> Result<(), Failure> {
     let root = SVGBackend::new(figure, (WIDTH, HEIGHT)).into_drawing_area();
     root.fill(&WHITE)?;
     let areas = root.split_evenly((1, panels.len().max(1)));

@@ -1,16 +1,12 @@
-//! Who says which answer is better: a program of the user's, or a reward model.
+//! Judges of answers: a program of the user's, or a reward model.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::process::{Command, Stdio};
 
-use burn_preference::data::{Message, Text};
-use burn_preference::tokens::Sequence;
-use serde_json::{Value, json};
-
-use crate::chat::Failure;
-use crate::decoder::Decoder;
-use crate::objective::{Layout, rewards};
-use crate::sampling::best_and_worst;
+use super::answer::Answer;
+use crate::failure::Failure;
+use crate::model::Decoder;
+use crate::training::{Batching, rewards};
 
 /// A judge of answers.
 pub enum Judge {
@@ -18,29 +14,11 @@ pub enum Judge {
     /// and writes a number a line, higher for better.
     Command(String),
     /// A reward model, such as this program trains with `--loss bradley_terry`.
-    Model(Box<Decoder>, Layout),
-}
-
-/// An answer to be judged.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    /// As the file has it.
-    pub prompt: Text,
-    /// What the model said.
-    pub text: String,
-    /// Prompt and answer as ids.
-    pub ids: Sequence,
-}
-
-impl Answer {
-    /// As a judge reads it.
-    pub fn to_json(&self) -> Value {
-        json!({"prompt": self.prompt, "completion": self.text})
-    }
+    Model(Box<Decoder>, Batching),
 }
 
 impl Judge {
-    /// A score for each answer.
+    /// Scores of the answers, in their order; higher is better.
     ///
     /// # Errors
     ///
@@ -49,11 +27,11 @@ impl Judge {
     pub fn scores(&self, answers: &[Answer]) -> Result<Vec<f64>, Failure> {
         let scores = match self {
             Self::Command(command) => by_command(command, answers)?,
-            Self::Model(model, layout) => {
+            Self::Model(model, batching) => {
                 let mut scores = Vec::new();
                 for some in answers.chunks(8) {
-                    let rows = some.iter().map(|answer| answer.ids.clone()).collect();
-                    let rewards = rewards(model, &layout.rows(rows)?)?;
+                    let sequences = some.iter().map(|answer| answer.ids.clone()).collect();
+                    let rewards = rewards(model, &batching.tokens(sequences)?)?;
                     scores.extend(rewards.into_data().iter::<f64>());
                 }
                 scores
@@ -104,20 +82,4 @@ fn by_command(command: &str, answers: &[Answer]) -> Result<Vec<f64>, Failure> {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(scores),
     }
-}
-
-/// Best against worst of a prompt's answers, as a row of TRL's shape; none if all are equally good.
-pub fn pair_of(answers: &[Answer], scores: &[f64]) -> Option<Value> {
-    let (best, worst) = best_and_worst(scores)?;
-    let side = |i: usize| match answers[i].prompt {
-        Text::Conversation(_) => json!([Message::new("assistant", &answers[i].text)]),
-        Text::Plain(_) => json!(answers[i].text),
-    };
-    Some(json!({
-        "prompt": answers[best].prompt,
-        "chosen": side(best),
-        "rejected": side(worst),
-        "chosen_score": scores[best],
-        "rejected_score": scores[worst],
-    }))
 }

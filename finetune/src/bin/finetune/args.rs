@@ -1,164 +1,151 @@
-//! From a model on disk to an aligned model on disk.
-//!
-//! ```console
-//! cargo run --release -p finetune -- --model DIR --data pairs.jsonl --out aligned
-//! ```
-//!
-//! `DIR` is a folder as Hugging Face lays it out, or a GGUF file; README.md beside this package
-//! says the rest.
+//! The command line.
 
-mod answers;
-mod session;
-
-use std::fs;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use burn::tensor::{Device, FloatDType};
-use burn_preference::config::{RewardObjective, UnpairedObjective};
-use burn_preference::data::{Desirable, PairFormat, RankedFormat, UnpairedFormat};
-use burn_preference::training::state::RunningMean;
+use burn_preference::tokens::{Packing, Padding};
 use clap::{Parser, ValueEnum};
-use finetune::{
-    Chat, DataOptions, Failure, Kto, Lists, Objective, Pairs, RewardLists, RewardPairs, Rows,
-    Schedule, Thumbs, Top, load_adapter, load_as,
-};
-use session::Session;
+use finetune::sampling::Sampling;
+use finetune::{Answering, Batching, Chat, DataOptions, Failure, LoraOptions, Schedule, TARGETS};
 
 /// Aligns a model that lies on disk, or has it answer prompts and a judge make pairs of the answers.
 #[derive(Parser, Debug)]
-struct Args {
+pub struct Args {
     /// A folder with `config.json`, `model*.safetensors`, `tokenizer.json` and
     /// `tokenizer_config.json`, or a GGUF file of the architecture `llama`.
     #[arg(help_heading = "Model and data", long)]
-    model: PathBuf,
+    pub model: PathBuf,
     /// A PEFT adapter that is merged into the model before anything else.
     #[arg(help_heading = "Model and data", long)]
-    adapter: Option<PathBuf>,
-    /// Rows of JSON lines (gzip or not) or Parquet, in TRL's shapes: pairs, thumbs or lists, as the
+    pub adapter: Option<PathBuf>,
+    /// Rows of JSON lines (gzip or not) or Parquet, in TRL's shapes: pairs, unpaired completions or
+    /// lists, as the
     /// objective takes them. With `--sample`, anything with prompts.
     #[arg(help_heading = "Model and data", long)]
-    data: PathBuf,
+    pub data: PathBuf,
     /// Rows to measure on; otherwise some of `--data` are held out.
     #[arg(help_heading = "Model and data", long, conflicts_with_all = ["held_out", "group"])]
-    held_out_data: Option<PathBuf>,
+    pub held_out_data: Option<PathBuf>,
     /// Share of the groups of rows that are held out; with 0 nothing is measured.
     #[arg(help_heading = "Model and data", long, default_value_t = 0.1)]
-    held_out: f64,
+    pub held_out: f64,
     /// The column that says which rows belong together; without it, the prompt.
     #[arg(help_heading = "Model and data", long)]
-    group: Option<String>,
+    pub group: Option<String>,
     /// Strings stay plain text, also where the model has a chat template.
     #[arg(help_heading = "Model and data", long)]
-    plain: bool,
+    pub plain: bool,
     /// Leave rows out that cannot be read, and report them.
     #[arg(help_heading = "Model and data", long)]
-    skip_errors: bool,
+    pub skip_errors: bool,
     /// Tokens of a prompt with its completion, at most: of a prompt the last ones stay, half of
     /// these, and of a completion the first ones.
     #[arg(help_heading = "Model and data", long, default_value_t = 512)]
-    max_length: usize,
+    pub max_length: usize,
 
     /// An objective's name, its config as JSON, or a file of it: dpo, '{"loss": "ipo", "tau": 0.5}',
-    /// kto (thumbs), rrhf (lists), bradley_terry (a reward model).
+    /// kto (unpaired completions), rrhf (lists), bradley_terry (a reward model).
     #[arg(help_heading = "Objective", long, default_value = "dpo")]
-    loss: String,
+    pub loss: String,
     /// Where the reference's log-probabilities come from.
     #[arg(help_heading = "Objective", long, value_enum, default_value_t = ReferenceFrom::Cache)]
-    reference: ReferenceFrom,
+    pub reference: ReferenceFrom,
     /// The folder where the reference's log-probabilities are kept; otherwise `OUT.run/reference`.
     #[arg(help_heading = "Objective", long)]
-    cache: Option<PathBuf>,
+    pub cache: Option<PathBuf>,
 
     /// Train all weights instead of adapters.
     #[arg(help_heading = "What is trained", long, conflicts_with_all = ["rank", "alpha", "targets", "quantize"])]
-    full: bool,
+    pub full: bool,
     /// Rank of the adapters.
     #[arg(help_heading = "What is trained", long, default_value_t = 8)]
-    rank: usize,
+    pub rank: usize,
     /// α of the adapters, which add α/rank·A·B to a weight; otherwise twice the rank.
     #[arg(help_heading = "What is trained", long)]
-    alpha: Option<f64>,
+    pub alpha: Option<f64>,
     /// Projections that get an adapter, by commas: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
     /// down_proj; all of them without it.
     #[arg(help_heading = "What is trained", long, value_delimiter = ',')]
-    targets: Vec<String>,
+    pub targets: Vec<String>,
     /// Hold the weights beside the adapters in few bits (QLoRA).
     #[arg(help_heading = "What is trained", long, value_enum)]
-    quantize: Option<Bits>,
+    pub quantize: Option<Bits>,
 
     /// Optimiser steps; otherwise one epoch.
     #[arg(help_heading = "Steps", long)]
-    steps: Option<usize>,
-    /// Pairs, thumbs or lists of an optimiser step.
+    pub steps: Option<usize>,
+    /// Pairs, unpaired completions or lists of an optimiser step.
     #[arg(help_heading = "Steps", long, default_value_t = 8)]
-    batch: usize,
+    pub batch: usize,
     /// Tokens of a forward, at most, padding included: a step is as many forwards as it takes. An
     /// example that is longer is a forward of its own.
     #[arg(help_heading = "Steps", long, default_value_t = 2048)]
-    budget: usize,
+    pub budget: usize,
     /// Forwards at once, which share `--budget`; otherwise 2 for adapters on flex, and 1 elsewhere
     /// or where a loss is of a whole step.
     #[arg(help_heading = "Steps", long)]
-    workers: Option<usize>,
+    pub workers: Option<usize>,
     /// Each prompt once, with its completions in one row.
     #[arg(help_heading = "Steps", long)]
-    shared_prefix: bool,
+    pub shared_prefix: bool,
     /// The largest learning rate; otherwise 1e-4 for adapters and 5e-6 for all weights.
     #[arg(help_heading = "Steps", long)]
-    rate: Option<f64>,
+    pub rate: Option<f64>,
     /// What follows the warm-up.
     #[arg(help_heading = "Steps", long, value_enum, default_value_t = Schedule::Cosine)]
-    schedule: Schedule,
+    pub schedule: Schedule,
     /// Share of the steps in which the rate rises.
     #[arg(help_heading = "Steps", long, default_value_t = 0.1)]
-    warm_up: f64,
+    pub warm_up: f64,
     /// The norm that gradients are clipped at.
     #[arg(help_heading = "Steps", long, default_value_t = 1.0)]
-    clip: f64,
+    pub clip: f64,
     /// Weight decay of AdamW.
     #[arg(help_heading = "Steps", long, default_value_t = 0.0)]
-    weight_decay: f64,
+    pub weight_decay: f64,
     /// Compute activations again in the backward instead of keeping them, where Burn does.
     #[arg(help_heading = "Steps", long)]
-    gradient_checkpointing: bool,
+    pub gradient_checkpointing: bool,
     /// Steps between two evaluations, each with a checkpoint; otherwise ten in the run.
     #[arg(help_heading = "Steps", long)]
-    evaluate_every: Option<usize>,
+    pub evaluate_every: Option<usize>,
     /// End after so many evaluations without a smaller held-out loss.
     #[arg(help_heading = "Steps", long)]
-    patience: Option<usize>,
+    pub patience: Option<usize>,
     /// Seed of the split, the order, the adapters and the answers.
     #[arg(help_heading = "Steps", long, default_value_t = 0)]
-    seed: u64,
+    pub seed: u64,
+    /// Train also where the check of the first batch finds an error; it is left out.
+    #[arg(help_heading = "Steps", long)]
+    pub no_check: bool,
     /// Go on where a run with the same arguments was stopped.
     #[arg(help_heading = "Steps", long)]
-    resume: bool,
+    pub resume: bool,
 
     /// flex; wgpu, cuda or tch with the feature of this name; ws://HOST:PORT of a burn-remote server
     /// with the feature remote.
     #[arg(help_heading = "Devices and files", long, default_value = "flex")]
-    device: String,
+    pub device: String,
     /// The number type of weights that are not trained; with `--full`, f32 is the only one.
     #[arg(help_heading = "Devices and files", long, value_enum, default_value_t = Numbers::F32)]
-    dtype: Numbers,
+    pub dtype: Numbers,
     /// The folder that appears when training ends, with the weights of the smallest held-out loss.
     /// Metrics and checkpoints are in `OUT.run`.
     #[arg(help_heading = "Devices and files", long, default_value = "aligned")]
-    out: PathBuf,
+    pub out: PathBuf,
     /// What is saved as `OUT`.
     #[arg(help_heading = "Devices and files", long, value_enum, default_value_t = Save::Model)]
-    save: Save,
+    pub save: Save,
 
     /// Held-out prompts that the model answers before and after.
     #[arg(help_heading = "Answers", long, default_value_t = 2)]
-    answers: usize,
+    pub answers: usize,
     /// Tokens of an answer, at most.
     #[arg(help_heading = "Answers", long, default_value_t = 64)]
-    answer_tokens: usize,
+    pub answer_tokens: usize,
     /// Temperature of answers; 0 takes the likeliest token.
     #[arg(help_heading = "Answers", long, default_value_t = 0.7)]
-    temperature: f64,
+    pub temperature: f64,
 
     /// Do not train: answer every prompt this many times, and write the best answer against the
     /// worst one into `OUT.jsonl`.
@@ -166,129 +153,121 @@ struct Args {
         "held_out_data", "held_out", "group", "loss", "reference", "cache", "full", "rank", "alpha",
         "targets", "quantize", "steps", "batch", "budget", "workers", "shared_prefix", "rate", "schedule",
         "warm_up", "clip", "weight_decay", "gradient_checkpointing", "evaluate_every", "patience",
-        "resume", "save", "answers",
+        "no_check", "resume", "save", "answers",
     ])]
-    sample: Option<usize>,
+    pub sample: Option<usize>,
     /// Who says which answer is better: a folder with a reward model, or a command that reads
     /// `{"prompt": …, "completion": …}` line by line and writes a number a line.
     #[arg(help_heading = "On-policy pairs", long, requires = "sample")]
-    score: Option<String>,
+    pub score: Option<String>,
 }
 
+/// The source of the reference's log-probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ReferenceFrom {
+pub enum ReferenceFrom {
     /// Computed once, before training, and kept on disk.
     Cache,
     /// Computed in every step.
     Live,
 }
 
+/// Bits of quantised weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Bits {
+pub enum Bits {
     Q8,
     Q4,
 }
 
+/// The number type of frozen weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Numbers {
+pub enum Numbers {
     F32,
     F16,
     Bf16,
 }
 
+/// The kind of files that are saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Save {
+pub enum Save {
     /// Weights in the input's layout and names, adapters merged.
     Model,
     /// The adapters alone, as PEFT has them.
     Adapter,
 }
 
-fn main() -> ExitCode {
-    let mut args = Args::parse();
-    // Without a slash at its end, so that other names can be made of it.
-    args.out = args.out.components().collect();
-    match run(&args) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
+impl Numbers {
+    pub fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::F16 => FloatDType::F16,
+            Self::Bf16 => FloatDType::BF16,
         }
     }
 }
 
-fn run(args: &Args) -> Result<ExitCode, Failure> {
-    check(args)?;
-    let device = device(&args.device)?;
-    let dtype = match args.dtype {
-        Numbers::F32 => FloatDType::F32,
-        Numbers::F16 => FloatDType::F16,
-        Numbers::Bf16 => FloatDType::BF16,
-    };
-    let mut base = load_as(dtype, &args.model, &device)?;
-    if let Some(folder) = &args.adapter {
-        base = load_adapter(base, folder, &device)?.0.merged();
+impl Args {
+    /// Parses and checks the arguments of this process.
+    pub fn checked() -> Result<Self, Failure> {
+        let mut args = Self::parse();
+        // Without a slash at its end, so that other names can be made of it.
+        args.out = args.out.components().collect();
+        check(&args)?;
+        Ok(args)
     }
-    let chat = Chat::open(&args.model, base.config())?;
-    let asked = args.max_length;
-    let longest = base.config().window.unwrap_or(usize::MAX);
-    if asked > longest {
-        let what = "this model attends to a window of that many tokens, which is not implemented";
-        return Err(format!("--max-length: at most {longest}: {what}").into());
+
+    pub fn data_options(&self) -> DataOptions {
+        DataOptions {
+            max_length: self.max_length,
+            group: self.group.clone(),
+            held_out: self.held_out,
+            plain: self.plain,
+            skip_errors: self.skip_errors,
+            seed: self.seed,
+        }
     }
-    if let Some(known) = base.config().positions.filter(|known| *known < asked) {
-        println!("look: --max-length is {asked}, and the model was trained on {known} tokens");
+
+    pub fn batching(&self, chat: &Chat, device: &Device) -> Batching {
+        let padding = Padding::new(chat.padding);
+        Batching {
+            padding,
+            packing: self.shared_prefix.then(|| Packing::new(padding)),
+            budget: self.budget,
+            device: device.clone(),
+        }
     }
-    if let (Some(count), Some(judge)) = (args.sample, &args.score) {
-        if base.config().top == Top::Reward {
-            return Err("--model: a reward model has no words to answer with".into());
+
+    pub fn answering<'a>(&self, chat: &'a Chat) -> Answering<'a> {
+        Answering {
+            chat,
+            sampling: Sampling {
+                temperature: self.temperature,
+                max_tokens: self.answer_tokens,
+            },
+            // As long as prompts of the training are.
+            max_prompt: self.data_options().max_prompt(),
         }
-        answers::write_pairs(args, &base, &chat, &device, count, judge)?;
-        return Ok(ExitCode::SUCCESS);
     }
-    let loss = fs::read_to_string(&args.loss).unwrap_or_else(|_| args.loss.clone());
-    let objective = Objective::parse(&loss, DataOptions::has_thumbs(&args.data)?)
-        .map_err(|error| format!("--loss {}: {error}", args.loss))?;
-    if base.config().top == Top::Reward && !objective.learns_rewards() {
-        return Err(
-            "--model: a reward model has no words whose probability could be learnt".into(),
-        );
+
+    pub fn lora(&self) -> LoraOptions {
+        LoraOptions {
+            rank: self.rank,
+            alpha: self.alpha.unwrap_or(2.0 * self.rank as f64),
+            targets: match self.targets.is_empty() {
+                true => TARGETS.map(str::to_owned).to_vec(),
+                false => self.targets.clone(),
+            },
+        }
     }
-    let session = Session::new(args, base, chat, device, &objective, &loss)?;
-    match objective {
-        Objective::Pairs(objective) => {
-            let rows = session.read(PairFormat::default)?;
-            session.train(Pairs(objective), rows)
-        }
-        Objective::Thumbs(objective) => {
-            let rows = session.read(UnpairedFormat::default)?;
-            check_thumbs(&objective, &rows)?;
-            if let UnpairedObjective::Kto(objective) = objective {
-                return session.train(Kto::new(objective), session.data.mismatched(rows)?);
-            }
-            let rewards = RunningMean::default();
-            session.train(Thumbs { objective, rewards }, rows)
-        }
-        Objective::Lists(objective) => {
-            let rows = session.read(RankedFormat::default)?;
-            session.train(Lists(objective), rows)
-        }
-        Objective::Rewards(RewardObjective::BradleyTerry(objective)) => {
-            let rows = session.read(PairFormat::default)?;
-            session.train(RewardPairs(objective), rows)
-        }
-        Objective::Rewards(RewardObjective::RewardRanking(objective)) => {
-            let rows = session.read(RankedFormat::default)?;
-            session.train(RewardLists(objective), rows)
-        }
-        Objective::Rewards(_) => {
-            let what = "wants a column of ties, which is not read here";
-            Err(format!("--loss {}: {what}", args.loss).into())
-        }
+
+    /// `OUT` with an end, such as `OUT.run`.
+    pub fn beside_out(&self, end: &str) -> PathBuf {
+        let mut name = self.out.as_os_str().to_owned();
+        name.push(end);
+        name.into()
     }
 }
 
-/// Arguments that contradict each other in ways that their parser does not know.
+/// Checks values and combinations that the parser of arguments does not know.
 fn check(args: &Args) -> Result<(), Failure> {
     let wrong = |what: &str| Err(what.to_owned().into());
     let sizes = [
@@ -335,47 +314,4 @@ fn check(args: &Args) -> Result<(), Failure> {
         return wrong("--out: the name of a folder that is not there yet");
     }
     Ok(())
-}
-
-fn device(name: &str) -> Result<Device, Failure> {
-    Ok(match name {
-        "flex" => Device::flex(),
-        #[cfg(feature = "wgpu")]
-        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
-        #[cfg(feature = "cuda")]
-        "cuda" => Device::cuda(0),
-        #[cfg(feature = "tch")]
-        #[expect(deprecated, reason = "supported while it exists")]
-        "tch" => Device::libtorch(),
-        #[cfg(feature = "remote")]
-        remote if remote.starts_with("ws://") => {
-            let host = burn::remote::RemoteHost::websocket(remote);
-            Device::remote_options(&host).init()?
-        }
-        other => {
-            let what = "flex, or wgpu, cuda, tch or ws://HOST:PORT, built with --features wgpu, \
-                        cuda, tch or remote";
-            return Err(format!("--device: expected {what}; found {other}").into());
-        }
-    })
-}
-
-/// Objectives that unlearn take no thumbs up.
-fn check_thumbs(objective: &UnpairedObjective, rows: &Rows<Desirable>) -> Result<(), Failure> {
-    let unlearns = matches!(
-        objective,
-        UnpairedObjective::Npo(_) | UnpairedObjective::Simnpo(_)
-    );
-    let up = rows
-        .train
-        .iter()
-        .chain(&rows.held_out)
-        .find(|row| row.label.0);
-    match up.filter(|_| unlearns) {
-        Some(row) => {
-            let line = row.line.unwrap_or_default();
-            Err(format!("line {line}: a thumb up, and this objective unlearns").into())
-        }
-        None => Ok(()),
-    }
 }

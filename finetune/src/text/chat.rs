@@ -1,22 +1,16 @@
 //! From messages to token ids and back: a model's tokenizer and its chat template.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use burn_preference::data::{Content, Encode, Encoded, Message, Text};
 use minijinja::Value;
 use minijinja::value::Serde;
-use serde_json::Value as Json;
 use thiserror::Error;
-use time::OffsetDateTime;
 use tokenizers::Tokenizer;
 
-use crate::template::ChatTemplate;
-use crate::{DecoderConfig, gguf};
-
-/// What a tokenizer or a template says; boxed, since both are other crates'.
-pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+use super::template::ChatTemplate;
+use crate::failure::Failure;
 
 /// Why a model's tokenizer cannot be used.
 #[derive(Debug, Error)]
@@ -44,7 +38,7 @@ pub enum ChatError {
     },
 }
 
-pub(crate) fn failed(path: &Path, source: impl Into<Failure>) -> ChatError {
+pub(super) fn failed(path: &Path, source: impl Into<Failure>) -> ChatError {
     ChatError::File {
         path: path.to_owned(),
         source: source.into(),
@@ -53,7 +47,7 @@ pub(crate) fn failed(path: &Path, source: impl Into<Failure>) -> ChatError {
 
 /// A tokenizer, and the template that makes one text of a conversation.
 pub struct Chat {
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     /// None of a model that was never taught to chat.
     template: Option<ChatTemplate>,
     /// Ends a text.
@@ -65,33 +59,7 @@ pub struct Chat {
 }
 
 impl Chat {
-    /// Of a folder with `tokenizer.json` and `tokenizer_config.json`, or of a GGUF file.
-    ///
-    /// A template that writes a date gets today's.
-    ///
-    /// # Errors
-    ///
-    /// A file is missing or damaged, no token ends a text, or the tokenizer has ids that the model
-    /// has no words for.
-    pub fn open(model: &Path, config: &DecoderConfig) -> Result<Self, ChatError> {
-        let chat = if model.is_file() {
-            let file = gguf::Gguf::open(model).map_err(|error| failed(model, error))?;
-            file.chat().map_err(|error| failed(model, error))?
-        } else {
-            Self::of_folder(model)?
-        };
-        let words = chat.tokenizer.get_vocab(true);
-        match words.into_iter().max_by_key(|(_, id)| *id) {
-            Some((token, id)) if id as usize >= config.vocab => Err(ChatError::Vocabulary {
-                id,
-                token,
-                vocab: config.vocab,
-            }),
-            _ => Ok(chat),
-        }
-    }
-
-    pub(crate) fn new(
+    pub(super) fn new(
         tokenizer: Tokenizer,
         template: Option<ChatTemplate>,
         end: u32,
@@ -104,46 +72,6 @@ impl Chat {
             padding,
             ends: vec![end],
         }
-    }
-
-    fn of_folder(folder: &Path) -> Result<Self, ChatError> {
-        let path = folder.join("tokenizer.json");
-        let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| failed(&path, error))?;
-        // Files of other programs may cut and pad, which would lose data.
-        tokenizer
-            .with_truncation(None)
-            .map_err(|error| failed(&path, error))?;
-        tokenizer.with_padding(None);
-        let path = folder.join("tokenizer_config.json");
-        let config = read_json(&path)?.ok_or_else(|| failed(&path, "No such file"))?;
-        let token = |name: &str| {
-            let text = config[name]
-                .as_str()
-                .or_else(|| config[name]["content"].as_str());
-            text.and_then(|text| tokenizer.token_to_id(text))
-        };
-        let end =
-            token("eos_token").ok_or_else(|| ChatError::NoEnd(config["eos_token"].to_string()))?;
-        let padding = token("pad_token").unwrap_or(end);
-        let has_template =
-            !config["chat_template"].is_null() || folder.join("chat_template.jinja").exists();
-        let template = has_template
-            .then(|| ChatTemplate::open(folder, OffsetDateTime::now_utc()))
-            .transpose()
-            .map_err(|error| failed(&path, error))?;
-        let mut chat = Self::new(tokenizer, template, end, padding);
-        let path = folder.join("generation_config.json");
-        if let Some(generation) = read_json(&path)? {
-            let ends = &generation["eos_token_id"];
-            let several = ends
-                .as_array()
-                .cloned()
-                .unwrap_or_else(|| vec![ends.clone()]);
-            let ids = several.iter().filter_map(Json::as_u64);
-            chat.ends
-                .extend(ids.filter_map(|id| u32::try_from(id).ok()));
-        }
-        Ok(chat)
     }
 
     /// Whether both mean the same by every id.
@@ -245,7 +173,7 @@ impl Chat {
     /// # Errors
     ///
     /// A file cannot be written.
-    pub(crate) fn save(
+    pub(super) fn save(
         &self,
         folder: &Path,
         beginning: Option<u32>,
@@ -271,17 +199,5 @@ impl Chat {
         }
         let path = folder.join("tokenizer_config.json");
         fs::write(&path, format!("{config:#}")).map_err(|error| failed(&path, error))
-    }
-}
-
-/// A file of JSON, if there is one.
-fn read_json(path: &Path) -> Result<Option<Json>, ChatError> {
-    match fs::read_to_string(path) {
-        Ok(text) => {
-            let json = serde_json::from_str(&text);
-            json.map(Some).map_err(|error| failed(path, error))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(path, error)),
     }
 }

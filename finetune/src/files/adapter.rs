@@ -1,25 +1,28 @@
-//! Adapters: which projections get one, and the files that PEFT writes and reads.
+//! Adapters in the files that PEFT writes and reads.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use burn::module::{Module, Param};
-use burn::tensor::quantization::{Calibration, QuantScheme, compute_q_params, compute_range};
+use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
-use crate::decoder::Decoder;
-use crate::projection::{Adapter, Projection};
-use crate::weights::json as parser;
-use crate::weights::{WeightError, at_once, bytes, file, floats, format, linears, write_tensors};
+use super::error::json as parser;
+use super::error::{WeightError, file, format};
+use super::tensors::{bytes, floats, write_tensors};
+use super::whole::write_folder;
+use crate::model::LoraOptions;
+use crate::model::decoder::Decoder;
+use crate::model::names::all_projections;
+use crate::model::projection::Adapter;
 
-/// Why an adapter cannot be used.
+/// An error of an adapter's files.
 #[derive(Debug, Error)]
 pub enum AdapterError {
-    /// Its files.
+    /// A file or a tensor of it cannot be used.
     #[error(transparent)]
     File(#[from] WeightError),
     /// An option of `adapter_config.json` that is not computed here.
@@ -27,103 +30,11 @@ pub enum AdapterError {
     Option {
         /// The key.
         key: String,
-        /// What would be understood.
+        /// Values that are computed here.
         expected: String,
-        /// What stands there.
+        /// The value of the file.
         found: String,
     },
-    /// A projection that no layer has.
-    #[error("`{0}`: no projection of this model; there are {TARGETS:?}")]
-    Target(String),
-}
-
-/// The projections of a layer, as Hugging Face calls them.
-pub const TARGETS: [&str; 7] = [
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-];
-
-/// Size and place of adapters.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraOptions {
-    /// Columns of A, rows of B.
-    pub rank: usize,
-    /// What is added is α/rank·A·B.
-    pub alpha: f64,
-    /// Of [`TARGETS`].
-    pub targets: Vec<String>,
-}
-
-/// The last part of a name such as `self_attn.q_proj`.
-fn target(name: &str) -> &str {
-    name.rsplit('.').next().unwrap_or(name)
-}
-
-/// Each projection of the layers, with its name in Hugging Face's files.
-fn projections(decoder: &mut Decoder) -> impl Iterator<Item = (&mut Projection, String)> {
-    let layers = decoder.layers.iter_mut().enumerate();
-    layers.flat_map(|(i, layer)| {
-        linears(layer).map(|(projection, part)| (projection, format!("model.layers.{i}.{part}")))
-    })
-}
-
-impl Decoder {
-    /// With new adapters, which alone are trained.
-    ///
-    /// # Errors
-    ///
-    /// A target is no projection of a layer.
-    pub fn with_adapters(self, options: &LoraOptions) -> Result<Self, AdapterError> {
-        let unknown = options
-            .targets
-            .iter()
-            .find(|name| !TARGETS.contains(&name.as_str()));
-        if let Some(name) = unknown {
-            return Err(AdapterError::Target(name.clone()));
-        }
-        let mut decoder = self.freeze();
-        for (projection, name) in projections(&mut decoder) {
-            if options.targets.iter().any(|of| of == target(&name)) {
-                let adapted = projection.clone().with_adapter(options.rank, options.alpha);
-                *projection = adapted;
-            }
-        }
-        // What scores is new, and PEFT trains it as well.
-        if let Some(score) = decoder.score.take() {
-            decoder.score = Some(score.unfreeze());
-        }
-        Ok(decoder)
-    }
-
-    /// Whether any projection has an adapter.
-    pub fn has_adapters(&self) -> bool {
-        projections(&mut self.clone()).any(|(projection, _)| projection.adapter.is_some())
-    }
-
-    /// Adapters in the weights they stand beside, and no adapters.
-    pub fn merged(mut self) -> Self {
-        for (projection, _) in projections(&mut self) {
-            *projection = projection.clone().merged();
-        }
-        self
-    }
-
-    /// The layers' projections in few bits, as `scheme` says: they are frozen, and numbers again
-    /// while they are multiplied (QLoRA, Dettmers et al. 2023).
-    pub fn quantized(mut self, scheme: &QuantScheme) -> Self {
-        for (projection, _) in projections(&mut self) {
-            let weight = projection.weight.val();
-            let range = compute_range(scheme, &weight, &Calibration::MinMax);
-            let weight = weight.quantize(scheme, compute_q_params(scheme, range));
-            projection.weight = Param::from_tensor(weight).set_require_grad(false);
-        }
-        self
-    }
 }
 
 /// Saves the adapters as PEFT does: `adapter_config.json` and `adapter_model.safetensors`, in a
@@ -139,7 +50,7 @@ pub fn save_adapter(
     to: &Path,
 ) -> Result<(), WeightError> {
     let mut tensors = Vec::new();
-    for (projection, name) in projections(&mut decoder.clone()) {
+    for (projection, name) in all_projections(&mut decoder.clone()) {
         if let Some(adapter) = &projection.adapter {
             for (factor, part) in [(&adapter.a, "lora_A"), (&adapter.b, "lora_B")] {
                 let name = format!("base_model.model.{name}.{part}.weight");
@@ -159,7 +70,7 @@ pub fn save_adapter(
         "fan_in_fan_out": false,
         "inference_mode": true,
     });
-    at_once(to, |folder| {
+    write_folder(to, |folder| {
         write_tensors(&tensors, &folder.join("adapter_model.safetensors"))?;
         let path = folder.join("adapter_config.json");
         fs::write(&path, format!("{config:#}")).map_err(file(&path))
@@ -254,7 +165,7 @@ pub fn load_adapter(
     let tensors = SafeTensors::deserialize(&all).map_err(format(&path))?;
     // Names that nobody has asked for.
     let mut left: BTreeSet<&str> = tensors.names().into_iter().collect();
-    for (projection, name) in projections(&mut decoder) {
+    for (projection, name) in all_projections(&mut decoder) {
         let [from, to] = projection.weight.val().dims();
         let shapes = [
             ("lora_A", [options.rank, from]),

@@ -1,4 +1,5 @@
-//! What a `config.json` says, as one decoder needs it.
+//! `config.json` of Hugging Face as a [`DecoderConfig`]; what would change the result and is not
+//! known is an error that names the key.
 
 use std::fs;
 use std::io;
@@ -7,23 +8,25 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-/// Why a `config.json` cannot be used.
+use super::config::{Activation, DecoderConfig, OutputLayer, Rope, RopeScaling};
+
+/// An error of a `config.json`.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// It cannot be read.
     #[error("{}: {source}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
     /// It is no JSON object.
     #[error("{}: {source}", path.display())]
     Json {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What the parser says.
+        /// The error of the parser.
         source: serde_json::Error,
     },
     /// A key is missing or has a value that this decoder does not know.
@@ -31,9 +34,9 @@ pub enum ConfigError {
     Key {
         /// The key.
         key: String,
-        /// What would be understood.
+        /// Values that this decoder knows.
         expected: String,
-        /// What stands there.
+        /// The value of the file.
         found: String,
     },
     /// A key that this program does not know, and that may change what the model computes.
@@ -54,94 +57,6 @@ fn wrong(key: &str, expected: &str, found: impl ToString) -> ConfigError {
         expected: expected.to_owned(),
         found: found.to_string(),
     }
-}
-
-/// Of the gate of the feed-forward layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// x·σ(x)
-    Silu,
-    /// GELU by its tangent, Gemma's.
-    GeluTanh,
-}
-
-/// Rotary positions.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rope {
-    /// `rope_theta`
-    pub theta: f64,
-    /// Llama 3's longer contexts.
-    pub scaling: Option<RopeScaling>,
-}
-
-/// `rope_type` `llama3`: low frequencies are divided by `factor`, high ones stay, and those between
-/// are interpolated.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RopeScaling {
-    /// `factor`
-    pub factor: f64,
-    /// `low_freq_factor`
-    pub low: f64,
-    /// `high_freq_factor`
-    pub high: f64,
-    /// `original_max_position_embeddings`
-    pub original: f64,
-}
-
-/// What stands on the last layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Top {
-    /// A head of its own.
-    Head,
-    /// A head that is the embedding.
-    Tied,
-    /// No words but one number, a reward: `…ForSequenceClassification` with one label.
-    Reward,
-}
-
-/// A decoder-only transformer: RMS norms, rotary positions, grouped-query attention, gated feed
-/// forward.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DecoderConfig {
-    /// Width of the hidden states.
-    pub hidden: usize,
-    /// Width of the feed-forward layer.
-    pub intermediate: usize,
-    /// Blocks.
-    pub layers: usize,
-    /// Heads of queries.
-    pub heads: usize,
-    /// Heads of keys and values.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Words.
-    pub vocab: usize,
-    /// Of the norms.
-    pub epsilon: f64,
-    /// Positions.
-    pub rope: Rope,
-    /// What stands on the last layer.
-    pub top: Top,
-    /// Whether queries, keys and values have biases (Qwen 2).
-    pub qkv_bias: bool,
-    /// Whether queries and keys have norms of their own (Qwen 3).
-    pub qk_norm: bool,
-    /// Whether norms multiply by 1 + w, stand behind attention and feed-forward too, and embeddings
-    /// are scaled by √hidden (Gemma 2).
-    pub gemma: bool,
-    /// Of the feed-forward layer.
-    pub activation: Activation,
-    /// What attention scores are divided by.
-    pub attention_divisor: f64,
-    /// c of c·tanh(x/c), for attention scores.
-    pub attention_softcap: Option<f64>,
-    /// The same for logits.
-    pub logit_softcap: Option<f64>,
-    /// Tokens of the longest rows that the model was trained on, where it says so.
-    pub positions: Option<usize>,
-    /// How many tokens a sequence may have so that a sliding window hides nothing.
-    pub window: Option<usize>,
 }
 
 /// Keys that say nothing about what a trained model computes.
@@ -254,7 +169,7 @@ impl DecoderConfig {
         serde_json::from_str(&text).map_err(|source| ConfigError::Json { path, source })
     }
 
-    /// From what stands in a `config.json`.
+    /// Parses the keys of a `config.json`.
     ///
     /// # Errors
     ///
@@ -326,7 +241,7 @@ impl DecoderConfig {
             vocab: keys.needs_size("vocab_size")?,
             epsilon: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
             rope: rope(&mut keys)?,
-            top: top(&mut keys, gemma)?,
+            output: output(&mut keys, gemma)?,
             qkv_bias,
             qk_norm: family == "qwen3",
             gemma,
@@ -352,7 +267,7 @@ impl DecoderConfig {
 }
 
 /// By the architecture: with a head of words, or of one reward.
-fn top(keys: &mut Keys, gemma: bool) -> Result<Top, ConfigError> {
+fn output(keys: &mut Keys, gemma: bool) -> Result<OutputLayer, ConfigError> {
     // What transformers assumes where it is not said.
     let tied = keys.flag("tie_word_embeddings")?.unwrap_or(gemma);
     let architecture = match keys.get("architectures") {
@@ -363,7 +278,11 @@ fn top(keys: &mut Keys, gemma: bool) -> Result<Top, ConfigError> {
     let architecture = architecture.as_str().unwrap_or_default();
     let labels = keys.get("id2label");
     if architecture.ends_with("ForCausalLM") {
-        return Ok(if tied { Top::Tied } else { Top::Head });
+        return Ok(if tied {
+            OutputLayer::Tied
+        } else {
+            OutputLayer::Head
+        });
     }
     if !architecture.ends_with("ForSequenceClassification") {
         let expected = "…ForCausalLM or …ForSequenceClassification";
@@ -375,7 +294,7 @@ fn top(keys: &mut Keys, gemma: bool) -> Result<Top, ConfigError> {
         .and_then(Value::as_object)
         .map_or(2, Map::len)
     {
-        1 => Ok(Top::Reward),
+        1 => Ok(OutputLayer::Reward),
         labels => Err(wrong("id2label", "one label, a reward", labels)),
     }
 }

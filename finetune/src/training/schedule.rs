@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What follows the warm-up.
+/// The course of the learning rate behind the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
@@ -15,7 +15,7 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// What the rate is multiplied by in `step`, from 1 to `steps`, of which the first `warm_up`
+    /// Returns the factor of the rate in `step`, from 1 to `steps`, of which the first `warm_up`
     /// rise to 1 in equal parts. A function of the step alone: a run that goes on needs no state.
     pub fn factor(self, step: usize, steps: usize, warm_up: usize) -> f64 {
         // The first step with the whole rate.

@@ -12,28 +12,28 @@ use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 /// may have fewer bits than the adapter.
 #[derive(Module, Debug)]
 pub struct Projection {
-    /// `[in, out]`
+    /// The weight, `[in, out]`.
     pub weight: Param<Tensor<2>>,
-    /// `[out]`
+    /// The bias, `[out]`.
     pub bias: Option<Param<Tensor<1>>>,
-    /// What is trained instead of the weight.
+    /// The adapter, which is trained instead of the weight.
     pub adapter: Option<Adapter>,
 }
 
 /// The factors of an adapter, in f32 whatever the weight is.
 #[derive(Module, Debug)]
 pub struct Adapter {
-    /// `[in, rank]`
+    /// A, `[in, rank]`.
     pub a: Param<Tensor<2>>,
-    /// `[rank, out]`
+    /// B, `[rank, out]`.
     pub b: Param<Tensor<2>>,
-    /// α / rank
+    /// The factor α/rank.
     #[module(skip)]
     pub scale: f64,
 }
 
 impl Projection {
-    /// With a random weight.
+    /// Makes a projection with a random weight.
     pub fn new(from: usize, to: usize, bias: bool, device: &Device) -> Self {
         let linear = LinearConfig::new(from, to).with_bias(bias).init(device);
         Self {
@@ -43,7 +43,7 @@ impl Projection {
         }
     }
 
-    /// `[…, in]` to `[…, out]`.
+    /// Multiplies `[…, in]` to `[…, out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let bias = self.bias.as_ref().map(Param::val);
         let y = linear(x.clone(), self.dense().cast(x.dtype()), bias);
@@ -72,7 +72,7 @@ impl Projection {
         }
     }
 
-    /// A new adapter that changes nothing yet: A is random, B is 0, as PEFT begins.
+    /// Adds a new adapter that changes nothing yet: A is random, B is 0, as PEFT begins.
     pub fn with_adapter(mut self, rank: usize, alpha: f64) -> Self {
         let device = self.weight.val().device();
         let [from, to] = self.weight.val().dims();
@@ -88,7 +88,7 @@ impl Projection {
         self
     }
 
-    /// The adapter in the weight, in the weight's own number type, and no adapter.
+    /// Merges the adapter into the weight, in the weight's own number type.
     pub fn merged(mut self) -> Self {
         let weight = self.weight().detach().cast(self.dense().dtype());
         self.weight = Param::initialized(self.weight.id, weight);

@@ -5,7 +5,7 @@ use std::thread;
 
 use rayon::{ThreadPool, ThreadPoolBuilder, current_num_threads};
 
-use crate::chat::Failure;
+use crate::failure::Failure;
 
 /// Pools of threads that share the cores.
 ///
@@ -15,7 +15,7 @@ use crate::chat::Failure;
 pub struct Workers(Vec<ThreadPool>);
 
 impl Workers {
-    /// So many pools.
+    /// Makes `count` pools.
     ///
     /// # Errors
     ///
@@ -26,11 +26,12 @@ impl Workers {
         Ok(Self((0..count).map(pool).collect::<Result<_, _>>()?))
     }
 
-    /// What `compute` makes of each item, in their order; as many at once as there are pools.
+    /// Computes `compute` of each item, as many at once as there are pools, and returns the results in
+    /// their order.
     ///
     /// # Errors
     ///
-    /// The first one of `compute`.
+    /// The first error of `compute`.
     pub fn map<I: Send, O: Send>(
         &self,
         items: Vec<I>,
@@ -40,7 +41,7 @@ impl Workers {
         let (mut items, compute) = (items.into_iter(), &compute);
         let mut done = Vec::with_capacity(items.len());
         while items.len() > 0 {
-            let found = thread::scope(|scope| {
+            let results = thread::scope(|scope| {
                 let running: Vec<_> = pools
                     .iter()
                     .zip(items.by_ref())
@@ -51,7 +52,7 @@ impl Workers {
                     .map(|ended| ended.unwrap_or_else(|panic| resume_unwind(panic)))
                     .collect::<Result<Vec<O>, Failure>>()
             });
-            done.extend(found?);
+            done.extend(results?);
         }
         Ok(done)
     }

@@ -5,16 +5,15 @@ use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
-use burn_preference::data::Text;
-use burn_preference::tokens::Sequence;
-use finetune::{Answer, Chat, Decoder, Failure, Judge, Top, load_as, pair_of};
+use finetune::{
+    Answer, Chat, Decoder, Failure, Judge, OutputLayer, best_pair, load_as, write_whole,
+};
 use indicatif::ProgressBar;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use crate::Args;
-use crate::session::{answers_to, beside, data_options, layout, prompt_ids};
+use crate::args::Args;
 
 /// Answers every prompt `count` times and writes pairs into `OUT.jsonl`, which appears when all of
 /// them are there.
@@ -26,7 +25,7 @@ pub fn write_pairs(
     count: usize,
     judge: &str,
 ) -> Result<(), Failure> {
-    let to = &beside(&args.out, ".jsonl");
+    let to = &args.beside_out(".jsonl");
     if to.exists() {
         return Err(format!("--out: {} is there already", to.display()).into());
     }
@@ -35,17 +34,18 @@ pub fn write_pairs(
         made.map_err(|error| format!("--out: {}: {error}", folder.display()))?;
     }
     let judge = judge_of(args, judge, chat, device)?;
-    let prompts = data_options(args).prompts(&args.data, chat)?;
+    let prompts = args.data_options().prompts(&args.data, chat)?;
     if prompts.is_empty() {
         return Err(format!("{}: no prompt", args.data.display()).into());
     }
     let bar = ProgressBar::new(prompts.len() as u64).with_message("answers");
+    let answering = args.answering(chat);
     let mut answers = Vec::new();
     for (i, prompt) in prompts.iter().enumerate() {
         // By the prompt: a file that is cut gives the same answers to those that are left.
         let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
         rng.set_stream(i as u64);
-        answers.extend(answer(args, model, chat, prompt, count, &mut rng)?);
+        answers.extend(answering.answer(model, prompt, count, &mut rng)?);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -62,10 +62,10 @@ pub fn write_pairs(
         );
     }
     let scores = judge.scores(&answers);
-    let scores = scores.map_err(|error| keep(&answers, &args.out, &error))?;
+    let scores = scores.map_err(|error| keep(args, &answers, &error))?;
     let each = answers.chunks(count).zip(scores.chunks(count));
     let rows: Vec<_> = each
-        .filter_map(|(answers, scores)| pair_of(answers, scores))
+        .filter_map(|(answers, scores)| best_pair(answers, scores))
         .collect();
     println!(
         "{} prompts, {} pairs; mean score {:.4}",
@@ -81,24 +81,20 @@ pub fn write_pairs(
     Ok(())
 }
 
-/// Lines of JSON into a file that appears when all of them are there.
+/// Writes lines of JSON into a file that appears when all of them are there.
 fn write_lines(to: &Path, rows: &[Value]) -> Result<(), Failure> {
-    let scratch = to.with_extension(format!("jsonl.{}", std::process::id()));
-    let written = fs::File::create(&scratch).and_then(|mut file| {
-        rows.iter().try_for_each(|row| writeln!(file, "{row}"))?;
-        file.sync_all()
-    });
-    let written = written.and_then(|()| fs::rename(&scratch, to));
-    if written.is_err() {
-        // What went wrong is what matters.
-        let _ = fs::remove_file(&scratch);
-    }
-    Ok(written.map_err(|error| format!("{}: {error}", to.display()))?)
+    write_whole(to, |scratch| {
+        let written = fs::File::create(scratch).and_then(|mut file| {
+            rows.iter().try_for_each(|row| writeln!(file, "{row}"))?;
+            file.sync_all()
+        });
+        Ok(written.map_err(|error| format!("{}: {error}", to.display()))?)
+    })
 }
 
 /// The judge has failed, and the answers took long: they stay in `OUT.answers.jsonl`.
-fn keep(answers: &[Answer], out: &Path, error: &Failure) -> Failure {
-    let to = beside(out, ".answers.jsonl");
+fn keep(args: &Args, answers: &[Answer], error: &Failure) -> Failure {
+    let to = args.beside_out(".answers.jsonl");
     let rows: Vec<Value> = answers.iter().map(Answer::to_json).collect();
     match write_lines(&to, &rows) {
         Ok(()) => format!("{error}; the answers are in {}", to.display()).into(),
@@ -113,32 +109,12 @@ fn judge_of(args: &Args, judge: &str, chat: &Chat, device: &Device) -> Result<Ju
         return Ok(Judge::Command(judge.to_owned()));
     }
     let model = load_as(FloatDType::F32, folder, device)?;
-    if model.config().top != Top::Reward {
+    if model.config().output != OutputLayer::Reward {
         return Err(format!("--score: {judge} is no reward model").into());
     }
     // Rewards are of token ids: both have to mean the same by them.
     if !chat.is_the_same(&Chat::open(folder, model.config())?) {
         return Err(format!("--score: {judge} has another tokenizer").into());
     }
-    Ok(Judge::Model(Box::new(model), layout(args, chat, device)))
-}
-
-fn answer(
-    args: &Args,
-    model: &Decoder,
-    chat: &Chat,
-    prompt: &Text,
-    count: usize,
-    rng: &mut ChaCha8Rng,
-) -> Result<Vec<Answer>, Failure> {
-    let ids = prompt_ids(args, chat, prompt)?;
-    let said = answers_to(args, chat, model, &ids, count, rng)?;
-    let answers = said.into_iter().map(|said| {
-        Ok(Answer {
-            prompt: prompt.clone(),
-            text: chat.decode(&said)?.trim().to_owned(),
-            ids: Sequence::new(&ids, &said),
-        })
-    });
-    answers.collect()
+    Ok(Judge::Model(Box::new(model), args.batching(chat, device)))
 }
