@@ -45,6 +45,18 @@ pub enum WeightError {
     /// A tensor that this decoder has no place for: the model computes something else.
     #[error("`{0}`: this decoder has no such tensor, so that it would compute another model")]
     Unused(String),
+    /// A folder has no file of weights that is read.
+    #[error(
+        "{}: no model.safetensors and no model.safetensors.index.json; found {}",
+        folder.display(),
+        listed(found)
+    )]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+        /// Its files that may have weights, in other formats or under other names.
+        found: Vec<String>,
+    },
     /// The index names a file outside the folder.
     #[error("`{0}` is no file of the folder")]
     Outside(String),
@@ -105,4 +117,14 @@ pub(crate) fn format(path: &Path) -> impl FnOnce(SafeTensorError) -> WeightError
 pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> WeightError {
     let path = path.to_owned();
     |source| WeightError::Index { path, source }
+}
+
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => "no other weights".to_owned(),
+        names => format!(
+            "{}, which are not read: save the model by transformers' save_pretrained",
+            names.join(", ")
+        ),
+    }
 }

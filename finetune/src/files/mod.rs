@@ -17,6 +17,6 @@ pub(crate) mod whole;
 
 pub use adapter::{AdapterError, load_adapter, save_adapter};
 pub use error::{SaveError, WeightError};
-pub use load::{load, load_as};
+pub use load::{load, load_as, remarks};
 pub use save::save;
 pub use whole::write_whole;

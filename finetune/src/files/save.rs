@@ -40,6 +40,10 @@ fn write(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), SaveError> {
     let mut config = config_keys(from)?;
     config.remove("torch_dtype");
     config.insert("dtype".to_owned(), "float32".into());
+    // A file may tie a head that differs from the embedding.
+    if decoder.config().output == OutputLayer::Head {
+        config.insert("tie_word_embeddings".to_owned(), false.into());
+    }
     if decoder.config().output == OutputLayer::Reward {
         let family = config["model_type"].as_str().unwrap_or_default();
         let family = CLASSES.iter().find(|class| class.to_lowercase() == family);

@@ -24,7 +24,7 @@ use burn_preference::needs::{ColumnKind, Examples, Values};
 use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 use finetune::{
     Chat, DataOptions, Failure, OutputLayer, Plain, Splits, WithKlEstimate, WithRewardShift,
-    completions, load_adapter, load_as, reward_lists,
+    completions, load_adapter, load_as, remarks, reward_lists,
 };
 
 use crate::args::Args;
@@ -44,6 +44,9 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<ExitCode, Failure> {
     let device = device(&args.device)?;
     let mut base = load_as(args.dtype.dtype(), &args.model, &device)?;
+    for remark in remarks(&args.model, &base)? {
+        println!("look: {remark}");
+    }
     if let Some(folder) = &args.adapter {
         base = load_adapter(base, folder, &device)?.0.merged();
     }
