@@ -19,6 +19,14 @@ struct Goldens {
     conversations: Value,
     templates: Vec<Family>,
     snippets: Vec<Snippet>,
+    blanks: Blanks,
+}
+
+/// A tokenizer that drops blanks, and masks of templates whose blocks begin or end with them.
+#[derive(Deserialize)]
+struct Blanks {
+    tokenizer: serde_json::Value,
+    masks: Vec<(String, Vec<u8>)>,
 }
 
 /// A small template, and what becomes of it.
@@ -153,10 +161,26 @@ fn small_templates() {
     }
 }
 
+#[test]
+fn blanks_that_the_tokenizer_drops() {
+    let goldens: Goldens = serde_json::from_str(&data("goldens.json")).unwrap();
+    let tokenizer: Tokenizer = goldens.blanks.tokenizer.to_string().parse().unwrap();
+    assert!(goldens.blanks.masks.len() > 5);
+    for (source, expected) in &goldens.blanks.masks {
+        let message = Value::from_pairs([("content", "")]);
+        let rendered = template(source, &goldens)
+            .render(Value::from(vec![message]), None, false, &Value::from(()))
+            .unwrap();
+        let encoding = tokenizer.encode(rendered.text.as_str(), false).unwrap();
+        let mask = rendered.assistant_mask(encoding.get_offsets()).unwrap();
+        let mask: Vec<u8> = mask.into_iter().map(u8::from).collect();
+        assert_eq!(&mask, expected, "{source}");
+    }
+}
+
 /// The models' own templates, where `BURN_PREFERENCE_CHAT` names their goldens.
 ///
-/// Two differences are known: numbers with an exponent in a list that is printed, and a method of
-/// a text that has none in Python, where the template goes on.
+/// One difference is known: a method of a text that has none in Python, where the template goes on.
 #[test]
 #[ignore = "their goldens are made by scripts/chat_goldens.py --originals"]
 fn the_models_own_templates() {
@@ -171,16 +195,12 @@ fn the_models_own_templates() {
                 same += 1;
                 continue;
             };
-            let printed = case
-                .text
-                .as_ref()
-                .is_some_and(|text| text.contains("1e-07"));
             let lenient = case
                 .error
                 .as_ref()
                 .is_some_and(|error| error.contains("'str object'"));
             let name = (&family.name, &case.conversation);
-            assert!(printed || lenient, "{name:?}: {difference}");
+            assert!(lenient, "{name:?}: {difference}");
             known += 1;
         }
     }
@@ -240,8 +260,18 @@ fn a_tokenizer_config() {
     let apart = folder.path().join("chat_template.jinja");
     fs::write(&apart, "apart\n").unwrap();
     assert_eq!(render().unwrap(), "apart");
-    assert_eq!(render_with(tools).unwrap(), "apart");
+    assert_eq!(render_with(tools.clone()).unwrap(), "apart");
+    // Others beside it, as transformers 5 saves several.
+    let more = folder.path().join("additional_chat_templates");
+    fs::create_dir(&more).unwrap();
+    fs::write(more.join("tool_use.jinja"), "{{ bos_token }}apart").unwrap();
+    assert_eq!(render_with(tools.clone()).unwrap(), "<s>apart");
+    assert_eq!(render().unwrap(), "apart");
     fs::remove_file(apart).unwrap();
+    assert_eq!(render_with(tools).unwrap(), "<s>apart");
+    let error = render().unwrap_err().to_string();
+    assert!(error.contains("none of the chat templates is named default"), "{error}");
+    fs::remove_dir_all(more).unwrap();
     write(serde_json::json!({"bos_token": "<s>"}));
     assert!(render().is_err(), "there is none");
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use minijinja::value::{Value, ValueKind};
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
 use super::python_json::number;
@@ -25,18 +25,25 @@ pub(super) fn join(
     items: &Value,
     between: Option<&Value>,
     attribute: Option<&str>,
+    kwargs: Kwargs,
 ) -> Result<String, Error> {
-    let between = between.map_or(Ok(String::new()), text)?;
-    let mut out = String::new();
-    for (i, item) in items.try_iter()?.enumerate() {
-        let keys = attribute.into_iter().flat_map(|path| path.split('.'));
-        let item = keys.fold(item, |item, key| item.get_attr(key).unwrap_or_default());
-        if i > 0 {
-            out.push_str(&between);
+    let named = (kwargs.get("d")?, kwargs.get("attribute")?);
+    kwargs.assert_all_used()?;
+    let between = between.or(named.0).map_or(Ok(String::new()), text)?;
+    let attribute = attribute.or(named.1);
+    // A text is its characters.
+    let items: Vec<Value> = match items.as_str() {
+        Some(text) => text.chars().map(Value::from).collect(),
+        None => items.try_iter()?.collect(),
+    };
+    let mut texts = Vec::new();
+    for mut item in items {
+        for key in attribute.into_iter().flat_map(|path| path.split('.')) {
+            item = item.get_attr(key)?;
         }
-        out.push_str(&text(&item)?);
+        texts.push(text(&item)?);
     }
-    Ok(out)
+    Ok(texts.join(&between))
 }
 
 fn repr(value: &Value, out: &mut String) -> Result<(), Error> {
