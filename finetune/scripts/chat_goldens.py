@@ -19,6 +19,8 @@ import argparse
 import datetime
 import importlib.util
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import jinja2
@@ -169,6 +171,36 @@ def blanks():
     return {"tokenizer": json.loads(words.to_str()), "masks": [[source, mask(source)] for source in BLANKS]}
 
 
+# What stands beside tokenizer.json, in new and old files. The words 340 and following are free.
+FLAGS = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+NAMED = {"bos_token": BOS, "eos_token": EOS}
+BESIDE = [
+    {"tokenizer_config.json": {**NAMED, "added_tokens_decoder": {
+        "340": {**FLAGS, "content": "<tool>", "special": False}, "341": {**FLAGS, "content": "<x>", "lstrip": True}}, "pad_token": "<pad>"}},
+    {"tokenizer_config.json": {**NAMED, "eos_token": "<end>", "additional_special_tokens": ["<x>", "<tool>"]}},
+    {"tokenizer_config.json": {**NAMED, "extra_special_tokens": {"image_token": "<x>"}, "other_token": "<tool>"}},
+    {"tokenizer_config.json": {**NAMED}, "special_tokens_map.json": {"eos_token": {**FLAGS, "content": "<end>"}},
+     "added_tokens.json": {"<tool>": 340, "<end>": 341}},
+    {"tokenizer_config.json": {**NAMED, "eos_token": "er"}}, {"tokenizer_config.json": {**NAMED, "split_special_tokens": True}},
+    {"tokenizer_config.json": {**NAMED, "added_tokens_decoder": {"0": {**FLAGS, "content": BOS, "rstrip": True}}},
+     "special_tokens_map.json": {"eos_token": "<x>"}},
+]
+TEXT = f"{BOS} weather <tool> <x><end>her{EOS}<pad>"
+NAMES = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ image_token }}|{{ other_token }}"
+
+
+def beside(files):
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(DATA / "tokenizer.json", folder)
+        for name, content in files.items():
+            Path(folder, name).write_text(json.dumps(content))
+        tokens = PreTrainedTokenizerFast.from_pretrained(folder)
+    names = tokens.apply_chat_template([user("")], chat_template=NAMES, tokenize=False)
+    ids = tokens(TEXT, add_special_tokens=False)["input_ids"]
+    return {"files": files, "text": TEXT, "ids": ids, "template": NAMES, "names": names, "end": tokens.eos_token_id,
+            "decoded": tokens.decode(ids, skip_special_tokens=True)}
+
+
 def tokenizer():
     """Bytes and a few merges: small, and every boundary of characters is inside some token."""
     path = DATA / "tokenizer.json"
@@ -230,6 +262,7 @@ def main():
         "tools": TOOLS, "conversations": CONVERSATIONS, "templates": families,
         "snippets": [snippet(tokens, source) for source in SNIPPETS],
         "blanks": blanks(),
+        "beside": [beside(files) for files in BESIDE],
     }
     out = args.originals or DATA / "goldens.json"
     out.write_text(json.dumps(goldens, ensure_ascii=False, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")

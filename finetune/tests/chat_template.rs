@@ -1,6 +1,7 @@
 //! The example's chat templates against transformers' `apply_chat_template`, byte for byte:
 //! `scripts/chat_goldens.py` makes the goldens, and says whose the templates are.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use tokenizers::Tokenizer;
 
-use finetune::{ChatTemplate, Raised, Rendered};
+use finetune::{Chat, ChatTemplate, DecoderConfig, Raised, Rendered};
 
 #[derive(Deserialize)]
 struct Goldens {
@@ -20,6 +21,20 @@ struct Goldens {
     templates: Vec<Family>,
     snippets: Vec<Snippet>,
     blanks: Blanks,
+    beside: Vec<Beside>,
+}
+
+/// Files beside `tokenizer.json`, and what a tokenizer makes of a text with them.
+#[derive(Deserialize)]
+struct Beside {
+    files: BTreeMap<String, serde_json::Value>,
+    text: String,
+    ids: Vec<u32>,
+    decoded: String,
+    /// A template that writes special tokens, and what becomes of it.
+    template: String,
+    names: String,
+    end: u32,
 }
 
 /// A tokenizer that drops blanks, and masks of templates whose blocks begin or end with them.
@@ -178,6 +193,79 @@ fn blanks_that_the_tokenizer_drops() {
     }
 }
 
+/// Special tokens that only the files beside `tokenizer.json` name.
+#[test]
+fn files_beside_the_tokenizer() {
+    let goldens: Goldens = serde_json::from_str(&data("goldens.json")).unwrap();
+    let config = config_of(400);
+    assert!(goldens.beside.len() > 6);
+    for beside in &goldens.beside {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        write("tokenizer.json", &data("tokenizer.json"));
+        write("chat_template.jinja", &beside.template);
+        for (name, content) in &beside.files {
+            write(name, &content.to_string());
+        }
+        let chat = Chat::open(folder.path(), &config).unwrap();
+        let files = &beside.files;
+        assert_eq!(chat.ids(&beside.text).unwrap(), beside.ids, "{files:?}");
+        assert_eq!(
+            chat.decode(&beside.ids).unwrap(),
+            beside.decoded,
+            "{files:?}"
+        );
+        assert_eq!(chat.end, beside.end, "{files:?}");
+        let template = ChatTemplate::open(folder.path(), now()).unwrap();
+        let message = Value::from_pairs([("content", "")]);
+        let rendered = template
+            .render(Value::from(vec![message]), None, false, &Value::from(()))
+            .unwrap();
+        assert_eq!(rendered.text, beside.names, "{files:?}");
+    }
+}
+
+/// A decoder of this many words.
+fn config_of(vocab: usize) -> DecoderConfig {
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": 4, "num_attention_heads": 1, "intermediate_size": 4,
+        "num_hidden_layers": 1, "vocab_size": vocab,
+    });
+    DecoderConfig::parse(config.as_object().unwrap().clone()).unwrap()
+}
+
+#[test]
+fn tokens_that_the_model_has_no_words_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |config: serde_json::Value| {
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        write("tokenizer.json", &data("tokenizer.json"));
+        write("tokenizer_config.json", &config.to_string());
+        let chat = Chat::open(folder.path(), &config_of(340));
+        chat.map_err(|error| error.to_string())
+    };
+    // Padding is never counted: what ends a text fills rows.
+    let chat = open(serde_json::json!({"eos_token": "</s>", "pad_token": "[PAD]"})).unwrap();
+    assert_eq!(chat.padding, chat.end);
+    let error = open(serde_json::json!({"eos_token": "<end>"}))
+        .err()
+        .unwrap();
+    assert!(
+        error.contains("the id 340 (\"<end>\"), and the model 340 words"),
+        "{error}"
+    );
+    let far = serde_json::json!({"eos_token": "</s>", "added_tokens_decoder": {
+        "339": {"content": "<tool>"}
+    }});
+    let error = open(far).err().unwrap();
+    assert!(
+        error.contains("\"<tool>\" at the id 339") && error.contains("at 340"),
+        "{error}"
+    );
+    let error = open(serde_json::json!({"eos_token": null})).err().unwrap();
+    assert!(error.contains("eos_token"), "{error}");
+}
+
 /// The models' own templates, where `BURN_PREFERENCE_CHAT` names their goldens.
 ///
 /// One difference is known: a method of a text that has none in Python, where the template goes on.
@@ -270,7 +358,10 @@ fn a_tokenizer_config() {
     fs::remove_file(apart).unwrap();
     assert_eq!(render_with(tools).unwrap(), "<s>apart");
     let error = render().unwrap_err().to_string();
-    assert!(error.contains("none of the chat templates is named default"), "{error}");
+    assert!(
+        error.contains("none of the chat templates is named default"),
+        "{error}"
+    );
     fs::remove_dir_all(more).unwrap();
     write(serde_json::json!({"bos_token": "<s>"}));
     assert!(render().is_err(), "there is none");
