@@ -25,6 +25,19 @@ impl RowError {
         }
     }
 
+    /// The same error; if its field is a column that is missing, with those that there are.
+    pub(super) fn among(self, columns: &[String]) -> Self {
+        if self.found != "nothing" || self.field.contains(['.', '[']) {
+            return self;
+        }
+        let names: Vec<_> = columns.iter().map(|name| format!("`{name}`")).collect();
+        let found = match names.as_slice() {
+            [] => "nothing in a row without columns".to_owned(),
+            names => format!("nothing beside {}", names.join(", ")),
+        };
+        Self { found, ..self }
+    }
+
     /// The path of the field.
     pub fn field(&self) -> &str {
         &self.field

@@ -72,6 +72,7 @@ mod split;
 mod tokenized;
 mod truncate;
 mod turns;
+mod zstd;
 
 pub use budget::TokenBudget;
 pub use collate::{Collator, PairTokens, RankedTokens, UnpairedTokens};
