@@ -277,7 +277,7 @@ fn errors_name_file_line_and_field() {
     let text = "a string or a list of messages";
     says(
         second(r#"{"chosen": "a"}"#),
-        &format!("4: `rejected`: expected {text}, found nothing"),
+        &format!("4: `rejected`: expected {text}, found nothing beside `chosen`"),
     );
     says(
         second(r#"{"chosen": 3, "rejected": "b"}"#),
@@ -600,7 +600,7 @@ fn the_report_counts_what_is_kept() {
         "row 3: nothing of the prompt would be left",
         "shortened: 1 prompts, 0 completions",
         "tokens of prompts: 1 to 6, mean 3.3",
-        "look: 1 pairs of two identical completions",
+        "look: 1 pairs whose completions are the same in what counts",
     ] {
         assert!(text.contains(line), "{text}");
     }
