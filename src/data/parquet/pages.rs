@@ -1,4 +1,5 @@
-//! Pages that Zstandard compressed, unpacked without its C library.
+//! The pages of a column: those without values left out, and those by Zstandard unpacked without
+//! its C library.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,64 +14,73 @@ use ::parquet::file::reader::SerializedPageReader;
 use crate::data::zstd::ZstdReader;
 
 /// The pages of a column of a row group.
-pub(super) struct ZstdPages {
-    /// The pages as they are stored: their reader is told that nothing is compressed.
-    stored: SerializedPageReader<File>,
-    /// The most bytes of a page, once it is unpacked: those of the whole column.
-    most: u64,
+///
+/// To the reader of columns a page without values is the end of them, and pyarrow writes such pages.
+pub(super) struct Pages {
+    pages: SerializedPageReader<File>,
+    /// Of pages that are still compressed by Zstandard, the most bytes of one: those of the whole
+    /// column.
+    packed: Option<u64>,
 }
 
-impl ZstdPages {
+impl Pages {
     pub(super) fn new(
         file: Arc<File>,
         chunk: &ColumnChunkMetaData,
         rows: usize,
     ) -> Result<Self, ParquetError> {
-        let most = u64::try_from(chunk.uncompressed_size())?;
+        let Compression::ZSTD(_) = chunk.compression() else {
+            return Ok(Self {
+                pages: SerializedPageReader::new(file, chunk, rows, None)?,
+                packed: None,
+            });
+        };
+        let packed = u64::try_from(chunk.uncompressed_size())?;
+        // Their reader is told that nothing is compressed.
         let chunk = chunk.clone().into_builder();
         let chunk = chunk.set_compression(Compression::UNCOMPRESSED).build()?;
         Ok(Self {
-            stored: SerializedPageReader::new(file, &chunk, rows, None)?,
-            most,
+            pages: SerializedPageReader::new(file, &chunk, rows, None)?,
+            packed: Some(packed),
         })
-    }
-
-    /// The same page with its content unpacked behind the first bytes, which are not compressed.
-    fn unpack(&self, mut page: Page) -> Result<Page, ParquetError> {
-        let (packed, levels) = match &mut page {
-            Page::DataPageV2 {
-                is_compressed: false,
-                ..
-            } => return Ok(page),
-            Page::DataPageV2 {
-                buf,
-                def_levels_byte_len,
-                rep_levels_byte_len,
-                ..
-            } => (
-                buf,
-                *def_levels_byte_len as usize + *rep_levels_byte_len as usize,
-            ),
-            Page::DataPage { buf, .. } | Page::DictionaryPage { buf, .. } => (buf, 0),
-        };
-        let (levels, content) = packed
-            .split_at_checked(levels)
-            .ok_or_else(|| ParquetError::EOF("a page is shorter than its levels".to_owned()))?;
-        let mut unpacked = levels.to_vec();
-        // One byte more than there may be, so that a page which is too long is seen.
-        let bytes = ZstdReader::new(content)
-            .take(self.most + 1)
-            .read_to_end(&mut unpacked)?;
-        if bytes as u64 > self.most {
-            let text = "a page is longer than its column";
-            return Err(ParquetError::General(text.to_owned()));
-        }
-        *packed = unpacked.into();
-        Ok(page)
     }
 }
 
-impl Iterator for ZstdPages {
+/// The same page with its content unpacked behind its levels, which may be stored as they are.
+fn unpack(mut page: Page, most: u64) -> Result<Page, ParquetError> {
+    let (packed, levels) = match &mut page {
+        Page::DataPageV2 {
+            is_compressed: false,
+            ..
+        } => return Ok(page),
+        Page::DataPageV2 {
+            buf,
+            def_levels_byte_len,
+            rep_levels_byte_len,
+            ..
+        } => {
+            let levels = u64::from(*def_levels_byte_len) + u64::from(*rep_levels_byte_len);
+            (buf, usize::try_from(levels)?)
+        }
+        Page::DataPage { buf, .. } | Page::DictionaryPage { buf, .. } => (buf, 0),
+    };
+    let (levels, content) = packed
+        .split_at_checked(levels)
+        .ok_or_else(|| ParquetError::EOF("a page is shorter than its levels".to_owned()))?;
+    let mut unpacked = levels.to_vec();
+    // A byte more than there may be, so that a page which is too long is seen.
+    let bytes = ZstdReader::new(content)
+        .take(most.saturating_add(1))
+        .read_to_end(&mut unpacked)?;
+    if bytes as u64 > most {
+        let text = "a page is longer than its column";
+        return Err(ParquetError::General(text.to_owned()));
+    }
+    *packed = unpacked.into();
+    Ok(page)
+}
+
+impl Iterator for Pages {
     type Item = Result<Page, ParquetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -78,21 +88,31 @@ impl Iterator for ZstdPages {
     }
 }
 
-impl PageReader for ZstdPages {
+impl PageReader for Pages {
     fn get_next_page(&mut self) -> Result<Option<Page>, ParquetError> {
-        let page = self.stored.get_next_page()?;
-        page.map(|page| self.unpack(page)).transpose()
+        while let Some(page) = self.pages.get_next_page()? {
+            if page.is_data_page() && page.num_values() == 0 {
+                continue;
+            }
+            return match self.packed {
+                Some(most) => unpack(page, most).map(Some),
+                None => Ok(Some(page)),
+            };
+        }
+        Ok(None)
     }
 
     fn peek_next_page(&mut self) -> Result<Option<PageMetadata>, ParquetError> {
-        self.stored.peek_next_page()
+        loop {
+            match self.pages.peek_next_page()? {
+                Some(page) if page.num_levels == Some(0) => self.pages.skip_next_page()?,
+                page => return Ok(page),
+            }
+        }
     }
 
     fn skip_next_page(&mut self) -> Result<(), ParquetError> {
-        self.stored.skip_next_page()
-    }
-
-    fn at_record_boundary(&mut self) -> Result<bool, ParquetError> {
-        self.stored.at_record_boundary()
+        self.peek_next_page()?;
+        self.pages.skip_next_page()
     }
 }

@@ -3,16 +3,13 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use ::parquet::basic::Compression;
-use ::parquet::column::page::PageReader;
 use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
 use ::parquet::data_type::DataType;
 use ::parquet::errors::ParquetError;
 use ::parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
-use ::parquet::file::reader::SerializedPageReader;
 use ::parquet::schema::types::ColumnDescriptor;
 
-use super::pages::ZstdPages;
+use super::pages::Pages;
 use super::tree::{Leaf, Tree};
 use super::value::{Meaning, Unit, float, timestamp};
 use crate::data::json::{Json, Object};
@@ -108,7 +105,7 @@ impl Rows {
             self.next_group += 1;
             self.left = usize::try_from(group.num_rows()).unwrap_or(0);
             for column in &mut self.columns {
-                column.open(&self.file, group);
+                column.open(&self.file, group, self.left);
             }
         }
         let count = self.left.min(AT_ONCE);
@@ -136,10 +133,10 @@ impl Iterator for Rows {
 
 impl Column {
     /// Opens the leaves in a row group.
-    fn open(&mut self, file: &Arc<File>, group: &RowGroupMetaData) {
+    fn open(&mut self, file: &Arc<File>, group: &RowGroupMetaData, rows: usize) {
         let leaf = |place: usize| {
             let chunk = group.column(self.first + place);
-            let pages = pages(file, group, self.first + place).map_err(|error| {
+            let pages = Pages::new(Arc::clone(file), chunk, rows).map_err(|error| {
                 format!(
                     "a column compressed by {}, which is not read here ({error}); DuckDB makes \
                      JSON lines of it: COPY (FROM 'rows.parquet') TO 'rows.jsonl.gz' (FORMAT \
@@ -147,7 +144,7 @@ impl Column {
                     chunk.compression_codec()
                 )
             })?;
-            Ok(get_column_reader(chunk.column_descr_ptr(), pages))
+            Ok(get_column_reader(chunk.column_descr_ptr(), Box::new(pages)))
         };
         self.readers = match &self.tree {
             Ok(_) => (0..self.leaves.len()).map(leaf).collect(),
@@ -167,7 +164,8 @@ impl Column {
                         let values = (0..rows).map(|_| tree.take(&mut leaves));
                         values
                             .collect::<Option<Vec<Json>>>()
-                            .ok_or_else(|| ParquetError::EOF("it ends too early".to_owned()))
+                            .filter(|_| leaves.iter().all(Leaf::is_at_end))
+                            .ok_or_else(|| ParquetError::EOF("other rows than it says".to_owned()))
                     });
                 match values {
                     Ok(values) => return values,
@@ -181,20 +179,6 @@ impl Column {
         self.readers = Err(description.clone());
         vec![Json::NotJson(description); rows]
     }
-}
-
-fn pages(
-    file: &Arc<File>,
-    group: &RowGroupMetaData,
-    column: usize,
-) -> Result<Box<dyn PageReader>, ParquetError> {
-    let chunk = group.column(column);
-    let rows = usize::try_from(group.num_rows())?;
-    if let Compression::ZSTD(_) = chunk.compression() {
-        return Ok(Box::new(ZstdPages::new(Arc::clone(file), chunk, rows)?));
-    }
-    let pages = SerializedPageReader::new(Arc::clone(file), chunk, rows, None)?;
-    Ok(Box::new(pages))
 }
 
 impl LeafType {

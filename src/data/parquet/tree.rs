@@ -287,6 +287,11 @@ impl Leaf {
         (self.place < self.entries).then(|| level().unwrap_or(self.most))
     }
 
+    /// Whether all entries are taken.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.place == self.entries
+    }
+
     /// The repetition level of the next entry; where there is none, another row begins.
     fn repetition(&self) -> i16 {
         self.repetitions.get(self.place).copied().unwrap_or(0)
