@@ -209,12 +209,11 @@ impl Room {
 
     fn shorten_one(self, sequence: &Sequence, opening: usize) -> Sequence {
         let whole = sequence.prompt();
-        let prompt = match whole.len() > self.prompt {
-            true => {
-                let last = whole.len() - (self.prompt - opening);
-                [&whole[..opening], &whole[last..]].concat()
-            }
-            false => whole.to_vec(),
+        let prompt = if whole.len() > self.prompt {
+            let last = whole.len() - (self.prompt - opening);
+            [&whole[..opening], &whole[last..]].concat()
+        } else {
+            whole.to_vec()
         };
         let end = sequence.completion().len().min(self.completion);
         let shorter = Sequence::new(&prompt, &sequence.completion()[..end]);
