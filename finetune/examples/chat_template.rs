@@ -20,7 +20,7 @@ use burn_preference::data::{
 };
 use burn_preference::tokens::Sequence;
 use clap::Parser;
-use finetune::template::ChatTemplate;
+use finetune::ChatTemplate;
 use minijinja::Value;
 use minijinja::value::Serde;
 use time::OffsetDateTime;

@@ -5,7 +5,7 @@
     .venv/bin/python finetune/scripts/tokenizer.py
 
 Writes tests/data/tokenizer/: `tokenizer.json` (a token a character, and `<unk>` for each byte of the others),
-`tokenizer_config.json` with a chat template, and pairs, thumbs and lists as JSON lines.
+`tokenizer_config.json` with a chat template, and pairs, unpaired completions and lists as JSON lines.
 """
 import itertools
 import json
@@ -75,7 +75,7 @@ def rows():
     asked = questions()
     pairs = [dict(prompt=prompt, chosen=good(word), rejected=others[i % 3](word)) for i, (prompt, word) in
              enumerate(asked)]
-    thumbs = [dict(prompt=prompt, completion=(good if i % 2 else bad)(word), label=bool(i % 2))
+    unpaired = [dict(prompt=prompt, completion=(good if i % 2 else bad)(word), label=bool(i % 2))
               for i, (prompt, word) in enumerate(asked)]
     ranked = []
     for i, (prompt, word) in enumerate(asked[:12]):
@@ -83,7 +83,7 @@ def rows():
         order = list(itertools.permutations(range(3)))[i % 6]
         ranked.append(dict(prompt=prompt, responses=[responses[k] for k in order],
                            scores=[[1.0, 0.25, -0.5][k] for k in order]))
-    return dict(pairs=pairs, thumbs=thumbs, ranked=ranked)
+    return dict(pairs=pairs, unpaired=unpaired, ranked=ranked)
 
 
 def check(found, rows):

@@ -1,13 +1,12 @@
-//! Attention of the examples' transformers: grouped queries, under a mask or within the segments of
-//! packed rows.
+//! Attention with grouped queries, under a mask or within the segments of packed rows.
 
 use burn::tensor::{Bool, Tensor};
 use burn_preference::tokens::Segment;
 
-/// What each token may look at.
+/// The tokens that each token may look at.
 #[derive(Debug, Clone)]
 #[allow(clippy::large_enum_variant, reason = "one a forward")]
-pub enum Sees<'a> {
+pub enum Visible<'a> {
     /// True where a token must not look, `[batch or 1, 1, time, total]`.
     Mask(Tensor<4, Bool>),
     /// Prompts and completions of packed rows, one after the other: nothing is computed that a mask
@@ -15,26 +14,27 @@ pub enum Sees<'a> {
     Segments(&'a [Segment]),
 }
 
-/// What scores become before the softmax.
+/// Scale and softcap of attention scores before the softmax.
 #[derive(Debug, Clone, Copy)]
-pub struct Scores {
-    /// What products of queries and keys are divided by.
+pub struct ScoreScale {
+    /// The number that products of queries and keys are divided by.
     pub divisor: f64,
     /// c of c·tanh(x/c).
     pub softcap: Option<f64>,
 }
 
-/// Queries `[batch, heads, time, head]`; keys and values have a divisor of as many heads.
+/// Attention of queries `[batch, heads, time, head]`; keys and values have a divisor of as many
+/// heads.
 pub fn attend(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
-    sees: &Sees<'_>,
-    scores: Scores,
+    visible: &Visible<'_>,
+    scale: ScoreScale,
 ) -> Tensor<4> {
-    match sees {
-        Sees::Mask(mask) => under(query, key, value, mask.clone(), scores),
-        Sees::Segments(segments) => within(query, key, value, segments, scores),
+    match visible {
+        Visible::Mask(mask) => under(query, key, value, mask.clone(), scale),
+        Visible::Segments(segments) => within(query, key, value, segments, scale),
     }
 }
 
@@ -43,7 +43,7 @@ fn under(
     key: Tensor<4>,
     value: Tensor<4>,
     mask: Tensor<4, Bool>,
-    Scores { divisor, softcap }: Scores,
+    ScoreScale { divisor, softcap }: ScoreScale,
 ) -> Tensor<4> {
     let [batch, heads, time, head_dim] = query.dims();
     let [_, kv_heads, total, _] = key.dims();
@@ -74,7 +74,7 @@ fn within(
     key: Tensor<4>,
     value: Tensor<4>,
     segments: &[Segment],
-    scores: Scores,
+    scale: ScoreScale,
 ) -> Tensor<4> {
     let [batch, heads, time, head_dim] = query.dims();
     let device = query.device();
@@ -97,13 +97,7 @@ fn within(
         }
         let (before, own) = (segment.prompt.len(), tokens.len());
         let future = Tensor::<2, Bool>::tril_mask([own, before + own], before as i64, &device);
-        rows[row].push(under(
-            part(&query),
-            keys,
-            values,
-            future.unsqueeze(),
-            scores,
-        ));
+        rows[row].push(under(part(&query), keys, values, future.unsqueeze(), scale));
     }
     let rows = rows.into_iter().map(|mut parts| {
         let used: usize = parts.iter().map(|part| part.dims()[2]).sum();

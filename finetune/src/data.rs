@@ -1,4 +1,5 @@
-//! From a file of rows to token ids: read, split by conversation, tokenized, truncated, reported.
+//! From the rows of a file to examples as token ids: read, split by conversation, tokenized,
+//! truncated, reported.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,48 +7,54 @@ use std::sync::Arc;
 use burn::data::dataset::transform::SelectionDataset;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn_preference::data::{
-    Desirable, Example, Format, JsonLines, Labels, Mismatched, Object, OnError, ParquetFile,
-    RowError, Text, TokenizeOptions, Tokenized, Truncation, UnpairedFormat, WithMismatched,
-    split_by,
+    Desirable, Example, Format, JsonLines, Labels, Mismatched, OnError, ParquetFile, PromptFormat,
+    Text, TokenizeOptions, Tokenized, Truncation, WithMismatched, split_by,
 };
 
-use crate::chat::{Chat, Failure};
+use crate::failure::Failure;
+use crate::text::Chat;
 
-/// What is read, and how much of it.
+/// Options of reading: lengths, the split, and what becomes of bad rows.
 #[derive(Debug, Clone)]
 pub struct DataOptions {
-    /// Tokens of a row, at most; a prompt keeps its end, and at least half of them.
+    /// Largest number of tokens of a prompt with its completion; of a prompt the last ones stay, half
+    /// of these at most.
     pub max_length: usize,
-    /// The column that says which rows belong together; without it, the prompt.
+    /// The column whose values say which rows belong together; without it, the prompt.
     pub group: Option<String>,
-    /// Share of the groups that are held out.
+    /// Share of the groups of rows that are held out.
     pub held_out: f64,
-    /// Strings stay strings, also where the model has a chat template.
+    /// True if strings stay plain text, also where the model has a chat template.
     pub plain: bool,
-    /// Rows that cannot be read are left out, and reported.
+    /// True if rows that cannot be read are left out, and reported.
     pub skip_errors: bool,
-    /// Of the split.
+    /// Seed of the split.
     pub seed: u64,
 }
 
-/// Rows as token ids.
+/// Examples as token ids.
 pub type Examples<L> = Vec<Example<Vec<u32>, L>>;
 
-/// Rows to train on, and rows of other conversations.
+/// Examples to train on, and examples of other conversations to measure on.
 #[derive(Debug, Clone)]
-pub struct Rows<L> {
-    /// To train on.
+pub struct Splits<L> {
+    /// Examples to train on.
     pub train: Examples<L>,
-    /// To be measured.
+    /// Examples to measure on.
     pub held_out: Examples<L>,
-    /// The prompts of the latter, as the file has them.
-    pub prompts: Vec<Text>,
+    /// Prompts of the held-out examples, as the file has them.
+    pub held_out_prompts: Vec<Text>,
 }
 
 impl DataOptions {
+    /// Largest number of tokens of a prompt.
+    pub fn max_prompt(&self) -> usize {
+        (self.max_length / 2).max(1)
+    }
+
     fn truncation(&self) -> Truncation {
         Truncation::PromptEndThenCompletionStart {
-            max_prompt: (self.max_length / 2).max(1),
+            max_prompt: self.max_prompt(),
             max_length: self.max_length,
         }
     }
@@ -59,21 +66,22 @@ impl DataOptions {
         }
     }
 
-    /// Whether the first row of a file that can be read has a thumb.
+    /// True if the first row of a file that can be read has a label, as unpaired completions have.
     ///
     /// # Errors
     ///
     /// The file cannot be opened.
-    pub fn has_thumbs(path: &Path) -> Result<bool, Failure> {
+    pub fn is_unpaired(path: &Path) -> Result<bool, Failure> {
         let row = if is_parquet(path) {
-            ParquetFile::new(path, Kind).read()?.flatten().next()
+            ParquetFile::new(path, ()).raw()?.flatten().next()
         } else {
-            JsonLines::new(path, Kind).read()?.flatten().next()
+            JsonLines::new(path, ()).raw()?.flatten().next()
         };
-        Ok(row.is_some_and(|row| row.label.0))
+        let label = row.as_ref().and_then(|(_, row)| row.get("label"));
+        Ok(label.is_some_and(|label| !label.is_null()))
     }
 
-    /// The rows of a file of JSON lines, compressed by gzip or not, or of Parquet (`.parquet`).
+    /// The examples of a file of JSON lines, compressed by gzip or not, or of Parquet (`.parquet`).
     fn texts<F: Format>(
         &self,
         path: &Path,
@@ -99,7 +107,7 @@ impl DataOptions {
         })
     }
 
-    /// Reads `train`, and what is held out of it unless `held_out` is a file of its own.
+    /// Reads the examples of `train`, and holds some of them out unless `held_out` is a file of its own.
     ///
     /// # Errors
     ///
@@ -111,57 +119,57 @@ impl DataOptions {
         held_out: Option<&Path>,
         format: impl Fn() -> F,
         chat: &Chat,
-    ) -> Result<Rows<F::Label>, Failure>
+    ) -> Result<Splits<F::Label>, Failure>
     where
         F: Format,
         F::Label: Labels,
     {
-        let rows = self.texts(train, format(), chat)?;
-        let column = |row: &Example<Text, F::Label>| match &self.group {
-            Some(column) => row.columns.get(column).map(ToString::to_string),
-            None => Some(format!("{:?}", row.prompt)),
+        let texts = self.texts(train, format(), chat)?;
+        let column = |example: &Example<Text, F::Label>| match &self.group {
+            Some(column) => example.columns.get(column).map(ToString::to_string),
+            None => Some(format!("{:?}", example.prompt)),
         };
-        if let Some(row) = rows.iter().find(|row| column(row).is_none()) {
-            let line = row.line.unwrap_or_default();
+        if let Some(example) = texts.iter().find(|example| column(example).is_none()) {
+            let line = example.line.unwrap_or_default();
             let name = self.group.as_deref().unwrap_or_default();
             return Err(format!("--group: line {line} has no column `{name}`").into());
         }
-        let rows = Arc::new(InMemDataset::new(rows));
-        let all = (0..rows.len()).collect();
+        let texts = Arc::new(InMemDataset::new(texts));
+        let all = (0..texts.len()).collect();
         let (train, measured, kept) = if let Some(path) = held_out {
             let measured = Arc::new(InMemDataset::new(self.texts(path, format(), chat)?));
             let kept = (0..measured.len()).collect();
             (all, measured, kept)
         } else {
             let group = |row: &_| column(row).unwrap_or_default();
-            let split = split_by(&rows, self.held_out, self.seed, group)?;
+            let split = split_by(&texts, self.held_out, self.seed, group)?;
             println!(
                 "groups: {} train, {} held out",
                 split.train_groups, split.held_out_groups
             );
-            (split.train, Arc::clone(&rows), split.held_out)
+            (split.train, Arc::clone(&texts), split.held_out)
         };
-        let (train, _) = self.tokens("train", rows, train, chat)?;
-        let (held_out, prompts) = if self.held_out == 0.0 && held_out.is_none() {
+        let (train, _) = self.tokens("train", texts, train, chat)?;
+        let (held_out, held_out_prompts) = if self.held_out == 0.0 && held_out.is_none() {
             (Vec::new(), Vec::new())
         } else {
             self.tokens("held out", measured, kept, chat)?
         };
-        Ok(Rows {
+        Ok(Splits {
             train,
             held_out,
-            prompts,
+            held_out_prompts,
         })
     }
 
     fn tokens<L: Labels>(
         &self,
         name: &str,
-        rows: Arc<InMemDataset<Example<Text, L>>>,
-        which: Vec<usize>,
+        texts: Arc<InMemDataset<Example<Text, L>>>,
+        indices: Vec<usize>,
         chat: &Chat,
     ) -> Result<(Examples<L>, Vec<Text>), Failure> {
-        let texts = SelectionDataset::<InMemDataset<_>, _>::from_indices_checked(rows, which);
+        let texts = SelectionDataset::<InMemDataset<_>, _>::from_indices_checked(texts, indices);
         let options = TokenizeOptions::new(self.truncation()).with_on_error(self.on_error());
         let tokens = Tokenized::new(texts, |text| chat.encode(text), options)?;
         print!("{name} {}", tokens.report());
@@ -170,27 +178,27 @@ impl DataOptions {
                         --held-out 0 measures nothing";
             return Err(format!("no row of the split `{name}` is left: {what}").into());
         }
-        let kept = tokens.kept().iter().map(|row| tokens.texts().get(*row));
-        let prompts = kept.map(|row| row.map(|row| row.prompt));
+        let kept = tokens.kept().iter().map(|index| tokens.texts().get(*index));
+        let prompts = kept.map(|example| example.map(|example| example.prompt));
         let prompts = prompts.collect::<Result<_, _>>()?;
         Ok((tokens.iter().collect::<Result<_, _>>()?, prompts))
     }
 
-    /// Thumbs with the completions of other prompts beside them, for KTO's z₀.
+    /// Puts a completion of another prompt beside each unpaired one, for KTO's z₀.
     ///
     /// # Errors
     ///
-    /// All rows of a split have one prompt.
-    pub fn mismatched(&self, rows: Rows<Desirable>) -> Result<Rows<WithMismatched>, Failure> {
-        let pair_up = |name: &str, rows: Vec<_>| -> Result<Vec<_>, Failure> {
-            let rows = Mismatched::new(InMemDataset::new(rows), self.truncation());
-            let rows = rows.iter().collect::<Result<_, _>>();
-            Ok(rows.map_err(|error| format!("the split `{name}`: {error}"))?)
+    /// All examples of a split have one prompt.
+    pub fn mismatched(&self, splits: Splits<Desirable>) -> Result<Splits<WithMismatched>, Failure> {
+        let pair_up = |name: &str, examples: Vec<_>| -> Result<Vec<_>, Failure> {
+            let examples = Mismatched::new(InMemDataset::new(examples), self.truncation());
+            let examples = examples.iter().collect::<Result<_, _>>();
+            Ok(examples.map_err(|error| format!("the split `{name}`: {error}"))?)
         };
-        Ok(Rows {
-            train: pair_up("train", rows.train)?,
-            held_out: pair_up("held out", rows.held_out)?,
-            prompts: rows.prompts,
+        Ok(Splits {
+            train: pair_up("train", splits.train)?,
+            held_out: pair_up("held out", splits.held_out)?,
+            held_out_prompts: splits.held_out_prompts,
         })
     }
 
@@ -200,11 +208,10 @@ impl DataOptions {
     ///
     /// A row cannot be read or has no prompt.
     pub fn prompts(&self, path: &Path, chat: &Chat) -> Result<Vec<Text>, Failure> {
-        let rows = self.texts(path, Prompts, chat)?;
         let mut prompts: Vec<Text> = Vec::new();
-        for row in rows {
-            if !prompts.contains(&row.prompt) {
-                prompts.push(row.prompt);
+        for example in self.texts(path, PromptFormat::default(), chat)? {
+            if !prompts.contains(&example.prompt) {
+                prompts.push(example.prompt);
             }
         }
         Ok(prompts)
@@ -213,31 +220,4 @@ impl DataOptions {
 
 fn is_parquet(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "parquet")
-}
-
-/// Rows of which only the kind is read: a thumb up where there is any thumb.
-struct Kind;
-
-impl Format for Kind {
-    type Label = Desirable;
-
-    fn parse(&self, row: Object) -> Result<Example<Text, Desirable>, RowError> {
-        let empty = || Text::Plain(String::new());
-        let has_thumb = row.get("label").is_some_and(|label| !label.is_null());
-        Ok(Example::unpaired(empty(), empty(), has_thumb))
-    }
-}
-
-/// Rows of which only the prompt is read.
-struct Prompts;
-
-impl Format for Prompts {
-    type Label = Desirable;
-
-    fn parse(&self, mut row: Object) -> Result<Example<Text, Desirable>, RowError> {
-        // Whatever answers there are: none.
-        row.insert("completion", "".into());
-        row.insert("label", serde_json::Value::Bool(true).into());
-        UnpairedFormat::default().parse(row)
-    }
 }

@@ -18,15 +18,6 @@ use std::path::Path;
 
 use burn::tensor::f16;
 use serde_json::{Map, Value as Json, json};
-use time::OffsetDateTime;
-use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::{AddedToken, Tokenizer};
-
-use crate::chat::{Chat, ChatError, Failure};
-use crate::template::ChatTemplate;
 
 /// A value of the metadata; numbers of every width are one kind.
 #[derive(Debug, Clone)]
@@ -36,7 +27,8 @@ enum Value {
     List(Vec<Value>),
 }
 
-struct Entry {
+/// A tensor of the file: its shape, its number type and where its numbers begin.
+struct TensorInfo {
     /// The slowest first.
     shape: Vec<usize>,
     kind: u32,
@@ -44,10 +36,10 @@ struct Entry {
 }
 
 /// A file in memory; tensors are decoded when they are asked for.
-pub struct Gguf {
+pub(crate) struct Gguf {
     bytes: Vec<u8>,
     metadata: HashMap<String, Value>,
-    tensors: HashMap<String, Entry>,
+    tensors: HashMap<String, TensorInfo>,
     data: usize,
 }
 
@@ -114,7 +106,7 @@ fn invalid(text: String) -> io::Error {
 }
 
 impl Gguf {
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let bytes = fs::read(path)?;
         let mut file = Reader {
             bytes: &bytes,
@@ -136,12 +128,12 @@ impl Gguf {
             let mut shape = dims.collect::<io::Result<Vec<usize>>>()?;
             shape.reverse();
             let (kind, offset) = (file.u32()?, file.size()?);
-            let entry = Entry {
+            let info = TensorInfo {
                 shape,
                 kind,
                 offset,
             };
-            Ok((name, entry))
+            Ok((name, info))
         };
         let tensors = (0..tensors).map(tensor).collect::<io::Result<_>>()?;
         let data = file.at.next_multiple_of(32);
@@ -154,7 +146,7 @@ impl Gguf {
     }
 
     /// A number of the metadata, as a size.
-    pub fn size(&self, key: &str) -> io::Result<usize> {
+    pub(crate) fn size(&self, key: &str) -> io::Result<usize> {
         #[allow(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -163,7 +155,8 @@ impl Gguf {
         self.number(key).map(|number| number as usize)
     }
 
-    pub fn number(&self, key: &str) -> io::Result<f64> {
+    /// A number of the metadata.
+    pub(crate) fn number(&self, key: &str) -> io::Result<f64> {
         match self.metadata.get(key) {
             Some(Value::Number(number)) => Ok(*number),
             other => Err(invalid(format!(
@@ -173,31 +166,51 @@ impl Gguf {
     }
 
     /// A list of texts of the metadata.
-    pub fn texts(&self, key: &str) -> io::Result<Vec<String>> {
+    pub(crate) fn texts(&self, key: &str) -> io::Result<Vec<String>> {
+        self.list(key, "texts", |item| match item {
+            Value::Text(text) => Some(text.clone()),
+            _ => None,
+        })
+    }
+
+    /// A list of numbers of the metadata.
+    pub(crate) fn numbers(&self, key: &str) -> io::Result<Vec<f64>> {
+        self.list(key, "numbers", |item| match item {
+            Value::Number(number) => Some(*number),
+            _ => None,
+        })
+    }
+
+    fn list<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        parse: impl Fn(&Value) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
         let Some(Value::List(items)) = self.metadata.get(key) else {
             return Err(invalid(format!("`{key}`: expected a list")));
         };
-        let text = |item: &Value| match item {
-            Value::Text(text) => Ok(text.clone()),
-            other => Err(invalid(format!("`{key}`: expected texts, found {other:?}"))),
+        let parse = |item| {
+            let found = || invalid(format!("`{key}`: expected {expected}, found {item:?}"));
+            parse(item).ok_or_else(found)
         };
-        items.iter().map(text).collect()
+        items.iter().map(parse).collect()
     }
 
     /// The numbers of a tensor, rows of `[out, in]` one after the other.
-    pub fn tensor(&self, name: &str) -> io::Result<Vec<f32>> {
+    pub(crate) fn tensor(&self, name: &str) -> io::Result<Vec<f32>> {
         let missing = || invalid(format!("no tensor `{name}`"));
-        let entry = self.tensors.get(name).ok_or_else(missing)?;
-        let bytes = self.data.checked_add(entry.offset);
+        let info = self.tensors.get(name).ok_or_else(missing)?;
+        let bytes = self.data.checked_add(info.offset);
         let bytes = bytes.and_then(|from| self.bytes.get(from..));
         let bytes = bytes.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let elements = entry
+        let elements = info
             .shape
             .iter()
             .try_fold(1_usize, |n, of| n.checked_mul(*of));
         let elements = elements.filter(|n| *n <= 2 * self.bytes.len());
         let elements = elements.ok_or(io::ErrorKind::UnexpectedEof)?;
-        if entry.kind != 0 && !elements.is_multiple_of(32) {
+        if info.kind != 0 && !elements.is_multiple_of(32) {
             return Err(invalid(format!(
                 "`{name}`: {elements} numbers in blocks of 32"
             )));
@@ -210,7 +223,7 @@ impl Gguf {
         let half =
             |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
         let mut values = Vec::with_capacity(elements);
-        match entry.kind {
+        match info.kind {
             0 => {
                 let bytes = bytes.get(..elements * 4);
                 let bytes = bytes.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -238,7 +251,7 @@ impl Gguf {
     }
 
     /// The names of its tensors, as Hugging Face calls them.
-    pub fn names(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = String> {
         self.tensors
             .keys()
             .map(|name| renamed(name, |[ours, theirs]| [theirs, ours]))
@@ -246,7 +259,7 @@ impl Gguf {
 
     /// A tensor by Hugging Face's name, in Hugging Face's order: queries and keys have the two
     /// halves of a head apart, where the file has pairs of neighbours.
-    pub fn named(&self, name: &str) -> io::Result<(Vec<usize>, Vec<f32>)> {
+    pub(crate) fn named(&self, name: &str) -> io::Result<(Vec<usize>, Vec<f32>)> {
         let there = renamed(name, |pair| pair);
         let numbers = self.tensor(&there)?;
         let shape = self.tensors[&there].shape.clone();
@@ -268,7 +281,8 @@ impl Gguf {
         Ok((shape, ordered.copied().collect()))
     }
 
-    fn text(&self, key: &str) -> io::Result<&str> {
+    /// A text of the metadata.
+    pub(crate) fn text(&self, key: &str) -> io::Result<&str> {
         match self.metadata.get(key) {
             Some(Value::Text(text)) => Ok(text),
             other => Err(invalid(format!(
@@ -278,7 +292,7 @@ impl Gguf {
     }
 
     /// What a `config.json` would say of the model.
-    pub fn config(&self) -> io::Result<Map<String, Json>> {
+    pub(crate) fn config(&self) -> io::Result<Map<String, Json>> {
         let family = self.text("general.architecture")?;
         if family != "llama" {
             let what = format!("`general.architecture`: expected llama, found {family}");
@@ -320,12 +334,14 @@ impl Gguf {
             .map_err(|_| invalid(format!("`{key}`: {number}")))
     }
 
-    fn id(&self, key: &str) -> io::Result<u32> {
+    /// The id of a special token, such as `eos_token_id`.
+    pub(crate) fn id(&self, key: &str) -> io::Result<u32> {
         let id = self.size(&format!("tokenizer.ggml.{key}"))?;
         u32::try_from(id).map_err(|_| invalid(format!("`tokenizer.ggml.{key}`: {id}")))
     }
 
-    fn padding(&self) -> io::Result<u32> {
+    /// The id that fills rows: of a file that names none, the one that ends a text.
+    pub(crate) fn padding(&self) -> io::Result<u32> {
         match self
             .metadata
             .contains_key("tokenizer.ggml.padding_token_id")
@@ -333,71 +349,6 @@ impl Gguf {
             true => self.id("padding_token_id"),
             false => self.id("eos_token_id"),
         }
-    }
-
-    /// Its tokenizer, byte-level BPE as SmolLM2 has it, and its template.
-    pub fn chat(&self) -> Result<Chat, Failure> {
-        let kind = self.text("tokenizer.ggml.pre")?;
-        if kind != "smollm" {
-            return Err(format!("`tokenizer.ggml.pre`: expected smollm, found {kind}").into());
-        }
-        let words = self.texts("tokenizer.ggml.tokens")?;
-        let vocab: Vocab = words.iter().cloned().zip(0..).collect();
-        let merge = |merge: String| {
-            let (left, right) = merge.split_once(' ').ok_or(io::ErrorKind::InvalidData)?;
-            Ok::<_, io::Error>((left.to_owned(), right.to_owned()))
-        };
-        let merges = self.texts("tokenizer.ggml.merges")?;
-        let merges = merges.into_iter().map(merge).collect::<Result<_, _>>()?;
-        let bpe = BPE::builder().vocab_and_merges(vocab, merges).build()?;
-        let mut tokenizer = Tokenizer::new(bpe);
-        let bytes = || ByteLevel::default().add_prefix_space(false);
-        tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
-            Digits::new(true).into(),
-            bytes().into(),
-        ])));
-        tokenizer.with_decoder(Some(bytes()));
-        // Type 3 is control.
-        let kinds = match self.metadata.get("tokenizer.ggml.token_type") {
-            Some(Value::List(kinds)) => &kinds[..],
-            _ => &[],
-        };
-        let special = words.iter().zip(kinds);
-        let special = special.filter(|(_, kind)| matches!(kind, Value::Number(3.0)));
-        let special: Vec<_> = special
-            .map(|(word, _)| AddedToken::from(word.clone(), true))
-            .collect();
-        tokenizer.add_special_tokens(&special);
-        let template = match self.text("tokenizer.chat_template") {
-            Ok(source) => {
-                let mut template = ChatTemplate::new(source, OffsetDateTime::now_utc())?;
-                for name in ["bos", "eos"] {
-                    let word = words.get(self.id(&format!("{name}_token_id"))? as usize);
-                    let word = word.ok_or("a special token that is no word")?;
-                    template = template.with_special_token(&format!("{name}_token"), word);
-                }
-                Some(template)
-            }
-            Err(_) => None,
-        };
-        Ok(Chat::new(
-            tokenizer,
-            template,
-            self.id("eos_token_id")?,
-            self.padding()?,
-        ))
-    }
-
-    /// Writes the tokenizer's files into a folder.
-    pub fn save_tokenizer(&self, path: &Path, folder: &Path) -> Result<(), ChatError> {
-        let chat = self
-            .chat()
-            .map_err(|error| crate::chat::failed(path, error))?;
-        let (beginning, template) = (
-            self.id("bos_token_id"),
-            self.text("tokenizer.chat_template"),
-        );
-        chat.save(folder, beginning.ok(), template.ok())
     }
 }
 

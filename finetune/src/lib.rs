@@ -3,40 +3,40 @@
 //! [`DecoderConfig`] reads the `config.json` of a folder as Hugging Face lays it out, [`load`] the
 //! weights, and [`Decoder`] is one decoder for the families Llama, Mistral, Qwen 2, Qwen 3 and
 //! Gemma 2. A family that is not known, or a key that would change the result, is an error that
-//! names it.
+//! names it. [`Chat`] is the model's tokenizer with its template, [`DataOptions`] reads rows,
+//! [`Trainer`] is the loop, and [`save`] writes what other programs load.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`attention`], [`sampling`], [`measure`] | what needs no model of this package |
+//! | `gguf` | the container of llama.cpp's files |
+//! | `model` | the decoder and its adapters |
+//! | `text` | tokenizer and chat template |
+//! | `files` | weights and adapters on disk |
+//! | `data` | rows of a file as examples |
+//! | `training` | the loop |
+//! | `answers` | a model's answers and their judges |
 
-mod adapter;
 pub mod attention;
-mod chat;
-mod config;
-mod data;
-mod decoder;
-mod figure;
-mod gguf;
 pub mod measure;
-mod objective;
-mod projection;
-mod sample;
 pub mod sampling;
-mod schedule;
-mod score;
-pub mod template;
-mod train;
-mod weights;
-mod workers;
 
-pub use adapter::{AdapterError, LoraOptions, TARGETS, load_adapter, save_adapter};
-pub use chat::{Chat, ChatError, Failure};
-pub use config::{Activation, ConfigError, DecoderConfig, Rope, RopeScaling, Top};
-pub use data::{DataOptions, Examples, Rows};
-pub use decoder::{Cache, Decoder, Layer, Past};
-pub use figure::draw;
-pub use objective::*;
-pub use projection::{Adapter, Projection};
-pub use sample::sample;
-pub use sampling::Sampling;
-pub use schedule::Schedule;
-pub use score::{Answer, Judge, pair_of};
-pub use train::{Best, RunFolder, TrainOptions, Trained, Trainer, check_whole_steps};
-pub use weights::{SaveError, WeightError, load, load_as, save};
-pub use workers::Workers;
+#[cfg(feature = "program")]
+mod answers;
+#[cfg(feature = "program")]
+mod data;
+#[cfg(feature = "program")]
+mod failure;
+#[cfg(feature = "program")]
+mod files;
+#[cfg(feature = "program")]
+mod gguf;
+#[cfg(feature = "program")]
+mod model;
+#[cfg(feature = "program")]
+mod text;
+#[cfg(feature = "program")]
+mod training;
+
+#[cfg(feature = "program")]
+pub use {answers::*, data::*, failure::Failure, files::*, model::*, text::*, training::*};

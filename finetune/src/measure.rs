@@ -1,12 +1,12 @@
-//! What examples that measure have in common.
+//! Medians and peak memory, for examples and benchmarks that measure.
 
-/// The value in the middle, of two the larger one.
+/// Returns the value in the middle, of two the larger one.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-/// Peak memory of a step beyond what was there before it, in MiB; none where the system does not
+/// Returns the peak memory of a step beyond what was there before it, in MiB; none where the system does not
 /// tell.
 pub fn peak_memory<E>(step: impl FnOnce() -> Result<(), E>) -> Result<Option<f64>, E> {
     // Forgets the peak of what was before.
@@ -30,8 +30,8 @@ fn status(key: &str) -> Option<f64> {
     Some(kilobytes / 1024.0)
 }
 
-/// What this program prints with `--memory which` beside its own arguments: a process of its own,
-/// whose memory nothing else has touched. None where it prints nothing.
+/// Runs this program again with `--memory which` beside its own arguments, as a process whose memory
+/// nothing else has touched, and returns what it prints; none where it prints nothing.
 pub fn memory_of(which: &str) -> Option<String> {
     let own = std::env::current_exe().ok()?;
     let mut command = std::process::Command::new(own);

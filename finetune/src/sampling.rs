@@ -4,16 +4,16 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-/// How answers are drawn.
+/// Temperature and length of answers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by it; 0 takes the likeliest word.
+    /// The temperature, which logits are divided by; 0 takes the likeliest word.
     pub temperature: f64,
-    /// Words of an answer, at most.
+    /// Largest number of words of an answer.
     pub max_tokens: usize,
 }
 
-/// An answer to each prompt, with the word that ends it unless it is cut. All prompts have one
+/// Draws an answer to each prompt, with the word that ends it unless it is cut. All prompts have one
 /// length; `next` gives logits `[prompts, vocab]` of what follows the words that it has got so far.
 pub fn draw_answers(
     prompts: &[Vec<u32>],
@@ -71,7 +71,7 @@ fn draw(logits: &[f32], temperature: f64, u: f64) -> u32 {
     last
 }
 
-/// The places of the best and the worst score, unless all are equal.
+/// Returns the indices of the best and the worst score, unless all are equal.
 pub fn best_and_worst(scores: &[f64]) -> Option<(usize, usize)> {
     let by_score = |&a: &usize, &b: &usize| scores[a].total_cmp(&scores[b]);
     let all = 0..scores.len();

@@ -10,7 +10,8 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Gradients, Tensor};
 use finetune::{
-    AdapterError, Decoder, LoraOptions, TARGETS, WeightError, load, load_adapter, save_adapter,
+    AdapterError, Decoder, LoraOptions, TARGETS, UnknownTarget, WeightError, load, load_adapter,
+    save_adapter,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize_to_file};
@@ -192,7 +193,7 @@ fn new_adapters_change_nothing_yet() {
         let error = base
             .with_adapters(&options(&["q_proj", "lm_head"]))
             .unwrap_err();
-        assert!(matches!(error, AdapterError::Target(name) if name == "lm_head"));
+        assert!(matches!(error, UnknownTarget(name) if name == "lm_head"));
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use tokenizers::Tokenizer;
 
-use finetune::template::{ChatTemplate, Raised, Rendered};
+use finetune::{ChatTemplate, Raised, Rendered};
 
 #[derive(Deserialize)]
 struct Goldens {

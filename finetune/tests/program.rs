@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
-use finetune::{Top, load, load_adapter};
+use finetune::{OutputLayer, load, load_adapter};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use support::{FAMILIES, copy, data};
@@ -244,7 +244,7 @@ fn the_same_numbers_another_way() {
                 .lines()
                 .map(|line| serde_json::from_str::<Value>(line).unwrap());
             lines
-                .filter_map(|line| line["gradient_norm"].as_f64())
+                .filter_map(|line| line["train"]["grad_norm"].as_f64())
                 .collect::<Vec<_>>()
         };
         near(&norms(&usual), &norms(&other), 100.0 * most);
@@ -270,8 +270,8 @@ fn the_same_numbers_another_way() {
     compare(uneven, &format!("{uneven} --reference live"), 1e-4);
     for (rows, loss) in [
         // Their z₀ and δ are of a step, whatever its parts.
-        ("thumbs", "kto"),
-        ("thumbs", "bco"),
+        ("unpaired", "kto"),
+        ("unpaired", "bco"),
         ("ranked", "plackett_luce"),
         ("pairs", "bradley_terry"),
         ("ranked", "reward_ranking"),
@@ -377,7 +377,7 @@ fn weights_of_fewer_bits() {
 fn every_kind_of_rows() {
     let place = Place::new("qwen2");
     let down = place
-        .text("thumbs.jsonl")
+        .text("unpaired.jsonl")
         .replace("\"label\": true", "\"label\": false");
     place.write("down.jsonl", &down);
     place.write("ipo.json", r#"{"loss": "ipo", "tau": 0.5}"#);
@@ -399,7 +399,7 @@ fn every_kind_of_rows() {
                 mixed,
             ][..],
         ),
-        ("thumbs", &["kto", "bco", "apo_zero"]),
+        ("unpaired", &["kto", "bco", "apo_zero"]),
         ("down", &["npo", "simnpo"]),
         ("ranked", &["rrhf", "plackett_luce", "reward_ranking"]),
     ] {
@@ -423,7 +423,10 @@ fn every_kind_of_rows() {
             assert_eq!(has_reference, !free.contains(objective), "{objective}");
             let is_reward_model = ["bradley_terry", "reward_ranking"].contains(objective);
             let saved = load(&run.out, &Device::default()).unwrap();
-            assert_eq!(saved.config().top == Top::Reward, is_reward_model);
+            assert_eq!(
+                saved.config().output == OutputLayer::Reward,
+                is_reward_model
+            );
             let [after, loaded] = ["after", "loaded"].map(|name| {
                 let mut row = run.row(name);
                 // Some have no accuracy, some no log-probabilities.
@@ -440,7 +443,7 @@ fn every_kind_of_rows() {
     );
     assert_eq!(losses[&("pairs", "dpo")], losses[&("pairs", mixed)]);
     // The same name, and another objective.
-    assert_ne!(losses[&("pairs", "bco")], losses[&("thumbs", "bco")]);
+    assert_ne!(losses[&("pairs", "bco")], losses[&("unpaired", "bco")]);
 
     // A reward model has no words, learns on, and wants rows and an end of its own.
     place.fails("--model pairs5", "a reward model has no words");
@@ -449,10 +452,15 @@ fn every_kind_of_rows() {
         .learns();
     place.fails("--loss bradley_terry --save adapter", "save the model");
     place.fails("--loss bradley_terry --shared-prefix", "--shared-prefix");
-    place.fails("--loss bradley_terry_ties", "a column of ties");
     place.fails(
-        "--data thumbs.jsonl --loss npo",
-        "a thumb up, and this objective unlearns",
+        "--loss bradley_terry_ties",
+        "it takes rewards of pairs, ties",
+    );
+    let unlike = r#"{"loss":"mixture","parts":[{"weight":1,"objective":{"loss":"kto"}}]}"#;
+    place.fails(&format!("--loss {unlike}"), "its parts have none in common");
+    place.fails(
+        "--data unpaired.jsonl --loss npo",
+        "a desirable completion, and this objective unlearns",
     );
     place.fails("--loss dpo2", "`dpo`, `ipo`");
     place.fails(
@@ -464,9 +472,68 @@ fn every_kind_of_rows() {
         "unknown variant `all`",
     );
     place.fails(r#"--loss {"loss":"dpo","beta":-1}"#, "`beta` is -1");
-    place.fails("--data thumbs.jsonl", "thumbs.jsonl:1: `chosen`");
+    place.fails("--data unpaired.jsonl", "unpaired.jsonl:1: `chosen`");
     place.fails("--loss simpo --reference live", "has no reference");
     place.fails("--reference live --cache kept", "nothing is kept");
+}
+
+/// Errors of the first batch end a run before its first step; warnings are printed.
+#[test]
+fn the_first_batch_is_checked() {
+    let place = Place::new("llama3");
+    let clean = place.run("clean", "");
+    assert!(!clean.text.contains("look: "), "{}", clean.text);
+
+    let rows = |from: &str, to: &str, change: &dyn Fn(&mut Value)| {
+        let rows = place.text(from);
+        let rows = rows.lines().map(|line| {
+            let mut row: Value = serde_json::from_str(line).unwrap();
+            change(&mut row);
+            format!("{row}\n")
+        });
+        let rows: String = rows.collect();
+        place.write(to, &rows);
+    };
+    // The better completion is the longer one, in pairs and alone.
+    rows("pairs.jsonl", "short.jsonl", &|row| {
+        row["rejected"][0]["content"] = json!("no");
+    });
+    rows("unpaired.jsonl", "one_word.jsonl", &|row| {
+        if row["label"] == json!(false) {
+            row["completion"][0]["content"] = json!("no");
+        }
+    });
+    for (out, arguments) in [
+        ("pairs", "--data short.jsonl"),
+        ("packed", "--data short.jsonl --shared-prefix"),
+        ("rewards", "--data short.jsonl --loss bradley_terry"),
+        ("free", "--data short.jsonl --loss simpo"),
+        ("kto", "--data one_word.jsonl --loss kto --batch 20"),
+        ("bco", "--data one_word.jsonl --loss bco --batch 20"),
+    ] {
+        let run = place.run(out, arguments);
+        let text = "look: The better completion is the longer one in 100% of the comparisons";
+        assert_eq!(run.text.matches(text).count(), 1, "{}", run.text);
+        let silent = place.run(&format!("{out}2"), &format!("{arguments} --no-check"));
+        assert!(!silent.text.contains(text), "{}", silent.text);
+        assert_eq!(silent.metrics(), run.metrics());
+    }
+
+    // Nothing to learn from.
+    rows("pairs.jsonl", "same.jsonl", &|row| {
+        row["rejected"] = row["chosen"].clone();
+    });
+    let same = "--data same.jsonl";
+    let text = "error: Chosen and rejected are the same tokens in 8 of 8 pairs";
+    for arguments in ["", "--shared-prefix", "--loss orpo", "--loss bradley_terry"] {
+        place.fails(&format!("{same} {arguments}"), text);
+        fs::remove_dir_all(place.path("failed.run")).unwrap();
+    }
+    place.fails(same, "--no-check trains nevertheless");
+    place.run("forced", &format!("{same} --no-check"));
+    // What has begun goes on.
+    fs::remove_dir_all(place.path("forced")).unwrap();
+    place.run("forced", &format!("{same} --resume"));
 }
 
 /// A mean over the tokens of a step is not one over those of its parts.
@@ -528,7 +595,7 @@ fn interrupted(place: &Place, out: &str, arguments: &str) -> Run {
 #[test]
 fn a_run_that_was_interrupted_goes_on_with_the_same_numbers() {
     let place = Place::new("llama");
-    for (i, arguments) in ["", "--full", "--data thumbs.jsonl --loss bco"]
+    for (i, arguments) in ["", "--full", "--data unpaired.jsonl --loss bco"]
         .iter()
         .enumerate()
     {

@@ -9,7 +9,8 @@ use burn::module::Module;
 use burn::tensor::Device;
 use burn_preference::data::{Message, Text};
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
-use finetune::{Chat, Decoder, Sampling, load, sample};
+use finetune::sampling::Sampling;
+use finetune::{Answering, Chat, Decoder, load};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -28,7 +29,8 @@ fn the_capital_of_france() {
     assert_eq!(model.num_params(), 134_515_008);
 
     let question = Message::new("user", "What is the capital of France?");
-    let prompt = chat.prompt(&Text::Conversation(vec![question])).unwrap();
+    let question = Text::Conversation(vec![question]);
+    let prompt = chat.prompt(&question).unwrap();
     let text = "The capital of France is Paris.";
     let answer = [chat.ids(text).unwrap(), vec![chat.end]].concat();
     assert_eq!(chat.decode(&answer).unwrap(), text);
@@ -45,11 +47,17 @@ fn the_capital_of_france() {
     assert!((sum + 2.8369).abs() < 5e-4, "{sum}");
 
     // And it is the answer that the model itself gives.
-    let greedy = Sampling {
-        temperature: 0.0,
-        max_tokens: 20,
+    let greedy = Answering {
+        chat: &chat,
+        sampling: Sampling {
+            temperature: 0.0,
+            max_tokens: 20,
+        },
+        max_prompt: prompt.len(),
     };
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let said = sample(&model, &prompt, 2, &chat.ends, greedy, &mut rng);
-    assert_eq!(said, [answer.clone(), answer]);
+    let answers = greedy.answer(&model, &question, 2, &mut rng).unwrap();
+    let expected = Sequence::new(&prompt, &answer);
+    assert_eq!(answers.len(), 2);
+    assert!(answers.iter().all(|answer| answer.ids == expected));
 }

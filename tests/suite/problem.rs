@@ -1,6 +1,7 @@
 //! A small head with everything around it, in plain f64 and in ours.
 
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
+use burn_preference::log_probs::WithStatistics;
 use burn_preference::{LmHead, TokenLogProbs, TokenStatistics};
 
 use crate::support::{assert_close, bools, device, ints, to_vec};
@@ -49,22 +50,13 @@ impl Shaping {
         )
     }
 
-    fn head(self, head: LmHead) -> LmHead {
+    pub fn head(self, head: LmHead) -> LmHead {
         let head = head.with_logit_scale(self.scale).unwrap();
         let head = head.with_temperature(self.temperature).unwrap();
         match self.softcap {
             Some(cap) => head.with_softcap(cap).unwrap(),
             None => head,
         }
-    }
-
-    fn tensor(self, x: Tensor<2>) -> Tensor<2> {
-        let x = x * self.scale;
-        let x = match self.softcap {
-            Some(cap) => (x * cap.recip()).tanh() * cap,
-            None => x,
-        };
-        x * self.temperature.recip()
     }
 }
 
@@ -132,8 +124,8 @@ impl Problem {
         Tensor::from_data(TensorData::new(values.to_vec(), shape), (&device(), dtype))
     }
 
-    /// Each with its slope.
-    fn logits(&self, row: usize) -> Vec<(f64, f64)> {
+    /// The logits of a row, each with its slope.
+    pub fn logits(&self, row: usize) -> Vec<(f64, f64)> {
         let hidden = &self.hidden[row * self.width..][..self.width];
         (0..self.vocab)
             .map(|v| {
@@ -222,20 +214,10 @@ impl Problem {
         let states = hidden.clone().reshape([self.batch, self.time, self.width]);
         let (tokens, mask) = (self.tokens(), self.mask());
         let (log_probs, statistics) = if how.from_logits {
-            let matrix = if words_first {
-                weight.clone().transpose()
-            } else {
-                weight.clone()
-            };
-            let mut logits = hidden.clone().matmul(matrix);
-            if let Some(bias) = &bias {
-                logits = logits + bias.clone();
-            }
-            let logits = self.shaping.tensor(logits);
-            let logits = logits.reshape([self.batch, self.time, self.vocab]);
-            TokenLogProbs::from_logits_with_statistics(logits, tokens, mask).unwrap()
+            let logits = head.logits(states).unwrap();
+            TokenLogProbs::from_output(WithStatistics(logits), tokens, mask).unwrap()
         } else {
-            TokenLogProbs::from_hidden_with_statistics(states, &head, tokens, mask).unwrap()
+            TokenLogProbs::from_output(WithStatistics((states, head)), tokens, mask).unwrap()
         };
         let columns = log_probs.log_probs();
         let mut result = Result {

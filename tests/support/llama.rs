@@ -10,7 +10,7 @@ use burn_preference::LmHead;
 use safetensors::SafeTensors;
 
 #[allow(unused_imports, reason = "each test binary uses its own part")]
-pub use model::{Llama, LlamaConfig, Sees};
+pub use model::{Llama, LlamaConfig, Visible};
 
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llama")

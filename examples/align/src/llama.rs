@@ -10,8 +10,8 @@ use burn::nn::{
 use burn::tensor::activation::silu;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-pub use finetune::attention::Sees;
-use finetune::attention::{Scores, attend};
+pub use finetune::attention::Visible;
+use finetune::attention::{ScoreScale, attend};
 
 /// Sizes of a model.
 #[derive(Debug, Clone)]
@@ -153,7 +153,7 @@ struct Places<'a> {
     /// Of the rotary positions, `[batch or 1, 1, time, head / 2, 1]`.
     cos: Tensor<5>,
     sin: Tensor<5>,
-    sees: Sees<'a>,
+    visible: Visible<'a>,
 }
 
 impl Llama {
@@ -186,9 +186,9 @@ impl Llama {
         &self,
         tokens: Tensor<2, Int>,
         positions: Tensor<2, Int>,
-        sees: Sees<'_>,
+        visible: Visible<'_>,
     ) -> Tensor<3> {
-        let places = self.places(positions, sees);
+        let places = self.places(positions, visible);
         self.states(tokens, &places, &mut vec![None; self.blocks.len()])
     }
 
@@ -215,10 +215,10 @@ impl Llama {
         let device = tokens.device();
         let positions = Tensor::arange(start as i64..total as i64, &device);
         let future = Tensor::<2, Bool>::tril_mask([time, total], start as i64, &device);
-        self.places(positions.unsqueeze(), Sees::Mask(future.unsqueeze()))
+        self.places(positions.unsqueeze(), Visible::Mask(future.unsqueeze()))
     }
 
-    fn places<'a>(&self, positions: Tensor<2, Int>, sees: Sees<'a>) -> Places<'a> {
+    fn places<'a>(&self, positions: Tensor<2, Int>, visible: Visible<'a>) -> Places<'a> {
         let [batch, time] = positions.dims();
         let [_, head, _] = self.rope.freq_complex.dims();
         // Of a pair, the first row is (cos, sin).
@@ -228,7 +228,7 @@ impl Llama {
         Places {
             cos: table.clone().narrow(4, 0, 1),
             sin: table.narrow(4, 1, 1),
-            sees,
+            visible,
         }
     }
 }
@@ -277,11 +277,11 @@ impl Block {
         };
         *cache = Some((key.clone(), value.clone()));
 
-        let scores = Scores {
+        let scale = ScoreScale {
             divisor: (head_dim as f64).sqrt(),
             softcap: None,
         };
-        let mixed = attend(query, key, value, &places.sees, scores);
+        let mixed = attend(query, key, value, &places.visible, scale);
         self.output
             .forward(mixed.swap_dims(1, 2).reshape([batch, time, dim]))
     }

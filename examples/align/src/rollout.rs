@@ -7,7 +7,7 @@ use burn_preference::{InvalidInput, SequenceLogProbs};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::llama::{Llama, Sees};
+use crate::llama::{Llama, Visible};
 use crate::task::Task;
 use finetune::sampling::{Sampling, best_and_worst, draw_answers};
 
@@ -180,8 +180,8 @@ impl Rows {
             Self::Padded(batch) => batch.log_probs(model, Llama::forward),
             Self::Packed(batch) => batch.log_probs(model, |model, batch| {
                 let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
-                let sees = Sees::Mask(batch.attention_mask());
-                model.logits(model.hidden_packed(ids, positions, sees))
+                let visible = Visible::Mask(batch.attention_mask());
+                model.logits(model.hidden_packed(ids, positions, visible))
             }),
         }
     }

@@ -1,0 +1,163 @@
+//! From a model on disk to an aligned model on disk.
+//!
+//! ```console
+//! cargo run --release -p finetune -- --model DIR --data pairs.jsonl --out aligned
+//! ```
+//!
+//! `DIR` is a folder as Hugging Face lays it out, or a GGUF file; README.md beside this package
+//! says the rest.
+
+mod args;
+mod objective;
+mod on_policy;
+mod report;
+mod session;
+mod settings;
+
+use std::process::ExitCode;
+
+use burn::tensor::{Device, Tensor};
+use burn_preference::data::{
+    Desirable, PairFormat, PairTokens, RankedFormat, RankedTokens, UnpairedFormat, UnpairedTokens,
+};
+use burn_preference::needs::{ColumnKind, Examples, Values};
+use burn_preference::{RelativeLogProbs, SequenceLogProbs};
+use finetune::{
+    Chat, DataOptions, Failure, OutputLayer, Plain, Splits, WithKlEstimate, WithRewardShift,
+    completions, load_adapter, load_as, reward_lists,
+};
+
+use crate::args::Args;
+use crate::objective::Objective;
+use crate::session::Session;
+
+fn main() -> ExitCode {
+    match Args::checked().and_then(|args| run(&args)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let device = device(&args.device)?;
+    let mut base = load_as(args.dtype.dtype(), &args.model, &device)?;
+    if let Some(folder) = &args.adapter {
+        base = load_adapter(base, folder, &device)?.0.merged();
+    }
+    let chat = Chat::open(&args.model, base.config())?;
+    let asked = args.max_length;
+    let longest = base.config().window.unwrap_or(usize::MAX);
+    if asked > longest {
+        let what = "this model attends to a window of that many tokens, which is not implemented";
+        return Err(format!("--max-length: at most {longest}: {what}").into());
+    }
+    if let Some(known) = base.config().positions.filter(|known| *known < asked) {
+        println!("look: --max-length is {asked}, and the model was trained on {known} tokens");
+    }
+    let is_reward_model = base.config().output == OutputLayer::Reward;
+    if let (Some(count), Some(judge)) = (args.sample, &args.score) {
+        if is_reward_model {
+            return Err("--model: a reward model has no words to answer with".into());
+        }
+        on_policy::write_pairs(args, &base, &chat, &device, count, judge)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let objective = Objective::read(&args.loss, DataOptions::is_unpaired(&args.data)?)
+        .map_err(|error| format!("--loss {}: {error}", args.loss))?;
+    if is_reward_model && !objective.learns_rewards() {
+        return Err(
+            "--model: a reward model has no words whose probability could be learnt".into(),
+        );
+    }
+    train(&Session::new(args, base, chat, device, objective)?)
+}
+
+/// Trains the objective on examples of the kind that it needs.
+fn train(session: &Session<'_>) -> Result<ExitCode, Failure> {
+    type Tokens = UnpairedTokens;
+    let (config, needs) = (&session.objective.config, &session.objective.needs);
+    let pairs = || session.read(PairFormat::default);
+    let unpaired = || session.read(UnpairedFormat::default);
+    let ranked = || session.read(RankedFormat::default);
+    match (needs.examples, needs.values, needs.columns.as_slice()) {
+        (Examples::Pairs, Values::LogRatios, []) => session.train(
+            Plain::new(config, PairTokens::pair::<RelativeLogProbs>)?,
+            pairs()?,
+        ),
+        (Examples::Pairs, Values::LogProbs, []) => session.train(
+            Plain::new(config, PairTokens::pair::<SequenceLogProbs>)?,
+            pairs()?,
+        ),
+        (Examples::Pairs, Values::Rewards, []) => {
+            session.train(Plain::new(config, PairTokens::pair::<Tensor<1>>)?, pairs()?)
+        }
+        (Examples::Unpaired, Values::LogRatios, []) => session.train(
+            Plain::new(config, Tokens::unpaired::<RelativeLogProbs>)?,
+            unpaired()?,
+        ),
+        (Examples::Unpaired, Values::LogRatios, [ColumnKind::Baseline]) => {
+            let splits = session.data_options().mismatched(unpaired()?)?;
+            session.train(WithKlEstimate::new(config)?, splits)
+        }
+        (Examples::Unpaired, Values::LogRatios, [ColumnKind::Shift]) => {
+            session.train(WithRewardShift::new(config)?, unpaired()?)
+        }
+        (Examples::Completions, Values::LogRatios, []) => {
+            let splits = undesirable(unpaired()?)?;
+            session.train(Plain::new(config, completions::<RelativeLogProbs>)?, splits)
+        }
+        (Examples::Completions, Values::LogProbs, []) => {
+            let splits = undesirable(unpaired()?)?;
+            session.train(Plain::new(config, completions::<SequenceLogProbs>)?, splits)
+        }
+        (Examples::Ranked, Values::LogRatios, []) => session.train(
+            Plain::new(config, RankedTokens::ranked::<RelativeLogProbs>)?,
+            ranked()?,
+        ),
+        (Examples::Ranked, Values::LogProbs, []) => session.train(
+            Plain::new(config, RankedTokens::ranked::<SequenceLogProbs>)?,
+            ranked()?,
+        ),
+        (Examples::Ranked, Values::Rewards, []) => {
+            session.train(Plain::new(config, reward_lists)?, ranked()?)
+        }
+        _ => Err(format!("--loss: {needs}: no batch that is made here").into()),
+    }
+}
+
+fn device(name: &str) -> Result<Device, Failure> {
+    Ok(match name {
+        "flex" => Device::flex(),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::cuda(0),
+        #[cfg(feature = "tch")]
+        #[expect(deprecated, reason = "supported while it exists")]
+        "tch" => Device::libtorch(),
+        #[cfg(feature = "remote")]
+        remote if remote.starts_with("ws://") => {
+            let host = burn::remote::RemoteHost::websocket(remote);
+            Device::remote_options(&host).init()?
+        }
+        other => {
+            let what = "flex, or wgpu, cuda, tch or ws://HOST:PORT, built with --features wgpu, \
+                        cuda, tch or remote";
+            return Err(format!("--device: expected {what}; found {other}").into());
+        }
+    })
+}
+
+/// Checks that examples to unlearn are undesirable.
+fn undesirable(splits: Splits<Desirable>) -> Result<Splits<Desirable>, Failure> {
+    let mut examples = splits.train.iter().chain(&splits.held_out);
+    if let Some(example) = examples.find(|example| example.label.0) {
+        let line = example.line.unwrap_or_default();
+        let what = "a desirable completion, and this objective unlearns";
+        return Err(format!("line {line}: {what}").into());
+    }
+    Ok(splits)
+}

@@ -1,0 +1,84 @@
+//! The objective of a run, and what it needs.
+
+use std::fs;
+
+use burn_preference::ReferencedPair;
+use burn_preference::config::ObjectiveConfig;
+use burn_preference::needs::{ColumnKind, Examples, Needs, Values};
+use finetune::Failure;
+use serde_json::{Value, json};
+
+/// An objective over the batches that this program makes.
+pub struct Objective {
+    /// The config, as it was written.
+    pub written: Value,
+    /// The config.
+    pub config: ObjectiveConfig,
+    /// The needs of the objective over those batches.
+    pub needs: Needs,
+}
+
+impl Objective {
+    /// Reads an objective from a file, its config as JSON, or its name. Where it takes several kinds
+    /// of examples, `is_unpaired` decides.
+    ///
+    /// # Errors
+    ///
+    /// No objective has this name, a value of its config is wrong, or it needs a column of the data.
+    pub fn read(loss: &str, is_unpaired: bool) -> Result<Self, Failure> {
+        let text = fs::read_to_string(loss).unwrap_or_else(|_| loss.to_owned());
+        let written: Value = match text.trim_start().starts_with('{') {
+            true => serde_json::from_str(&text)?,
+            false => json!({ "loss": text.trim() }),
+        };
+        let config: ObjectiveConfig = serde_json::from_value(written.clone())?;
+        let takes = config.takes();
+        if takes.is_empty() {
+            // Its parts have no batch in common: the error says so.
+            config.build::<ReferencedPair>()?;
+        }
+        config.check()?;
+        let mut known: Vec<&Needs> = takes.iter().filter(|needs| is_known(needs)).collect();
+        // The first one has the fewest columns.
+        let of_rows = known
+            .iter()
+            .position(|needs| is_alone(needs) == is_unpaired);
+        let needs = match known.len() {
+            0 => return Err(unknown(&takes).into()),
+            _ => known.swap_remove(of_rows.unwrap_or(0)).clone(),
+        };
+        Ok(Self {
+            written,
+            config,
+            needs,
+        })
+    }
+
+    /// True if the objective trains a reward model.
+    pub fn learns_rewards(&self) -> bool {
+        self.needs.values == Values::Rewards
+    }
+}
+
+/// True if the needs are those of completions that are judged alone.
+fn is_alone(needs: &Needs) -> bool {
+    matches!(needs.examples, Examples::Unpaired | Examples::Completions)
+}
+
+/// True if this program reads such examples, and makes such columns.
+fn is_known(needs: &Needs) -> bool {
+    let makes = |column: &ColumnKind| match column {
+        ColumnKind::Baseline | ColumnKind::Shift => needs.examples == Examples::Unpaired,
+        _ => false,
+    };
+    let reads = matches!(needs.examples, Examples::Pairs | Examples::Ranked) || is_alone(needs);
+    reads && needs.columns.iter().all(makes)
+}
+
+fn unknown(takes: &[Needs]) -> String {
+    let takes: Vec<String> = takes.iter().map(ToString::to_string).collect();
+    format!(
+        "it takes {}: columns that are not read here",
+        takes.join("; or ")
+    )
+}

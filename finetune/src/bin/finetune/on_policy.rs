@@ -1,0 +1,120 @@
+//! On-policy pairs: the model answers, a judge scores, best against worst become rows.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType};
+use finetune::{
+    Answer, Chat, Decoder, Failure, Judge, OutputLayer, best_pair, load_as, write_whole,
+};
+use indicatif::ProgressBar;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
+
+use crate::args::Args;
+
+/// Answers every prompt `count` times and writes pairs into `OUT.jsonl`, which appears when all of
+/// them are there.
+pub fn write_pairs(
+    args: &Args,
+    model: &Decoder,
+    chat: &Chat,
+    device: &Device,
+    count: usize,
+    judge: &str,
+) -> Result<(), Failure> {
+    let to = &args.beside_out(".jsonl");
+    if to.exists() {
+        return Err(format!("--out: {} is there already", to.display()).into());
+    }
+    if let Some(folder) = to.parent() {
+        let made = fs::create_dir_all(folder);
+        made.map_err(|error| format!("--out: {}: {error}", folder.display()))?;
+    }
+    let judge = judge_of(args, judge, chat, device)?;
+    let prompts = args.data_options().prompts(&args.data, chat)?;
+    if prompts.is_empty() {
+        return Err(format!("{}: no prompt", args.data.display()).into());
+    }
+    let bar = ProgressBar::new(prompts.len() as u64).with_message("answers");
+    let answering = args.answering(chat);
+    let mut answers = Vec::new();
+    for (i, prompt) in prompts.iter().enumerate() {
+        // By the prompt: a file that is cut gives the same answers to those that are left.
+        let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
+        rng.set_stream(i as u64);
+        answers.extend(answering.answer(model, prompt, count, &mut rng)?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let is_cut = |answer: &&Answer| {
+        let last = answer.ids.completion().last();
+        !last.is_some_and(|last| chat.ends.contains(last))
+    };
+    let cut = answers.iter().filter(is_cut).count();
+    if cut > 0 {
+        let of = answers.len();
+        println!(
+            "look: {cut} of {of} answers were cut by --answer-tokens: pairs of them teach the model \
+             to stop there"
+        );
+    }
+    let scores = judge.scores(&answers);
+    let scores = scores.map_err(|error| keep(args, &answers, &error))?;
+    let each = answers.chunks(count).zip(scores.chunks(count));
+    let rows: Vec<_> = each
+        .filter_map(|(answers, scores)| best_pair(answers, scores))
+        .collect();
+    println!(
+        "{} prompts, {} pairs; mean score {:.4}",
+        prompts.len(),
+        rows.len(),
+        scores.iter().sum::<f64>() / scores.len() as f64
+    );
+    if rows.is_empty() {
+        return Err("all answers to each prompt have one score: there is no pair".into());
+    }
+    write_lines(to, &rows)?;
+    println!("pairs: {}", to.display());
+    Ok(())
+}
+
+/// Writes lines of JSON into a file that appears when all of them are there.
+fn write_lines(to: &Path, rows: &[Value]) -> Result<(), Failure> {
+    write_whole(to, |scratch| {
+        let written = fs::File::create(scratch).and_then(|mut file| {
+            rows.iter().try_for_each(|row| writeln!(file, "{row}"))?;
+            file.sync_all()
+        });
+        Ok(written.map_err(|error| format!("{}: {error}", to.display()))?)
+    })
+}
+
+/// The judge has failed, and the answers took long: they stay in `OUT.answers.jsonl`.
+fn keep(args: &Args, answers: &[Answer], error: &Failure) -> Failure {
+    let to = args.beside_out(".answers.jsonl");
+    let rows: Vec<Value> = answers.iter().map(Answer::to_json).collect();
+    match write_lines(&to, &rows) {
+        Ok(()) => format!("{error}; the answers are in {}", to.display()).into(),
+        Err(other) => format!("{error}; the answers could not be kept: {other}").into(),
+    }
+}
+
+/// A folder is a reward model, anything else a command.
+fn judge_of(args: &Args, judge: &str, chat: &Chat, device: &Device) -> Result<Judge, Failure> {
+    let folder = Path::new(judge);
+    if !folder.is_dir() {
+        return Ok(Judge::Command(judge.to_owned()));
+    }
+    let model = load_as(FloatDType::F32, folder, device)?;
+    if model.config().output != OutputLayer::Reward {
+        return Err(format!("--score: {judge} is no reward model").into());
+    }
+    // Rewards are of token ids: both have to mean the same by them.
+    if !chat.is_the_same(&Chat::open(folder, model.config())?) {
+        return Err(format!("--score: {judge} has another tokenizer").into());
+    }
+    Ok(Judge::Model(Box::new(model), args.batching(chat, device)))
+}

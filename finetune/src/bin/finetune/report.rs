@@ -1,0 +1,77 @@
+//! What a run reports at its end: a table, answers, and what it took.
+
+use burn_preference::Metrics;
+use burn_preference::data::Text;
+use finetune::{Answering, Chat, Decoder, Failure, Trained};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+/// Prints seconds an example and peak memory.
+pub fn print_costs(trained: &Trained) {
+    if trained.examples > 0 {
+        println!(
+            "{:.2} s an example; peak memory {}",
+            trained.seconds / trained.examples as f64,
+            peak_memory()
+        );
+    }
+}
+
+/// Prints a row of held-out metrics for each model, of which the second one is trained.
+pub fn print_table(rows: &[(&str, Metrics)]) {
+    println!("| held out | loss | reward accuracy | margin | chosen | rejected |");
+    println!("|---|---|---|---|---|---|");
+    for (name, metrics) in rows {
+        print_row(name, metrics);
+    }
+    if let [(_, before), (_, after), ..] = rows
+        && after.get("loss") >= before.get("loss")
+    {
+        println!("look: the held-out loss has not fallen");
+    }
+}
+
+fn print_row(name: &str, metrics: &Metrics) {
+    let get = |key| {
+        metrics
+            .get(key)
+            .map_or("–".to_owned(), |value| format!("{value:.4}"))
+    };
+    println!(
+        "| {name} | {} | {} | {} | {} | {} |",
+        get("loss"),
+        get("rewards/accuracies"),
+        get("rewards/margins"),
+        get("logps/chosen"),
+        get("logps/rejected"),
+    );
+}
+
+/// Prints answers of two models to the same prompts.
+pub fn print_answers(
+    answering: &Answering<'_>,
+    prompts: &[Text],
+    models: [&Decoder; 2],
+    seed: u64,
+) -> Result<(), Failure> {
+    let chat: &Chat = answering.chat;
+    for prompt in prompts {
+        for (i, (name, model)) in ["before", "after"].into_iter().zip(models).enumerate() {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            for answer in answering.answer(model, prompt, 1, &mut rng)? {
+                if i == 0 {
+                    println!("\n{}", chat.decode(answer.ids.prompt())?.trim());
+                }
+                println!("  {name}: {}", answer.text);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// As Linux counts it.
+fn peak_memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.map_or("unknown".to_owned(), |line| line.trim().to_owned())
+}

@@ -1,0 +1,318 @@
+//! A run: reference, policy, training, and what is saved.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use burn::data::dataloader::BatchStrategy;
+use burn::module::Module;
+use burn::tensor::Device;
+use burn::tensor::quantization::QuantValue;
+use burn_preference::Frozen;
+use burn_preference::data::{Example, Format, Labels, TokenBudget};
+use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
+use burn_preference::tokens::Sequence;
+use finetune::{
+    Batching, Chat, DataOptions, Decoder, Failure, ReferenceLogProbs, RunFolder, Splits,
+    StepContext, Task, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics, load,
+    load_adapter, save, save_adapter,
+};
+use signal_hook::consts::TERM_SIGNALS;
+use signal_hook::flag::{register, register_conditional_shutdown};
+
+use crate::args::{Args, Bits, Numbers, ReferenceFrom, Save};
+use crate::objective::Objective;
+use crate::report::{print_answers, print_costs, print_table};
+use crate::settings::contents;
+
+/// A model, its tokenizer and an objective, ready for a run.
+pub struct Session<'a> {
+    args: &'a Args,
+    base: Decoder,
+    chat: Chat,
+    batching: Batching,
+    folder: RunFolder,
+    workers: usize,
+    pub objective: Objective,
+}
+
+impl<'a> Session<'a> {
+    /// # Errors
+    ///
+    /// `--out` is there already, or a run that `--resume` did not ask for, or an option has nothing
+    /// to act on.
+    pub fn new(
+        args: &'a Args,
+        base: Decoder,
+        chat: Chat,
+        device: Device,
+        objective: Objective,
+    ) -> Result<Self, Failure> {
+        if args.out.exists() {
+            return Err(format!("--out: {} is there already", args.out.display()).into());
+        }
+        let folder = RunFolder::new(&args.beside_out(".run"));
+        match (folder.has_checkpoint()?, args.resume) {
+            (true, false) => {
+                let folder = args.beside_out(".run");
+                let what = "has a run: go on with --resume, or remove it";
+                return Err(format!("--out: {} {what}", folder.display()).into());
+            }
+            (false, true) => return Err("--resume: there is no checkpoint to go on from".into()),
+            _ => {}
+        }
+        check_options(args, &objective)?;
+        let whole = objective.needs.whole_batch;
+        // Of full weights, each worker would have gradients of its own, as large as the model.
+        let two = args.device == "flex" && !args.full && !whole;
+        let workers = args.workers.unwrap_or(if two { 2 } else { 1 });
+        // What runs at once shares the budget.
+        let mut batching = args.batching(&chat, &device);
+        batching.budget = (batching.budget / workers).max(1);
+        println!("objective: {}", objective.written);
+        Ok(Self {
+            batching,
+            args,
+            base,
+            chat,
+            folder,
+            workers,
+            objective,
+        })
+    }
+
+    pub fn data_options(&self) -> DataOptions {
+        self.args.data_options()
+    }
+
+    /// Reads the examples of this run.
+    pub fn read<F>(&self, format: impl Fn() -> F) -> Result<Splits<F::Label>, Failure>
+    where
+        F: Format,
+        F::Label: Labels,
+    {
+        let (train, held_out) = (&self.args.data, self.args.held_out_data.as_deref());
+        let options = self.data_options();
+        options.read(train, held_out, format, &self.chat)
+    }
+
+    /// The frozen weights: the base, in few bits where adapters stand on few bits.
+    fn frozen(&self) -> Decoder {
+        let base = self.base.clone();
+        let Some(bits) = self.args.quantize else {
+            return base;
+        };
+        let scheme = self.batching.device.settings().quantization.scheme;
+        base.quantized(&scheme.with_value(match bits {
+            Bits::Q8 => QuantValue::Q8S,
+            Bits::Q4 => QuantValue::Q4S,
+        }))
+    }
+
+    /// The model that is trained, before the first step.
+    fn policy(&self, frozen: &Decoder) -> Result<Decoder, Failure> {
+        let args = self.args;
+        let device = self.batching.device.clone().autodiff();
+        let device = match args.gradient_checkpointing {
+            true => device.gradient_checkpointing(),
+            false => device,
+        };
+        device.seed(args.seed);
+        let mut policy = frozen.clone();
+        if self.objective.learns_rewards() {
+            policy = policy.into_reward_model();
+        }
+        let policy = policy.to_device(&device).train();
+        Ok(match args.full {
+            true => policy,
+            false => policy.with_adapters(&self.args.lora())?,
+        })
+    }
+
+    /// Trains, saves, and reports.
+    pub fn train<T: Task>(&self, task: T, splits: Splits<T::Label>) -> Result<ExitCode, Failure>
+    where
+        TokenBudget<T::Label>: BatchStrategy<Example<Vec<u32>, T::Label>>,
+    {
+        let args = self.args;
+        if args.patience.is_some() && splits.held_out.is_empty() {
+            return Err("--patience: nothing is held out that could be measured".into());
+        }
+        let options = self.options(splits.train.len());
+        if self.objective.needs.whole_batch {
+            check_whole_steps(&self.batching, &options, &splits.train, &splits.held_out)?;
+        }
+        let frozen = self.frozen();
+        let policy = self.policy(&frozen)?;
+        let before = policy.valid();
+        println!("{}", self.sizes(&policy));
+        self.folder.create()?;
+        let all = splits.train.iter().chain(&splits.held_out);
+        let sequences: Vec<Sequence> = all.flat_map(T::sequences).collect();
+        let weights = args.fingerprint(&frozen)?;
+        let reference = match self.objective.needs.has_reference() {
+            true => Some(self.reference(&frozen, weights, &sequences)?),
+            false => None,
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut trainer = Trainer {
+            task,
+            context: StepContext {
+                batching: &self.batching,
+                reference: reference.as_ref(),
+            },
+            options,
+            check: (!args.no_check).then(|| self.tolerance()),
+            folder: self.folder.clone(),
+            settings: args.settings(
+                &self.objective.written,
+                self.workers,
+                &contents(weights, &sequences),
+            ),
+            workers: Workers::new(self.workers)?,
+            stop: Arc::clone(&stop),
+        };
+        // A second Ctrl-C leaves at once; the first one ends the run after its step.
+        for signal in TERM_SIGNALS {
+            register_conditional_shutdown(*signal, 130, Arc::clone(&stop))?;
+            register(*signal, Arc::clone(&stop))?;
+        }
+        let trained = trainer.train(policy, splits.train, &splits.held_out, args.resume)?;
+        self.draw_metrics();
+        print_costs(&trained);
+        if trained.interrupted {
+            println!("go on with --resume");
+            // What the shell says of a program that Ctrl-C has ended.
+            return Ok(ExitCode::from(130));
+        }
+
+        let policy = trained.policy.valid();
+        match args.save {
+            Save::Model => save(&policy, &args.model, &args.out)?,
+            Save::Adapter => save_adapter(&policy, &self.args.lora(), &args.model, &args.out)?,
+        }
+        println!("saved: {}", args.out.display());
+        let again = match args.save {
+            Save::Model => load(&args.out, &self.batching.device)?,
+            Save::Adapter => load_adapter(frozen, &args.out, &self.batching.device)?.0,
+        };
+        if !splits.held_out.is_empty() {
+            let loaded = match args.dtype {
+                Numbers::F32 => "loaded",
+                _ if args.save == Save::Adapter => "loaded",
+                // What stands on the disk is f32, and rounds otherwise.
+                _ => "loaded, f32",
+            };
+            let models = [("before", &before), ("after", &policy), (loaded, &again)];
+            let rows = models.map(|(name, model)| {
+                let metrics = trainer.measure(model, &splits.held_out);
+                metrics.map(|metrics| (name, metrics))
+            });
+            let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
+            print_table(&rows);
+        }
+        if !self.objective.learns_rewards() {
+            let prompts = splits.held_out_prompts.iter().take(args.answers);
+            let prompts: Vec<_> = prompts.cloned().collect();
+            let answering = args.answering(&self.chat);
+            print_answers(&answering, &prompts, [&before, &again], args.seed)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn draw_metrics(&self) {
+        let (metrics, figure) = (self.folder.metrics(), self.folder.figure());
+        println!("metrics: {}", metrics.display());
+        match draw_metrics(&metrics, &figure) {
+            Ok(()) => println!("figure: {}", figure.display()),
+            // What was trained is not lost for it.
+            Err(error) => eprintln!("no figure: {}: {error}", figure.display()),
+        }
+    }
+
+    fn options(&self, examples: usize) -> TrainOptions {
+        let args = self.args;
+        let steps = args.steps.unwrap_or(examples.div_ceil(args.batch));
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of them"
+        )]
+        let warm_up = (args.warm_up * steps as f64).ceil() as usize;
+        let rate = if args.full { 5e-6 } else { 1e-4 };
+        TrainOptions {
+            steps,
+            batch: args.batch,
+            rate: args.rate.unwrap_or(rate),
+            schedule: args.schedule,
+            warm_up,
+            clip: args.clip,
+            weight_decay: args.weight_decay,
+            evaluate_every: args.evaluate_every.unwrap_or(steps.div_ceil(10)),
+            patience: args.patience,
+            seed: args.seed,
+        }
+    }
+
+    /// By how many nats equal log-probabilities may differ: products of another shape round
+    /// otherwise, and those of half precision or of a GPU more.
+    fn tolerance(&self) -> f64 {
+        match (self.args.dtype, self.args.device.as_str()) {
+            (Numbers::F32, "flex") => 1e-4,
+            _ => 0.05,
+        }
+    }
+
+    fn reference(
+        &self,
+        frozen: &Decoder,
+        weights: Fingerprint,
+        sequences: &[Sequence],
+    ) -> Result<ReferenceLogProbs, Failure> {
+        let model = Frozen::new(frozen);
+        if self.args.reference == ReferenceFrom::Live {
+            return Ok(ReferenceLogProbs::Live(Box::new(model)));
+        }
+        let folder = self.args.cache.clone();
+        let folder = folder.unwrap_or_else(|| self.folder.cache());
+        let cache = ReferenceCache::open(folder, weights)?;
+        // Nothing is kept for a backward: as many rows as a step's forward has, at least.
+        let longest = sequences.iter().map(|s| s.ids().len()).max().unwrap_or(1);
+        let rows = (self.args.budget / longest).max(1);
+        ReferenceLogProbs::computed(cache, &model, sequences, rows, &self.batching)
+    }
+
+    fn sizes(&self, policy: &Decoder) -> String {
+        let all = policy.num_params();
+        if self.args.full {
+            return format!("parameters: {all}, all trained");
+        }
+        let frozen = self.base.num_params();
+        format!(
+            "parameters: {frozen} and {} trained ones",
+            all.saturating_sub(frozen)
+        )
+    }
+}
+
+/// Checks that options have something to act on.
+fn check_options(args: &Args, objective: &Objective) -> Result<(), Failure> {
+    let wrong = |what: &str| Err(what.to_owned().into());
+    if objective.learns_rewards() && args.save == Save::Adapter {
+        return wrong("--save adapter: a reward model has a head besides, save the model");
+    }
+    if objective.learns_rewards() && args.shared_prefix {
+        return wrong("--shared-prefix: a reward stands at the end of a row of its own");
+    }
+    let is_live = args.reference == ReferenceFrom::Live;
+    if !objective.needs.has_reference() && (is_live || args.cache.is_some()) {
+        return wrong("--reference and --cache: this objective has no reference");
+    }
+    if is_live && args.cache.is_some() {
+        return wrong("--cache: with --reference live nothing is kept");
+    }
+    if objective.needs.whole_batch && args.workers.is_some_and(|workers| workers > 1) {
+        return wrong("--workers: the loss of this objective is of a whole step");
+    }
+    Ok(())
+}

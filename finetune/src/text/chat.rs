@@ -1,0 +1,203 @@
+//! From messages to token ids and back: a model's tokenizer and its chat template.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn_preference::data::{Content, Encode, Encoded, Message, Text};
+use minijinja::Value;
+use minijinja::value::Serde;
+use thiserror::Error;
+use tokenizers::Tokenizer;
+
+use super::template::ChatTemplate;
+use crate::failure::Failure;
+
+/// Why a model's tokenizer cannot be used.
+#[derive(Debug, Error)]
+pub enum ChatError {
+    /// A file cannot be read, or is not what it should be.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What its reader says.
+        source: Failure,
+    },
+    /// No token ends a text.
+    #[error("no `eos_token` in tokenizer_config.json that the tokenizer knows: found {0}")]
+    NoEnd(String),
+    /// The tokenizer is another model's.
+    #[error("the tokenizer has the id {id} ({token:?}), and the model {vocab} words")]
+    Vocabulary {
+        /// The largest id.
+        id: u32,
+        /// What it stands for.
+        token: String,
+        /// Words of the model.
+        vocab: usize,
+    },
+}
+
+pub(super) fn failed(path: &Path, source: impl Into<Failure>) -> ChatError {
+    ChatError::File {
+        path: path.to_owned(),
+        source: source.into(),
+    }
+}
+
+/// A tokenizer, and the template that makes one text of a conversation.
+pub struct Chat {
+    pub(super) tokenizer: Tokenizer,
+    /// None of a model that was never taught to chat.
+    template: Option<ChatTemplate>,
+    /// Ends a text.
+    pub end: u32,
+    /// Fills rows.
+    pub padding: u32,
+    /// What ends an answer: `end`, and what `generation_config.json` names.
+    pub ends: Vec<u32>,
+}
+
+impl Chat {
+    pub(super) fn new(
+        tokenizer: Tokenizer,
+        template: Option<ChatTemplate>,
+        end: u32,
+        padding: u32,
+    ) -> Self {
+        Self {
+            tokenizer,
+            template,
+            end,
+            padding,
+            ends: vec![end],
+        }
+    }
+
+    /// Whether both mean the same by every id.
+    pub fn is_the_same(&self, other: &Self) -> bool {
+        self.tokenizer.get_vocab(true) == other.tokenizer.get_vocab(true)
+    }
+
+    /// Whether there is a template, so that strings are questions and answers.
+    pub fn converses(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// What `Tokenized` asks for.
+    ///
+    /// # Errors
+    ///
+    /// A conversation and no template, or what the template or the tokenizer says.
+    pub fn encode(&self, text: Encode<'_>) -> Result<Encoded, Failure> {
+        let messages = match text.content {
+            Content::Conversation(messages) => messages,
+            Content::Plain(plain) => {
+                let mut ids = self.open_text(plain)?;
+                ids.extend((!text.add_generation_prompt).then_some(self.end));
+                return Ok(ids.into());
+            }
+        };
+        let tools = text.tools.map(|tools| Value::from(Serde(tools)));
+        let kwargs = Value::from(Serde(text.chat_template_kwargs));
+        // A template without `{% generation %}` leaves it to `Tokenized` to find the turns.
+        Ok(
+            match self.render(messages, tools, text.add_generation_prompt, &kwargs)? {
+                (ids, Some(counted)) => (ids, counted).into(),
+                (ids, None) => ids.into(),
+            },
+        )
+    }
+
+    /// The ids of a prompt, up to where an answer begins.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    pub fn prompt(&self, prompt: &Text) -> Result<Vec<u32>, Failure> {
+        match prompt {
+            Text::Plain(text) => self.open_text(text),
+            Text::Conversation(messages) => Ok(self
+                .render(messages, None, true, &Value::from(Serde(())))?
+                .0),
+        }
+    }
+
+    /// The ids of a text that may go on: with its special tokens, but for an end.
+    fn open_text(&self, text: &str) -> Result<Vec<u32>, Failure> {
+        let mut ids = self.tokenizer.encode(text, true)?.get_ids().to_vec();
+        if ids.last() == Some(&self.end) {
+            ids.pop();
+        }
+        Ok(ids)
+    }
+
+    /// The ids of a rendered conversation, and which of them the template says are the assistant's.
+    fn render(
+        &self,
+        messages: &[Message],
+        tools: Option<Value>,
+        add_generation_prompt: bool,
+        kwargs: &Value,
+    ) -> Result<(Vec<u32>, Option<Vec<bool>>), Failure> {
+        let template = self.template.as_ref();
+        let template = template.ok_or("a conversation, and the model has no chat template")?;
+        let messages = Value::from(Serde(messages));
+        let rendered = template.render(messages, tools, add_generation_prompt, kwargs)?;
+        // The template wrote the special tokens: none is added.
+        let encoding = self.tokenizer.encode(rendered.text.as_str(), false)?;
+        let mask = rendered.assistant_mask(encoding.get_offsets());
+        Ok((encoding.get_ids().to_vec(), mask))
+    }
+
+    /// A text alone, without special tokens around it.
+    ///
+    /// # Errors
+    ///
+    /// What the tokenizer says.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>, Failure> {
+        Ok(self.tokenizer.encode(text, false)?.get_ids().to_vec())
+    }
+
+    /// The text of ids, without special tokens.
+    ///
+    /// # Errors
+    ///
+    /// What the tokenizer says.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Failure> {
+        self.tokenizer.decode(ids, true)
+    }
+
+    /// Writes the files that other programs read the tokenizer from.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be written.
+    pub(super) fn save(
+        &self,
+        folder: &Path,
+        beginning: Option<u32>,
+        template: Option<&str>,
+    ) -> Result<(), ChatError> {
+        let path = folder.join("tokenizer.json");
+        self.tokenizer
+            .save(&path, true)
+            .map_err(|error| failed(&path, error))?;
+        let token = |id: u32| self.tokenizer.id_to_token(id);
+        let mut config = serde_json::json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": false,
+            "eos_token": token(self.end),
+            "pad_token": token(self.padding),
+        });
+        if let Some(beginning) = beginning {
+            config["bos_token"] = token(beginning).into();
+        }
+        // An empty one would make conversations of nothing.
+        if let Some(template) = template {
+            config["chat_template"] = template.into();
+        }
+        let path = folder.join("tokenizer_config.json");
+        fs::write(&path, format!("{config:#}")).map_err(|error| failed(&path, error))
+    }
+}

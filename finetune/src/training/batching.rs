@@ -1,0 +1,82 @@
+//! Examples and sequences as tensors of a device.
+
+use burn::data::dataloader::BatchStrategy;
+use burn::data::dataloader::batcher::Batcher;
+use burn::tensor::Device;
+use burn_preference::SequenceLogProbs;
+use burn_preference::data::{Collator, Example, TokenBudget};
+use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
+
+use crate::data::Examples;
+use crate::failure::Failure;
+use crate::model::Decoder;
+
+/// Padding or packing, the size of a forward, and the device.
+#[derive(Debug, Clone)]
+pub struct Batching {
+    /// The token that fills rows.
+    pub padding: Padding,
+    /// Packing of each prompt once; without it, a row per completion.
+    pub packing: Option<Packing>,
+    /// Largest number of tokens of a forward, padding included.
+    pub budget: usize,
+    /// The device of the tensors.
+    pub device: Device,
+}
+
+impl Batching {
+    /// Collates examples, as the batch of their label has them.
+    pub(super) fn collate<L, B>(&self, examples: Examples<L>) -> B
+    where
+        Collator: Batcher<Example<Vec<u32>, L>, B>,
+    {
+        Collator::new(self.padding).batch(examples, &self.device)
+    }
+
+    /// Makes a batch with a row per sequence.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenBatch::new`].
+    pub fn tokens(&self, sequences: Vec<Sequence>) -> Result<TokenBatch, Failure> {
+        Ok(TokenBatch::new(sequences, self.padding, &self.device)?)
+    }
+
+    /// Log-probabilities of completions, in their order, by hidden states and the head.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenBatch::log_probs`] and [`PackedBatch::new`].
+    pub fn log_probs(
+        &self,
+        model: &Decoder,
+        tokens: &TokenBatch,
+    ) -> Result<SequenceLogProbs, Failure> {
+        Ok(if let Some(packing) = self.packing {
+            let packed = PackedBatch::new(tokens.sequences.clone(), packing, &self.device)?;
+            packed.log_probs(model, Decoder::hidden_packed)?
+        } else {
+            tokens.log_probs(model, Decoder::hidden)?
+        })
+    }
+
+    /// Cuts the examples of a step into parts that fit into a forward.
+    pub fn parts<L>(&self, examples: Examples<L>) -> Vec<Examples<L>>
+    where
+        TokenBudget<L>: BatchStrategy<Example<Vec<u32>, L>>,
+    {
+        let mut budget = match self.packing {
+            Some(packing) => TokenBudget::packed(self.budget, packing),
+            None => TokenBudget::padded(self.budget, self.padding),
+        };
+        let mut parts = Vec::new();
+        for example in examples {
+            budget.add(example);
+            parts.extend(budget.batch(false));
+        }
+        while let Some(part) = budget.batch(true) {
+            parts.push(part);
+        }
+        parts
+    }
+}

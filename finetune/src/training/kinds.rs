@@ -1,0 +1,203 @@
+//! Objectives of all kinds as tasks: those whose batch is made of tokens and values alone, and two
+//! that have a statistic besides.
+
+use burn::data::dataloader::batcher::Batcher;
+use burn::tensor::Tensor;
+use burn_preference::config::{BuildError, Configured, ObjectiveConfig};
+use burn_preference::data::{
+    Collator, Desirable, Example, RankedTokens, UnpairedTokens, WithMismatched,
+};
+use burn_preference::tokens::Sequence;
+use burn_preference::training::metrics::Observe;
+use burn_preference::training::state::{KlEstimate, RunningMean};
+use burn_preference::{
+    Frozen, InvalidInput, Metrics, Ranked, RelativeLogProbs, Unpaired, WithBaseline, WithShift,
+};
+use serde_json::{Value, json};
+
+use super::batching::Batching;
+use super::part::{CollatedTokens, Part, part};
+use super::task::Task;
+use super::values::{CompletionValues, StepContext};
+use crate::data::Examples;
+use crate::failure::Failure;
+use crate::model::Decoder;
+
+/// An objective whose batch `B` is made of the tokens `T` and a model's values `Y` of them.
+pub struct Plain<T, Y, B: Observe> {
+    objective: Configured<B>,
+    batch: fn(&T, Y) -> Result<B, InvalidInput>,
+}
+
+impl<T, Y, B: Observe + 'static> Plain<T, Y, B> {
+    /// Builds the objective over `B`.
+    ///
+    /// # Errors
+    ///
+    /// As [`ObjectiveConfig::build`].
+    pub fn new(
+        config: &ObjectiveConfig,
+        batch: fn(&T, Y) -> Result<B, InvalidInput>,
+    ) -> Result<Self, BuildError> {
+        Ok(Self {
+            objective: config.build()?,
+            batch,
+        })
+    }
+}
+
+impl<T, Y, B> Task for Plain<T, Y, B>
+where
+    T: CollatedTokens,
+    Y: CompletionValues + 'static,
+    B: Observe + Clone + 'static,
+    Collator: Batcher<Example<Vec<u32>, T::Label>, T>,
+{
+    type Label = T::Label;
+
+    fn part(
+        &self,
+        examples: Examples<T::Label>,
+        batching: &Batching,
+    ) -> Result<Box<dyn Part + '_>, Failure> {
+        let tokens: T = batching.collate(examples);
+        Ok(part(tokens, &self.objective, self.batch))
+    }
+}
+
+/// The values of completions alone: the batch of an objective that unlearns.
+///
+/// # Errors
+///
+/// None.
+pub fn completions<Y>(_: &UnpairedTokens, values: Y) -> Result<Y, InvalidInput> {
+    Ok(values)
+}
+
+/// The lists of rewards, one of each row.
+///
+/// # Errors
+///
+/// There is not one reward per row.
+pub fn reward_lists(
+    tokens: &RankedTokens,
+    rewards: Tensor<1>,
+) -> Result<Ranked<Tensor<2>>, InvalidInput> {
+    let (scores, present) = (tokens.scores.clone(), tokens.present.clone());
+    Ranked::new(rewards.reshape(present.dims()), scores, present)
+}
+
+/// An objective with a z₀ from mismatched completions: KTO.
+pub struct WithKlEstimate {
+    objective: Configured<WithBaseline<Unpaired<RelativeLogProbs>>>,
+    /// z₀ of the step at hand, over all of its parts.
+    baseline: Option<Tensor<1>>,
+}
+
+impl WithKlEstimate {
+    /// Builds the objective.
+    ///
+    /// # Errors
+    ///
+    /// As [`ObjectiveConfig::build`].
+    pub fn new(config: &ObjectiveConfig) -> Result<Self, BuildError> {
+        Ok(Self {
+            objective: config.build()?,
+            baseline: None,
+        })
+    }
+}
+
+impl Task for WithKlEstimate {
+    type Label = WithMismatched;
+
+    fn sequences(example: &Example<Vec<u32>, WithMismatched>) -> Vec<Sequence> {
+        let mut sequences = example.sequences();
+        sequences.push(example.label.sequence.clone());
+        sequences
+    }
+
+    fn begin(
+        &mut self,
+        model: &Decoder,
+        parts: &[Examples<WithMismatched>],
+        context: &StepContext<'_>,
+    ) -> Result<(), Failure> {
+        let frozen = Frozen::new(model);
+        let mut all: Option<KlEstimate> = None;
+        for examples in parts {
+            let tokens: UnpairedTokens<WithMismatched> = context.batching.collate(examples.clone());
+            let relative = context.relative(frozen.model(), tokens.mismatched())?;
+            let estimate = KlEstimate::from_mismatched(&relative);
+            all = Some(match all {
+                Some(all) => all.merge(estimate),
+                None => estimate,
+            });
+        }
+        self.baseline = all.map(|all| all.baseline());
+        Ok(())
+    }
+
+    fn part(
+        &self,
+        examples: Examples<WithMismatched>,
+        batching: &Batching,
+    ) -> Result<Box<dyn Part + '_>, Failure> {
+        let baseline = self.baseline.clone().ok_or("a step that has not begun")?;
+        let tokens: UnpairedTokens<WithMismatched> = batching.collate(examples);
+        let batch = move |tokens: &UnpairedTokens<_>, relative: RelativeLogProbs| {
+            WithBaseline::new(tokens.unpaired(relative)?, baseline.clone())
+        };
+        Ok(part(tokens, &self.objective, batch))
+    }
+}
+
+/// An objective with a δ, the mean of all rewards so far: BCO.
+pub struct WithRewardShift {
+    objective: Configured<WithShift<Unpaired<RelativeLogProbs>>>,
+    rewards: RunningMean,
+}
+
+impl WithRewardShift {
+    /// Builds the objective.
+    ///
+    /// # Errors
+    ///
+    /// As [`ObjectiveConfig::build`].
+    pub fn new(config: &ObjectiveConfig) -> Result<Self, BuildError> {
+        Ok(Self {
+            objective: config.build()?,
+            rewards: RunningMean::default(),
+        })
+    }
+}
+
+impl Task for WithRewardShift {
+    type Label = Desirable;
+
+    fn part(
+        &self,
+        examples: Examples<Desirable>,
+        batching: &Batching,
+    ) -> Result<Box<dyn Part + '_>, Failure> {
+        let tokens: UnpairedTokens = batching.collate(examples);
+        let shift = self.rewards.tensor(&batching.device);
+        let batch = move |tokens: &UnpairedTokens, relative: RelativeLogProbs| {
+            WithShift::new(tokens.unpaired(relative)?, shift.clone())
+        };
+        Ok(part(tokens, &self.objective, batch))
+    }
+
+    fn observe(&mut self, metrics: &Metrics) {
+        self.rewards.observe_rewards(metrics);
+    }
+
+    fn state(&self) -> Value {
+        json!(self.rewards)
+    }
+
+    fn restore(&mut self, state: Value) -> Result<(), Failure> {
+        self.rewards = serde_json::from_value(state)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,50 @@
+//! The progress of a run on a terminal.
+
+use burn_preference::Metrics;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A bar with tokens a second and the time that is left; where there is no terminal, some lines.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    every: u64,
+}
+
+impl Progress {
+    pub(super) fn new(steps: usize, done: usize) -> Self {
+        let bar = ProgressBar::new(steps as u64).with_position(done as u64);
+        bar.reset_eta();
+        let template = "{bar:24} {pos}/{len}  {elapsed}, {eta} left  {msg}";
+        bar.set_style(ProgressStyle::with_template(template).expect("the template is valid"));
+        Self {
+            bar,
+            every: (steps as u64).div_ceil(10),
+        }
+    }
+
+    pub(super) fn step(&self, metrics: &Metrics, tokens_a_second: f64) {
+        self.bar.inc(1);
+        let mut text = format!("loss {:.4}", metrics.get("loss").unwrap_or(f64::NAN));
+        if let Some(accuracy) = metrics.get("rewards/accuracies") {
+            text += &format!(", accuracy {accuracy:.2}");
+        }
+        text += &format!(", {tokens_a_second:.0} tokens/s");
+        if self.bar.is_hidden() && self.bar.position().is_multiple_of(self.every) {
+            println!("step {}: {text}", self.bar.position());
+        }
+        self.bar.set_message(text);
+    }
+
+    pub(super) fn measured(&self, step: usize, held: &Metrics) {
+        let get = |key| {
+            held.get(key)
+                .map_or("–".to_owned(), |value| format!("{value:.4}"))
+        };
+        let (loss, accuracy) = (get("loss"), get("rewards/accuracies"));
+        let line = format!("step {step}: held out: loss {loss}, accuracy {accuracy}");
+        self.bar.suspend(|| println!("{line}"));
+    }
+
+    pub(super) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,349 @@
+//! The loop: steps, evaluations, the best weights, and a run that can be stopped and go on.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::data::dataloader::BatchStrategy;
+use burn::data::dataset::{Dataset, InMemDataset};
+use burn::module::Module;
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn_preference::Metrics;
+use burn_preference::data::{Cursor, Example, TokenBudget};
+use burn_preference::training::accumulation::{Accumulation, StepPart};
+use burn_preference::training::first_batch::Severity;
+use serde_json::{Value, json};
+
+use super::batching::Batching;
+use super::checkpoint::{Checkpoint, State};
+use super::options::TrainOptions;
+use super::progress::Progress;
+use super::run_folder::RunFolder;
+use super::task::Task;
+use super::values::StepContext;
+use super::workers::Workers;
+use crate::data::Examples;
+use crate::failure::Failure;
+use crate::model::Decoder;
+
+/// The result of training.
+#[derive(Debug)]
+pub struct Trained {
+    /// The best weights by held-out loss, or where nothing was measured the last ones.
+    pub policy: Decoder,
+    /// Number of examples that this process has trained on.
+    pub examples: usize,
+    /// Seconds of their steps, without evaluations.
+    pub seconds: f64,
+    /// True if Ctrl-C stopped the run, with a checkpoint to go on from.
+    pub interrupted: bool,
+}
+
+/// Everything of a run but its weights.
+pub struct Trainer<'a, T: Task> {
+    /// The objective.
+    pub task: T,
+    /// Batching and reference.
+    pub context: StepContext<'a>,
+    /// Length and rate of the run.
+    pub options: TrainOptions,
+    /// Tolerance in nats of the check of the first batch; none leaves the check out.
+    pub check: Option<f64>,
+    /// The folder of metrics and checkpoints.
+    pub folder: RunFolder,
+    /// Other settings that have to be the same when a run goes on: model, data, objective.
+    pub settings: Value,
+    /// Threads that compute the parts of a step.
+    pub workers: Workers,
+    /// A flag that is set from outside: finish this step, save, and return.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Checks that every step, and every batch that is measured, is one forward: for objectives whose
+/// loss is of a whole step.
+///
+/// # Errors
+///
+/// One would be split; the error says which.
+pub fn check_whole_steps<L: Clone + Send + Sync + 'static>(
+    batching: &Batching,
+    options: &TrainOptions,
+    train: &[Example<Vec<u32>, L>],
+    held_out: &[Example<Vec<u32>, L>],
+) -> Result<(), Failure>
+where
+    TokenBudget<L>: BatchStrategy<Example<Vec<u32>, L>>,
+{
+    let check = |name: &str, examples: Vec<_>| match batching.parts(examples).len() {
+        0 | 1 => Ok(()),
+        parts => Err(format!(
+            "{name} takes {parts} forwards, and the loss of this objective is of all of its \
+             examples at once: raise --budget, or lower --batch"
+        )),
+    };
+    let train = Arc::new(InMemDataset::new(train.to_vec()));
+    let mut cursor = Cursor::new(train.len(), options.seed);
+    for step in 1..=options.steps {
+        let examples = next_examples(&cursor, &train, options.batch)?;
+        cursor.advance(examples.len());
+        check(&format!("step {step}"), examples)?;
+    }
+    for examples in held_out.chunks(options.batch) {
+        check("an evaluation", examples.to_vec())?;
+    }
+    Ok(())
+}
+
+/// The examples of the next step.
+fn next_examples<L: Clone + Send + Sync + 'static>(
+    cursor: &Cursor,
+    train: &Arc<InMemDataset<Example<Vec<u32>, L>>>,
+    batch: usize,
+) -> Result<Examples<L>, Failure> {
+    let examples = cursor.remaining(train)?;
+    Ok(examples.get_many((0..examples.len().min(batch)).collect())?)
+}
+
+impl<T: Task> Trainer<'_, T>
+where
+    TokenBudget<T::Label>: BatchStrategy<Example<Vec<u32>, T::Label>>,
+{
+    /// Trains `policy`, from the beginning or from the run folder's last checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// The check of the first batch finds an error, a loss or gradient is not finite, a checkpoint
+    /// is of a run with other settings, or a file cannot be read or written.
+    pub fn train(
+        &mut self,
+        policy: Decoder,
+        train: Examples<T::Label>,
+        held_out: &[Example<Vec<u32>, T::Label>],
+        resume: bool,
+    ) -> Result<Trained, Failure> {
+        let train = Arc::new(InMemDataset::new(train));
+        let mut run = self.begin(policy, train.len(), resume)?;
+        self.folder.cut_metrics(run.state.step)?;
+        let mut log = OpenOptions::new()
+            .append(true)
+            .open(self.folder.metrics())?;
+        if run.state.step == 0 {
+            self.check_first_batch(&run, &train)?;
+            if !held_out.is_empty() {
+                let before = self.measure(&run.policy, held_out)?;
+                write_held_out(&mut log, 0, &before)?;
+            }
+        }
+        let progress = Progress::new(self.options.steps, run.state.step);
+        let (mut examples, mut seconds) = (0, 0.0);
+        while run.state.step < self.options.steps && self.is_patient(&run.state) {
+            let start = Instant::now();
+            run.state.step += 1;
+            let step = run.state.step;
+            let batch = next_examples(&run.state.cursor, &train, self.options.batch)?;
+            let (count, tokens) = (batch.len(), tokens::<T>(&batch));
+            let (gradients, metrics) = self.step(&run, batch)?;
+            let rate = self.options.rate_of(step);
+            run.policy = run.optimizer.step(rate, run.policy, gradients);
+            self.task.observe(&metrics);
+            run.state.cursor.advance(count);
+            let took = start.elapsed().as_secs_f64();
+            (examples, seconds) = (examples + count, seconds + took);
+            let epoch = run.state.cursor.epoch();
+            let line =
+                json!({"step": step, "epoch": epoch, "rate": rate, "train": table(&metrics)});
+            writeln!(log, "{line}")?;
+            progress.step(&metrics, tokens as f64 / took);
+
+            let last = step == self.options.steps;
+            let stop = self.stop.load(Ordering::Relaxed);
+            let measured = last || step.is_multiple_of(self.options.evaluate_every);
+            if measured && !held_out.is_empty() {
+                let metrics = self.measure(&run.policy, held_out)?;
+                write_held_out(&mut log, step, &metrics)?;
+                progress.measured(step, &metrics);
+                run.keep_best(loss_of(&metrics, step)?);
+            }
+            if measured || stop {
+                run.state.task = self.task.state();
+                run.save(&self.folder)?;
+            }
+            if stop {
+                println!("interrupted after step {step}");
+                break;
+            }
+            if !self.is_patient(&run.state) {
+                println!("stopped after step {step}: the held-out loss does not fall any more");
+            }
+        }
+        progress.finish();
+        let ended = run.state.step == self.options.steps || !self.is_patient(&run.state);
+        Ok(Trained {
+            policy: match run.state.best {
+                Some(_) => run.best_policy,
+                None => run.policy,
+            },
+            examples,
+            seconds,
+            interrupted: self.stop.load(Ordering::Relaxed) && !ended,
+        })
+    }
+
+    /// The run before its first step, or after the last checkpoint.
+    fn begin(
+        &mut self,
+        policy: Decoder,
+        examples: usize,
+        resume: bool,
+    ) -> Result<Checkpoint, Failure> {
+        let decay = self.options.weight_decay;
+        #[allow(clippy::cast_possible_truncation, reason = "Burn takes it as f32")]
+        let optimizer = AdamWConfig::new().with_weight_decay(decay as f32).init();
+        let run = Checkpoint {
+            state: State {
+                step: 0,
+                cursor: Cursor::new(examples, self.options.seed),
+                best: None,
+                stale: 0,
+                task: Value::Null,
+                settings: json!({ "options": self.options, "run": self.settings }),
+            },
+            best_policy: policy.clone(),
+            policy,
+            optimizer,
+        };
+        if !resume {
+            return Ok(run);
+        }
+        let run = run.resume(&self.folder)?;
+        if run.state.step > 0 {
+            self.task.restore(run.state.task.clone())?;
+            println!("goes on after step {}", run.state.step);
+        }
+        Ok(run)
+    }
+
+    fn is_patient(&self, state: &State) -> bool {
+        let patience = self.options.patience;
+        patience.is_none_or(|patience| state.stale < patience)
+    }
+
+    /// Checks the first examples that fit into a forward, with everything that is on in training.
+    fn check_first_batch(
+        &mut self,
+        run: &Checkpoint,
+        train: &Arc<InMemDataset<Example<Vec<u32>, T::Label>>>,
+    ) -> Result<(), Failure> {
+        let Some(tolerance) = self.check else {
+            return Ok(());
+        };
+        let examples = next_examples(&run.state.cursor, train, self.options.batch)?;
+        let parts = self.context.batching.parts(examples);
+        let Some(first) = parts.first() else {
+            return Ok(());
+        };
+        self.task.begin(&run.policy, &parts[..1], &self.context)?;
+        let part = self.task.part(first.clone(), self.context.batching)?;
+        let findings = part.check(&run.policy, &self.context, tolerance)?;
+        let (errors, warnings): (Vec<_>, Vec<_>) = findings
+            .iter()
+            .partition(|finding| finding.severity() == Severity::Error);
+        for warning in warnings {
+            println!("look: {warning}");
+        }
+        for error in &errors {
+            eprintln!("error: {error}");
+        }
+        match errors.len() {
+            0 => Ok(()),
+            _ => Err("the first batch is wrong; --no-check trains nevertheless".into()),
+        }
+    }
+
+    /// Gradients of a step, clipped, and its metrics.
+    fn step(
+        &mut self,
+        run: &Checkpoint,
+        examples: Examples<T::Label>,
+    ) -> Result<(GradientsParams, Metrics), Failure> {
+        let (policy, total) = (&run.policy, examples.len() as f64);
+        let device = policy.embedding.weight.device();
+        let parts = self.context.batching.parts(examples);
+        self.task.begin(policy, &parts, &self.context)?;
+        let parts = self.workers.map(parts, |examples| {
+            // Leaves of its own: Burn locks graphs that share one against each other.
+            let policy = policy.clone().fork(&device);
+            let part = self.task.part(examples, self.context.batching)?;
+            let (losses, metrics) = part.losses(&policy, &self.context)?;
+            Ok(StepPart::new(&policy, losses, metrics, total)?)
+        })?;
+        let mut step = Accumulation::over(total)?;
+        for part in parts {
+            step.add_part(policy, part)?;
+        }
+        let (gradients, metrics) = step.clipped(policy, self.options.clip)?;
+        let metrics = metrics.read()?;
+        let [loss, norm] = ["loss", "grad_norm"].map(|key| metrics.get(key).unwrap_or(f64::NAN));
+        if !(loss.is_finite() && norm.is_finite()) {
+            let step = run.state.step;
+            let what = format!("step {step}: loss {loss}, gradient {norm}: not finite");
+            return Err(format!("{what}; a smaller --rate may help").into());
+        }
+        Ok((gradients, metrics))
+    }
+
+    /// Metrics of examples that nothing is trained on, in batches as large as a step's.
+    ///
+    /// # Errors
+    ///
+    /// As a step.
+    pub fn measure(
+        &mut self,
+        policy: &Decoder,
+        examples: &[Example<Vec<u32>, T::Label>],
+    ) -> Result<Metrics, Failure> {
+        let model = policy.valid();
+        let mut all = Metrics::default();
+        for examples in examples.chunks(self.options.batch) {
+            let parts = self.context.batching.parts(examples.to_vec());
+            self.task.begin(&model, &parts, &self.context)?;
+            let parts = self.workers.map(parts, |examples| {
+                let part = self.task.part(examples, self.context.batching)?;
+                part.losses(&model, &self.context)
+            })?;
+            for (_, metrics) in parts {
+                all.merge(&metrics.read()?);
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn loss_of(held_out: &Metrics, step: usize) -> Result<f64, Failure> {
+    let loss = held_out.get("loss").unwrap_or(f64::NAN);
+    if loss.is_finite() {
+        return Ok(loss);
+    }
+    let what = format!("step {step}: the held-out loss is {loss}");
+    Err(format!("{what}; a smaller --rate may help").into())
+}
+
+fn write_held_out(log: &mut File, step: usize, metrics: &Metrics) -> Result<(), Failure> {
+    let line = json!({"step": step, "held_out": table(metrics)});
+    Ok(writeln!(log, "{line}")?)
+}
+
+/// Every number of a step by its name.
+fn table(metrics: &Metrics) -> Value {
+    metrics
+        .iter()
+        .map(|(key, value)| (key.to_owned(), json!(value)))
+        .collect()
+}
+
+fn tokens<T: Task>(examples: &[Example<Vec<u32>, T::Label>]) -> usize {
+    let sequences = examples.iter().flat_map(T::sequences);
+    sequences.map(|sequence| sequence.ids().len()).sum()
+}

@@ -1,0 +1,150 @@
+//! What a model gives the completions of a batch: log-probabilities, log-ratios or rewards.
+
+use burn::tensor::Tensor;
+use burn_preference::tokens::{TokenBatch, TokenTensors};
+use burn_preference::training::first_batch::{Findings, FirstBatch};
+use burn_preference::{RelativeLogProbs, SequenceLogProbs};
+
+use super::batching::Batching;
+use super::reference::ReferenceLogProbs;
+use crate::failure::Failure;
+use crate::model::Decoder;
+
+/// Everything that turns the tokens of a step into values, besides the policy.
+pub struct StepContext<'a> {
+    /// Batches of the policy and the reference.
+    pub batching: &'a Batching,
+    /// The reference, for an objective that has one.
+    pub reference: Option<&'a ReferenceLogProbs>,
+}
+
+impl StepContext<'_> {
+    fn reference(&self) -> Result<&ReferenceLogProbs, Failure> {
+        let missing = "an objective with a reference, and none was made";
+        Ok(self.reference.ok_or(missing)?)
+    }
+
+    /// log π/π° of each completion.
+    pub(super) fn relative(
+        &self,
+        model: &Decoder,
+        tokens: &TokenBatch,
+    ) -> Result<RelativeLogProbs, Failure> {
+        let reference = self.reference()?.log_probs(tokens, self.batching)?;
+        Ok(self
+            .batching
+            .log_probs(model, tokens)?
+            .relative_to(reference)?)
+    }
+}
+
+/// Values of the completions of a batch, one of each, from a model.
+pub trait CompletionValues: Sized {
+    /// Computes the values of `tokens`.
+    ///
+    /// # Errors
+    ///
+    /// The batching or the reference refuses the tokens.
+    fn compute(
+        model: &Decoder,
+        tokens: &TokenBatch,
+        context: &StepContext<'_>,
+    ) -> Result<Self, Failure>;
+
+    /// Checks a first batch with the model, and with `losses` of the values where they tell more.
+    ///
+    /// # Errors
+    ///
+    /// As [`compute`](Self::compute), and as `losses`.
+    fn check(
+        first: FirstBatch,
+        model: &Decoder,
+        tokens: &TokenBatch,
+        context: &StepContext<'_>,
+        losses: impl FnMut(Self) -> Result<Tensor<1>, Failure>,
+    ) -> Result<Findings, Failure>;
+}
+
+fn hidden(model: &Decoder, tokens: &TokenTensors) -> Result<SequenceLogProbs, Failure> {
+    Ok(tokens.log_probs(model, Decoder::hidden)?)
+}
+
+impl CompletionValues for SequenceLogProbs {
+    fn compute(
+        model: &Decoder,
+        tokens: &TokenBatch,
+        context: &StepContext<'_>,
+    ) -> Result<Self, Failure> {
+        context.batching.log_probs(model, tokens)
+    }
+
+    fn check(
+        first: FirstBatch,
+        model: &Decoder,
+        _: &TokenBatch,
+        _: &StepContext<'_>,
+        _: impl FnMut(Self) -> Result<Tensor<1>, Failure>,
+    ) -> Result<Findings, Failure> {
+        first
+            .with_vocab(model.config().vocab)
+            .check_policy(|tokens| hidden(model, tokens))
+    }
+}
+
+impl CompletionValues for RelativeLogProbs {
+    fn compute(
+        model: &Decoder,
+        tokens: &TokenBatch,
+        context: &StepContext<'_>,
+    ) -> Result<Self, Failure> {
+        context.relative(model, tokens)
+    }
+
+    fn check(
+        first: FirstBatch,
+        model: &Decoder,
+        tokens: &TokenBatch,
+        context: &StepContext<'_>,
+        losses: impl FnMut(Self) -> Result<Tensor<1>, Failure>,
+    ) -> Result<Findings, Failure> {
+        let reference = context.reference()?;
+        first.with_vocab(model.config().vocab).check_against(
+            |tokens| hidden(model, tokens),
+            |rows| match reference {
+                ReferenceLogProbs::Cached(cache) => {
+                    Ok(cache.log_probs(&tokens.sequences, &context.batching.device)?)
+                }
+                ReferenceLogProbs::Live(frozen) => hidden(frozen.model(), rows),
+            },
+            losses,
+        )
+    }
+}
+
+/// Rewards.
+impl CompletionValues for Tensor<1> {
+    fn compute(model: &Decoder, tokens: &TokenBatch, _: &StepContext<'_>) -> Result<Self, Failure> {
+        rewards(model, tokens)
+    }
+
+    /// By the body's hidden states: nothing trained the head above them, so that its
+    /// log-probabilities are not compared with chance.
+    fn check(
+        first: FirstBatch,
+        model: &Decoder,
+        _: &TokenBatch,
+        _: &StepContext<'_>,
+        _: impl FnMut(Self) -> Result<Tensor<1>, Failure>,
+    ) -> Result<Findings, Failure> {
+        first.check_policy(|tokens| hidden(model, tokens))
+    }
+}
+
+/// The rewards that a reward model gives at the end of each sequence.
+///
+/// # Errors
+///
+/// A sequence is empty.
+pub fn rewards(model: &Decoder, tokens: &TokenBatch) -> Result<Tensor<1>, Failure> {
+    Ok(tokens.at_end(model.rewards(tokens.ids.clone()))?)
+}
