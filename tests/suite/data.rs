@@ -167,11 +167,13 @@ fn prompts_of_rows_of_any_kind() {
     let turns = parse(turns).unwrap();
     assert_eq!(turns.prompt.as_conversation().unwrap().len(), 1);
     assert!(turns.columns.get("tools").is_some());
-    let said = parse(r#"{"prompt": "?"}"#).unwrap();
-    assert_eq!(said.prompt, turns.prompt);
-    let named = PromptFormat {
-        prompt: "question".into(),
+    let chat = PromptFormat {
+        as_conversation: true,
+        ..PromptFormat::default()
     };
+    let said = only(r#"{"prompt": "?"}"#, chat).unwrap();
+    assert_eq!(said.prompt, turns.prompt);
+    let named = PromptFormat::from("question");
     assert_eq!(
         only(r#"{"question": "?"}"#, named).unwrap().prompt,
         plain("?")
@@ -248,6 +250,7 @@ fn an_example_past_the_last_row_is_an_error() {
 fn fields_of_other_names() {
     let format = PairFormat {
         prompt: "question".into(),
+        implicit_prompt: false,
         chosen: "good".into(),
         rejected: "bad".into(),
     };
@@ -506,11 +509,14 @@ proptest! {
             0 => Truncation::Drop { max_length },
             1 => Truncation::PromptMiddle { max_length },
             2 => Truncation::CompletionStart { max_length },
-            _ => Truncation::PromptMiddleThenCompletionStart { min_prompt, max_length },
+            _ => Truncation::PromptMiddleThenCompletionStart {
+                min_prompt: min_prompt.min(max_length - 1),
+                max_length,
+            },
         };
         let (whole_prompt, whole) = ids(prompt, &completions);
         let longest = completions.iter().max().unwrap();
-        let fits = prompt + longest <= max_length && (policy < 3 || prompt <= min_prompt);
+        let fits = prompt + longest <= max_length;
         let something = prompt > 0 && completions.iter().all(|&n| n > 0);
         match truncated(truncation, prompt, &completions) {
             Ok((prompt, completions)) => {
@@ -1036,13 +1042,15 @@ fn arguments_without_a_meaning() {
             says(keep(truncation), &expected);
         }
     }
-    says(
-        keep(Truncation::PromptMiddleThenCompletionStart {
-            min_prompt: 0,
+    for min_prompt in [0, 9] {
+        let truncation = Truncation::PromptMiddleThenCompletionStart {
+            min_prompt,
             max_length: 9,
-        }),
-        "`min_prompt`: expected 1 at least, found 0",
-    );
+        };
+        let expected = "1 at least, and less than 9, the most of all";
+        let expected = format!("`min_prompt`: expected {expected}, found {min_prompt}");
+        says(keep(truncation), &expected);
+    }
     let none = InMemDataset::new(vec![0_u8]);
     for share in [-0.1, 1.5, f64::NAN] {
         says(
