@@ -102,6 +102,7 @@ impl<D, T> Tokenized<D, T> {
         for index in 0..tokenized.texts.len() {
             let (line, outcome) = match tokenized.texts.get(index) {
                 Ok(example) => {
+                    tokenized.report.read(&example);
                     let outcome = tokenized.encode(index, &example);
                     if let Ok(Ok(encoded)) = &outcome {
                         tokenized.kept.push(index);
@@ -204,17 +205,55 @@ impl<D, T> Tokenized<D, T> {
             }
             sequences.push(sequence);
         }
-        Ok(self
-            .options
-            .truncation
-            .apply(&sequences)
-            .map(|(shortened, cut)| EncodedExample {
-                alone,
-                whole: sequences,
-                shortened,
-                cut,
-                moved_ends,
-            }))
+        let room = match self.options.truncation.room(&sequences) {
+            Ok(room) => room,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let opening = if start > room.prompt {
+            self.opening(example, &alone).map_err(refused)?.min(start)
+        } else {
+            0
+        };
+        let shortened = room.shorten(&sequences, opening);
+        Ok(shortened.map(|(shortened, cut)| EncodedExample {
+            alone,
+            whole: sequences,
+            shortened,
+            cut,
+            moved_ends,
+        }))
+    }
+
+    /// The number of ids that a prompt begins with whatever it says after its system messages.
+    fn opening<L, R, E>(
+        &self,
+        example: &Example<Text, L>,
+        prompt: &[u32],
+    ) -> Result<usize, TokenizerError>
+    where
+        T: Fn(Encode<'_>) -> Result<R, E>,
+        R: Into<Encoded>,
+        E: Into<TokenizerError>,
+    {
+        let other = match &example.prompt {
+            Text::Plain(_) => ask(&self.tokenizer, Content::Plain(""), true, &example.columns)?,
+            Text::Conversation(messages) => {
+                let first = messages.iter().position(|message| !message.is_system());
+                let Some(first) = first else {
+                    return Ok(prompt.len());
+                };
+                // Not blank, which some templates refuse.
+                let other = Message::new(&messages[first].role, ".");
+                let messages = [&messages[..first], &[other]].concat();
+                ask(
+                    &self.tokenizer,
+                    Content::Conversation(&messages),
+                    true,
+                    &example.columns,
+                )?
+            }
+        };
+        Ok(completion_start(prompt, [other.ids.as_slice()]))
     }
 
     /// The ids of the prompt alone and of the prompt with each completion, and of conversations the
