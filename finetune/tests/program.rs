@@ -472,9 +472,136 @@ fn every_kind_of_rows() {
         "unknown variant `all`",
     );
     place.fails(r#"--loss {"loss":"dpo","beta":-1}"#, "`beta` is -1");
-    place.fails("--data unpaired.jsonl", "unpaired.jsonl:1: `chosen`");
+    place.fails(
+        "--data unpaired.jsonl",
+        "unpaired.jsonl: unpaired completions, and the objective takes pairs (--loss kto",
+    );
+    place.fails(
+        "--data ranked.jsonl --loss kto",
+        "ranked.jsonl: lists, and the objective takes unpaired completions",
+    );
+    place.fails(
+        "--loss rrhf",
+        "pairs.jsonl: pairs, and the objective takes lists",
+    );
     place.fails("--loss simpo --reference live", "has no reference");
     place.fails("--reference live --cache kept", "nothing is kept");
+}
+
+/// KTO takes pairs, as two unpaired completions each.
+#[test]
+fn pairs_as_unpaired_completions() {
+    let place = Place::new("qwen2");
+    let mut unpaired = String::new();
+    for line in place.text("pairs.jsonl").lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        for (side, label) in [("chosen", true), ("rejected", false)] {
+            let row = json!({"prompt": row["prompt"], "completion": row[side], "label": label});
+            unpaired += &format!("{row}\n");
+        }
+    }
+    place.write("both.jsonl", &unpaired);
+    let pairs = place.run("pairs", "--loss kto");
+    let both = place.run("both", "--loss kto --data both.jsonl");
+    let said = "pairs.jsonl: 24 pairs, taken as 48 unpaired completions";
+    assert!(pairs.text.contains(said), "{}", pairs.text);
+    assert_eq!(pairs.losses(), both.losses());
+    assert_eq!(pairs.row("after"), both.row("after"));
+}
+
+#[test]
+fn several_files_and_shares_of_them() {
+    let place = Place::new("llama");
+    let rows = place.text("pairs.jsonl");
+    let (first, second) = rows.split_at(rows.match_indices('\n').nth(9).unwrap().0 + 1);
+    place.write("first.jsonl", first);
+    place.write("second.jsonl", second);
+    let whole = place.run("whole", "");
+    let both = "--data first.jsonl --data second.jsonl";
+    let parts = place.run("parts", both);
+    assert_eq!(whole.losses(), parts.losses());
+    assert_eq!(whole.row("after"), parts.row("after"));
+    assert!(
+        parts.text.contains("train, first.jsonl: rows: "),
+        "{}",
+        parts.text
+    );
+
+    let shared = |out: &str, more: &str| place.run(out, &format!("{both}:0.5 {more}"));
+    let half = shared("half", "");
+    let said = "second.jsonl: 7 of 14 rows are taken, a share of 0.5";
+    assert!(half.text.contains(said), "{}", half.text);
+    assert_eq!(half.losses(), shared("again", "").losses());
+    assert_ne!(half.losses(), shared("other", "--seed 1").losses());
+    place.fails(
+        "--data pairs.jsonl:1.5",
+        "a share of pairs.jsonl in (0, 1], found 1.5",
+    );
+    place.fails("--data pairs.jsonl:0", "in (0, 1], found 0");
+    place.fails("--data pairs.jsonl:half", "pairs.jsonl:half: No such file");
+    // Another share is another run.
+    place.fails_as(
+        place
+            .command(&format!("{both}:0.4 --resume"))
+            .args(["--out", "half"]),
+        "half is there already",
+    );
+    place.fails(
+        "--held-out-data pairs.jsonl --group topic",
+        "--group: nothing is split or shared",
+    );
+}
+
+/// The model is shown the tools of a row, and its other columns stay beside the answers.
+#[test]
+fn columns_of_prompts() {
+    let place = Place::new("llama");
+    let config = place.text("model/tokenizer_config.json");
+    let wants_tools =
+        r"{{- bos_token }}{%- if not tools %}{{ raise_exception('no tools') }}{% endif %}";
+    let with_tools = config.replace("{{- bos_token }}", wants_tools);
+    assert_ne!(config, with_tools);
+    place.write("model/tokenizer_config.json", &with_tools);
+    let rows = place.text("pairs.jsonl");
+    let columns = r#""id": 7, "tools": [{"z": 1, "a": 2}], "kl": NaN, "label": true, "prompt""#;
+    let rows = rows.replace(r#""prompt""#, columns);
+    place.write("tools.jsonl", &rows);
+    let run = place.run("trained", "--data tools.jsonl --held-out 0.2 --answers 2");
+    assert_eq!(run.text.matches("  after: ").count(), 2, "{}", run.text);
+
+    let mut sample = place
+        .command("--data tools.jsonl --sample 4 --answer-tokens 12 --temperature 1 --out pairs2");
+    // Which reads a column of the row.
+    sample.args([
+        "--score",
+        r#"sed 's/.*"id"://; s/[,}].*//' | awk '{print $1 * NR}'"#,
+    ]);
+    let said = place.finish("pairs2", &mut sample);
+    let left = "look: the column `kl` is left out of the pairs: JSON does not have <NaN>";
+    assert!(said.text.contains(left), "{}", said.text);
+    let pairs = place.text("pairs2.jsonl");
+    for line in pairs.lines() {
+        assert!(
+            line.contains(r#""id":7,"tools":[{"z":1,"a":2}],"chosen_score""#),
+            "{line}"
+        );
+        let row: Value = serde_json::from_str(line).unwrap();
+        assert_ne!(row["chosen"], row["rejected"]);
+        assert!(
+            row.get("label").is_none() && row.get("kl").is_none(),
+            "{line}"
+        );
+    }
+    place.run("next", "--data pairs2.jsonl").losses();
+    let twice = format!("{rows}{rows}");
+    place.write("twice.jsonl", &twice);
+    let mut sample = place.command("--data twice.jsonl --sample 2 --answer-tokens 1 --out pairs3");
+    let said = place.finish("pairs3", sample.args(["--score", "awk '{print NR}'"]));
+    assert!(
+        said.text.contains("48 rows have 24 different prompts"),
+        "{}",
+        said.text
+    );
 }
 
 /// Errors of the first batch end a run before its first step; warnings are printed.

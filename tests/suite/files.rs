@@ -113,10 +113,7 @@ fn a_column_that_nobody_reads_never_stops_a_file() {
 
     // The same columns where they are read.
     let read = |prompt: &str| {
-        let format = PromptFormat {
-            prompt: prompt.into(),
-        };
-        let file = ParquetFile::new(&file, format);
+        let file = ParquetFile::new(&file, PromptFormat::from(prompt));
         file.read()
             .unwrap()
             .next()
@@ -272,7 +269,7 @@ fn a_damaged_column_is_an_error_where_it_is_read() {
     let format = PairFormat {
         rejected: "chosen".into(),
         chosen: "prompt".into(),
-        prompt: "none".into(),
+        ..PairFormat::default()
     };
     let rows = ParquetFile::new(&path, format).raw().unwrap();
     assert_eq!(rows.count(), 3);

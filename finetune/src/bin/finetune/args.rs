@@ -7,7 +7,8 @@ use burn_preference::tokens::{Packing, Padding};
 use clap::{Parser, ValueEnum};
 use finetune::sampling::Sampling;
 use finetune::{
-    Answering, Batching, Chat, ColumnNames, DataOptions, Failure, LoraOptions, Schedule, TARGETS,
+    Answering, Batching, Chat, ColumnNames, DataOptions, DataSource, Failure, LoraOptions,
+    Schedule, TARGETS,
 };
 
 /// Aligns a model that lies on disk, or has it answer prompts and a judge make pairs of the answers.
@@ -20,14 +21,25 @@ pub struct Args {
     /// A PEFT adapter that is merged into the model before anything else.
     #[arg(help_heading = "Model and data", long)]
     pub adapter: Option<PathBuf>,
-    /// Rows of JSON lines (gzip or not) or Parquet, in TRL's shapes: pairs, unpaired completions or
-    /// lists, as the objective takes them. With `--sample`, anything with prompts. Columns of other
-    /// names: see below.
-    #[arg(help_heading = "Model and data", long)]
-    pub data: PathBuf,
-    /// Rows to measure on; otherwise some of `--data` are held out.
-    #[arg(help_heading = "Model and data", long, conflicts_with_all = ["held_out", "group"])]
-    pub held_out_data: Option<PathBuf>,
+    /// Rows of JSON lines (also by gzip or zstd) or Parquet, in TRL's shapes: pairs, unpaired
+    /// completions or lists, as the objective takes them; unpaired ones may be pairs. With
+    /// `--sample`, anything with prompts. Columns of other names: see below. Several files:
+    /// `--data a.jsonl --data b.parquet:0.5` takes half of the groups of rows of the second one.
+    #[arg(
+        help_heading = "Model and data",
+        long,
+        required = true,
+        value_name = "FILE[:SHARE]"
+    )]
+    pub data: Vec<DataSource>,
+    /// Rows to measure on, of one file or several; otherwise some of `--data` are held out.
+    #[arg(
+        help_heading = "Model and data",
+        long,
+        value_name = "FILE[:SHARE]",
+        conflicts_with = "held_out"
+    )]
+    pub held_out_data: Vec<DataSource>,
     /// Share of the groups of rows that are held out; with 0 nothing is measured.
     #[arg(help_heading = "Model and data", long, default_value_t = 0.1)]
     pub held_out: f64,
@@ -164,7 +176,8 @@ pub struct Args {
     ])]
     pub sample: Option<usize>,
     /// Who says which answer is better: a folder with a reward model, or a command that reads
-    /// `{"prompt": …, "completion": …}` line by line and writes a number a line.
+    /// `{"prompt": …, "completion": …}`, with the other columns of the row, line by line and writes
+    /// a number a line.
     #[arg(help_heading = "On-policy pairs", long, requires = "sample")]
     pub score: Option<String>,
 }
@@ -308,6 +321,11 @@ fn check(args: &Args) -> Result<(), Failure> {
     };
     if let Some((name, number, range)) = numbers.into_iter().find(is_wrong) {
         return Err(format!("{name}: a number {range}, found {number}").into());
+    }
+    let mut files = args.data.iter().chain(&args.held_out_data);
+    if args.group.is_some() && !args.held_out_data.is_empty() && files.all(|file| file.share == 1.0)
+    {
+        return wrong("--group: nothing is split or shared where --held-out-data has the rows");
     }
     if args.full && args.dtype != Numbers::F32 {
         return wrong("--dtype: all weights are trained with --full, in f32");

@@ -1,8 +1,7 @@
 //! What a run reports at its end: a table, answers, and what it took.
 
 use burn_preference::Metrics;
-use burn_preference::data::Text;
-use finetune::{Answering, Chat, Decoder, Failure, Trained};
+use finetune::{Answering, Chat, Decoder, Failure, Prompt, Trained};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -50,7 +49,7 @@ fn print_row(name: &str, metrics: &Metrics) {
 /// Prints answers of two models to the same prompts.
 pub fn print_answers(
     answering: &Answering<'_>,
-    prompts: &[Text],
+    prompts: &[Prompt],
     models: [&Decoder; 2],
     seed: u64,
 ) -> Result<(), Failure> {

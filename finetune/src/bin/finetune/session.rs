@@ -1,5 +1,6 @@
 //! A run: reference, policy, training, and what is saved.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,13 +10,13 @@ use burn::module::Module;
 use burn::tensor::Device;
 use burn::tensor::quantization::QuantValue;
 use burn_preference::Frozen;
-use burn_preference::data::{Example, Format, Labels, TokenBudget};
+use burn_preference::data::{Example, Labels, TokenBudget};
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
 use finetune::{
     Batching, Chat, DataOptions, Decoder, Failure, ReferenceLogProbs, RunFolder, Splits,
-    StepContext, Task, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics, load,
-    load_adapter, save, save_adapter,
+    StepContext, Task, Texts, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics,
+    load, load_adapter, save, save_adapter,
 };
 use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag::{register, register_conditional_shutdown};
@@ -85,19 +86,15 @@ impl<'a> Session<'a> {
         self.args.data_options()
     }
 
-    /// Reads the examples of this run.
-    pub fn read<F>(
+    /// Reads the examples of this run, each file by `texts`.
+    pub fn read<L: Labels>(
         &self,
-        format: impl Fn(&DataOptions, &Chat) -> Result<F, Failure>,
-    ) -> Result<Splits<F::Label>, Failure>
-    where
-        F: Format + Clone,
-        F::Label: Labels,
-    {
-        let (train, held_out) = (&self.args.data, self.args.held_out_data.as_deref());
+        texts: impl Fn(&DataOptions, &Path, &Chat) -> Result<Texts<L>, Failure>,
+    ) -> Result<Splits<L>, Failure> {
+        let (train, held_out) = (&self.args.data, &self.args.held_out_data);
         let options = self.data_options();
-        let format = format(&options, &self.chat)?;
-        options.read(train, held_out, format, &self.chat)
+        let texts = |path: &Path| texts(&options, path, &self.chat);
+        options.read(train, held_out, texts, &self.chat)
     }
 
     /// The frozen weights: the base, in few bits where adapters stand on few bits.
