@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::columns::list;
 use crate::error::InvalidInput;
 
 /// A row that does not fit its format: the field, what was expected there and what was found.
@@ -30,10 +31,9 @@ impl RowError {
         if self.found != "nothing" || self.field.contains(['.', '[']) {
             return self;
         }
-        let names: Vec<_> = columns.iter().map(|name| format!("`{name}`")).collect();
-        let found = match names.as_slice() {
+        let found = match columns {
             [] => "nothing in a row without columns".to_owned(),
-            names => format!("nothing beside {}", names.join(", ")),
+            names => format!("nothing beside {}", list(names.iter().map(String::as_str))),
         };
         Self { found, ..self }
     }

@@ -192,7 +192,7 @@ fn a_missing_column_is_named_beside_those_that_there_are() {
     let error = |error: burn_preference::data::DataError| error.to_string();
     let unpaired = JsonLines::new(&path, UnpairedFormat::default());
     let unpaired = error(unpaired.load(OnError::Stop).unwrap_err());
-    let expected = "`prompt`: expected a string or a list of messages, found nothing beside \
+    let expected = "`completion`: expected a string or a list of messages, found nothing beside \
                     `question`, `chosen`, `rejected`";
     assert!(unpaired.ends_with(expected), "{unpaired}");
 }
