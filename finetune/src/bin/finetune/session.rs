@@ -26,22 +26,24 @@ use crate::report::{print_answers, print_costs, print_table};
 use crate::settings::contents;
 
 /// A model, its tokenizer and an objective, ready for a run.
-pub struct Session<'a> {
+pub(crate) struct Session<'a> {
     args: &'a Args,
     base: Decoder,
     chat: Chat,
     batching: Batching,
     folder: RunFolder,
     workers: usize,
-    pub objective: Objective,
+    pub(crate) objective: Objective,
 }
 
 impl<'a> Session<'a> {
+    /// Makes a session, if its options agree with each other and with the objective.
+    ///
     /// # Errors
     ///
     /// `--out` is there already, or a run that `--resume` did not ask for, or an option has nothing
     /// to act on.
-    pub fn new(
+    pub(crate) fn new(
         args: &'a Args,
         base: Decoder,
         chat: Chat,
@@ -71,22 +73,22 @@ impl<'a> Session<'a> {
         batching.budget = (batching.budget / workers).max(1);
         println!("objective: {}", objective.written);
         Ok(Self {
-            batching,
             args,
             base,
             chat,
+            batching,
             folder,
             workers,
             objective,
         })
     }
 
-    pub fn data_options(&self) -> DataOptions {
+    pub(crate) fn data_options(&self) -> DataOptions {
         self.args.data_options()
     }
 
     /// Reads the examples of this run.
-    pub fn read<F>(&self, format: impl Fn() -> F) -> Result<Splits<F::Label>, Failure>
+    pub(crate) fn read<F>(&self, format: impl Fn() -> F) -> Result<Splits<F::Label>, Failure>
     where
         F: Format,
         F::Label: Labels,
@@ -130,7 +132,11 @@ impl<'a> Session<'a> {
     }
 
     /// Trains, saves, and reports.
-    pub fn train<T: Task>(&self, task: T, splits: Splits<T::Label>) -> Result<ExitCode, Failure>
+    pub(crate) fn train<T: Task>(
+        &self,
+        task: T,
+        splits: Splits<T::Label>,
+    ) -> Result<ExitCode, Failure>
     where
         TokenBudget<T::Label>: BatchStrategy<Example<Vec<u32>, T::Label>>,
     {
