@@ -9,7 +9,7 @@ use finetune::Failure;
 use serde_json::{Value, json};
 
 /// An objective over the batches that this program makes.
-pub(crate) struct Objective {
+pub(crate) struct ChosenObjective {
     /// The config, as it was written.
     pub(crate) written: Value,
     /// The config of the library.
@@ -18,7 +18,7 @@ pub(crate) struct Objective {
     pub(crate) needs: Needs,
 }
 
-impl Objective {
+impl ChosenObjective {
     /// Reads an objective from a file, its config as JSON, or its name. Where it takes several kinds
     /// of examples, `is_unpaired` decides.
     ///

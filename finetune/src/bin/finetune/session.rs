@@ -21,7 +21,7 @@ use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag::{register, register_conditional_shutdown};
 
 use crate::args::{Args, Bits, Numbers, ReferenceFrom, Save};
-use crate::objective::Objective;
+use crate::objective::ChosenObjective;
 use crate::report::{print_answers, print_costs, print_table};
 use crate::settings::contents;
 
@@ -33,7 +33,7 @@ pub(crate) struct Session<'a> {
     batching: Batching,
     folder: RunFolder,
     workers: usize,
-    pub(crate) objective: Objective,
+    pub(crate) objective: ChosenObjective,
 }
 
 impl<'a> Session<'a> {
@@ -48,7 +48,7 @@ impl<'a> Session<'a> {
         base: Decoder,
         chat: Chat,
         device: Device,
-        objective: Objective,
+        objective: ChosenObjective,
     ) -> Result<Self, Failure> {
         if args.out.exists() {
             return Err(format!("--out: {} is there already", args.out.display()).into());
@@ -302,7 +302,7 @@ impl<'a> Session<'a> {
 }
 
 /// Checks that options have something to act on.
-fn check_options(args: &Args, objective: &Objective) -> Result<(), Failure> {
+fn check_options(args: &Args, objective: &ChosenObjective) -> Result<(), Failure> {
     let wrong = |what: &str| Err(what.to_owned().into());
     if objective.learns_rewards() && args.save == Save::Adapter {
         return wrong("--save adapter: a reward model has a head besides, save the model");
