@@ -59,7 +59,7 @@ fn from_hidden(bencher: Bencher, vocab: usize, leaves: [bool; 2], retained_bytes
         let head = LmHead::new(leaf(&inputs.weight, leaves[1])).with_retained_bytes(retained_bytes);
         let hidden = leaf(&inputs.hidden, leaves[0]).reshape([2, 256, WIDTH]);
         let (tokens, mask) = (inputs.tokens.clone(), inputs.mask.clone());
-        let log_probs = TokenLogProbs::from_hidden(hidden, &head, tokens, mask);
+        let log_probs = TokenLogProbs::from_output((hidden, head), tokens, mask);
         let loss = log_probs.expect("the shapes fit").log_probs().sum();
         if leaves[0] {
             black_box(loss.backward());
@@ -98,7 +98,7 @@ fn logits(inputs: &Inputs, vocab: usize) -> Tensor<3> {
 
 fn from_logits(inputs: &Inputs, logits: Tensor<3>) -> Tensor<1> {
     let (tokens, mask) = (inputs.tokens.clone(), inputs.mask.clone());
-    let log_probs = TokenLogProbs::from_logits(logits, tokens, mask);
+    let log_probs = TokenLogProbs::from_output(logits, tokens, mask);
     log_probs.expect("the shapes fit").log_probs().sum()
 }
 
@@ -154,7 +154,7 @@ fn small_head(bencher: Bencher, shape: [usize; 3]) {
         let hidden = inputs.hidden.clone().autodiff().require_grad();
         let hidden = hidden.reshape([1, rows, width]);
         let (tokens, mask) = (inputs.tokens.clone(), inputs.mask.clone());
-        let log_probs = TokenLogProbs::from_hidden(hidden, &head, tokens, mask);
+        let log_probs = TokenLogProbs::from_output((hidden, head), tokens, mask);
         let loss = log_probs.expect("the shapes fit").log_probs().sum();
         black_box(loss.backward())
     });

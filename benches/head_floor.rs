@@ -96,7 +96,7 @@ enum Variant {
     Bounded,
     /// Both have one, all logits are kept.
     Retained,
-    /// Both have one, through the logits of Burn's `matmul` and `from_logits`.
+    /// Both have one, through the logits of Burn's `matmul` and `from_output`.
     Logits,
     /// Both have one, by Burn's `log_softmax` and `gather`.
     Burn,
@@ -192,7 +192,7 @@ impl Inputs {
                 };
                 let logits = hidden.matmul(columns.unsqueeze());
                 if variant == Variant::Logits {
-                    TokenLogProbs::from_logits(logits, tokens, mask)?
+                    TokenLogProbs::from_output(logits, tokens, mask)?
                 } else {
                     let all = activation::log_softmax(logits, 2).narrow(1, 0, time - 1);
                     let targets = tokens.narrow(1, 1, time - 1).unsqueeze_dim(2);
@@ -211,7 +211,7 @@ impl Inputs {
                     Variant::Retained => head.with_retained_bytes(usize::MAX),
                     _ => head,
                 };
-                TokenLogProbs::from_hidden(hidden, &head, tokens, mask)?
+                TokenLogProbs::from_output((hidden, head), tokens, mask)?
             }
         };
         let loss = log_probs.sequence().sum().sum();

@@ -80,7 +80,7 @@ fn token_log_probs(bencher: Bencher, vocab: usize) {
             .require_grad()
     };
     bencher.with_inputs(logits).bench_values(|logits| {
-        let log_probs = TokenLogProbs::from_logits(logits.clone(), tokens.clone(), mask.clone());
+        let log_probs = TokenLogProbs::from_output(logits.clone(), tokens.clone(), mask.clone());
         let sums = log_probs.expect("shapes fit").sequence().sum();
         black_box(logits.grad(&sums.mean().backward()))
     });

@@ -31,9 +31,9 @@ fn main() -> Result<(), Error> {
             (theirs.clone(), &their_head),
             rows.completion_mask.clone(),
         )?;
-        let relative = rows
-            .log_probs(&policy, |_, _| (ours, our_head))?
-            .relative_to(rows.reference(&reference, |_, _| (theirs, their_head))?)?;
+        let ours = rows.token_log_probs((ours, our_head))?.sequence();
+        let theirs = rows.token_log_probs((theirs, their_head))?.sequence();
+        let relative = ours.relative_to(theirs)?;
         let batch = WithSequenceKl::new(pairs.pair(relative)?, pairs.pair(kl.clone())?)?;
 
         let output = tdpo.forward(batch.clone());

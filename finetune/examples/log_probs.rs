@@ -16,7 +16,7 @@ use burn::tensor::Device;
 use burn_preference::data::{Message, Text};
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use clap::Parser;
-use finetune::{Chat, Decoder, OutputLayer, load, load_adapter};
+use finetune::{Chat, OutputLayer, load, load_adapter};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -75,7 +75,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
             let found = batch.at_end(model.rewards(batch.ids.clone()))?;
             rewards.push(found.into_scalar::<f64>());
         } else {
-            let found = batch.token_log_probs(&model, Decoder::hidden)?;
+            let found = batch.token_log_probs(model.hidden(batch.ids.clone()))?;
             let found: Vec<f64> = found.log_probs().into_data().iter().collect();
             log_probs.push(found);
         }

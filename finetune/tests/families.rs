@@ -38,8 +38,9 @@ fn packed_rows_are_the_same() {
         let sequences = vec![of(7), of(3), Sequence::new(&second[..2], &first[..4])];
         let packing = Packing::new(Padding::new(0)).to_rows_of(32).unwrap();
         let packed = PackedBatch::new(sequences, packing, &Device::default()).unwrap();
-        let ours = packed.token_log_probs(&decoder, Decoder::hidden_packed);
-        let theirs = packed.unpacked.token_log_probs(&decoder, Decoder::hidden);
+        let unpacked = &packed.unpacked;
+        let ours = packed.token_log_probs(decoder.hidden_packed(&packed));
+        let theirs = unpacked.token_log_probs(decoder.hidden(unpacked.ids.clone()));
         let (ours, theirs) = (ours.unwrap(), theirs.unwrap());
         let difference = (ours.log_probs() - theirs.log_probs())
             .abs()

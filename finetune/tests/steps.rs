@@ -273,8 +273,11 @@ fn padded_rows_are_trls_step() {
             .collect();
         assert_eq!(counted, models.step.completion_mask.concat());
 
-        let [ours, theirs] = [&models.policy, models.reference.model()]
-            .map(|model| batch.token_log_probs(model, Decoder::hidden).unwrap());
+        let [ours, theirs] = [&models.policy, models.reference.model()].map(|model| {
+            batch
+                .token_log_probs(model.hidden(batch.ids.clone()))
+                .unwrap()
+        });
         compare(family, &models.step, &models.policy, ours, theirs);
     }
 }
@@ -288,11 +291,8 @@ fn packed_rows_are_trls_step() {
         let batch = PackedBatch::new(models.step.sequences(), packing, &models.device).unwrap();
         // Fewer tokens than a row for each sequence.
         assert!(batch.ids.shape().num_elements() < models.step.input_ids.concat().len());
-        let [ours, theirs] = [&models.policy, models.reference.model()].map(|model| {
-            batch
-                .token_log_probs(model, Decoder::hidden_packed)
-                .unwrap()
-        });
+        let [ours, theirs] = [&models.policy, models.reference.model()]
+            .map(|model| batch.token_log_probs(model.hidden_packed(&batch)).unwrap());
         compare(family, &models.step, &models.policy, ours, theirs);
     }
 }

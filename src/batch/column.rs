@@ -1,6 +1,7 @@
 use burn::tensor::{Bool, Device, Shape, Tensor};
 
-use super::{Batch, Pair};
+use super::pair::Pair;
+use super::traits::Batch;
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::log_probs::SequenceLogProbs;
@@ -15,7 +16,7 @@ use crate::needs::{ColumnKind, Needs};
 /// [`WithoutColumn`](crate::modifier::WithoutColumn) then hands the batch below it to objectives
 /// that have no use for the column.
 pub trait Column: Batch<Rewards = <Self::Inner as Batch>::Rewards> {
-    /// What the column stands beside.
+    /// The batch that the column stands beside.
     type Inner: Batch;
 
     /// The batch without the column.
@@ -39,8 +40,8 @@ macro_rules! column {
             ///
             /// The column has another shape than documented above, or is on another device.
             pub fn new(batch: B, $field: $ty) -> Result<Self, InvalidInput> {
-                let check: fn(Room, $ty) -> Result<$ty, InvalidInput> = $check;
-                let $field = check(Room::beside(&batch), $field)?;
+                let check: fn(BatchDims, $ty) -> Result<$ty, InvalidInput> = $check;
+                let $field = check(BatchDims::of(&batch), $field)?;
                 Ok(Self { batch, $field })
             }
         }
@@ -51,7 +52,7 @@ macro_rules! column {
                 &self.batch
             }
 
-            /// The column.
+            /// Data of the column.
             pub fn $field(&self) -> $ty {
                 self.$field.clone()
             }
@@ -90,14 +91,14 @@ macro_rules! beside {
     };
 }
 
-/// What a column has to fit into.
-struct Room {
+/// Length and device of the batch that a column has to fit.
+struct BatchDims {
     length: usize,
     device: Device,
 }
 
-impl Room {
-    fn beside(batch: &impl Batch) -> Self {
+impl BatchDims {
+    fn of(batch: &impl Batch) -> Self {
         Self {
             length: batch.len(),
             device: batch.device(),
@@ -130,34 +131,34 @@ column! {
     /// A batch with the reward margin that each pair should reach, `[batch]`.
     ///
     /// ODPO (2402.10571) uses `α·ln(s_w − s_l)` of the pair's scores.
-    WithMargin is Margin, margin: Tensor<1>, |room, margin| room.constant("margin", margin)
+    WithMargin is Margin, margin: Tensor<1>, |dims, margin| dims.constant("margin", margin)
 }
 
 column! {
     /// A batch with the probability that the chosen completion is the better one, `[batch]`: a graded
     /// label. It belongs into \[0, 1\], which is not checked.
-    WithPreference is Preference, win_probability: Tensor<1>, |room, p| room.constant("win_probability", p)
+    WithPreference is Preference, win_probability: Tensor<1>, |dims, p| dims.constant("win_probability", p)
 }
 
 column! {
     /// A batch with the score of both completions of each pair, `[batch]` each.
-    WithScores is Scores, scores: Pair<Tensor<1>>, |room, scores| Ok(Pair {
-        chosen: room.constant("scores.chosen", scores.chosen)?,
-        rejected: room.constant("scores.rejected", scores.rejected)?,
+    WithScores is Scores, scores: Pair<Tensor<1>>, |dims, scores| Ok(Pair {
+        chosen: dims.constant("scores.chosen", scores.chosen)?,
+        rejected: dims.constant("scores.rejected", scores.rejected)?,
     })
 }
 
 column! {
     /// A batch whose pairs may be ties, `[batch]`, true where neither completion was preferred.
-    WithTies is Ties, tied: Tensor<1, Bool>, |room, tied| {
-        room.check("tied", &tied.shape(), &tied.device())?;
+    WithTies is Ties, tied: Tensor<1, Bool>, |dims, tied| {
+        dims.check("tied", &tied.shape(), &tied.device())?;
         Ok(tied)
     }
 }
 
 column! {
     /// A batch with a weight per example, `[batch]`, for [`Weighted`](crate::modifier::Weighted).
-    WithWeights is Weights, weights: Tensor<1>, |room, weights| room.constant("weights", weights)
+    WithWeights is Weights, weights: Tensor<1>, |dims, weights| dims.constant("weights", weights)
 }
 
 column! {
@@ -166,18 +167,18 @@ column! {
     /// It is data, not a field of the loss, so that the caller can estimate it on completions of
     /// its own choice and average it over devices first: see
     /// [`KlEstimate`](crate::KlEstimate).
-    WithBaseline is Baseline, baseline: Tensor<1>, |room, baseline| room.scalar("baseline", baseline)
+    WithBaseline is Baseline, baseline: Tensor<1>, |dims, baseline| dims.scalar("baseline", baseline)
 }
 
 column! {
     /// A batch with BCO's reward shift δ, `[1]`: see [`RunningMean`](crate::training::state::RunningMean).
-    WithShift is Shift, shift: Tensor<1>, |room, shift| room.scalar("shift", shift)
+    WithShift is Shift, shift: Tensor<1>, |dims, shift| dims.scalar("shift", shift)
 }
 
 column! {
     /// A batch with β-DPO's M₀, `[1]`, the mean Δ = ρ_w − ρ_l of the batches so far, nats: see
     /// [`MovingAverage`](crate::training::state::MovingAverage).
-    WithMeanMargin is MeanMargin, mean_margin: Tensor<1>, |room, mean| room.scalar("mean_margin", mean)
+    WithMeanMargin is MeanMargin, mean_margin: Tensor<1>, |dims, mean| dims.scalar("mean_margin", mean)
 }
 
 /// A batch with the sequences whose negative log-likelihood is added: an NLL term then takes these
@@ -209,7 +210,7 @@ impl<B: Batch> WithNll<B> {
     /// There is not one sequence per example, or they are on another device.
     pub fn new(batch: B, nll_of: SequenceLogProbs) -> Result<Self, InvalidInput> {
         let sum = nll_of.sum();
-        Room::beside(&batch).check("nll_of", &sum.shape(), &sum.device())?;
+        BatchDims::of(&batch).check("nll_of", &sum.shape(), &sum.device())?;
         Ok(Self {
             batch,
             nll_of,
@@ -251,7 +252,7 @@ impl<B> WithNll<B> {
         &self.batch
     }
 
-    /// The sequences.
+    /// Sequences whose negative log-likelihood is added.
     pub fn nll_of(&self) -> &SequenceLogProbs {
         &self.nll_of
     }
@@ -262,9 +263,9 @@ beside!(WithNll, Nll);
 column! {
     /// A batch with K = Σ_t KL(π° ‖ π) of both completions, `[batch]` each, nats: see
     /// [`sequence_kl`](crate::log_probs::sequence_kl). Gradients flow through them.
-    WithSequenceKl is SequenceKl, sequence_kl: Pair<Tensor<1>>, |room, kl| {
-        room.check("sequence_kl.chosen", &kl.chosen.shape(), &kl.chosen.device())?;
-        room.check("sequence_kl.rejected", &kl.rejected.shape(), &kl.rejected.device())?;
+    WithSequenceKl is SequenceKl, sequence_kl: Pair<Tensor<1>>, |dims, kl| {
+        dims.check("sequence_kl.chosen", &kl.chosen.shape(), &kl.chosen.device())?;
+        dims.check("sequence_kl.rejected", &kl.rejected.shape(), &kl.rejected.device())?;
         Ok(kl)
     }
 }
@@ -276,8 +277,8 @@ column! {
     /// [`DroLoss`](crate::DroLoss) learns it, so gradients flow through it;
     /// [`AstarPoLoss`](crate::AstarPoLoss) takes the constant of
     /// [`optimal_values`](super::optimal_values).
-    WithValue is Value, value: Tensor<1>, |room, value| {
-        room.check("value", &value.shape(), &value.device())?;
+    WithValue is Value, value: Tensor<1>, |dims, value| {
+        dims.check("value", &value.shape(), &value.device())?;
         Ok(value)
     }
 }

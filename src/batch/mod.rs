@@ -1,4 +1,4 @@
-//! What objectives take: batches of log-probabilities, and columns of data beside them.
+//! Batches, which objectives take: log-probabilities, and columns of data beside them.
 //!
 //! | batch | holds | for |
 //! |---|---|---|
@@ -7,7 +7,7 @@
 //! | [`Unpaired`] | unpaired completions, desirable or undesirable | KTO (with a [`WithBaseline`] column) |
 //! | [`Scored`] | completions with a scalar score | QRPO; DRO and A*-PO (with a [`WithValue`] column) |
 //! | [`Ranked`] | K scored completions per prompt, with a reference or without | Plackett–Luce, RRHF |
-//! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | what a reward model says of them | reward models: Bradley–Terry |
+//! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | rewards that a reward model gives them | reward models: Bradley–Terry |
 //! | [`SequenceLogProbs`], [`RelativeLogProbs`] | completions alone | unlearning: NPO, SimNPO |
 //!
 //! The batches of [`tokens`](crate::tokens) and [`data`](crate::data) make them from a model. From
@@ -53,16 +53,12 @@
 
 mod column;
 mod pair;
+mod per_completion;
 mod ranked;
-mod rows;
 mod scored;
 mod token_pair;
+mod traits;
 mod unpaired;
-
-use burn::tensor::{Device, Tensor};
-
-use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
-use crate::needs::{Examples, Needs, Values};
 
 pub(crate) use column::for_each_column;
 pub use column::{
@@ -70,81 +66,8 @@ pub use column::{
     WithSequenceKl, WithShift, WithTies, WithValue, WithWeights,
 };
 pub use pair::{Pair, PolicyPair, ReferencedPair, RewardPair};
+pub use per_completion::PerCompletion;
 pub use ranked::{Candidates, Ranked};
-pub use rows::Rows;
 pub use scored::{Scored, optimal_values, quantile_scores};
+pub use traits::{Batch, Rewards};
 pub use unpaired::Unpaired;
-
-/// One batch of examples, as an objective takes it.
-///
-/// Implement it for a batch of your own, whose objectives are then yours as well:
-/// `examples/custom_objective.rs` does.
-pub trait Batch {
-    /// The shape of the implicit rewards: one tensor, or one per side of a pair.
-    type Rewards: Rewards;
-
-    /// The number of examples: the length of the losses.
-    fn len(&self) -> usize;
-
-    /// Where the examples are.
-    fn device(&self) -> Device;
-
-    /// What an objective over this batch needs. A batch outside this crate may leave it as it is.
-    fn needs() -> Needs
-    where
-        Self: Sized,
-    {
-        Needs::new(Examples::Custom, Values::Custom)
-    }
-
-    /// Whether there is no example.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// Implicit rewards: a tensor or a pair of them, for logging, so that they carry no autodiff.
-///
-/// It is sealed.
-pub trait Rewards: sealed::Sealed {
-    /// The same values without autodiff.
-    fn without_autodiff(self) -> Self;
-}
-
-mod sealed {
-    use super::{Pair, Tensor};
-
-    pub trait Sealed {}
-
-    impl<const D: usize> Sealed for Tensor<D> {}
-    impl<R: Sealed> Sealed for Pair<R> {}
-}
-
-impl<const D: usize> Rewards for Tensor<D> {
-    fn without_autodiff(self) -> Self {
-        Tensor::without_autodiff(self)
-    }
-}
-
-macro_rules! completions_alone {
-    ($log_probs:ty) => {
-        impl Batch for $log_probs {
-            type Rewards = Tensor<1>;
-
-            fn len(&self) -> usize {
-                self.policy().sum().dims()[0]
-            }
-
-            fn device(&self) -> Device {
-                self.policy().sum().device()
-            }
-
-            fn needs() -> Needs {
-                Needs::new(Examples::Completions, <$log_probs as LogProbs<1>>::VALUES)
-            }
-        }
-    };
-}
-
-completions_alone!(SequenceLogProbs);
-completions_alone!(RelativeLogProbs);

@@ -1,6 +1,7 @@
 use burn::tensor::{Device, Tensor};
 
-use super::{Batch, Rewards, Rows};
+use super::per_completion::PerCompletion;
+use super::traits::{Batch, Rewards, sealed};
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 use crate::needs::{Examples, Needs, Values};
@@ -15,9 +16,9 @@ use crate::needs::{Examples, Needs, Values};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pair<T> {
-    /// Of the preferred completion.
+    /// Values of the preferred completion.
     pub chosen: T,
-    /// Of the other one.
+    /// Values of the other completion.
     pub rejected: T,
 }
 
@@ -27,8 +28,8 @@ pub type PolicyPair = Pair<SequenceLogProbs>;
 /// Chosen and rejected log-probabilities of the policy against a reference.
 pub type ReferencedPair = Pair<RelativeLogProbs>;
 
-/// What a reward model says of the two completions, `[batch]` each: reward models are trained on
-/// it, by [`BradleyTerryLoss`](crate::BradleyTerryLoss). Gradients flow through it.
+/// Rewards that a reward model gives the two completions, `[batch]` each. Reward models are trained
+/// on them, by [`BradleyTerryLoss`](crate::BradleyTerryLoss). Gradients flow through them.
 ///
 /// A model that reads `[chosen; rejected]` in one forward gives both sides to
 /// [`from_concatenated`](Pair::from_concatenated);
@@ -36,8 +37,8 @@ pub type ReferencedPair = Pair<RelativeLogProbs>;
 /// each row.
 pub type RewardPair = Pair<Tensor<1>>;
 
-impl<T: Rows> Pair<T> {
-    /// From both sides, a row per pair.
+impl<T: PerCompletion> Pair<T> {
+    /// Takes both sides, a row per pair.
     ///
     /// # Errors
     ///
@@ -52,7 +53,7 @@ impl<T: Rows> Pair<T> {
         Ok(Self { chosen, rejected })
     }
 
-    /// The two halves of one concatenated `[chosen; rejected]` forward, rows `0..n` and `n..2n`:
+    /// Takes apart the two halves of one concatenated `[chosen; rejected]` forward, rows `0..n` and `n..2n`:
     /// of a tensor, of log-probabilities, of statistics.
     ///
     /// ```
@@ -92,7 +93,7 @@ impl<T: Rows> Pair<T> {
 }
 
 impl<T> Pair<T> {
-    /// `f` of both sides.
+    /// Applies `f` to both sides.
     pub fn map<U>(self, f: impl Fn(T) -> U) -> Pair<U> {
         Pair {
             chosen: f(self.chosen),
@@ -100,7 +101,7 @@ impl<T> Pair<T> {
         }
     }
 
-    /// `f` of both sides by reference.
+    /// Applies `f` to both sides by reference.
     pub fn map_ref<U>(&self, f: impl Fn(&T) -> U) -> Pair<U> {
         Pair {
             chosen: f(&self.chosen),
@@ -108,7 +109,7 @@ impl<T> Pair<T> {
         }
     }
 
-    /// `f` of each side beside the same side of `other`.
+    /// Applies `f` to each side and the same side of `other`.
     pub(super) fn zip<V, U, E>(
         self,
         other: Pair<V>,
@@ -122,15 +123,15 @@ impl<T> Pair<T> {
 }
 
 impl<const D: usize> Pair<Tensor<D>> {
-    /// chosen − rejected.
+    /// Margin, chosen − rejected.
     pub fn margin(&self) -> Tensor<D> {
         self.chosen.clone() - self.rejected.clone()
     }
 }
 
 impl<L: LogProbs<1>> Pair<L> {
-    /// A reward scale of its own for every pair, as ε-DPO and MallowsPO have it: what objectives
-    /// compare is multiplied by it, on both sides and for policy and reference.
+    /// Scales the rewards of every pair by a number of its own, as ε-DPO and MallowsPO do: what
+    /// objectives compare is multiplied by it, on both sides and for policy and reference.
     ///
     /// ```text
     /// ρ_w ← s·ρ_w,   ρ_l ← s·ρ_l          so that h = β·s·(ρ_w − ρ_l)
@@ -173,7 +174,7 @@ impl PolicyPair {
         self.zip(reference, SequenceLogProbs::relative_to)
     }
 
-    /// These pairs against a reference that finds every completion equally likely, ρ = ℓ: it turns
+    /// Compares with a reference that finds every completion equally likely, ρ = ℓ: this turns
     /// any objective against a reference into a reference-free one.
     pub fn with_uniform_reference(self) -> ReferencedPair {
         self.map(RelativeLogProbs::against_uniform)
@@ -181,12 +182,12 @@ impl PolicyPair {
 }
 
 impl ReferencedPair {
-    /// ρ_w and ρ_l, nats.
+    /// Log-ratios ρ_w and ρ_l, nats.
     pub fn log_ratios(&self) -> Pair<Tensor<1>> {
         self.map_ref(RelativeLogProbs::log_ratio)
     }
 
-    /// The policy's side alone, for objectives that have no use for the reference.
+    /// The side of the policy alone, for objectives that have no use for the reference.
     pub fn policy(&self) -> PolicyPair {
         self.map_ref(|y| y.policy().clone())
     }
@@ -232,6 +233,8 @@ impl Batch for RewardPair {
         Needs::new(Examples::Pairs, Values::Rewards)
     }
 }
+
+impl<R: sealed::Sealed> sealed::Sealed for Pair<R> {}
 
 impl<R: Rewards> Rewards for Pair<R> {
     fn without_autodiff(self) -> Self {

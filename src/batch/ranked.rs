@@ -1,13 +1,13 @@
 use burn::tensor::{Bool, Device, Shape, Tensor};
 
-use super::Batch;
+use super::traits::Batch;
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 use crate::math::{any_of_row, log1p_sum_exp_where, upcast};
 use crate::needs::{Examples, Needs, Values};
 
-/// What stands in a list for each candidate: log-probabilities, or the rewards that a reward model
-/// gives them.
+/// Values of the candidates of a list: log-probabilities, or the rewards that a reward model gives
+/// them.
 ///
 /// It is sealed.
 pub trait Candidates: sealed::Candidates {}
@@ -49,7 +49,7 @@ mod sealed {
     }
 }
 
-/// K candidate completions per prompt with a score each; shorter lists are padded.
+/// Lists of K candidate completions per prompt with a score each; shorter lists are padded.
 ///
 /// `L` is [`SequenceLogProbs`], [`RelativeLogProbs`], or for reward models the rewards, a tensor
 /// `[batch, candidates]`.
@@ -66,12 +66,12 @@ impl<L> Ranked<L> {
         &self.candidates
     }
 
-    /// `[batch, candidates]`, higher is better.
+    /// Score of each candidate, `[batch, candidates]`; higher is better.
     pub fn scores(&self) -> Tensor<2> {
         self.scores.clone()
     }
 
-    /// `[batch, candidates]`, false where a list is padded.
+    /// Mask of the candidates that are there, `[batch, candidates]`; false where a list is padded.
     pub fn present(&self) -> Tensor<2, Bool> {
         self.present.clone()
     }
@@ -211,7 +211,7 @@ impl<L> Ranked<L> {
 }
 
 impl Ranked<RelativeLogProbs<2>> {
-    /// The policy's side alone, for objectives that have no use for the reference.
+    /// The side of the policy alone, for objectives that have no use for the reference.
     pub fn policy(&self) -> Ranked<SequenceLogProbs<2>> {
         Ranked {
             candidates: self.candidates.policy().clone(),
@@ -260,7 +260,7 @@ impl Ranked<SequenceLogProbs<2>> {
 }
 
 impl<L: Candidates> Ranked<L> {
-    /// From log-probabilities or rewards, scores and the mask of present candidates.
+    /// Takes log-probabilities or rewards, scores and the mask of present candidates.
     ///
     /// Absent candidates may hold anything: they are never read.
     ///
@@ -270,7 +270,7 @@ impl<L: Candidates> Ranked<L> {
     ///
     /// # Errors
     ///
-    /// Shapes or devices differ, or lists have no room for a candidate.
+    /// Shapes or devices differ, or lists hold no candidate.
     pub fn new(
         candidates: L,
         scores: Tensor<2>,
@@ -293,7 +293,7 @@ impl<L: Candidates> Ranked<L> {
 }
 
 impl<L: LogProbs<2>> Ranked<L> {
-    /// A reward scale of its own for every list: as [`Pair::scaled_by`](super::Pair::scaled_by).
+    /// Scales the rewards of every list by a number of its own, as [`Pair::scaled_by`](super::Pair::scaled_by) does.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 use burn::tensor::{DType, Device, FloatDType, Shape, Tensor};
 
-use super::Batch;
+use super::traits::Batch;
 use crate::error::InvalidInput;
 use crate::hyperparameter::positive;
 use crate::log_probs::LogProbs;
@@ -9,7 +9,7 @@ use crate::needs::{Examples, Needs};
 
 /// Completions with a scalar score each; they need not share prompts.
 ///
-/// The objective says what the score is: a reward, or its place among the rewards of samples of the
+/// The meaning of the score is the objective's: a reward, or its place among the rewards of samples of the
 /// reference ([`quantile_scores`]).
 #[derive(Debug, Clone)]
 pub struct Scored<L> {
@@ -23,14 +23,14 @@ impl<L> Scored<L> {
         &self.log_probs
     }
 
-    /// `[batch]`, higher is better.
+    /// Score of each completion, `[batch]`; higher is better.
     pub fn scores(&self) -> Tensor<1> {
         self.scores.clone()
     }
 }
 
 impl<L: LogProbs<1>> Scored<L> {
-    /// From log-probabilities and scores, one per completion. No gradient flows into the scores.
+    /// Takes log-probabilities and scores, one per completion. No gradient flows into the scores.
     ///
     /// # Errors
     ///
@@ -160,12 +160,12 @@ pub fn optimal_values(reference: Tensor<2>, beta: f64) -> Result<Tensor<1>, Inva
     Ok(values.mask_where(infinite, max).squeeze_dim::<1>(1))
 }
 
-/// How many samples each of `rows` prompts has.
+/// Number of samples of each of `rows` prompts.
 fn samples_of(reference: &Tensor<2>, rows: usize) -> Result<usize, InvalidInput> {
-    let [found, samples] = reference.dims();
-    if found != rows {
+    let [prompts, samples] = reference.dims();
+    if prompts != rows {
         let expected = format!("{rows} rows, one per reward");
-        return Err(InvalidInput::new("reference", expected, found));
+        return Err(InvalidInput::new("reference", expected, prompts));
     }
     if samples == 0 {
         return Err(InvalidInput::new("reference", "one sample at least", 0));

@@ -1,8 +1,8 @@
-//! What is done to the tokens of a pair before they are summed, on both sides at once.
+//! Changes of the tokens of a pair before they are summed, on both sides at once.
 
 use burn::tensor::{Bool, Tensor};
 
-use super::{Pair, PolicyPair, ReferencedPair};
+use super::pair::{Pair, PolicyPair, ReferencedPair};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::fraction;
 use crate::log_probs::{RelativeTokenLogProbs, TokenLogProbs};
@@ -22,7 +22,7 @@ impl Pair<TokenLogProbs> {
         self.zip(reference, TokenLogProbs::relative_to)
     }
 
-    /// These pairs against a reference that gives every token log-probability 0. With it, an
+    /// Compares with a reference that gives every token log-probability 0. With it, an
     /// objective without a reference can use [`length_desensitized`](Pair::length_desensitized) and
     /// the others: it takes `.sequences().policy()`.
     pub fn with_uniform_reference(self) -> Pair<RelativeTokenLogProbs> {
@@ -111,7 +111,7 @@ impl Pair<RelativeTokenLogProbs> {
         })
     }
 
-    /// As [`RelativeTokenLogProbs::clamped`], of both completions.
+    /// Clamps both completions, as [`RelativeTokenLogProbs::clamped`] does.
     ///
     /// # Errors
     ///
@@ -123,7 +123,7 @@ impl Pair<RelativeTokenLogProbs> {
         })
     }
 
-    /// As [`RelativeTokenLogProbs::weighted`], of both completions.
+    /// Weighs both completions, as [`RelativeTokenLogProbs::weighted`] does.
     ///
     /// # Errors
     ///

@@ -1,11 +1,11 @@
 use burn::tensor::{Bool, Device, Tensor};
 
-use super::Batch;
+use super::traits::Batch;
 use crate::error::InvalidInput;
 use crate::log_probs::LogProbs;
 use crate::needs::{Examples, Needs};
 
-/// Unpaired completions, each desirable or not; they need not share prompts.
+/// Unpaired completions: each is desirable or undesirable, and they need not share prompts.
 #[derive(Debug, Clone)]
 pub struct Unpaired<L> {
     log_probs: L,
@@ -18,7 +18,7 @@ impl<L> Unpaired<L> {
         &self.log_probs
     }
 
-    /// The labels, `[batch]`: true for a desirable completion.
+    /// Mask of the desirable completions, `[batch]`.
     pub fn desirable(&self) -> Tensor<1, Bool> {
         self.desirable.clone()
     }
@@ -31,7 +31,7 @@ impl<L> Unpaired<L> {
 }
 
 impl<L: LogProbs<1>> Unpaired<L> {
-    /// From log-probabilities and labels, one per completion.
+    /// Takes log-probabilities and labels, one per completion.
     ///
     /// # Errors
     ///

@@ -5,7 +5,7 @@ use super::collated::{Collated, candidates};
 use super::example::Example;
 use super::label::{Desirable, Preference, Scores};
 use super::mismatched::WithMismatched;
-use crate::batch::{Pair, Ranked, Rows, Unpaired};
+use crate::batch::{Pair, PerCompletion, Ranked, Unpaired};
 use crate::error::InvalidInput;
 use crate::log_probs::{Completions, LogProbs};
 use crate::tokens::{Padding, Sequence, TokenBatch};
@@ -70,7 +70,7 @@ impl PairTokens {
     /// # Errors
     ///
     /// There are not two rows per pair.
-    pub fn pair<T: Rows + Clone>(&self, both: T) -> Result<Pair<T>, InvalidInput> {
+    pub fn pair<T: PerCompletion + Clone>(&self, both: T) -> Result<Pair<T>, InvalidInput> {
         if both.rows() != self.tokens.len() {
             let expected = format!("{}, one per row of the batch", self.tokens.len());
             return Err(InvalidInput::new("rows", expected, both.rows()));

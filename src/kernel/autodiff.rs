@@ -10,7 +10,11 @@ use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, TensorMetadata};
 use burn::tensor::{FloatDType, Shape};
 
-use super::{Forward, Head, HeadForm, HeadGradients, HeadOptions, LogProbKernel, LogProbOps, Save};
+use super::backend::LogProbKernel;
+use super::choice;
+use super::forward::{Forward, HeadGradients};
+use super::head::{Head, HeadForm};
+use super::operation::{HeadOptions, LogProbOps};
 
 impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
     fn head_log_probs(
@@ -20,11 +24,8 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
         targets: IntTensor<Self>,
         options: HeadOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let save = match [hidden.is_tracked(), weight.is_tracked(), bias.is_tracked()] {
-            [false, false, false] => Save::Nothing,
-            [true, false, false] => Save::Slope,
-            _ => Save::Tiles(options.retained_bytes),
-        };
+        let tracked = [hidden.is_tracked(), weight.is_tracked(), bias.is_tracked()];
+        let save = choice::saved_for_backward(tracked, options.retained_bytes);
         let head = plain::<B, C>([&hidden, &weight, &bias], targets.clone(), options.form);
         let dtype = head.hidden.dtype().into();
         let forward = B::head_forward(head, save, options.statistics);
@@ -136,7 +137,7 @@ fn with_statistics<B: Backend, C: CheckpointStrategy>(
     forward: Forward<B>,
     finish: impl FnOnce(FloatTensor<B>) -> FloatTensor<Autodiff<B, C>>,
 ) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>) {
-    let (log_probs, statistics) = super::outputs(forward);
+    let (log_probs, statistics) = forward.into_outputs();
     let statistics = <Autodiff<B, C> as burn::backend::AutodiffBackend>::from_inner(statistics);
     (finish(log_probs), statistics)
 }
@@ -185,8 +186,8 @@ fn hand_out<B: Backend, S>(
 ) {
     let grad = grads.consume::<B>(&ops.node);
     let wanted = ops.parents.each_ref().map(Option::is_some);
-    let found = of(ops.state, grad, wanted);
-    for (parent, gradient) in ops.parents.into_iter().zip(found) {
+    let gradients = of(ops.state, grad, wanted);
+    for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
         if let Some((parent, gradient)) = parent.zip(gradient) {
             grads.register::<B>(parent.id, gradient);
         }

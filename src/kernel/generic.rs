@@ -1,13 +1,14 @@
 //! The kernels for every backend, built from Burn's own operations.
 //!
-//! The kernels walk over blocks of rows and never slice the vocabulary, because fused GPU backends
+//! The kernels go through blocks of rows and never slice the vocabulary, because fused GPU backends
 //! panic on such slices.
 
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
 use burn::tensor::{DType, IndexingUpdateOp, Shape, Slice, TensorData};
 
-use super::{Forward, Head, HeadGradients, Save, Shaping};
+use super::forward::{Forward, HeadGradients, Save};
+use super::head::{Head, Shaping};
 
 /// Bytes of f32 logits in one block of rows. The block is large enough to keep a GPU busy.
 const BLOCK_BYTES: usize = 64 << 20;
@@ -53,7 +54,7 @@ pub(super) fn words<B: Backend>(head: &Head<B>) -> FloatTensor<B> {
 /// The rows `start..start + rows` of a head.
 struct Block<B: Backend> {
     hidden: FloatTensor<B>,
-    /// `[rows, 1]`
+    /// Target of each row, `[rows, 1]`.
     targets: IntTensor<B>,
 }
 
@@ -243,8 +244,8 @@ pub fn head_forward<B: Backend>(head: Head<B>, save: Save, statistics: bool) -> 
         let wants_softmax = save == Save::Slope;
         let (targets, shaping) = (block.targets, head.form.shaping);
         let bent = bent::<B>(&logits, shaping).filter(|_| wants_softmax);
-        let found = normalize::<B>(logits, targets.clone(), wants_softmax, precedence.clone());
-        if let Some(softmax) = found.softmax.filter(|_| wants_softmax) {
+        let normalized = normalize::<B>(logits, targets.clone(), wants_softmax, precedence.clone());
+        if let Some(softmax) = normalized.softmax.filter(|_| wants_softmax) {
             let bent_target = bent.clone().map(|bent| {
                 let target = B::float_gather(1, bent, targets.clone());
                 let [_, width] = dims::<B>(&words(&head));
@@ -258,9 +259,9 @@ pub fn head_forward<B: Backend>(head: Head<B>, save: Save, statistics: bool) -> 
             let expected = B::float_matmul(softmax, words(&head));
             slopes.push(B::float_sub(chosen, cast::<B>(expected, dtype)));
         }
-        log_probs.push(found.log_probs);
-        normalizers.push(found.normalizer);
-        by_products.extend(found.statistics);
+        log_probs.push(normalized.log_probs);
+        normalizers.push(normalized.normalizer);
+        by_products.extend(normalized.statistics);
     }
     Forward {
         log_probs: flat::<B>(log_probs),
@@ -387,7 +388,7 @@ pub fn kl_forward<B: Backend>(policy: Head<B>, reference: Head<B>) -> FloatTenso
     let [rows, _] = dims::<B>(&policy.hidden);
     let [vocab, _] = dims::<B>(&words(&policy));
     let dtype = wide(policy.hidden.dtype());
-    let mut found = Vec::new();
+    let mut kl = Vec::new();
     for (start, length) in blocks(rows, vocab) {
         let [ours, theirs] = [&policy, &reference]
             .map(|head| log_softmax::<B>(Block::new(head, start, length).logits(head)));
@@ -399,9 +400,9 @@ pub fn kl_forward<B: Backend>(policy: Head<B>, reference: Head<B>) -> FloatTenso
         let difference = B::float_sub(theirs.clone(), ours);
         let terms = B::float_mul(B::float_exp(theirs), difference);
         let terms = B::float_mask_fill(terms, ruled_out, 0.0.into());
-        found.push(B::float_sum_dim(terms, 1));
+        kl.push(B::float_sum_dim(terms, 1));
     }
-    flat::<B>(found)
+    flat::<B>(kl)
 }
 
 /// The gradient is ∂KL/∂logits = π − π°.
@@ -450,11 +451,11 @@ pub fn logits_forward<B: Backend>(
     let targets = B::int_reshape(targets, Shape::new([rows, 1]));
     let logits = B::float_mask_fill(logits, not_counted::<B>(counted, vocab), 0.0.into());
     let precedence = statistics.then(|| precedence::<B>(&logits, vocab));
-    let found = normalize::<B>(logits, targets, false, precedence);
+    let normalized = normalize::<B>(logits, targets, false, precedence);
     Forward {
-        log_probs: flat::<B>(vec![found.log_probs]),
-        normalizer: found.normalizer,
-        statistics: found.statistics,
+        log_probs: flat::<B>(vec![normalized.log_probs]),
+        normalizer: normalized.normalizer,
+        statistics: normalized.statistics,
         slope: None,
         tiles: Vec::new(),
     }

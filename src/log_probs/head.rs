@@ -1,7 +1,6 @@
 use burn::nn::{Embedding, Linear};
-use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{Shape, Tensor};
 
-use super::predictions::{Predictions, Walked};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::kernel::{self, HeadTensors, Shaping};
@@ -13,7 +12,8 @@ const RETAINED_BYTES: usize = 8 << 20;
 /// The last layer of a language model, from hidden states to logits: weight and bias.
 ///
 /// A handle to them, as cheap to make in every step as a clone of the tensors.
-/// [`TokenLogProbs::from_hidden`](super::TokenLogProbs::from_hidden) applies it without ever holding all logits.
+/// [`TokenLogProbs::from_output`](super::TokenLogProbs::from_output) applies it without ever holding
+/// all logits.
 ///
 /// ```text
 /// logits = softcap(scale·(W·hidden + b)) / temperature
@@ -33,7 +33,7 @@ pub struct LmHead {
     words_first: bool,
     bias: Option<Tensor<1>>,
     shaping: Shaping,
-    retained_bytes: usize,
+    pub(super) retained_bytes: usize,
 }
 
 impl LmHead {
@@ -102,8 +102,8 @@ impl LmHead {
         Ok(self)
     }
 
-    /// How many bytes of logits a trainable head may keep from forward to backward; the default is
-    /// 8 MiB.
+    /// Sets the number of bytes of logits that a trainable head may keep from forward to backward;
+    /// the default is 8 MiB.
     ///
     /// Logits that are not kept are computed again: a fourth product of the size of the three that a
     /// trainable head needs. All of them take 4·rows·vocab bytes (8 in f64), where `rows` counts the
@@ -129,7 +129,7 @@ impl LmHead {
 
     /// Logits of hidden states: all of them at once, for sampling or a measure of your own. An
     /// objective never needs them: see
-    /// [`TokenLogProbs::from_hidden`](super::TokenLogProbs::from_hidden).
+    /// [`TokenLogProbs::from_output`](super::TokenLogProbs::from_output).
     ///
     /// # Shapes
     ///
@@ -148,12 +148,17 @@ impl LmHead {
         self.check_operands(&hidden)?;
         let [batch, time, width] = hidden.dims();
         let [vocab, _] = self.dims();
+        if batch * time == 0 {
+            // NdArray panics on a product without rows.
+            let none = upcast(hidden.sum_dim(2));
+            return Ok(none.expand(Shape::new([batch, time, vocab])));
+        }
         let hidden = hidden.reshape([batch * time, width]);
         let logits = kernel::head_logits(self.with_hidden(hidden));
         Ok(logits.reshape([batch, time, vocab]))
     }
 
-    /// With hidden states `[rows, hidden]`, as kernels take it.
+    /// The head with hidden states `[rows, hidden]`, as kernels take it.
     pub(super) fn with_hidden(&self, hidden: Tensor<2>) -> HeadTensors {
         HeadTensors {
             hidden,
@@ -215,127 +220,9 @@ impl From<&Linear> for LmHead {
     }
 }
 
-/// Tied embeddings.
+/// A head of tied embeddings.
 impl From<&Embedding> for LmHead {
     fn from(embedding: &Embedding) -> Self {
         Self::new(embedding.weight.val())
-    }
-}
-
-pub(super) fn walk(
-    hidden: Tensor<3>,
-    head: &LmHead,
-    tokens: Tensor<2, Int>,
-    completion_mask: Tensor<2, Bool>,
-    statistics: bool,
-) -> Result<Walked, InvalidInput> {
-    head.check(&hidden)?;
-    let [batch, time, width] = hidden.dims();
-    let [vocab, _] = head.dims();
-    let shape = [batch, time, vocab];
-    let predictions = Predictions::new(shape, &hidden.device(), tokens, completion_mask)?;
-    let rows = (batch > 0).then(|| CountedRows::new(predictions.counted()));
-    let hidden = hidden.reshape([batch * time, width]);
-    Ok(walk_rows(hidden, head, &predictions, rows, statistics))
-}
-
-/// Log-probabilities of `predictions`, whose counted rows are `rows` of the hidden states; there
-/// are none where there is no batch.
-pub(super) fn walk_rows(
-    hidden: Tensor<2>,
-    head: &LmHead,
-    predictions: &Predictions,
-    rows: Option<CountedRows>,
-    statistics: bool,
-) -> Walked {
-    let Some(rows) = rows else {
-        return nothing(hidden, predictions, statistics);
-    };
-    let found = kernel::head_log_probs(
-        head.with_hidden(rows.take(hidden)),
-        rows.targets(predictions.targets()),
-        head.retained_bytes,
-        statistics,
-    );
-    rows.found(predictions, found)
-}
-
-/// Of no row of a model, whose graph it keeps.
-pub(super) fn nothing(rows: Tensor<2>, predictions: &Predictions, statistics: bool) -> Walked {
-    let none: Tensor<1> = upcast(rows.sum_dim(1).squeeze_dim(1));
-    let statistics = statistics
-        .then(|| predictions.statistics(&Tensor::empty([0, kernel::STATISTICS], &none.device())));
-    (predictions.log_probs(none), statistics)
-}
-
-/// The rows that predict a counted token, which alone reach the head.
-pub(super) struct CountedRows {
-    /// Where they stand in what a model gave.
-    source: Tensor<1, Int>,
-    /// Where they stand among all predictions.
-    index: Tensor<1, Int>,
-    all: usize,
-    none: bool,
-}
-
-impl CountedRows {
-    /// Reads the mask back, once, to know how many there are.
-    pub(super) fn new(counted: Tensor<1, Bool>) -> Self {
-        let [all] = counted.dims();
-        let device = counted.device();
-        let index: Tensor<1, Int> = counted.argwhere().squeeze_dim(1);
-        let index = (index.dims() != [0]).then_some(index);
-        Self::at(index.map(|index| [index.clone(), index]), all, &device)
-    }
-
-    /// Of `all` predictions those at `index`, whose rows are at `source`; none where none counts.
-    pub(super) fn at(
-        index_and_source: Option<[Tensor<1, Int>; 2]>,
-        all: usize,
-        device: &Device,
-    ) -> Self {
-        let none = index_and_source.is_none();
-        // Where nothing counts, one row of zeros keeps the graph: a backward finds its leaves.
-        let [index, source] =
-            index_and_source.unwrap_or_else(|| [0, 1].map(|_| Tensor::zeros([1], device)));
-        Self {
-            source,
-            index,
-            all,
-            none,
-        }
-    }
-
-    /// The counted ones of the rows of a model.
-    pub(super) fn take(&self, rows: Tensor<2>) -> Tensor<2> {
-        let rows = rows.select(0, self.source.clone());
-        if self.none {
-            let everywhere = rows.zeros_like().equal_elem(0.0);
-            return rows.mask_fill(everywhere, 0.0);
-        }
-        rows
-    }
-
-    pub(super) fn targets(&self, targets: Tensor<1, Int>) -> Tensor<1, Int> {
-        targets.select(0, self.index.clone())
-    }
-
-    /// What a kernel found of these rows, among all predictions: `Predictions` fills the others.
-    pub(super) fn found(
-        &self,
-        predictions: &Predictions,
-        (values, by_products): (Tensor<1>, Option<Tensor<2>>),
-    ) -> Walked {
-        let log_probs = predictions.log_probs(self.spread(values));
-        let statistics = by_products.map(|values| predictions.statistics(&self.spread(values)));
-        (log_probs, statistics)
-    }
-
-    /// Puts each row of `values` back where it was, among rows of zeros.
-    pub(super) fn spread<const D: usize>(&self, values: Tensor<D>) -> Tensor<D> {
-        let mut shape = values.dims();
-        shape[0] = self.all;
-        let zeros = Tensor::zeros(shape, (&values.device(), values.dtype()));
-        zeros.select_assign(0, self.index.clone(), values, IndexingUpdateOp::Add)
     }
 }

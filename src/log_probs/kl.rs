@@ -1,26 +1,28 @@
 use burn::tensor::{Bool, Shape, Tensor};
 
-use super::LmHead;
-use super::head::CountedRows;
-use super::predictions::{finish, prediction_mask};
-use super::token::check_logits;
+use super::head::LmHead;
+use super::logits::check_logits;
+use super::positions::CountedPositions;
+use super::predictions::without_last;
+use super::shift::prediction_mask;
 use crate::error::InvalidInput;
 use crate::kernel;
 use crate::math::{logsumexp, upcast};
 
-/// K = Σ_t KL(π° ‖ π) over the counted positions of each sequence, `[batch]`, nats: TDPO's column.
+/// Sum over the counted positions of each sequence of KL(π° ‖ π), K = Σ_t KL, `[batch]`, nats:
+/// TDPO's column.
 ///
 /// Gradients flow into the policy's logits, none into the reference's.
 ///
 /// # Shapes
 ///
 /// - `policy`, `reference`: logits `[batch, time, vocab]`, aligned as in
-///   [`TokenLogProbs::from_logits`](super::TokenLogProbs::from_logits)
+///   [`TokenLogProbs::from_output`](super::TokenLogProbs::from_output)
 /// - `completion_mask`: `[batch, time]`
 ///
 /// # Errors
 ///
-/// As [`TokenLogProbs::from_logits`](super::TokenLogProbs::from_logits).
+/// As [`TokenLogProbs::from_output`](super::TokenLogProbs::from_output).
 pub fn sequence_kl(
     policy: Tensor<3>,
     reference: Tensor<3>,
@@ -34,12 +36,12 @@ pub fn sequence_kl(
     // A token that the reference rules out contributes 0·(−∞) = 0.
     let ruled_out = theirs.clone().equal_elem(f64::NEG_INFINITY);
     let terms = (theirs.clone().exp() * (theirs - ours)).mask_fill(ruled_out, 0.0);
-    let kl = finish(terms.sum_dim(2).squeeze_dim(2), policy.mask);
+    let kl = without_last(terms.sum_dim(2).squeeze_dim(2), policy.mask);
     Ok(kl.sequence().sum())
 }
 
-/// [`sequence_kl`] from hidden states and heads: no logits on the tape, and only the rows that
-/// predict a counted token reach the heads.
+/// [`sequence_kl`] from hidden states and heads: no logits on the tape, and only the positions
+/// that predict a counted token reach the heads.
 ///
 /// Policy and reference may have hidden states of different width; they share the vocabulary. Only
 /// the logits of one block of rows exist at a time, and the backward computes them again. That is
@@ -48,12 +50,12 @@ pub fn sequence_kl(
 /// # Shapes
 ///
 /// - `policy`, `reference`: hidden states `[batch, time, hidden]`, aligned as in
-///   [`TokenLogProbs::from_hidden`](super::TokenLogProbs::from_hidden), and their head
+///   [`TokenLogProbs::from_output`](super::TokenLogProbs::from_output), and their head
 /// - `completion_mask`: `[batch, time]`; it is read back, once
 ///
 /// # Errors
 ///
-/// As [`TokenLogProbs::from_hidden`](super::TokenLogProbs::from_hidden), or the vocabularies
+/// As [`TokenLogProbs::from_output`](super::TokenLogProbs::from_output), or the vocabularies
 /// differ.
 pub fn sequence_kl_from_hidden(
     policy: (Tensor<3>, &LmHead),
@@ -63,10 +65,10 @@ pub fn sequence_kl_from_hidden(
     let ((ours, our_head), (theirs, their_head)) = (policy, reference);
     our_head.check(&ours)?;
     their_head.check(&theirs)?;
-    let ([vocab, _], [found, _]) = (our_head.dims(), their_head.dims());
-    if vocab != found {
+    let ([vocab, _], [their_vocab, _]) = (our_head.dims(), their_head.dims());
+    if vocab != their_vocab {
         let expected = format!("the policy's vocabulary of {vocab}");
-        return Err(InvalidInput::new("reference", expected, found));
+        return Err(InvalidInput::new("reference", expected, their_vocab));
     }
     let [batch, time, width] = ours.dims();
     let [their_batch, their_time, their_width] = theirs.dims();
@@ -81,17 +83,17 @@ pub fn sequence_kl_from_hidden(
     if batch == 0 {
         return Ok(upcast(ours.reshape([0, time * width]).sum_dim(1)).reshape([0]));
     }
-    let rows = CountedRows::new(mask.clone().reshape([batch * time]));
-    let ours = rows.take(ours.reshape([batch * time, width]));
+    let positions = CountedPositions::new(mask.clone().reshape([batch * time]));
+    let ours = positions.take(ours.reshape([batch * time, width]));
     let theirs = theirs.without_autodiff();
-    let theirs = rows.take(theirs.reshape([batch * time, their_width]));
+    let theirs = positions.take(theirs.reshape([batch * time, their_width]));
     let reference = their_head.clone().without_autodiff().with_hidden(theirs);
     let kl = kernel::head_kl(our_head.with_hidden(ours), reference);
-    let kl = finish(rows.spread(kl).reshape(shape), mask);
+    let kl = without_last(positions.spread(kl).reshape(shape), mask);
     Ok(kl.sequence().sum())
 }
 
-/// Logits of which only those rows are read that predict a counted token.
+/// Logits of which only the positions are read that predict a counted token.
 struct CountedLogits {
     logits: Tensor<3>,
     mask: Tensor<2, Bool>,

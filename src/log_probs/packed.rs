@@ -1,30 +1,32 @@
-//! The same log-probabilities from rows in which prompts stand once.
+//! The same log-probabilities from packed sequences, whose prompts stand once.
 
 use burn::tensor::{Bool, Device, Int, Tensor};
 
-use super::LmHead;
-use super::head::{CountedRows, nothing, walk_rows};
-use super::predictions::{Predictions, Walked};
-use super::token::check_logits;
+use super::head::LmHead;
+use super::hidden::from_positions;
+use super::logits::check_logits;
+use super::positions::{CountedPositions, Spread};
+use super::predictions::{Predictions, TokenResults};
 use crate::error::InvalidInput;
 use crate::kernel;
 
-/// Which rows of a model's output `[rows, time, …]` predict a counted token, and of which sequence.
-pub struct PackedRows {
-    /// Rows and their length.
+/// The positions of a packed output `[rows, time, …]` that predict a counted token, and their
+/// sequences.
+pub struct PackedPositions {
+    /// Rows of the output, and their length.
     pub dims: [usize; 2],
     pub device: Device,
     /// The ids of the same sequences, one per row.
     pub ids: Tensor<2, Int>,
-    /// Which of them count.
+    /// True for those ids that count.
     pub completion_mask: Tensor<2, Bool>,
-    /// Places that predict a counted token: among `ids`, and where the same token stands among the
-    /// packed rows. `None` where nothing counts.
+    /// Places that predict a counted token: among `ids`, and of the same token in the packed
+    /// output. `None` where nothing counts.
     pub predicting: Option<[Tensor<1, Int>; 2]>,
 }
 
-/// `values` of so many rows as `[rows · time, width]`.
-pub(crate) fn flat(
+/// `values` of a packed output, `[rows · time, width]`.
+pub fn flat(
     name: &'static str,
     values: Tensor<3>,
     [rows, time]: [usize; 2],
@@ -37,49 +39,48 @@ pub(crate) fn flat(
     Ok(values.reshape([rows * time, width]))
 }
 
-/// Nothing is read back: which rows predict a counted token is known.
-pub(super) fn walk_hidden(
+/// Results from hidden states. Nothing is read back: the positions are known.
+pub fn from_packed_hidden<R: TokenResults>(
     hidden: Tensor<3>,
     head: &LmHead,
-    packed: &PackedRows,
-    statistics: bool,
-) -> Result<Walked, InvalidInput> {
+    packed: &PackedPositions,
+) -> Result<R, InvalidInput> {
     head.check(&hidden)?;
     let hidden = flat("hidden", hidden, packed.dims, &packed.device)?;
     let [vocab, _] = head.dims();
-    let (predictions, rows) = predictions(packed, vocab)?;
-    Ok(walk_rows(hidden, head, &predictions, rows, statistics))
+    let (predictions, positions) = predictions(packed, vocab)?;
+    Ok(from_positions(hidden, head, &predictions, positions))
 }
 
-/// The logits that predict a counted token are copied once, since those of a prompt's last token
-/// are read for each completion.
-pub(super) fn walk_logits(
+/// Results from logits. Those that predict a counted token are copied once, since those of a
+/// prompt's last token are read for each completion.
+pub fn from_packed_logits<R: TokenResults>(
     logits: Tensor<3>,
-    packed: &PackedRows,
-    statistics: bool,
-) -> Result<Walked, InvalidInput> {
+    packed: &PackedPositions,
+) -> Result<R, InvalidInput> {
     check_logits(&logits)?;
     let [_, _, vocab] = logits.dims();
     let logits = flat("logits", logits, packed.dims, &packed.device)?;
-    let (predictions, rows) = predictions(packed, vocab)?;
-    let Some(rows) = rows else {
-        return Ok(nothing(logits, &predictions, statistics));
+    let (predictions, positions) = predictions(packed, vocab)?;
+    let Some(positions) = positions else {
+        return Ok(R::of_no_position(&predictions, logits));
     };
-    let targets = rows.targets(predictions.targets());
+    let targets = positions.targets(predictions.targets());
     let all = targets.clone().greater_equal_elem(0);
-    let found = kernel::logits_log_probs(rows.take(logits), targets, all, statistics);
-    Ok(rows.found(&predictions, found))
+    let values: R::Outputs = kernel::logits_log_probs(positions.take(logits), targets, all);
+    Ok(R::new(&predictions, values.spread(&positions)))
 }
 
-/// What is predicted, and in which rows; nothing where there are none.
+/// The predictions and their positions; no positions where there is no sequence.
 fn predictions(
-    packed: &PackedRows,
+    packed: &PackedPositions,
     vocab: usize,
-) -> Result<(Predictions, Option<CountedRows>), InvalidInput> {
+) -> Result<(Predictions, Option<CountedPositions>), InvalidInput> {
     let [sequences, time] = packed.ids.dims();
     let (ids, mask) = (packed.ids.clone(), packed.completion_mask.clone());
     let predictions = Predictions::new([sequences, time, vocab], &packed.device, ids, mask)?;
     let all = sequences * time;
-    let rows = (all > 0).then(|| CountedRows::at(packed.predicting.clone(), all, &packed.device));
-    Ok((predictions, rows))
+    let positions =
+        (all > 0).then(|| CountedPositions::at(packed.predicting.clone(), all, &packed.device));
+    Ok((predictions, positions))
 }

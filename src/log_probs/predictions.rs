@@ -1,17 +1,20 @@
-use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor};
 
-use super::{TokenLogProbs, TokenStatistics};
+use super::positions::Spread;
+use super::shift::{prediction_mask, roll_left, widen};
+use super::statistics::TokenStatistics;
+use super::token::TokenLogProbs;
 use crate::error::InvalidInput;
+use crate::kernel::Outputs;
+use crate::math::upcast;
 
-/// Log-probabilities, and what else the same walk tells where it was asked for.
-pub(crate) type Walked = (TokenLogProbs, Option<TokenStatistics>);
-
-/// Which rows of a model's output `[batch, time, …]` predict a counted token, and which token.
-pub(super) struct Predictions {
+/// Predictions of a batch: the positions of a model's output `[batch, time, …]` that predict a
+/// counted token, and which token.
+pub struct Predictions {
     /// `[batch, time]`. Shifting the small mask left instead of slicing the output saves a copy
-    /// of it. The last row predicts nothing.
+    /// of it. The last position predicts nothing.
     mask: Tensor<2, Bool>,
-    /// `[batch · time]`: the token that each row predicts; 0 where none counts.
+    /// `[batch · time]`: the token that each position predicts; 0 where none counts.
     targets: Tensor<1, Int>,
     /// `[batch, time]`: the token counts, but is no word.
     outside: Tensor<2, Bool>,
@@ -54,59 +57,55 @@ impl Predictions {
         self.mask.clone().reshape([batch * time])
     }
 
-    /// From a value per row, `[batch · time]`, to one per prediction; NaN for what is no word.
+    /// Takes a value per position, `[batch · time]`, to one per prediction; NaN for what is no
+    /// word.
     pub fn log_probs(&self, values: Tensor<1>) -> TokenLogProbs {
         let values = values.reshape(self.mask.shape());
         let values = values.mask_fill(self.outside.clone(), f64::NAN);
-        finish(values, self.mask.clone())
+        without_last(values, self.mask.clone())
     }
 
-    /// The same of the by-products, `[batch · time, 4]`.
-    pub fn statistics(&self, values: &Tensor<2>) -> TokenStatistics {
+    /// [`log_probs`](Self::log_probs) of each by-product, `[batch · time, 4]`.
+    fn statistics(&self, values: &Tensor<2>) -> TokenStatistics {
         let column = |index| self.log_probs(values.clone().narrow(1, index, 1).squeeze_dim(1));
         TokenStatistics::new([0, 1, 2, 3].map(column))
     }
 }
 
-/// `[batch, time]`: true where a row predicts a token that counts.
-pub(super) fn prediction_mask(
-    [batch, time]: [usize; 2],
-    device: &Device,
-    completion_mask: Tensor<2, Bool>,
-) -> Result<Tensor<2, Bool>, InvalidInput> {
-    let expected = [batch, time].into();
-    InvalidInput::check_shape("completion_mask", &expected, &completion_mask.shape())?;
-    InvalidInput::check_device("completion_mask", device, &completion_mask.device())?;
-    Ok(shift_left(completion_mask))
-}
-
-/// Cuts off the last row, which predicts nothing.
-pub(super) fn finish(values: Tensor<2>, mask: Tensor<2, Bool>) -> TokenLogProbs {
+/// Cuts off the last position, which predicts nothing.
+pub fn without_last(values: Tensor<2>, mask: Tensor<2, Bool>) -> TokenLogProbs {
     let [_, time] = values.dims();
     TokenLogProbs::masked(values.narrow(1, 0, time - 1), mask.narrow(1, 0, time - 1))
 }
 
-/// Ids in a type that can be compared with the size of any vocabulary.
-///
-/// By way of f32, which holds 16 bits exactly: burn-remote 0.22.1 cannot cast integers.
-fn widen(tokens: Tensor<2, Int>) -> Tensor<2, Int> {
-    match tokens.dtype() {
-        DType::I8 | DType::I16 | DType::U8 | DType::U16 => tokens.cast(FloatDType::F32).int(),
-        _ => tokens,
+/// Results of one pass over the logits: [`TokenLogProbs`], alone or with [`TokenStatistics`].
+pub trait TokenResults: Sized {
+    /// The same for positions, as kernels give them.
+    type Outputs: Outputs + Spread;
+
+    /// Takes values of all positions of a batch, `[batch · time, …]`.
+    fn new(predictions: &Predictions, values: Self::Outputs) -> Self;
+
+    /// The results of no position. `output` is that of the model, whose graph they keep.
+    fn of_no_position(predictions: &Predictions, output: Tensor<2>) -> Self {
+        let none = upcast(output.sum_dim(1).squeeze_dim(1));
+        Self::new(predictions, Self::Outputs::of_no_row(none))
     }
 }
 
-/// Column `t` takes what stood at `t + 1`; the last column takes the first's.
-fn roll_left(tokens: Tensor<2, Int>) -> Tensor<2, Int> {
-    let [_, time] = tokens.dims();
-    let first = tokens.clone().narrow(1, 0, 1);
-    Tensor::cat(vec![tokens.narrow(1, 1, time - 1), first], 1)
+impl TokenResults for TokenLogProbs {
+    type Outputs = Tensor<1>;
+
+    fn new(predictions: &Predictions, values: Tensor<1>) -> Self {
+        predictions.log_probs(values)
+    }
 }
 
-/// As [`roll_left`], but the last column is false: nothing is predicted there.
-pub(super) fn shift_left(mask: Tensor<2, Bool>) -> Tensor<2, Bool> {
-    let [_, time] = mask.dims();
-    let last = mask.clone().narrow(1, 0, 1);
-    let last = last.clone().bool_and(last.bool_not());
-    Tensor::cat(vec![mask.narrow(1, 1, time - 1), last], 1)
+impl TokenResults for (TokenLogProbs, TokenStatistics) {
+    type Outputs = (Tensor<1>, Tensor<2>);
+
+    fn new(predictions: &Predictions, (values, by_products): Self::Outputs) -> Self {
+        let log_probs = predictions.log_probs(values);
+        (log_probs, predictions.statistics(&by_products))
+    }
 }

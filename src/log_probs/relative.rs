@@ -1,6 +1,6 @@
 use burn::tensor::Tensor;
 
-use super::SequenceLogProbs;
+use super::sequence::SequenceLogProbs;
 use crate::error::InvalidInput;
 
 /// The policy's log-probabilities of completions, and the reference's of the same ones.
@@ -21,7 +21,7 @@ impl<const D: usize> RelativeLogProbs<D> {
         Ok(Self::of(policy, reference))
     }
 
-    /// Of sides that fit.
+    /// Takes sides that fit.
     pub(super) fn of(policy: SequenceLogProbs<D>, reference: SequenceLogProbs<D>) -> Self {
         Self {
             policy,
@@ -29,23 +29,23 @@ impl<const D: usize> RelativeLogProbs<D> {
         }
     }
 
-    /// Against a reference that gives every completion log-probability 0.
+    /// Compares with a reference that gives every completion log-probability 0.
     pub(crate) fn against_uniform(policy: SequenceLogProbs<D>) -> Self {
         let reference = policy.clone().uniform();
         Self { policy, reference }
     }
 
-    /// ρ = ℓ − ℓ°, nats.
+    /// Log-ratio of each completion, ρ = ℓ − ℓ°, nats.
     pub fn log_ratio(&self) -> Tensor<D> {
         self.policy.sum() - self.reference.sum().cast(self.policy.sum().dtype())
     }
 
-    /// The policy's side.
+    /// Log-probabilities of the policy.
     pub fn policy(&self) -> &SequenceLogProbs<D> {
         &self.policy
     }
 
-    /// The reference's side; no gradient reaches it.
+    /// Log-probabilities of the reference; no gradient reaches them.
     pub fn reference(&self) -> &SequenceLogProbs<D> {
         &self.reference
     }
@@ -67,7 +67,7 @@ impl RelativeLogProbs {
         self.clone().map(|side| side.narrow(start, length))
     }
 
-    /// As [`SequenceLogProbs::split_candidates`].
+    /// Makes lists of both sides, as [`SequenceLogProbs::split_candidates`] does.
     ///
     /// # Errors
     ///
@@ -77,5 +77,18 @@ impl RelativeLogProbs {
             policy: self.policy.split_candidates(candidates)?,
             reference: self.reference.split_candidates(candidates)?,
         })
+    }
+}
+
+impl<const D: usize> SequenceLogProbs<D> {
+    /// Puts the reference's log-probabilities of the same completions beside the policy's.
+    ///
+    /// No gradient flows into the reference, whatever it was computed with.
+    ///
+    /// # Errors
+    ///
+    /// Shapes or devices differ.
+    pub fn relative_to(self, reference: Self) -> Result<RelativeLogProbs<D>, InvalidInput> {
+        RelativeLogProbs::new(self, reference)
     }
 }

@@ -1,6 +1,7 @@
 use burn::tensor::{Bool, Tensor};
 
-use super::{RelativeLogProbs, TokenLogProbs};
+use super::relative::RelativeLogProbs;
+use super::token::TokenLogProbs;
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::bounds;
 
@@ -34,14 +35,14 @@ pub struct RelativeTokenLogProbs {
 }
 
 impl RelativeTokenLogProbs {
-    /// Against a reference that gives every token log-probability 0.
+    /// Compares with a reference that gives every token log-probability 0.
     pub(crate) fn against_uniform(policy: TokenLogProbs) -> Self {
         let nothing = policy.log_probs().without_autodiff().zeros_like();
         let reference = TokenLogProbs::masked(nothing, policy.mask());
         Self::of(policy, reference)
     }
 
-    /// Of sides that fit.
+    /// Takes sides that fit.
     pub(super) fn of(policy: TokenLogProbs, reference: TokenLogProbs) -> Self {
         Self {
             policy,
@@ -50,7 +51,7 @@ impl RelativeTokenLogProbs {
         }
     }
 
-    /// These sides for objectives to compare, instead of what they were.
+    /// Replaces the sides that objectives compare.
     fn modified(self, policy: TokenLogProbs, reference: TokenLogProbs) -> Self {
         let before = self.unmodified.unwrap_or([self.policy, self.reference]);
         Self {
@@ -60,17 +61,17 @@ impl RelativeTokenLogProbs {
         }
     }
 
-    /// The policy's side, as objectives compare it.
+    /// Log-probabilities of the policy, as objectives compare them.
     pub fn policy(&self) -> &TokenLogProbs {
         &self.policy
     }
 
-    /// The reference's side; no gradient reaches it.
+    /// Log-probabilities of the reference; no gradient reaches them.
     pub fn reference(&self) -> &TokenLogProbs {
         &self.reference
     }
 
-    /// ln π − ln π° of every token, 0 where it does not count; `[batch, time − 1]`, nats.
+    /// Log-ratio ln π − ln π° of every token, 0 where it does not count; `[batch, time − 1]`, nats.
     pub fn log_ratios(&self) -> Tensor<2> {
         self.policy.log_probs() - self.reference.log_probs()
     }
@@ -154,5 +155,25 @@ impl RelativeTokenLogProbs {
                 .as_ref()
                 .map(|sides| sides.each_ref().map(rows)),
         }
+    }
+}
+
+impl TokenLogProbs {
+    /// Puts the reference's log-probabilities of the same tokens beside the policy's.
+    ///
+    /// No gradient flows into the reference, whatever it was computed with. The masks are not
+    /// compared, since that would wait for the device: give both sides the same one. The metric
+    /// `length_mismatches` shows rows of which they count unequally many tokens.
+    ///
+    /// # Errors
+    ///
+    /// Shapes or devices differ.
+    pub fn relative_to(self, reference: Self) -> Result<RelativeTokenLogProbs, InvalidInput> {
+        let (ours, theirs) = (self.log_probs(), reference.log_probs());
+        InvalidInput::check_shape("reference", &ours.shape(), &theirs.shape())?;
+        InvalidInput::check_device("reference", &ours.device(), &theirs.device())?;
+        let theirs = theirs.without_autodiff().cast(ours.dtype());
+        let reference = Self::masked(theirs, reference.mask());
+        Ok(RelativeTokenLogProbs::of(self, reference))
     }
 }

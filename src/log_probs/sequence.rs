@@ -1,6 +1,5 @@
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
-use super::RelativeLogProbs;
 use crate::error::InvalidInput;
 use crate::math::upcast;
 
@@ -17,7 +16,7 @@ pub struct SequenceLogProbs<const D: usize = 1> {
 }
 
 impl<const D: usize> SequenceLogProbs<D> {
-    /// From sums (nats) and completion lengths (tokens).
+    /// Takes sums (nats) and completion lengths (tokens).
     ///
     /// Reads the lengths back to check them. A step that must not wait for the device starts from
     /// [`TokenLogProbs`](super::TokenLogProbs).
@@ -46,12 +45,12 @@ impl<const D: usize> SequenceLogProbs<D> {
         }
     }
 
-    /// ℓ = Σ log π(token), nats.
+    /// Log-probability of each completion, ℓ = Σ log π(token), nats.
     pub fn sum(&self) -> Tensor<D> {
         self.sum.clone()
     }
 
-    /// ℓ̄ = ℓ / max(length, 1): 0 for an empty completion.
+    /// Mean over the tokens of each completion, ℓ̄ = ℓ / max(length, 1): 0 for an empty one.
     pub fn mean(&self) -> Tensor<D> {
         self.sum() / self.divisor()
     }
@@ -61,7 +60,7 @@ impl<const D: usize> SequenceLogProbs<D> {
         self.lengths.clone()
     }
 
-    /// The completions as the model has them: before LD-DPO, SamPO, a clamp, token weights or a
+    /// The completions as the model has them, before LD-DPO, SamPO, a clamp, token weights or a
     /// scale changed what an objective compares.
     ///
     /// Negative log-likelihoods and the metrics `logps/*` are of these.
@@ -72,7 +71,7 @@ impl<const D: usize> SequenceLogProbs<D> {
         }
     }
 
-    /// `self` for objectives to compare, of completions that were `before`.
+    /// Keeps the sums of `before` as the unmodified ones.
     pub(super) fn in_place_of(self, before: &Self) -> Self {
         let Self { sum, lengths, .. } = before.unmodified();
         Self {
@@ -112,18 +111,7 @@ impl<const D: usize> SequenceLogProbs<D> {
         Self::from_parts(sum, self.lengths()).in_place_of(&self)
     }
 
-    /// Puts the reference's log-probabilities of the same completions beside the policy's.
-    ///
-    /// No gradient flows into the reference, whatever it was computed with.
-    ///
-    /// # Errors
-    ///
-    /// Shapes or devices differ.
-    pub fn relative_to(self, reference: Self) -> Result<RelativeLogProbs<D>, InvalidInput> {
-        RelativeLogProbs::new(self, reference)
-    }
-
-    /// Several models as one reference: the weighted mean of their log-probabilities.
+    /// Makes one reference of several models: the weighted mean of their log-probabilities.
     ///
     /// ```text
     /// ℓ° = Σ_i w_i·ℓ°_i / Σ_i w_i
@@ -174,7 +162,7 @@ impl<const D: usize> SequenceLogProbs<D> {
 }
 
 impl SequenceLogProbs {
-    /// From numbers on the host, such as a cache of the reference holds.
+    /// Takes numbers on the host, such as a cache of the reference holds.
     ///
     /// ```
     /// use burn::tensor::Device;
@@ -209,7 +197,7 @@ impl SequenceLogProbs {
         self.clone().map(|tensor| tensor.narrow(0, start, length))
     }
 
-    /// `candidates` consecutive rows per prompt become one row: `[batch · candidates]` to
+    /// Makes one row of `candidates` consecutive rows of a prompt: `[batch · candidates]` becomes
     /// `[batch, candidates]`.
     ///
     /// # Errors

@@ -1,8 +1,9 @@
 use burn::tensor::{Bool, Tensor};
 
-use super::TokenLogProbs;
+use super::token::TokenLogProbs;
 
-/// What else the logits of the counted tokens say, from the walk that gave the log-probabilities.
+/// Statistics of the logits at the counted tokens, from the pass that gave their log-probabilities:
+/// [`WithStatistics`](super::WithStatistics) asks for them.
 ///
 /// Columns are those of [`TokenLogProbs`]: one per predicted position, `[batch, time − 1]`, 0
 /// where [`mask`](Self::mask) is false, NaN for a counted id outside the vocabulary. Nothing here
@@ -16,7 +17,7 @@ pub struct TokenStatistics {
 }
 
 impl TokenStatistics {
-    /// In the order of the kernel's columns.
+    /// Takes the by-products in the order of the kernel.
     pub(super) fn new([entropy, collisions, top1, mean_logits]: [TokenLogProbs; 4]) -> Self {
         Self {
             entropy,
@@ -26,12 +27,12 @@ impl TokenStatistics {
         }
     }
 
-    /// `−Σ_v π(v) ln π(v)`, nats.
+    /// Entropy of the next token, `−Σ_v π(v) ln π(v)`, nats.
     pub fn entropy(&self) -> Tensor<2> {
         self.entropy.log_probs()
     }
 
-    /// `ln Σ_v π(v)²`: how likely two samples are to be equal.
+    /// Log-probability that two samples of the next token are equal, `ln Σ_v π(v)²`.
     ///
     /// [`wpo_weights`](crate::modifier::wpo_weights) compares it with the log-probability of the
     /// token that stands there.
@@ -39,8 +40,8 @@ impl TokenStatistics {
         self.collisions.clone()
     }
 
-    /// 1 where the token is the word that greedy decoding takes, 0 elsewhere: token accuracy is
-    /// its mean.
+    /// Hits of greedy decoding: 1 where the token is the word that it takes, 0 elsewhere. Token
+    /// accuracy is their mean.
     ///
     /// Of several words with the largest logit, the first one is taken, as by an argmax and by
     /// TRL. NaN where a logit is NaN.
@@ -48,12 +49,12 @@ impl TokenStatistics {
         self.top1.log_probs()
     }
 
-    /// The mean over the vocabulary of the logits.
+    /// Mean of the logits over the vocabulary.
     pub fn mean_logits(&self) -> Tensor<2> {
         self.mean_logits.log_probs()
     }
 
-    /// Which columns count.
+    /// Mask of the columns that count.
     pub fn mask(&self) -> Tensor<2, Bool> {
         self.entropy.mask()
     }

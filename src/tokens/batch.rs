@@ -1,12 +1,13 @@
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-use super::{Reference, Sequence};
+use super::reference::Reference;
+use super::sequence::Sequence;
 use crate::error::InvalidInput;
-use crate::log_probs::{ModelOutput, SequenceLogProbs, TokenLogProbs, TokenStatistics, Walked};
+use crate::log_probs::{ModelOutput, SequenceLogProbs, TokenLogProbs};
 
-/// How sequences of different lengths become rows of the same length.
+/// Padding, which makes rows of the same length of sequences of different lengths.
 ///
-/// They are padded at their end: a causal model then sees no padding before a token that counts.
+/// Sequences are padded at their end: a causal model then sees no padding before a token that counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Padding {
     id: u32,
@@ -39,30 +40,30 @@ impl Padding {
         self.id
     }
 
-    /// At most `tokens`, a multiple.
+    /// Largest multiple of at most `tokens`.
     pub(super) fn round_down(self, tokens: usize) -> usize {
         tokens - tokens % self.multiple_of
     }
 
-    /// Rows and their length once these sequences are padded.
+    /// Number of rows and their length, once these sequences are padded.
     pub fn dims(&self, sequences: &[Sequence]) -> [usize; 2] {
         let longest = sequences.iter().map(|s| s.ids().len()).max().unwrap_or(0);
         [sequences.len(), self.width(longest)]
     }
 
-    /// How wide a batch is whose longest row has so many tokens: two at least, since fewer predict
+    /// Width of a batch whose longest row has so many tokens: two at least, since fewer predict
     /// nothing.
     pub(super) fn width(self, longest: usize) -> usize {
         longest.max(2).next_multiple_of(self.multiple_of)
     }
 }
 
-/// An id in the narrowest default integers of Burn's backends.
+/// The id in the narrowest default integers of Burn's backends.
 pub(super) fn signed(id: u32) -> Result<i32, InvalidInput> {
     i32::try_from(id).map_err(|_| InvalidInput::new("tokens", "ids below 2^31", id))
 }
 
-/// Sequences as tensors, `[sequences, time]` each: what a model is called with.
+/// Sequences as tensors, `[sequences, time]` each: the input of a model.
 ///
 /// For pairs, give all chosen sequences, then all rejected ones:
 /// [`Pair::from_concatenated`](crate::Pair::from_concatenated) takes the log-probabilities apart.
@@ -82,7 +83,7 @@ pub(super) fn signed(id: u32) -> Result<i32, InvalidInput> {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TokenBatch {
-    /// Token ids.
+    /// Token ids, `[sequences, time]`.
     pub ids: Tensor<2, Int>,
     /// True for the tokens of completions that count.
     pub completion_mask: Tensor<2, Bool>,
@@ -128,10 +129,8 @@ impl TokenBatch {
     ///
     /// `forward` gets the model and [`ids`](Self::ids), and returns logits, or hidden states and the
     /// head. A method of your model is one. A closure can give the model more, such as
-    /// [`pad_mask`](Self::pad_mask), or return an output that is there already: `|_, _| output`.
-    ///
-    /// The result is that of [`TokenLogProbs::from_logits`] or [`TokenLogProbs::from_hidden`], to the
-    /// last digit.
+    /// [`pad_mask`](Self::pad_mask). If the output is computed already, take
+    /// [`token_log_probs`](Self::token_log_probs).
     ///
     /// ```
     /// use burn::module::Module;
@@ -176,37 +175,40 @@ impl TokenBatch {
         model: &M,
         forward: impl FnOnce(&M, Tensor<2, Int>) -> O,
     ) -> Result<SequenceLogProbs, InvalidInput> {
-        Ok(self.token_log_probs(model, forward)?.sequence())
+        let output = forward(model, self.ids.clone());
+        let (ids, mask) = (self.ids.clone(), self.completion_mask.clone());
+        Ok(output.padded::<TokenLogProbs>(ids, mask)?.sequence())
     }
 
-    /// [`log_probs`](Self::log_probs) of every token, for what you do to tokens before they are
-    /// summed. The reference's side is that of [`Frozen::model`](crate::Frozen::model).
+    /// Log-probabilities of the tokens from an output of a model, for whatever is done to tokens
+    /// before they are summed: [`TokenLogProbs::from_output`] for these tensors.
+    ///
+    /// `output` is that of [`ids`](Self::ids). It decides the type of the result:
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Tensor};
+    /// use burn_preference::log_probs::WithStatistics;
+    /// use burn_preference::tokens::{Padding, Sequence, TokenBatch};
+    ///
+    /// let device = Device::default();
+    /// let batch = TokenBatch::new(vec![Sequence::new(&[1], &[2])], Padding::new(0), &device)?;
+    /// let logits = Tensor::<3>::zeros([1, 2, 4], &device);
+    ///
+    /// let log_probs = batch.token_log_probs(logits.clone())?;
+    /// assert_eq!(log_probs.sequence().lengths().into_scalar::<f32>(), 1.0);
+    /// let (_, statistics) = batch.token_log_probs(WithStatistics(logits))?;
+    /// assert_eq!(statistics.mean_logits().into_scalar::<f32>(), 0.0);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
     ///
     /// # Errors
     ///
     /// As [`log_probs`](Self::log_probs).
-    pub fn token_log_probs<M, O: ModelOutput>(
+    pub fn token_log_probs<O: ModelOutput>(
         &self,
-        model: &M,
-        forward: impl FnOnce(&M, Tensor<2, Int>) -> O,
-    ) -> Result<TokenLogProbs, InvalidInput> {
-        let (log_probs, _) = self.walk(forward(model, self.ids.clone()), false)?;
-        Ok(log_probs)
-    }
-
-    /// [`token_log_probs`](Self::token_log_probs), and what else the same walk tells.
-    ///
-    /// # Errors
-    ///
-    /// As [`log_probs`](Self::log_probs).
-    #[allow(clippy::missing_panics_doc, reason = "they are there when asked for")]
-    pub fn token_log_probs_with_statistics<M, O: ModelOutput>(
-        &self,
-        model: &M,
-        forward: impl FnOnce(&M, Tensor<2, Int>) -> O,
-    ) -> Result<(TokenLogProbs, TokenStatistics), InvalidInput> {
-        let (log_probs, statistics) = self.walk(forward(model, self.ids.clone()), true)?;
-        Ok((log_probs, statistics.expect("asked for")))
+        output: O,
+    ) -> Result<O::TokenLogProbs, InvalidInput> {
+        TokenLogProbs::from_output(output, self.ids.clone(), self.completion_mask.clone())
     }
 
     /// [`log_probs`](Self::log_probs) of the reference: for
@@ -229,14 +231,8 @@ impl TokenBatch {
             let ids = self.ids.clone().without_autodiff();
             let mask = self.completion_mask.clone().without_autodiff();
             let output = forward(model, ids.clone()).without_autodiff();
-            let (log_probs, _) = output.padded(ids, mask, false)?;
-            Ok(log_probs.sequence())
+            Ok(output.padded::<TokenLogProbs>(ids, mask)?.sequence())
         })
-    }
-
-    fn walk(&self, output: impl ModelOutput, statistics: bool) -> Result<Walked, InvalidInput> {
-        let (ids, mask) = (self.ids.clone(), self.completion_mask.clone());
-        output.padded(ids, mask, statistics)
     }
 
     /// The same batch as constants of the device without autodiff.

@@ -1,11 +1,11 @@
-//! Token ids as a batch of tensors, and what a model says of them.
+//! Token ids as a batch of tensors, and their log-probabilities under a model.
 //!
 //! A [`Sequence`] is a prompt and a completion in token ids, on the host. Of several sequences make
 //!
 //! - a [`TokenBatch`], which has a row per sequence: begin here;
 //! - a [`PackedBatch`], in which completions of one prompt share it: fewer tokens, for models that
 //!   take a mask and positions ([each prompt once](crate::guide::shared_prefixes));
-//! - [`TokenRows`], if the ids are tensors already.
+//! - [`TokenTensors`], if the ids are tensors already.
 //!
 //! All of them ask a model in the same way:
 //!
@@ -25,13 +25,13 @@ mod batch;
 mod packed;
 mod packing;
 mod reference;
-mod rows;
 mod sequence;
+mod tensors;
 
 pub use batch::{Padding, TokenBatch};
 pub use packed::{PackedBatch, Segment};
 pub use packing::Packing;
 pub use reference::Reference;
 pub(crate) use reference::sealed::Sealed;
-pub use rows::TokenRows;
 pub use sequence::Sequence;
+pub use tensors::TokenTensors;

@@ -2,13 +2,12 @@ use std::ops::Range;
 
 use burn::tensor::{Bool, Device, Int, Shape, Tensor, TensorData};
 
-use super::batch::signed;
-use super::packing::Piece;
-use super::{Packing, Reference, Sequence, TokenBatch};
+use super::batch::{TokenBatch, signed};
+use super::packing::{Packing, Piece};
+use super::reference::Reference;
+use super::sequence::Sequence;
 use crate::error::InvalidInput;
-use crate::log_probs::{
-    ModelOutput, PackedRows, SequenceLogProbs, TokenLogProbs, TokenStatistics, Walked, flat,
-};
+use crate::log_probs::{ModelOutput, PackedPositions, SequenceLogProbs, TokenLogProbs, flat};
 
 /// Sequences whose prompts stand once: a prompt, then its completions, each of which sees the
 /// prompt and itself.
@@ -58,14 +57,14 @@ pub struct PackedBatch {
     pub positions: Tensor<2, Int>,
     /// True for padding, `[rows, time]`.
     pub pad_mask: Tensor<2, Bool>,
-    /// Prompts and completions, and what each may look at: for models that skip what a mask hides.
-    /// Row by row, in the order of the tokens.
+    /// Prompts and completions, and the tokens that each may look at: for models that skip what a
+    /// mask hides. Row by row, in the order of the tokens.
     pub segments: Vec<Segment>,
-    /// The same sequences unpacked: what the log-probabilities are rows of.
+    /// The same sequences as a padded batch. Log-probabilities come in its rows.
     pub unpacked: TokenBatch,
     /// For each of `[rows, time]`, the first token of its segment, and where its prompt begins and
     /// ends: `[3, rows, time]`.
-    sees: Tensor<3, Int>,
+    visible: Tensor<3, Int>,
     /// For each place in the unpacked `[sequences, time]`, the place in `[rows, time]`.
     places: Tensor<1, Int>,
     /// Places in the unpacked `[sequences, time]` that predict a counted token.
@@ -105,29 +104,29 @@ impl PackedBatch {
     ) -> Result<Self, InvalidInput> {
         let rows = packing.rows(&sequences)?;
         let shape = [rows.len(), packing.width(&rows)];
-        let mut layout = Layout::new(&sequences, shape);
+        let mut packed = PackedTokens::new(&sequences, shape);
         for (row, pieces) in rows.iter().enumerate() {
-            layout.row(row, pieces);
+            packed.row(row, pieces);
         }
         let [_, time] = packing.padding().dims(&sequences);
-        let (places, predicting) = layout.places(time);
-        let Layout {
+        let (places, predicting) = packed.places(time);
+        let PackedTokens {
             ids,
             positions,
-            sees,
+            visible,
             segments,
             ..
-        } = layout;
+        } = packed;
         let padded: Vec<bool> = ids.iter().map(Option::is_none).collect();
         let id = |id: Option<u32>| signed(id.unwrap_or(packing.padding().id()));
         let ids = ids.into_iter().map(id).collect::<Result<Vec<_>, _>>()?;
         let int = |values: Vec<i32>| Tensor::from_data(TensorData::new(values, shape), device);
-        let sees = TensorData::new(sees.concat(), [3, shape[0], shape[1]]);
+        let visible = TensorData::new(visible.concat(), [3, shape[0], shape[1]]);
         Ok(Self {
             ids: int(ids),
             positions: int(positions),
             pad_mask: Tensor::from_data(TensorData::new(padded, shape), device),
-            sees: Tensor::from_data(sees, device),
+            visible: Tensor::from_data(visible, device),
             segments,
             places: Tensor::from_data(TensorData::from(places.as_slice()), device),
             predicting,
@@ -135,9 +134,9 @@ impl PackedBatch {
         })
     }
 
-    /// What each token may not look at, `[rows, 1, time, time]`: true in row `q` and column `k`
-    /// where token `q` must not see token `k`, as Burn's attention has it. Its `mask_attn` has no
-    /// second dimension: `squeeze_dim(1)`.
+    /// Mask of the tokens that a token may not look at, `[rows, 1, time, time]`: true in row `q` and
+    /// column `k` where token `q` must not see token `k`, as Burn's attention has it. Its
+    /// `mask_attn` has no second dimension: `squeeze_dim(1)`.
     ///
     /// It is built on the device. Padding sees the first token of its row and the padding before
     /// it, so that no softmax is over nothing, also where a model hides padding besides.
@@ -150,7 +149,7 @@ impl PackedBatch {
         let query: Tensor<3, Int> = key.clone().reshape([1, time, 1]).expand(square.clone());
         let key: Tensor<3, Int> = key.reshape([1, 1, time]).expand(square.clone());
         let of_query = |which: usize| -> Tensor<3, Int> {
-            let bounds: Tensor<2, Int> = self.sees.clone().narrow(0, which, 1).squeeze_dim(0);
+            let bounds: Tensor<2, Int> = self.visible.clone().narrow(0, which, 1).squeeze_dim(0);
             bounds.unsqueeze_dim::<3>(2).expand(square.clone())
         };
         let own = key.clone().greater_equal(of_query(0));
@@ -197,37 +196,22 @@ impl PackedBatch {
         model: &M,
         forward: impl FnOnce(&M, &Self) -> O,
     ) -> Result<SequenceLogProbs, InvalidInput> {
-        Ok(self.token_log_probs(model, forward)?.sequence())
+        let output = forward(model, self);
+        let log_probs: TokenLogProbs = output.packed(&self.packed_positions())?;
+        Ok(log_probs.sequence())
     }
 
-    /// [`log_probs`](Self::log_probs) of every token, in the rows and the columns of
+    /// [`TokenBatch::token_log_probs`] of packed rows, in the rows and the columns of
     /// [`unpacked`](Self::unpacked).
     ///
     /// # Errors
     ///
     /// As [`TokenBatch::log_probs`].
-    pub fn token_log_probs<M, O: ModelOutput>(
+    pub fn token_log_probs<O: ModelOutput>(
         &self,
-        model: &M,
-        forward: impl FnOnce(&M, &Self) -> O,
-    ) -> Result<TokenLogProbs, InvalidInput> {
-        let (log_probs, _) = self.walk(forward(model, self), false)?;
-        Ok(log_probs)
-    }
-
-    /// [`token_log_probs`](Self::token_log_probs), and what else the same walk tells.
-    ///
-    /// # Errors
-    ///
-    /// As [`TokenBatch::log_probs`].
-    #[allow(clippy::missing_panics_doc, reason = "they are there when asked for")]
-    pub fn token_log_probs_with_statistics<M, O: ModelOutput>(
-        &self,
-        model: &M,
-        forward: impl FnOnce(&M, &Self) -> O,
-    ) -> Result<(TokenLogProbs, TokenStatistics), InvalidInput> {
-        let (log_probs, statistics) = self.walk(forward(model, self), true)?;
-        Ok((log_probs, statistics.expect("asked for")))
+        output: O,
+    ) -> Result<O::TokenLogProbs, InvalidInput> {
+        output.packed(&self.packed_positions())
     }
 
     /// [`TokenBatch::reference`] of packed rows: a [`Frozen`](crate::Frozen) model gets this batch
@@ -244,19 +228,19 @@ impl PackedBatch {
         reference.answer(&self.unpacked.sequences, &self.ids.device(), |model| {
             let plain = self.without_autodiff();
             let output = forward(model, &plain).without_autodiff();
-            Ok(plain.walk(output, false)?.0.sequence())
+            let log_probs: TokenLogProbs = output.packed(&plain.packed_positions())?;
+            Ok(log_probs.sequence())
         })
     }
 
-    fn walk(&self, output: impl ModelOutput, statistics: bool) -> Result<Walked, InvalidInput> {
-        let rows = PackedRows {
+    fn packed_positions(&self) -> PackedPositions {
+        PackedPositions {
             dims: self.ids.dims(),
             device: self.ids.device(),
             ids: self.unpacked.ids.clone(),
             completion_mask: self.unpacked.completion_mask.clone(),
             predicting: self.predicting(),
-        };
-        output.packed(&rows, statistics)
+        }
     }
 
     /// From `[rows, time, width]` to `[sequences, time, width]`, the rows of
@@ -298,7 +282,7 @@ impl PackedBatch {
             pad_mask: self.pad_mask.clone().without_autodiff(),
             segments: self.segments.clone(),
             unpacked: self.unpacked.without_autodiff(),
-            sees: self.sees.clone().without_autodiff(),
+            visible: self.visible.clone().without_autodiff(),
             places: self.places.clone().without_autodiff(),
             predicting: self.predicting.clone(),
         }
@@ -315,20 +299,20 @@ impl PackedBatch {
     }
 }
 
-/// A batch under construction, on the host.
-struct Layout<'a> {
+/// A packed batch under construction, on the host.
+struct PackedTokens<'a> {
     sequences: &'a [Sequence],
     shape: [usize; 2],
     /// Nothing where padding is.
     ids: Vec<Option<u32>>,
     positions: Vec<i32>,
-    sees: [Vec<i32>; 3],
+    visible: [Vec<i32>; 3],
     segments: Vec<Segment>,
-    /// Of each sequence, where its prompt and its completion begin in `[rows, time]`.
+    /// For each sequence, the places at which its prompt and its completion begin in `[rows, time]`.
     begins: Vec<[usize; 2]>,
 }
 
-impl<'a> Layout<'a> {
+impl<'a> PackedTokens<'a> {
     fn new(sequences: &'a [Sequence], shape: [usize; 2]) -> Self {
         let all = shape[0] * shape[1];
         Self {
@@ -336,7 +320,7 @@ impl<'a> Layout<'a> {
             shape,
             ids: vec![None; all],
             positions: vec![0; all],
-            sees: [vec![0; all], vec![0; all], vec![0; all]],
+            visible: [vec![0; all], vec![0; all], vec![0; all]],
             segments: Vec::new(),
             begins: vec![[0; 2]; sequences.len()],
         }
@@ -360,7 +344,7 @@ impl<'a> Layout<'a> {
         }
         // Nobody sees padding. It sees something, so that no softmax is over nothing.
         let padding = row * time + end..(row + 1) * time;
-        for (bounds, bound) in self.sees.iter_mut().zip([end, 0, end.min(1)]) {
+        for (bounds, bound) in self.visible.iter_mut().zip([end, 0, end.min(1)]) {
             bounds[padding.clone()].fill(index(bound));
         }
     }
@@ -378,8 +362,8 @@ impl<'a> Layout<'a> {
             let place = row * time + t;
             self.ids[place] = Some(id);
             self.positions[place] = index(prompt.len() + i);
-            let sees = [tokens.start, prompt.start, prompt.end];
-            for (bounds, bound) in self.sees.iter_mut().zip(sees) {
+            let visible = [tokens.start, prompt.start, prompt.end];
+            for (bounds, bound) in self.visible.iter_mut().zip(visible) {
                 bounds[place] = index(bound);
             }
         }

@@ -1,9 +1,11 @@
 use std::collections::HashMap;
 
-use super::{Padding, Sequence};
+use super::batch::Padding;
+use super::sequence::Sequence;
 use crate::error::InvalidInput;
 
-/// How sequences that share prompts become the rows of a [`PackedBatch`](super::PackedBatch).
+/// Packing, which makes the rows of a [`PackedBatch`](super::PackedBatch) of sequences that share
+/// prompts.
 ///
 /// Sequences whose prompts are the same ids from first to last, and whose contexts are the same, are
 /// a group, wherever they stand in the batch: the two sides of a pair, a list. A group is its
@@ -29,16 +31,16 @@ pub struct Packing {
     row_length: Option<usize>,
 }
 
-/// A part of a group, or all of it: what stands together in a row.
+/// A group that stands together in a row, or a part of one.
 pub(super) struct Piece {
     /// Places of its sequences in the batch.
     pub members: Vec<usize>,
-    /// Prompt and completions.
+    /// Number of tokens of prompt and completions.
     pub tokens: usize,
 }
 
 impl Packing {
-    /// A row per prompt. Rows are padded to the longest one as `padding` says.
+    /// Packs a row per prompt. Rows are padded to the longest one as `padding` says.
     pub fn new(padding: Padding) -> Self {
         Self {
             padding,
@@ -46,7 +48,7 @@ impl Packing {
         }
     }
 
-    /// Several groups to a row, of `tokens` tokens at most, rounded down to the multiple that the
+    /// Puts several groups into a row of `tokens` tokens at most, rounded down to the multiple that the
     /// padding asks for. A group that is longer takes several rows, each with the prompt again and
     /// the longest completions first.
     ///
@@ -69,7 +71,7 @@ impl Packing {
         })
     }
 
-    /// Rows and their length once these sequences are packed: what a batch costs.
+    /// Number of rows and their length, once these sequences are packed: the cost of a batch.
     ///
     /// # Errors
     ///
@@ -89,7 +91,7 @@ impl Packing {
             .width(rows.iter().map(length).max().unwrap_or(0))
     }
 
-    /// Which sequences stand together in which row.
+    /// Rows of pieces, whose sequences stand together.
     pub(super) fn rows(&self, sequences: &[Sequence]) -> Result<Vec<Vec<Piece>>, InvalidInput> {
         let mut pieces = self.pieces(sequences)?;
         let Some(row_length) = self.row_length else {
@@ -157,7 +159,7 @@ impl Packing {
     }
 }
 
-/// The row of each piece, and what the rows hold: the first row with room for it.
+/// The row of each piece, and the tokens of the rows: the first row with space for it.
 fn first_fit(pieces: &[usize], row_length: usize) -> (Vec<usize>, Vec<usize>) {
     let mut filled: Vec<usize> = Vec::new();
     let place = |&tokens: &usize| {
@@ -173,7 +175,7 @@ fn first_fit(pieces: &[usize], row_length: usize) -> (Vec<usize>, Vec<usize>) {
     (places, filled)
 }
 
-/// The same of so many rows: the one that holds least, of equal ones the first.
+/// The same for a number of rows: the one that holds least, of equal ones the first.
 fn emptiest(pieces: &[usize], rows: usize) -> (Vec<usize>, Vec<usize>) {
     let mut filled = vec![0; rows];
     let place = |&tokens: &usize| {

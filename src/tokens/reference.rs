@@ -2,11 +2,11 @@ use std::error::Error;
 
 use burn::tensor::Device;
 
-use super::Sequence;
+use super::sequence::Sequence;
 use crate::error::InvalidInput;
 use crate::log_probs::SequenceLogProbs;
 
-/// What answers for the reference π°: a [`Frozen`](crate::Frozen) model `M`, or a
+/// A source of log-probabilities of the reference π°: a [`Frozen`](crate::Frozen) model `M`, or a
 /// [`ReferenceCache`](crate::reference::cache::ReferenceCache).
 ///
 /// With it a training step is written once for both. A cache calls no model: it looks the sequences
@@ -30,11 +30,11 @@ use crate::log_probs::SequenceLogProbs;
 ///
 /// It is sealed.
 pub trait Reference<M>: sealed::Sealed {
-    /// What may fail: [`InvalidInput`] of a model,
+    /// Error of the source: [`InvalidInput`] of a model,
     /// [`CacheError`](crate::reference::cache::CacheError) of a cache.
     type Error: Error + From<InvalidInput> + Send + Sync + 'static;
 
-    /// Of these sequences, or of what `compute` makes of a model.
+    /// Log-probabilities of these sequences, or what `compute` makes of a model.
     #[doc(hidden)]
     fn answer(
         &self,

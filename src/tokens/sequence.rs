@@ -12,7 +12,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// A prompt and its completion, of which every token counts.
+    /// Takes a prompt and its completion, of which every token counts.
     pub fn new(prompt: &[u32], completion: &[u32]) -> Self {
         Self {
             ids: [prompt, completion].concat(),
@@ -42,7 +42,7 @@ impl Sequence {
         })
     }
 
-    /// The hash of what the model sees beside the tokens: images, audio, a document. This crate
+    /// Adds the hash of what the model sees beside the tokens: images, audio, a document. This crate
     /// only tells sequences apart by it.
     pub fn with_context(self, hash: [u8; 32]) -> Self {
         Self {
@@ -51,7 +51,7 @@ impl Sequence {
         }
     }
 
-    /// Prompt, then completion.
+    /// Ids of the prompt, then those of the completion.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
@@ -66,7 +66,7 @@ impl Sequence {
         &self.ids[self.prompt..]
     }
 
-    /// Which tokens of the completion count; `None` where all of them do.
+    /// Marks of the tokens of the completion that count; `None` where all of them do.
     pub fn counted(&self) -> Option<&[bool]> {
         self.counted.as_deref()
     }
@@ -76,7 +76,7 @@ impl Sequence {
         self.context.as_ref()
     }
 
-    /// How many tokens a log-probability of this sequence sums: those of the completion that
+    /// Number of tokens that a log-probability of this sequence sums: those of the completion that
     /// count. The first token of all is never among them, since nothing predicts it.
     pub fn length(&self) -> usize {
         (1..self.ids.len()).filter(|&t| self.counts(t)).count()

@@ -60,9 +60,9 @@ impl Models {
             let (ids, counted) = (ids.clone(), counted.clone());
             if by_hidden() {
                 let (states, head) = hidden(model, ids.clone());
-                return TokenLogProbs::from_hidden(states, &head, ids, counted).unwrap();
+                return TokenLogProbs::from_output((states, head), ids, counted).unwrap();
             }
-            TokenLogProbs::from_logits(model.forward(ids.clone()), ids, counted).unwrap()
+            TokenLogProbs::from_output(model.forward(ids.clone()), ids, counted).unwrap()
         };
         (of(&self.policy), of(self.reference.model()))
     }

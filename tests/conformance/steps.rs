@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
-use burn_preference::batch::Rows;
+use burn_preference::batch::PerCompletion;
 use burn_preference::log_probs::{sequence_kl, sequence_kl_from_hidden};
 use burn_preference::math::softplus;
 use burn_preference::modifier::wpo_weights;
@@ -285,7 +285,7 @@ impl Pass {
     }
 }
 
-fn halves<T: Rows + Clone>(rows: &T) -> Pair<T> {
+fn halves<T: PerCompletion + Clone>(rows: &T) -> Pair<T> {
     Pair::from_concatenated(rows).unwrap()
 }
 

@@ -480,7 +480,7 @@ fn what_does_not_count_reaches_nothing() {
         let of = |logits: Tensor<3>| {
             let leaf = logits.autodiff().require_grad();
             let mask = bools(&mask).reshape([2, 4]);
-            let ours = TokenLogProbs::from_logits(leaf.clone(), problem.tokens(), mask).unwrap();
+            let ours = TokenLogProbs::from_output(leaf.clone(), problem.tokens(), mask).unwrap();
             let sums = ours.sequence().sum();
             let grads = sums.clone().sum().backward();
             (to_vec(sums), to_vec(leaf.grad(&grads).unwrap()))
@@ -512,8 +512,9 @@ fn ids_outside_the_vocabulary_give_nan() {
         for id in [4, -1, i32::MAX, i32::MIN] {
             let tokens = Tensor::<2, Int>::from_ints([[0, id, 1]], &device());
             let from_hidden =
-                TokenLogProbs::from_hidden(states.clone(), &head, tokens.clone(), mask()).unwrap();
-            let from_logits = TokenLogProbs::from_logits(logits.clone(), tokens, mask()).unwrap();
+                TokenLogProbs::from_output((states.clone(), head.clone()), tokens.clone(), mask())
+                    .unwrap();
+            let from_logits = TokenLogProbs::from_output(logits.clone(), tokens, mask()).unwrap();
             for ours in [from_hidden, from_logits] {
                 let ours = to_vec(ours.log_probs());
                 assert!(ours[0].is_nan() && ours[1].is_finite(), "{id}: {ours:?}");
@@ -703,10 +704,10 @@ fn prompts_that_stand_once() {
             let states: Tensor<3> = leaf.clone().reshape([2, 8, WIDTH]);
             let log_probs = if by_logits {
                 let logits = states.matmul(weight.clone().transpose().unsqueeze());
-                packed.token_log_probs(&(), |(), _| logits).unwrap()
+                packed.token_log_probs(logits).unwrap()
             } else {
                 let head = LmHead::new(weight.clone());
-                packed.token_log_probs(&(), |(), _| (states, head)).unwrap()
+                packed.token_log_probs((states, head)).unwrap()
             };
             let ours = to_vec(log_probs.log_probs());
             assert_close(&ours, &values, tolerance(dtype), &name);
@@ -716,7 +717,7 @@ fn prompts_that_stand_once() {
         }
         let head = LmHead::new(weight.narrow(0, 0, 4));
         let states: Tensor<3> = floats(&hidden, dtype).reshape([2, 8, WIDTH]);
-        let log_probs = packed.token_log_probs(&(), |(), _| (states, head)).unwrap();
+        let log_probs = packed.token_log_probs((states, head)).unwrap();
         if keeps_nan() {
             let nan: Vec<bool> = to_vec(log_probs.log_probs())
                 .iter()
@@ -768,9 +769,9 @@ impl Model {
     ) -> TokenLogProbs {
         let hidden = self.hidden(tokens.clone());
         if by_logits {
-            TokenLogProbs::from_logits(self.head.forward(hidden), tokens, mask).unwrap()
+            TokenLogProbs::from_output(self.head.forward(hidden), tokens, mask).unwrap()
         } else {
-            TokenLogProbs::from_hidden(hidden, &LmHead::from(&self.head), tokens, mask).unwrap()
+            TokenLogProbs::from_output((hidden, LmHead::from(&self.head)), tokens, mask).unwrap()
         }
     }
 

@@ -48,7 +48,7 @@ proptest! {
     }
 }
 
-fn both<T: burn_preference::batch::Rows>(chosen: T, rejected: T) -> Pair<T> {
+fn both<T: burn_preference::batch::PerCompletion>(chosen: T, rejected: T) -> Pair<T> {
     Pair::new(chosen, rejected).unwrap()
 }
 
@@ -186,15 +186,15 @@ fn tensors_of_another_device_are_named() {
     let ids = |device: &Device| Tensor::<2, Int>::zeros([1, 2], device);
     let all = |device: &Device| Tensor::<2>::zeros([1, 2], device).lower_elem(1.0);
     let (d, e) = (device(), elsewhere());
-    let error = TokenLogProbs::from_logits(logits(&d), ids(&e), all(&d));
+    let error = TokenLogProbs::from_output(logits(&d), ids(&e), all(&d));
     is_about_devices(&error.unwrap_err(), "tokens");
-    let error = TokenLogProbs::from_logits(logits(&d), ids(&d), all(&e));
+    let error = TokenLogProbs::from_output(logits(&d), ids(&d), all(&e));
     is_about_devices(&error.unwrap_err(), "completion_mask");
     let error = sequence_kl(logits(&d), logits(&d), all(&e));
     is_about_devices(&error.unwrap_err(), "completion_mask");
     let head = LmHead::new(Tensor::zeros([5, 3], (&d, DType::F32)));
     let bias = Tensor::zeros([5], (&e, DType::F32));
-    let error = TokenLogProbs::from_hidden(logits(&d), &head.with_bias(bias), ids(&d), all(&d));
+    let error = TokenLogProbs::from_output((logits(&d), head.with_bias(bias)), ids(&d), all(&d));
     is_about_devices(&error.unwrap_err(), "head.bias");
 }
 
@@ -319,7 +319,7 @@ fn ids_of_every_integer_type() {
                 Tensor::<2, Int>::from_data(TensorData::from([[1_i64, id]]), (&device(), dtype));
             let mask = bools(&[false, true]).reshape([1, 2]);
             let ours =
-                TokenLogProbs::from_logits(logits.clone(), ids.clone(), mask.clone()).unwrap();
+                TokenLogProbs::from_output(logits.clone(), ids.clone(), mask.clone()).unwrap();
             let z: f64 = (0..300).map(|v| (f64::from(v) / 100.0).exp()).sum();
             let expected = id as f64 / 100.0 - z.ln();
             assert_close(

@@ -1088,7 +1088,7 @@ fn the_mask_counts_what_the_sequence_counts() {
     let mask: Vec<bool> = batch.completion_mask.to_data().iter::<bool>().collect();
     assert_eq!(mask[..4], [false, true, false, true]);
     let logits = Tensor::zeros([4, 4, 9], &device());
-    let ours = TokenLogProbs::from_logits(logits, batch.ids, batch.completion_mask).unwrap();
+    let ours = TokenLogProbs::from_output(logits, batch.ids, batch.completion_mask).unwrap();
     let counted = ours.sequence().lengths();
     assert_eq!(
         counted.into_data().iter::<f64>().collect::<Vec<_>>(),

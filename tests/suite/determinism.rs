@@ -43,7 +43,7 @@ fn objectives_over_the_head() {
     let log_probs = |[hidden, weight]: [Tensor<2>; 2]| -> SequenceLogProbs {
         let states = hidden.reshape([problem.batch, problem.time, problem.width]);
         let head = LmHead::new(weight);
-        TokenLogProbs::from_hidden(states, &head, problem.tokens(), problem.mask())
+        TokenLogProbs::from_output((states, head), problem.tokens(), problem.mask())
             .unwrap()
             .sequence()
     };
@@ -170,16 +170,16 @@ fn training() {
             let hidden = policy.hidden(tokens.clone());
             let ours = if step == 1 {
                 let weight = policy.head.val().transpose().unsqueeze();
-                TokenLogProbs::from_logits(hidden.matmul(weight), tokens.clone(), mask.clone())
+                TokenLogProbs::from_output(hidden.matmul(weight), tokens.clone(), mask.clone())
             } else {
-                TokenLogProbs::from_hidden(hidden, &policy.head(), tokens.clone(), mask.clone())
+                TokenLogProbs::from_output((hidden, policy.head()), tokens.clone(), mask.clone())
             };
             let ours = ours.unwrap().sequence();
             let (states, head) = (
                 reference.model().hidden(tokens.clone()),
                 reference.model().head(),
             );
-            let theirs = TokenLogProbs::from_hidden(states, &head, tokens, mask).unwrap();
+            let theirs = TokenLogProbs::from_output((states, head.clone()), tokens, mask).unwrap();
             let pair = PolicyPair::from_concatenated(&ours).unwrap();
             let theirs = PolicyPair::from_concatenated(&theirs.sequence()).unwrap();
             let lists = ours.split_candidates(4).unwrap();

@@ -3,7 +3,7 @@
 use burn::module::{Lora, Module};
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
-use burn_preference::tokens::{Padding, Sequence, TokenBatch, TokenRows};
+use burn_preference::tokens::{Padding, Sequence, TokenBatch, TokenTensors};
 use burn_preference::training::first_batch::{Finding, Findings, FirstBatch, Severity, Side};
 use burn_preference::{
     DpoLossConfig, InvalidInput, IpoLossConfig, KtoLossConfig, LmHead, Objective, Pair,
@@ -65,7 +65,7 @@ impl Model {
         }
     }
 
-    fn logits(&self, rows: &TokenRows) -> Tensor<3> {
+    fn logits(&self, rows: &TokenTensors) -> Tensor<3> {
         let [n, time] = rows.ids.dims();
         let padding: Vec<bool> = rows.pad_mask.to_data().iter::<bool>().collect();
         let attended = |row: usize, t: usize, s: usize| {
@@ -101,7 +101,7 @@ impl Model {
         logits.reshape([n, time, VOCAB])
     }
 
-    fn log_probs(&self, rows: &TokenRows) -> Result<SequenceLogProbs, InvalidInput> {
+    fn log_probs(&self, rows: &TokenTensors) -> Result<SequenceLogProbs, InvalidInput> {
         let device = self.embedding.device();
         let on = |mask: &Tensor<2, Bool>| Tensor::<2, Bool>::from_data(mask.to_data(), &device);
         let ids = Tensor::<2, Int>::from_data(rows.ids.to_data(), &device);
@@ -114,7 +114,7 @@ impl Model {
             );
             mask = Tensor::cat(vec![none, mask.narrow(1, 0, time - 1)], 1);
         }
-        let log_probs = TokenLogProbs::from_logits(self.logits(rows), ids, mask)?;
+        let log_probs = TokenLogProbs::from_output(self.logits(rows), ids, mask)?;
         Ok(log_probs.sequence())
     }
 }
@@ -181,7 +181,7 @@ fn first(rows: usize, ids: Vec<i32>, counted: Vec<bool>, padded: Vec<bool>) -> F
     let shape = [rows, ids.len() / rows];
     let mask = |mask: Vec<bool>| Tensor::from_data(TensorData::new(mask, shape), &device());
     let ids = Tensor::from_data(TensorData::new(ids, shape), &device());
-    let rows = TokenRows::new(ids, mask(counted), mask(padded)).unwrap();
+    let rows = TokenTensors::new(ids, mask(counted), mask(padded)).unwrap();
     FirstBatch::new(rows).unwrap().with_vocab(VOCAB)
 }
 
@@ -191,8 +191,8 @@ fn dpo(y: RelativeLogProbs) -> Result<Tensor<1>, InvalidInput> {
 }
 
 fn against(batch: &FirstBatch, policy: &Model, reference: &Model) -> Findings {
-    let ours = |rows: &TokenRows| policy.log_probs(rows);
-    let theirs = |rows: &TokenRows| reference.log_probs(rows);
+    let ours = |rows: &TokenTensors| policy.log_probs(rows);
+    let theirs = |rows: &TokenTensors| reference.log_probs(rows);
     batch.check_against(ours, theirs, dpo).unwrap()
 }
 
@@ -236,7 +236,7 @@ fn what_could_not_be_checked_is_said() {
     let shape = [1, 3];
     let mask = |mask: Vec<bool>| Tensor::from_data(TensorData::new(mask, shape), &device());
     let ids = Tensor::from_data(TensorData::new(ids, shape), &device());
-    let rows = TokenRows::new(ids, mask(counted), mask(padded)).unwrap();
+    let rows = TokenTensors::new(ids, mask(counted), mask(padded)).unwrap();
     let batch = FirstBatch::new(rows).unwrap();
     let policy = Model::new(1);
     let findings = batch.check_policy(|rows| policy.log_probs(rows)).unwrap();
@@ -322,7 +322,7 @@ fn a_nan_of_a_later_pass() {
     }
     let policy = Model::new(1);
     let batch = Batch::pairs().first().pairs().unwrap();
-    let single = |rows: &TokenRows| {
+    let single = |rows: &TokenTensors| {
         let y = policy.log_probs(rows)?;
         let alone = y.sum().dims() == [1];
         let sum = y.sum() * if alone { f64::NAN } else { 1.0 };
@@ -440,7 +440,7 @@ fn unpaired(lengths: &[usize], desirable: &[bool]) -> Findings {
     };
     let batch = batch.first().unpaired(&bools(desirable)).unwrap();
     let (policy, kto) = (Model::new(1), KtoLossConfig::new().init());
-    let log_probs = |rows: &TokenRows| policy.log_probs(rows);
+    let log_probs = |rows: &TokenTensors| policy.log_probs(rows);
     let losses = |y: RelativeLogProbs| {
         let batch = Unpaired::new(y, bools(desirable))?;
         let batch = WithBaseline::new(batch, floats(&[0.0], DType::F32))?;
@@ -495,7 +495,7 @@ fn adapters_that_nothing_matches() {
 fn a_policy_without_gradient() {
     let policy = Model::new(1);
     let batch = Batch::pairs().first().pairs().unwrap();
-    let valid = |rows: &TokenRows| {
+    let valid = |rows: &TokenTensors| {
         policy
             .log_probs(rows)
             .map(SequenceLogProbs::without_autodiff)
@@ -503,7 +503,7 @@ fn a_policy_without_gradient() {
     let findings = batch.check_policy(valid).unwrap();
     assert_eq!(only(&findings), Finding::NoGradient);
     // One by the head's own operation has one.
-    let tied = |rows: &TokenRows| {
+    let tied = |rows: &TokenTensors| {
         let [n, time] = rows.ids.dims();
         let ids = rows.ids.clone().reshape([n * time]);
         let ids = Tensor::<1, Int>::from_data(ids.into_data(), &policy.embedding.device());
@@ -511,7 +511,7 @@ fn a_policy_without_gradient() {
         let hidden = hidden.reshape([n, time, WIDTH]);
         let head = LmHead::new(policy.embedding.clone());
         let mask = rows.completion_mask.clone();
-        let y = TokenLogProbs::from_hidden(hidden, &head, rows.ids.clone(), mask)?;
+        let y = TokenLogProbs::from_output((hidden, head), rows.ids.clone(), mask)?;
         Ok::<_, InvalidInput>(y.sequence())
     };
     let findings = batch.check_policy(tied).unwrap();
@@ -525,7 +525,7 @@ fn a_nan_in_one_row() {
     }
     let policy = Model::new(1);
     let batch = Batch::pairs().first().pairs().unwrap();
-    let broken = |rows: &TokenRows| {
+    let broken = |rows: &TokenTensors| {
         let y = policy.log_probs(rows)?;
         let last = y.sum().dims()[0] - 1;
         let nan = y.sum().narrow(0, last, 1) * f64::NAN;
@@ -543,7 +543,7 @@ fn a_nan_in_one_row() {
 fn losses_in_the_place_of_log_probs() {
     let policy = Model::new(1);
     let batch = Batch::pairs().first().pairs().unwrap();
-    let negative = |rows: &TokenRows| {
+    let negative = |rows: &TokenTensors| {
         let y = policy.log_probs(rows)?;
         SequenceLogProbs::new(-y.sum(), y.lengths().int())
     };
@@ -627,7 +627,7 @@ fn a_reference_that_is_not_the_start() {
     };
     let values = |model: &Model| {
         let mut sums = Vec::new();
-        let log_probs = |rows: &TokenRows| {
+        let log_probs = |rows: &TokenTensors| {
             let y = model.log_probs(rows)?;
             if sums.is_empty() {
                 sums = to_vec(y.sum());
@@ -693,7 +693,7 @@ fn a_column_with_a_nan() {
     }
     let model = Model::new(1);
     let batch = Batch::pairs().first().pairs().unwrap();
-    let log_probs = |rows: &TokenRows| model.log_probs(rows);
+    let log_probs = |rows: &TokenTensors| model.log_probs(rows);
     let losses = |y: RelativeLogProbs| {
         let nan = TensorData::from([0.0, f32::NAN]);
         Ok::<_, InvalidInput>(dpo(y.clone())? + Tensor::from_data(nan, &y.log_ratio().device()))
@@ -790,7 +790,7 @@ fn bad_input_is_an_error() {
         let values = vec![false; shape[0] * shape[1]];
         Tensor::<2, Bool>::from_data(TensorData::new(values, shape), &device())
     };
-    let first = |a, b, c| TokenRows::new(ids(a), mask(b), mask(c)).and_then(FirstBatch::new);
+    let first = |a, b, c| TokenTensors::new(ids(a), mask(b), mask(c)).and_then(FirstBatch::new);
     let new = |a, b, c| first(a, b, c).map(|_| ());
     let name = |error: InvalidInput| error.name();
     assert_eq!(
@@ -799,7 +799,7 @@ fn bad_input_is_an_error() {
     );
     assert_eq!(new([2, 3], [2, 3], [1, 3]).map_err(name), Err("pad_mask"));
     assert_eq!(new([2, 1], [2, 1], [2, 1]).map_err(name), Err("ids"));
-    let mut assigned = TokenRows::new(ids([3, 2]), mask([3, 2]), mask([3, 2])).unwrap();
+    let mut assigned = TokenTensors::new(ids([3, 2]), mask([3, 2]), mask([3, 2])).unwrap();
     assigned.pad_mask = mask([1, 2]);
     let error = FirstBatch::new(assigned).map(|_| ());
     assert_eq!(error.map_err(name), Err("pad_mask"));
@@ -819,7 +819,7 @@ fn bad_input_is_an_error() {
         Err("ids")
     );
     // A model that gives another number of rows.
-    let one = |_: &TokenRows| SequenceLogProbs::new(f64s(&[-1.0]), ints(&[1]));
+    let one = |_: &TokenTensors| SequenceLogProbs::new(f64s(&[-1.0]), ints(&[1]));
     assert_eq!(odd.check_policy(one).map_err(name), Err("log_probs"));
 }
 

@@ -2,6 +2,7 @@
 
 use burn::nn::{EmbeddingConfig, LinearConfig, LinearLayout};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn_preference::log_probs::WithStatistics;
 use burn_preference::{
     KtoLossConfig, LmHead, Objective, PolicyPair, Ranked, SequenceLogProbs, TokenLogProbs,
     Unpaired, WithBaseline,
@@ -65,12 +66,13 @@ proptest! {
             let how = How { dtype, ..TRAINABLE };
             let from_hidden = problem.run(how);
             let from_logits = problem.run(How { from_logits: true, ..how });
-            let pairs = from_hidden.log_probs.iter().zip(&from_logits.log_probs)
-                .chain(from_hidden.hidden.iter().zip(&from_logits.hidden))
-                .chain(from_hidden.weight.iter().zip(&from_logits.weight))
-                .chain(from_hidden.bias.iter().zip(&from_logits.bias));
-            for (&a, &b) in pairs {
-                prop_assert!(error(a, b) < tolerance(dtype));
+            let [ours, theirs] = [from_hidden, from_logits]
+                .map(|result| [result.log_probs, result.hidden, result.weight, result.bias]);
+            for (ours, theirs) in ours.iter().zip(&theirs) {
+                prop_assert_eq!(ours.len(), theirs.len());
+                for (&a, &b) in ours.iter().zip(theirs) {
+                    prop_assert!(error(a, b) < tolerance(dtype));
+                }
             }
         }
     }
@@ -171,7 +173,7 @@ fn a_softcap_holds_the_extremes() {
         let tokens = Tensor::<2, Int>::from_ints([[0, 1]], &device());
         let counted = tokens.clone().equal_elem(1);
         let states = hidden.clone().reshape([1, 2, 1]);
-        let log_probs = TokenLogProbs::from_hidden(states, &head, tokens, counted).unwrap();
+        let log_probs = TokenLogProbs::from_output((states, head), tokens, counted).unwrap();
         // Logits 30, −30 and 0.
         let found = to_vec(log_probs.log_probs())[0];
         assert!(error(found, -60.0) < 1e-6, "{dtype:?}: {found}");
@@ -245,14 +247,14 @@ fn several_tiles_of_one_task() {
     let by_head = |weight: Tensor<2>, head: LmHead| {
         let hidden = hidden();
         let states = hidden.clone().reshape([8, 512, 2]);
-        let log_probs = TokenLogProbs::from_hidden(states, &head, tokens.clone(), counted());
+        let log_probs = TokenLogProbs::from_output((states, head), tokens.clone(), counted());
         gradients(log_probs.unwrap(), [hidden, weight])
     };
     let [log_probs, d_hidden, d_weight] = {
         let (hidden, weight) = (hidden(), weight().require_grad());
         let logits = hidden.clone().matmul(weight.clone().transpose());
         let logits = logits.reshape([8, 512, vocab]);
-        let log_probs = TokenLogProbs::from_logits(logits, tokens.clone(), counted());
+        let log_probs = TokenLogProbs::from_output(logits, tokens.clone(), counted());
         gradients(log_probs.unwrap(), [hidden, weight])
     };
     assert_eq!(d_hidden.len(), 2 * rows);
@@ -294,13 +296,12 @@ fn the_likeliest_word() {
         // Of the largest the first one, as by an argmax: word 2 of words 2 and 3, word 0 of all.
         let expected = [1.0, 0.0, 0.0, 1.0, 0.0, 0.0];
         let logits = hidden.clone() * of(vec![-1.0, 0.0, 1.0, 1.0], [1, 4]).unsqueeze::<3>();
-        let by_hidden = TokenLogProbs::from_hidden_with_statistics(
-            hidden,
-            &head,
+        let by_hidden = TokenLogProbs::from_output(
+            WithStatistics((hidden, head)),
             tokens.clone(),
             counted.clone(),
         );
-        let by_logits = TokenLogProbs::from_logits_with_statistics(logits, tokens, counted);
+        let by_logits = TokenLogProbs::from_output(WithStatistics(logits), tokens, counted);
         for (_, statistics) in [by_hidden.unwrap(), by_logits.unwrap()] {
             assert_eq!(to_vec(statistics.top1()), expected, "{dtype:?}");
         }
@@ -323,15 +324,15 @@ fn the_likeliest_word_of_nan_is_nan() {
             let tokens = Tensor::<2, Int>::from_ints([[0, 1]], &device());
             let counted = tokens.clone().equal_elem(1);
             let row = [logits.clone(), vec![0.0; 3]].concat();
-            let by_logits = TokenLogProbs::from_logits_with_statistics(
-                of(row, [1, 2, 3]),
+            let by_logits = TokenLogProbs::from_output(
+                WithStatistics(of(row, [1, 2, 3])),
                 tokens.clone(),
                 counted.clone(),
             );
             let head = LmHead::new(of(logits, [1, 3, 1]).reshape([3, 1]));
             let hidden = of(vec![1.0, 1.0], [1, 2, 1]);
             let by_hidden =
-                TokenLogProbs::from_hidden_with_statistics(hidden, &head, tokens, counted);
+                TokenLogProbs::from_output(WithStatistics((hidden, head)), tokens, counted);
             for (log_probs, statistics) in [by_logits.unwrap(), by_hidden.unwrap()] {
                 assert!(to_vec(log_probs.log_probs())[0].is_nan());
                 assert!(to_vec(statistics.top1())[0].is_nan(), "{dtype:?}, {bad}");
@@ -355,7 +356,7 @@ fn logits_that_are_a_view() {
         }
         let tokens = Tensor::<2, Int>::ones([rows, 3], &device());
         let counted = tokens.clone().equal_elem(1);
-        let log_probs = TokenLogProbs::from_logits(logits, tokens, counted).unwrap();
+        let log_probs = TokenLogProbs::from_output(logits, tokens, counted).unwrap();
         let grads = log_probs.log_probs().sum().backward();
         [to_vec(leaf.grad(&grads).unwrap()), to_vec(leaf)]
     };
@@ -453,7 +454,7 @@ fn nothing_counts() {
         .autodiff()
         .require_grad();
     let head = LmHead::new(Problem::floats(&empty.weight, [7, 3], DType::F32));
-    let none = TokenLogProbs::from_hidden(states, &head, empty.tokens(), empty.mask()).unwrap();
+    let none = TokenLogProbs::from_output((states, head), empty.tokens(), empty.mask()).unwrap();
     assert_eq!(none.log_probs().dims(), [0, 3]);
 }
 
@@ -474,6 +475,8 @@ fn what_is_not_finite_stays_where_it_is() {
             },
         ] {
             let ours = problem.run(how);
+            assert_eq!(ours.log_probs.len(), clean.log_probs.len());
+            assert_eq!(ours.hidden.len(), clean.hidden.len());
             for (row, (a, b)) in ours.log_probs.iter().zip(&clean.log_probs).enumerate() {
                 assert!(
                     if row == 1 {
@@ -534,9 +537,12 @@ fn ids_outside_the_vocabulary_never_give_a_number() {
     let mask = || bools(&[false, true, true]).reshape([1, 3]);
     for id in [4, -1, i32::MAX, i32::MIN] {
         let tokens = Tensor::<2, Int>::from_data(TensorData::from([[0, id, 1]]), &device());
-        let (log_probs, statistics) =
-            TokenLogProbs::from_hidden_with_statistics(states.clone(), &head, tokens, mask())
-                .unwrap();
+        let (log_probs, statistics) = TokenLogProbs::from_output(
+            WithStatistics((states.clone(), head.clone())),
+            tokens,
+            mask(),
+        )
+        .unwrap();
         let ours = to_vec(log_probs.log_probs());
         assert!(ours[0].is_nan() && ours[1].is_finite(), "{id}: {ours:?}");
         for values in values(&statistics) {
@@ -552,9 +558,9 @@ fn layers_of_burn_are_heads() {
     let states = || Problem::floats(&problem.hidden, [2, 5, 3], DType::F32);
     let agree = |head: &LmHead, logits: Tensor<3>| {
         let (ids, mask) = tokens();
-        let ours = TokenLogProbs::from_hidden(states(), head, ids, mask).unwrap();
+        let ours = TokenLogProbs::from_output((states(), head.clone()), ids, mask).unwrap();
         let (ids, mask) = tokens();
-        let theirs = TokenLogProbs::from_logits(logits, ids, mask).unwrap();
+        let theirs = TokenLogProbs::from_output(logits, ids, mask).unwrap();
         assert_close(
             &to_vec(ours.log_probs()),
             &to_vec(theirs.log_probs()),
@@ -580,7 +586,7 @@ fn errors_name_what_does_not_fit() {
     let f32s = |values: &[f64], shape| Problem::floats(values, shape, DType::F32);
     let states = || Problem::floats(&problem.hidden, [2, 3, 4], DType::F32);
     let message = |states: Tensor<3>, head: &LmHead| {
-        TokenLogProbs::from_hidden(states, head, problem.tokens(), problem.mask())
+        TokenLogProbs::from_output((states, head.clone()), problem.tokens(), problem.mask())
             .unwrap_err()
             .to_string()
     };
@@ -623,9 +629,8 @@ fn errors_name_what_does_not_fit() {
         message(states().narrow(1, 0, 2), &head),
         "`tokens`: expected shape [2, 2], found shape [2, 3]"
     );
-    let one = TokenLogProbs::from_hidden(
-        states().narrow(1, 0, 1),
-        &head,
+    let one = TokenLogProbs::from_output(
+        (states().narrow(1, 0, 1), head.clone()),
         problem.tokens().narrow(1, 0, 1),
         problem.mask().narrow(1, 0, 1),
     );
@@ -634,7 +639,7 @@ fn errors_name_what_does_not_fit() {
         "`hidden`: expected time ≥ 2, found shape [2, 1, 4]"
     );
     let mask = problem.mask().narrow(0, 0, 1);
-    let short = TokenLogProbs::from_hidden(states(), &head, problem.tokens(), mask);
+    let short = TokenLogProbs::from_output((states(), head.clone()), problem.tokens(), mask);
     assert_eq!(
         short.unwrap_err().to_string(),
         "`completion_mask`: expected shape [2, 3], found shape [1, 3]"
@@ -658,11 +663,11 @@ fn every_objective_agrees_on_both_paths() {
         let log_probs = if from_logits {
             let logits = hidden.matmul(weight.transpose());
             let logits = logits.reshape([shape[0], shape[1], problem.vocab]);
-            TokenLogProbs::from_logits(logits, problem.tokens(), problem.mask())
+            TokenLogProbs::from_output(logits, problem.tokens(), problem.mask())
         } else {
             let states = hidden.reshape([shape[0], shape[1], problem.width]);
             let head = LmHead::new(weight);
-            TokenLogProbs::from_hidden(states, &head, problem.tokens(), problem.mask())
+            TokenLogProbs::from_output((states, head), problem.tokens(), problem.mask())
         };
         log_probs.unwrap().sequence()
     };
@@ -782,7 +787,7 @@ fn the_heads_of_other_code() {
         let states = hidden.clone().reshape([2, 6, 8]);
         let counted = tokens.clone().greater_equal_elem(0);
         let (log_probs, statistics) =
-            TokenLogProbs::from_hidden_with_statistics(states, &head, tokens, counted).unwrap();
+            TokenLogProbs::from_output(WithStatistics((states, head)), tokens, counted).unwrap();
         // Both are f32 inside.
         let tolerance = if name.starts_with("trl") || name.starts_with("cut") {
             3e-6

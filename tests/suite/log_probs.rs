@@ -36,7 +36,7 @@ impl Batch {
     }
 
     fn log_probs(&self, logits: Tensor<3>) -> TokenLogProbs {
-        TokenLogProbs::from_logits(logits, self.tokens(), self.mask()).unwrap()
+        TokenLogProbs::from_output(logits, self.tokens(), self.mask()).unwrap()
     }
 
     fn sums(&self) -> Vec<f64> {
@@ -121,7 +121,9 @@ proptest! {
     fn padding_changes_nothing(batch in any_batch(), before in 0_usize..3, after in 0_usize..4) {
         let padded = batch.padded(before, after);
         // Another width may sum in another order.
-        for (a, b) in padded.sums().into_iter().zip(batch.sums()) {
+        let (ours, theirs) = (padded.sums(), batch.sums());
+        prop_assert_eq!(ours.len(), theirs.len());
+        for (a, b) in ours.into_iter().zip(theirs) {
             prop_assert!(error(a, b) < 1e-14);
         }
 
@@ -227,7 +229,7 @@ fn ids_outside_the_vocabulary_never_give_a_number() {
     for id in [3, -1, i32::MAX, i32::MIN] {
         let batch = small();
         let of = |mask: Tensor<2, Bool>| {
-            TokenLogProbs::from_logits(batch.logits(DType::F64), tokens(id), mask)
+            TokenLogProbs::from_output(batch.logits(DType::F64), tokens(id), mask)
                 .unwrap()
                 .sequence()
                 .sum()
@@ -305,15 +307,15 @@ fn shapes_are_checked() {
     };
     let short = batch.tokens().narrow(1, 0, 2);
     assert_eq!(
-        message(TokenLogProbs::from_logits(logits(), short, batch.mask())),
+        message(TokenLogProbs::from_output(logits(), short, batch.mask())),
         "`tokens`: expected shape [2, 3], found shape [2, 2]"
     );
     let short = batch.mask().narrow(0, 0, 1);
     assert_eq!(
-        message(TokenLogProbs::from_logits(logits(), batch.tokens(), short)),
+        message(TokenLogProbs::from_output(logits(), batch.tokens(), short)),
         "`completion_mask`: expected shape [2, 3], found shape [1, 3]"
     );
-    let one = TokenLogProbs::from_logits(
+    let one = TokenLogProbs::from_output(
         logits().narrow(1, 0, 1),
         batch.tokens().narrow(1, 0, 1),
         batch.mask().narrow(1, 0, 1),

@@ -1,6 +1,7 @@
 //! Metrics: values, TRL's keys, ties and displacement, merging unequal batches.
 
 use burn::tensor::DType;
+use burn_preference::log_probs::WithStatistics;
 use burn_preference::{
     BatchMetrics, BradleyTerryLossConfig, DpoLossConfig, DroLossConfig, KtoLossConfig, Metrics,
     NpoLossConfig, Objective, OrpoLossConfig, Pair, PlackettLuceLossConfig, Ranked, RewardPair,
@@ -317,7 +318,7 @@ fn statistics_of_tokens() {
     let logits = f64s(&[1.0, 1.0, 1000.0, 0.0, 9.0, 9.0]).reshape([1, 3, 2]);
     let tokens = ints(&[0, 0, 1]).reshape([1, 3]);
     let mask = bools(&[false, true, true]).reshape([1, 3]);
-    let (_, statistics) = TokenLogProbs::from_logits_with_statistics(logits, tokens, mask).unwrap();
+    let (_, statistics) = TokenLogProbs::from_output(WithStatistics(logits), tokens, mask).unwrap();
     let metrics = BatchMetrics::default()
         .with_statistics(&statistics)
         .read()
@@ -335,7 +336,7 @@ fn statistics_of_pairs() {
     let logits = f64s(&[1.0, 1.0, 0.0, 0.0, 1000.0, 0.0, 0.0, 0.0]).reshape([2, 2, 2]);
     let tokens = ints(&[0, 0, 0, 1]).reshape([2, 2]);
     let mask = bools(&[false, true, false, true]).reshape([2, 2]);
-    let (_, statistics) = TokenLogProbs::from_logits_with_statistics(logits, tokens, mask).unwrap();
+    let (_, statistics) = TokenLogProbs::from_output(WithStatistics(logits), tokens, mask).unwrap();
     let statistics = Pair::from_concatenated(&statistics).unwrap();
     let metrics = BatchMetrics::default().with_pair_statistics(&statistics);
     let metrics = metrics.read().unwrap();

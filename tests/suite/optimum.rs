@@ -157,7 +157,7 @@ impl Policy {
         let words: Vec<usize> = (0..n).flat_map(|i| [0, i]).collect();
         let tokens: Tensor<2, Int> = ints(&words).reshape([n, 2]);
         let mask: Tensor<2, Bool> = bools(&[false, true].repeat(n)).reshape([n, 2]);
-        let tokens = TokenLogProbs::from_logits(logits, tokens, mask).unwrap();
+        let tokens = TokenLogProbs::from_output(logits, tokens, mask).unwrap();
         tokens.sequence().sum()
     }
 
@@ -613,7 +613,7 @@ fn tdpo() {
     let theirs = logits(f64s(&reference.concat()).reshape([4, 3]));
     let ours = logits(f64s(&policy).reshape([4, 3]));
     let log_probs = |logits: Tensor<3>| {
-        TokenLogProbs::from_logits(logits, tokens.clone(), mask.clone())
+        TokenLogProbs::from_output(logits, tokens.clone(), mask.clone())
             .unwrap()
             .sequence()
     };

@@ -14,12 +14,11 @@ use burn_preference::data::{
     Collator, Cursor, EpochLoader, Example, Mismatched, PairTokens, Preference, RankedTokens,
     TokenBudget, Truncation, UnpairedTokens, WithMismatched,
 };
-use burn_preference::log_probs::sequence_kl_from_hidden;
-use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch, TokenRows};
+use burn_preference::log_probs::{WithStatistics, sequence_kl_from_hidden};
+use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch, TokenTensors};
 use burn_preference::training::first_batch::{Finding, FirstBatch};
 use burn_preference::{
     DpoLossConfig, Frozen, InvalidInput, LmHead, Objective, RrhfLossConfig, SequenceLogProbs,
-    TokenLogProbs,
 };
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -374,16 +373,11 @@ fn three_ways<M: Model>(
 ) -> [(Vec<f64>, Vec<f64>); 3] {
     let batch = TokenBatch::new(sequences.to_vec(), padding(), &device()).unwrap();
     let packed = pack(sequences, packing);
-    let padded = batch.token_log_probs(model, |model, ids| (model.padded(ids), model.head()));
-    let by_hidden =
-        packed.token_log_probs(model, |model, packed| (model.packed(packed), model.head()));
+    let padded = batch.token_log_probs((model.padded(batch.ids.clone()), model.head()));
+    let by_hidden = packed.token_log_probs((model.packed(&packed), model.head()));
     let by_unpacking = {
         let hidden = packed.unpack(model.packed(&packed)).unwrap();
-        let (ids, mask) = (
-            packed.unpacked.ids.clone(),
-            packed.unpacked.completion_mask.clone(),
-        );
-        TokenLogProbs::from_hidden(hidden, &model.head(), ids, mask)
+        packed.unpacked.token_log_probs((hidden, model.head()))
     };
     [padded, by_hidden, by_unpacking].map(|log_probs| {
         let log_probs = log_probs.unwrap();
@@ -537,8 +531,9 @@ fn the_first_batch_check_sees_a_model_that_ignores_the_packing() {
     let model = rotary();
     let log_probs =
         |hidden, batch: &PackedBatch| batch.log_probs(&model, |model, _| (hidden, model.head()));
-    let padded =
-        |rows: &TokenRows| rows.log_probs(&model, |model, ids| (model.padded(ids), model.head()));
+    let padded = |rows: &TokenTensors| {
+        rows.log_probs(&model, |model, ids| (model.padded(ids), model.head()))
+    };
     let check = FirstBatch::new(&packed.unpacked).unwrap();
     let found = check
         .check_packed(&packed, padded, |batch| {
@@ -652,17 +647,17 @@ fn statistics_are_those_of_padded_rows() {
     ];
     let nothing = [Sequence::new(&[1, 2], &[]), Sequence::new(&[3], &[])];
     let model = rotary();
-    let head = model.head();
     for sequences in [&counted[..], &nothing] {
         let packed = pack(sequences, Packing::new(padding()));
+        let hidden = model.padded(packed.unpacked.ids.clone());
         let (log_probs, padded) = packed
             .unpacked
-            .token_log_probs_with_statistics(&model, |m, ids| (m.padded(ids), m.head()))
+            .token_log_probs(WithStatistics((hidden, model.head())))
             .unwrap();
-        let by_hidden =
-            packed.token_log_probs_with_statistics(&model, |m, x| (m.packed(x), m.head()));
-        let by_logits =
-            packed.token_log_probs_with_statistics(&model, |m, x| m.logits(m.packed(x)));
+        let hidden = model.packed(&packed);
+        let logits = WithStatistics(model.logits(hidden.clone()));
+        let by_hidden = packed.token_log_probs(WithStatistics((hidden, model.head())));
+        let by_logits = packed.token_log_probs(logits);
         for packed in [by_hidden, by_logits] {
             let (values, packed) = packed.unwrap();
             assert_close(&to_vec(values.log_probs()), &to_vec(log_probs.log_probs()));
@@ -678,11 +673,10 @@ fn statistics_are_those_of_padded_rows() {
     let hidden = Tensor::<3>::zeros([0, 2, 8], &device());
     let unpacked = none.unpack(hidden.clone()).unwrap();
     assert_eq!(unpacked.dims(), [0, 2, 8]);
-    let by_logits = none.token_log_probs(&hidden, |hidden, _| hidden.clone());
+    let by_logits = none.token_log_probs(hidden.clone());
     assert_eq!(by_logits.unwrap().log_probs().dims(), [0, 1]);
-    let (_, statistics) = none
-        .token_log_probs_with_statistics(&head, |head, _| (hidden, head.clone()))
-        .unwrap();
+    let by_hidden = none.token_log_probs(WithStatistics((hidden, model.head())));
+    let (_, statistics) = by_hidden.unwrap();
     assert_eq!(statistics.entropy().dims(), [0, 1]);
 }
 

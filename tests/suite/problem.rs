@@ -1,6 +1,7 @@
 //! A small head with everything around it, in plain f64 and in ours.
 
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
+use burn_preference::log_probs::WithStatistics;
 use burn_preference::{LmHead, TokenLogProbs, TokenStatistics};
 
 use crate::support::{assert_close, bools, device, ints, to_vec};
@@ -214,9 +215,9 @@ impl Problem {
         let (tokens, mask) = (self.tokens(), self.mask());
         let (log_probs, statistics) = if how.from_logits {
             let logits = head.logits(states).unwrap();
-            TokenLogProbs::from_logits_with_statistics(logits, tokens, mask).unwrap()
+            TokenLogProbs::from_output(WithStatistics(logits), tokens, mask).unwrap()
         } else {
-            TokenLogProbs::from_hidden_with_statistics(states, &head, tokens, mask).unwrap()
+            TokenLogProbs::from_output(WithStatistics((states, head)), tokens, mask).unwrap()
         };
         let columns = log_probs.log_probs();
         let mut result = Result {

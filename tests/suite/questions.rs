@@ -89,7 +89,7 @@ fn logits_that_no_machine_holds_are_never_made() {
     let place = Tensor::<1, Int>::arange(0..i64::from(time), &device).unsqueeze::<2>();
     let mask: Tensor<2, Bool> = place.greater_equal_elem(i64::from(time - counted));
     let head = LmHead::new(weight.clone());
-    let log_probs = TokenLogProbs::from_hidden(hidden, &head, ids, mask).unwrap();
+    let log_probs = TokenLogProbs::from_output((hidden, head), ids, mask).unwrap();
     let sum = log_probs.sequence().sum();
     let expected = -4.0 * 17.0 * std::f64::consts::LN_2;
     assert!((to_vec(sum.clone())[0] - expected).abs() < 1e-4);

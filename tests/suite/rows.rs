@@ -9,10 +9,10 @@ use burn_preference::data::{
     Collator, Example, Mismatched, PairTokens, RankedTokens, Truncation, UnpairedTokens,
     WithMismatched,
 };
-use burn_preference::log_probs::ModelOutput;
+use burn_preference::log_probs::{ModelOutput, WithStatistics};
 use burn_preference::reference::cache::{CacheError, Fingerprint, ReferenceCache};
 use burn_preference::tokens::{
-    PackedBatch, Packing, Padding, Reference, Sequence, TokenBatch, TokenRows,
+    PackedBatch, Packing, Padding, Reference, Sequence, TokenBatch, TokenTensors,
 };
 use burn_preference::{
     Error, Frozen, InvalidInput, LmHead, Pair, Ranked, RelativeLogProbs, SequenceLogProbs,
@@ -91,10 +91,10 @@ fn primitive(model: &Model, by_logits: bool) -> TokenLogProbs {
     let batch = padded();
     let (ids, mask) = (batch.ids.clone(), batch.completion_mask.clone());
     if by_logits {
-        return TokenLogProbs::from_logits(model.logits(ids.clone()), ids, mask).unwrap();
+        return TokenLogProbs::from_output(model.logits(ids.clone()), ids, mask).unwrap();
     }
     let (hidden, head) = model.hidden(ids.clone());
-    TokenLogProbs::from_hidden(hidden, &head, ids, mask).unwrap()
+    TokenLogProbs::from_output((hidden, head), ids, mask).unwrap()
 }
 
 fn numbers(y: &SequenceLogProbs) -> [Vec<f64>; 2] {
@@ -121,48 +121,35 @@ fn padded_rows() {
             assert_eq!(numbers(&ours), expected);
             assert_eq!(gradient(&model, &ours), slopes);
         };
-        let rows = TokenRows::from(&batch);
-        let (ours, by_token, by_walk, of_rows) = if by_logits {
+        let ids = || batch.ids.clone();
+        let tensors = TokenTensors::from(&batch);
+        let (ours, by_token, with_statistics, of_tensors) = if by_logits {
             (
                 batch.log_probs(&model, Model::logits),
-                batch.token_log_probs(&model, Model::logits),
-                batch.token_log_probs_with_statistics(&model, Model::logits),
-                rows.log_probs(&model, Model::logits),
+                batch.token_log_probs(model.logits(ids())),
+                batch.token_log_probs(WithStatistics(model.logits(ids()))),
+                tensors.log_probs(&model, Model::logits),
             )
         } else {
             (
                 batch.log_probs(&model, Model::hidden),
-                batch.token_log_probs(&model, Model::hidden),
-                batch.token_log_probs_with_statistics(&model, Model::hidden),
-                rows.log_probs(&model, Model::hidden),
+                batch.token_log_probs(model.hidden(ids())),
+                batch.token_log_probs(WithStatistics(model.hidden(ids()))),
+                tensors.log_probs(&model, Model::hidden),
             )
         };
         check(ours.unwrap());
-        check(of_rows.unwrap());
+        check(of_tensors.unwrap());
         let by_token = by_token.unwrap();
         assert_eq!(to_vec(by_token.log_probs()), to_vec(tokens.log_probs()));
         check(by_token.sequence());
-        let (by_walk, statistics) = by_walk.unwrap();
-        check(by_walk.sequence());
-        let ids = batch.ids.clone();
-        let logits = model.logits(ids.clone());
+        let (log_probs, statistics) = with_statistics.unwrap();
+        check(log_probs.sequence());
+        let logits = WithStatistics(model.logits(ids()));
         let mask = batch.completion_mask.clone();
-        let (_, expected) = TokenLogProbs::from_logits_with_statistics(logits, ids, mask).unwrap();
+        let (_, expected) = TokenLogProbs::from_output(logits, ids(), mask).unwrap();
         assert_eq!(to_vec(statistics.top1()), to_vec(expected.top1()));
     }
-}
-
-/// What was computed before is taken as it is.
-#[test]
-fn an_output_that_is_there() {
-    let model = Model::new(1);
-    let batch = padded();
-    let output = model.hidden(batch.ids.clone());
-    let ours = batch.log_probs(&model, |_, _| output).unwrap();
-    assert_eq!(
-        numbers(&ours),
-        numbers(&primitive(&model, false).sequence())
-    );
 }
 
 /// Nothing but products of other shapes is between packed rows and padded ones: rows that a model
@@ -175,17 +162,18 @@ fn packed_rows() {
     // The same hidden states, row by row, as a padded batch.
     let (hidden, head) = model.packed_hidden(&batch);
     let unpacked = batch.unpack(hidden).unwrap();
-    let rows = &batch.unpacked;
-    let expected = rows.log_probs(&model, |_, _| (unpacked.clone(), head));
+    let padded = &batch.unpacked;
+    let expected = padded.token_log_probs((unpacked.clone(), head)).unwrap();
     let ours = batch.log_probs(&model, Model::packed_hidden).unwrap();
-    assert_eq!(numbers(&ours), numbers(&expected.unwrap()));
-    let expected = rows.log_probs(&model, |model, _| model.head.forward(unpacked));
+    assert_eq!(numbers(&ours), numbers(&expected.sequence()));
+    let expected = padded.token_log_probs(model.head.forward(unpacked));
     let ours = batch.log_probs(&model, Model::packed_logits).unwrap();
-    assert_eq!(numbers(&ours), numbers(&expected.unwrap()));
-    let by_token = batch.token_log_probs(&model, Model::packed_logits).unwrap();
+    assert_eq!(numbers(&ours), numbers(&expected.unwrap().sequence()));
+    let logits = model.packed_logits(&batch);
+    let by_token = batch.token_log_probs(logits.clone()).unwrap();
     assert_eq!(numbers(&by_token.sequence()), numbers(&ours));
-    let by_walk = batch.token_log_probs_with_statistics(&model, Model::packed_logits);
-    assert_eq!(numbers(&by_walk.unwrap().0.sequence()), numbers(&ours));
+    let (with_statistics, _) = batch.token_log_probs(WithStatistics(logits)).unwrap();
+    assert_eq!(numbers(&with_statistics.sequence()), numbers(&ours));
 }
 
 /// One training step for whatever answers for the reference, by whatever the model returns.
@@ -218,8 +206,10 @@ fn a_reference_that_is_frozen_or_cached() {
         let batch = TokenBatch::new(sequences(), Padding::new(0), &device).unwrap();
         let by_model = relative(&batch, &policy, &frozen, Model::hidden).unwrap();
         let by_cache = relative(&batch, &policy, &cache, Model::hidden).unwrap();
-        let tokens = batch.token_log_probs(frozen.model(), Model::hidden);
-        let ours = batch.token_log_probs(&policy, Model::hidden).unwrap();
+        let tokens = batch.token_log_probs(frozen.model().hidden(batch.ids.clone()));
+        let ours = batch
+            .token_log_probs(policy.hidden(batch.ids.clone()))
+            .unwrap();
         let by_token = ours.relative_to(tokens.unwrap()).unwrap().sequence();
         for relative in [by_model, by_cache, by_token] {
             assert_eq!(to_vec(relative.log_ratio()), to_vec(expected.log_ratio()));
@@ -287,7 +277,8 @@ fn pairs_of_rows() {
     ] {
         assert_eq!(numbers(&ours), numbers(&expected));
     }
-    let tokens = batch.tokens.token_log_probs(&Model::new(1), Model::hidden);
+    let hidden = Model::new(1).hidden(batch.tokens.ids.clone());
+    let tokens = batch.tokens.token_log_probs(hidden);
     let tokens = batch.pair(tokens.unwrap()).unwrap();
     assert_eq!(tokens.chosen.mask().dims(), [2, 4]);
     let column = batch.pair(log_probs.lengths()).unwrap();

@@ -17,7 +17,7 @@ use burn_preference::data::{
     Labels, OnError, PairFormat, PairTokens, Preference, PromptFormat, RankedFormat, RankedTokens,
     Scores, TokenizeOptions, Tokenized, Truncation, Turns, UnpairedFormat, UnpairedTokens,
 };
-use burn_preference::log_probs::sequence_kl;
+use burn_preference::log_probs::{WithStatistics, sequence_kl};
 use burn_preference::modifier::wpo_weights;
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Padding;
@@ -409,10 +409,10 @@ fn log_probs(u: &mut Unstructured) -> Result<()> {
     let (logits, found) = if from_logits {
         let logits = floats(u, [batch, time, vocab], dtype)?;
         let found = if statistics {
-            TokenLogProbs::from_logits_with_statistics(logits.clone(), tokens.clone(), mask.clone())
+            TokenLogProbs::from_output(WithStatistics(logits.clone()), tokens.clone(), mask.clone())
                 .map(|(log_probs, _)| log_probs)
         } else {
-            TokenLogProbs::from_logits(logits.clone(), tokens.clone(), mask.clone())
+            TokenLogProbs::from_output(logits.clone(), tokens.clone(), mask.clone())
         };
         let other_batch = about(u, batch)?;
         let other = floats(u, [other_batch, time, vocab], dtype)?;
@@ -442,7 +442,11 @@ fn log_probs(u: &mut Unstructured) -> Result<()> {
             head = head.with_bias(floats(u, [words], dtype)?);
         }
         let head = head.with_retained_bytes(u.arbitrary()?);
-        let found = TokenLogProbs::from_hidden(hidden.clone(), &head, tokens.clone(), mask.clone());
+        let found = TokenLogProbs::from_output(
+            (hidden.clone(), head.clone()),
+            tokens.clone(),
+            mask.clone(),
+        );
         // What the values are is the business of `tests/suite/head.rs`.
         (Tensor::zeros([0, 0, 0], &Device::flex()), found)
     };

@@ -11,6 +11,7 @@ pub mod llama;
 pub use device::{device, dtypes, elsewhere, keeps_nan, tolerance, wide_dtypes};
 
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
+use burn_preference::log_probs::WithStatistics;
 use burn_preference::{
     LmHead, LossOutput, Objective, Pair, PolicyPair, Ranked, ReferencedPair, RelativeLogProbs,
     SequenceLogProbs, TokenLogProbs, TokenStatistics, Unpaired, WithBaseline, batch::Rewards,
@@ -71,9 +72,9 @@ pub fn token_log_probs(
         let [_, _, vocab] = logits.dims();
         let identity = Tensor::<2>::eye(vocab, &logits.device()).cast(logits.dtype());
         let head = LmHead::new(identity);
-        TokenLogProbs::from_hidden_with_statistics(logits, &head, tokens, mask).unwrap()
+        TokenLogProbs::from_output(WithStatistics((logits, head)), tokens, mask).unwrap()
     } else {
-        TokenLogProbs::from_logits_with_statistics(logits, tokens, mask).unwrap()
+        TokenLogProbs::from_output(WithStatistics(logits), tokens, mask).unwrap()
     }
 }
 

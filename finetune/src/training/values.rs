@@ -1,7 +1,7 @@
 //! What a model gives the completions of a batch: log-probabilities, log-ratios or rewards.
 
 use burn::tensor::Tensor;
-use burn_preference::tokens::{TokenBatch, TokenRows};
+use burn_preference::tokens::{TokenBatch, TokenTensors};
 use burn_preference::training::first_batch::{Findings, FirstBatch};
 use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 
@@ -65,7 +65,7 @@ pub trait CompletionValues: Sized {
     ) -> Result<Findings, Failure>;
 }
 
-fn hidden(model: &Decoder, tokens: &TokenRows) -> Result<SequenceLogProbs, Failure> {
+fn hidden(model: &Decoder, tokens: &TokenTensors) -> Result<SequenceLogProbs, Failure> {
     Ok(tokens.log_probs(model, Decoder::hidden)?)
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn token_log_probs(decoder: &Decoder, ids: &[Vec<u32>]) -> Tensor<2> 
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
     let mask = Tensor::<2, Bool>::full(shape, true, &device);
     let (hidden, head) = decoder.hidden(ids.clone());
-    let log_probs = TokenLogProbs::from_hidden(hidden, &head, ids, mask).unwrap();
+    let log_probs = TokenLogProbs::from_output((hidden, head), ids, mask).unwrap();
     log_probs.log_probs()
 }
 

@@ -106,7 +106,7 @@ impl Inputs {
         let (tokens, mask) = (self.tokens.clone(), self.mask.clone());
         let head = LmHead::new(weight.clone());
         let states = hidden.clone().unsqueeze();
-        let loss = TokenLogProbs::from_hidden(states, &head, tokens, mask)?
+        let loss = TokenLogProbs::from_output((states, head), tokens, mask)?
             .log_probs()
             .sum();
         if mode == Mode::Reference {

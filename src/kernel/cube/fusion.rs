@@ -10,8 +10,10 @@ use burn_fusion::custom::{
 };
 use burn_fusion::{ExecutionError, Fusion, FusionBackend, FusionRuntime, FusionTensor};
 
-use super::super::generic::wide;
-use super::super::{Forward, Head, HeadForm, HeadGradients, LogProbKernel, STATISTICS, Save};
+use crate::kernel::backend::LogProbKernel;
+use crate::kernel::forward::{Forward, HeadGradients, STATISTICS, Save};
+use crate::kernel::generic::wide;
+use crate::kernel::head::{Head, HeadForm};
 
 type Handles<B> =
     HandleContainer<<<B as FusionBackend>::FusionRuntime as FusionRuntime>::FusionHandle>;
@@ -33,9 +35,9 @@ fn later<B: FusionBackend>(
     let operation = OperationIr::Custom(description.clone());
     let run = OperationFn(
         move |handles: &mut Handles<B>| -> Result<(), ExecutionError> {
-            let found = run(handles, &description);
-            for (description, found) in description.outputs.iter().zip(found) {
-                handles.register_float_tensor::<B>(&description.id, found);
+            let outputs = run(handles, &description);
+            for (description, output) in description.outputs.iter().zip(outputs) {
+                handles.register_float_tensor::<B>(&description.id, output);
             }
             Ok(())
         },
@@ -59,13 +61,13 @@ fn forward<B: FusionBackend>(
     let shapes = [Shape::new([rows]), Shape::new([rows, 2])];
     let shapes = shapes.into_iter().chain(by_products).chain(slope);
     let outputs = shapes.map(|shape| (shape, dtype)).collect();
-    let mut found = later::<B>(id, inputs, outputs, move |handles, description| {
-        let found = run(handles, &description.inputs);
-        let first = [found.log_probs, found.normalizer];
-        let more = found.statistics.into_iter().chain(found.slope);
+    let mut outputs = later::<B>(id, inputs, outputs, move |handles, description| {
+        let forward = run(handles, &description.inputs);
+        let first = [forward.log_probs, forward.normalizer];
+        let more = forward.statistics.into_iter().chain(forward.slope);
         first.into_iter().chain(more).collect()
     });
-    let mut next = || found.next().expect("as many as described");
+    let mut next = || outputs.next().expect("as many as described");
     Forward {
         log_probs: next(),
         normalizer: next(),
@@ -131,11 +133,11 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
             let head = head_of::<B>(handles, inputs, form);
             let normalizer = handles.get_float_tensor::<B>(&inputs[4]);
             let grad = handles.get_float_tensor::<B>(&inputs[5]);
-            let found = B::head_backward(head, normalizer, Vec::new(), grad, wanted);
-            found.into_iter().flatten().collect()
+            let gradients = B::head_backward(head, normalizer, Vec::new(), grad, wanted);
+            gradients.into_iter().flatten().collect()
         };
-        let mut found = later::<B>("log_probs::head_backward", inputs, outputs, run);
-        wanted.map(|wanted| wanted.then(|| found.next().expect("as many as described")))
+        let mut gradients = later::<B>("log_probs::head_backward", inputs, outputs, run);
+        wanted.map(|wanted| wanted.then(|| gradients.next().expect("as many as described")))
     }
 
     fn logits_forward(
@@ -179,7 +181,7 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
             )]
         };
         let inputs = vec![logits, targets, counted, normalizer, grad];
-        let mut found = later::<B>("log_probs::logits_backward", inputs, outputs, run);
-        found.next().expect("one, as described")
+        let mut gradient = later::<B>("log_probs::logits_backward", inputs, outputs, run);
+        gradient.next().expect("one, as described")
     }
 }

@@ -6,14 +6,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Cube, DispatchDevice, Flex, FlexDevice};
 use burn::tensor::{DType, Device, TensorData};
-use burn_cubecl::CubeDevice;
 use burn_cubecl::cubecl::future::block_on;
 use burn_cubecl::cubecl::logging::{LaunchObservation, LaunchObserver};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::{CubeBackend, CubeDevice};
 
-use super::super::HeadForm;
-use super::*;
+use super::head::{head_backward, head_forward};
+use crate::kernel::backend::LogProbKernel;
+use crate::kernel::forward::{Forward, HeadGradients, Save};
+use crate::kernel::generic;
+use crate::kernel::head::{Head, HeadForm, Shaping};
 
 fn device() -> CubeDevice {
     match Device::default().as_dispatch() {

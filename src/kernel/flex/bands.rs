@@ -1,4 +1,4 @@
-//! The order of a walk over words, and the buffers of its backward. Tiles that the forward kept
+//! The order in which words are computed, and the buffers of a backward. Tiles that the forward kept
 //! come first; tiles that are computed again follow.
 
 use std::ops::Range;
@@ -24,16 +24,16 @@ pub fn kept(tiles: &mut [FlexTensor]) -> &mut [f32] {
 }
 
 /// The buffers for the deltas of a backward.
-pub struct Room<'a> {
+pub struct BandBuffers<'a> {
     /// Kept logits that the backward has not used yet. Their deltas overwrite them.
     pub kept: &'a mut [f32],
     /// One buffer, which all other bands use in turn.
     pub scratch: &'a mut [f32],
 }
 
-impl Room<'_> {
+impl BandBuffers<'_> {
     /// The buffer for the next band, which has `len` numbers.
-    pub fn of(&mut self, is_kept: bool, len: usize) -> &mut [f32] {
+    pub fn next(&mut self, is_kept: bool, len: usize) -> &mut [f32] {
         if !is_kept {
             return &mut self.scratch[..len];
         }

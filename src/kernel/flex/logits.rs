@@ -7,16 +7,16 @@ use burn::backend::tensor::IntTensor;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::super::Forward;
-use super::partial::{Found, Partial, outputs};
+use super::partial::{Partial, RowState, outputs};
 use super::row::{observe, turn};
-use super::{f32s, indices};
+use super::tensors::{f32s, indices};
+use crate::kernel::forward::Forward;
 
 fn is_counted(counted: &FlexTensor) -> Vec<bool> {
     counted.to_contiguous().into_data().iter::<bool>().collect()
 }
 
-/// Walks over the rows of logits in pieces that stay in the L1 cache.
+/// Reduces the rows of logits in pieces that stay in the L1 cache.
 pub fn forward(
     logits: &FlexTensor,
     targets: IntTensor<Flex>,
@@ -28,23 +28,23 @@ pub fn forward(
     let logits: &[f32] = logits.as_slice().expect("contiguous f32");
     let (targets, counted) = (indices(targets), is_counted(counted));
     let arch = Arch::new();
-    let found: Vec<Found> = logits
+    let rows: Vec<RowState> = logits
         .par_chunks(vocab)
         .enumerate()
         .map(|(row, logits)| {
             if !counted[row] {
-                return Found::NOT_COUNTED;
+                return RowState::NOT_COUNTED;
             }
             let mut partial = Partial::EMPTY;
             for (index, piece) in logits.chunks(PIECE).enumerate() {
-                let found = observe(arch, piece, f32::NEG_INFINITY, statistics);
-                partial = partial.and(found.starting_at(index * PIECE));
+                let more = observe(arch, piece, f32::NEG_INFINITY, statistics);
+                partial = partial.and(more.starting_at(index * PIECE));
             }
             let target = logits[targets[row]];
-            Found { partial, target }
+            RowState { partial, target }
         })
         .collect();
-    outputs(&found, &targets, vocab, statistics)
+    outputs(&rows, &targets, vocab, statistics)
 }
 
 pub fn backward(

@@ -2,9 +2,9 @@
 
 use burn::backend::Flex;
 
-use super::super::{Forward, STATISTICS};
-use super::row::narrow;
-use super::tensor;
+use super::elementwise::narrow;
+use super::tensors::tensor;
+use crate::kernel::forward::{Forward, STATISTICS};
 
 /// The sums over a stretch of logits x. The powers are relative to m, the largest logit of the
 /// stretch. A NaN logit makes every sum NaN.
@@ -122,18 +122,18 @@ impl Partial {
 
 /// The result of some logits of a row, and the target's logit if it is among them.
 #[derive(Clone, Copy)]
-pub struct Found {
+pub struct RowState {
     pub partial: Partial,
     pub target: f32,
 }
 
-impl Found {
+impl RowState {
     /// A row that does not count. The numbers are finite, and the mask drops them later.
     pub const NOT_COUNTED: Self = Self {
         partial: Partial::ONE,
         target: 0.0,
     };
-    pub const NOTHING: Self = Self {
+    pub const EMPTY: Self = Self {
         partial: Partial::EMPTY,
         target: f32::NEG_INFINITY,
     };
@@ -153,13 +153,18 @@ impl Found {
 }
 
 /// Computes the outputs of a forward from the results of all rows.
-pub fn outputs(rows: &[Found], targets: &[usize], words: usize, statistics: bool) -> Forward<Flex> {
-    let log_prob = |found: &Found| {
-        let below = f64::from(found.target) - f64::from(found.partial.max);
-        narrow(below - found.partial.log_sum())
+pub fn outputs(
+    rows: &[RowState],
+    targets: &[usize],
+    words: usize,
+    statistics: bool,
+) -> Forward<Flex> {
+    let log_prob = |row: &RowState| {
+        let below = f64::from(row.target) - f64::from(row.partial.max);
+        narrow(below - row.partial.log_sum())
     };
-    let normalizer = |found: &Found| [found.partial.max, narrow(found.partial.log_sum())];
-    let by_products = |(found, &target): (&Found, &usize)| found.partial.statistics(target, words);
+    let normalizer = |row: &RowState| [row.partial.max, narrow(row.partial.log_sum())];
+    let by_products = |(row, &target): (&RowState, &usize)| row.partial.statistics(target, words);
     Forward {
         log_probs: tensor(rows.iter().map(log_prob).collect(), [rows.len()]),
         normalizer: tensor(rows.iter().flat_map(normalizer).collect(), [rows.len(), 2]),

@@ -6,10 +6,18 @@ use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, FloatDType, TensorData};
 use proptest::prelude::*;
 
-use super::super::{Forward, Head, HeadForm, HeadGradients, Save, Shaping, generic};
 use super::lanes::Lanes;
+use super::tensors::{f32s, tensor};
 use super::tiles::Tiles;
-use super::{f32s, tensor};
+use crate::kernel::choice::panels;
+use crate::kernel::forward::{Forward, HeadGradients, Save};
+use crate::kernel::generic;
+use crate::kernel::head::{Head, HeadForm, Shaping};
+
+/// `None` on a machine without the vectors that the kernel needs.
+fn lanes(head: &Head<Flex>) -> Option<Lanes> {
+    panels(head).map(|panels| Lanes::new(head, panels))
+}
 
 fn wide(tensor: &FlexTensor) -> Vec<f64> {
     tensor.to_contiguous().into_data().iter::<f64>().collect()
@@ -144,8 +152,8 @@ fn check(case: &Case, run: Run, back: Back) {
     let grad = Flex::float_cast(case.grad(), FloatDType::F64);
     let tiles = exact.tiles.clone();
     let wanted = [true, true, case.biased];
-    let found = generic::head_backward(head, exact.normalizer.clone(), tiles, grad, wanted);
-    let found = found.map(|of| of.unwrap_or_else(|| tensor(vec![0.0], [1])));
+    let gradients = generic::head_backward(head, exact.normalizer.clone(), tiles, grad, wanted);
+    let gradients = gradients.map(|of| of.unwrap_or_else(|| tensor(vec![0.0], [1])));
     let all = 4 * case.rows.next_multiple_of(16) * case.vocab.next_multiple_of(2048);
     let mut bits: Option<Vec<Vec<f32>>> = None;
     for bytes in [0, all / 2, usize::MAX] {
@@ -158,7 +166,7 @@ fn check(case: &Case, run: Run, back: Back) {
             *bits.get_or_insert(these.clone()) == these,
             "{bytes} bytes kept"
         );
-        gradients_agree(ours.map(Some), found.clone().map(Some), bound);
+        gradients_agree(ours.map(Some), gradients.clone().map(Some), bound);
     }
 }
 
@@ -168,8 +176,8 @@ proptest! {
     #[test]
     fn rows_as_lanes(case in case()) {
         let head = case.head();
-        prop_assume!(Lanes::of(&head).is_some());
-        let lanes = || Lanes::of(&head).expect("as above");
+        prop_assume!(lanes(&head).is_some());
+        let lanes = || lanes(&head).expect("as above");
         let wanted = [true, true, case.biased];
         check(
             &case,
@@ -216,7 +224,7 @@ fn the_only_word() {
         let tiles = Tiles::new(case.head());
         let normalizer = tiles.forward(0, false).normalizer;
         let mut all = vec![tiles.backward(&normalizer, Vec::new(), &case.grad(), [true; 3])];
-        if let Some(lanes) = Lanes::of(&case.head()) {
+        if let Some(lanes) = lanes(&case.head()) {
             let normalizer = lanes.forward(0, false).normalizer;
             all.push(lanes.backward(&normalizer, Vec::new(), &case.grad(), [true; 3]));
         }
@@ -241,18 +249,19 @@ fn threads() {
         shaping: Shaping::NONE,
     };
     let head = case.head();
-    if Lanes::of(&head).is_none() {
+    if lanes(&head).is_none() {
         return;
     }
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build().expect("threads").install(|| {
-            let lanes = Lanes::of(&head).expect("as above");
+            let lanes = lanes(&head).expect("as above");
             let slope = lanes.forward_with_slope(true);
             let forward = lanes.forward(1 << 20, true);
-            let found = lanes.backward(&forward.normalizer, forward.tiles, &case.grad(), [true; 3]);
+            let gradients =
+                lanes.backward(&forward.normalizer, forward.tiles, &case.grad(), [true; 3]);
             let mut all = vec![slope.slope.expect("asked for"), forward.log_probs];
-            all.extend(found.into_iter().flatten());
+            all.extend(gradients.into_iter().flatten());
             all.iter().map(f32s).collect::<Vec<_>>()
         })
     };
@@ -275,7 +284,7 @@ fn rows_that_are_not_finite() {
     hidden[3 * 20] = f32::NAN;
     hidden[5 * 20] = f32::INFINITY;
     head.hidden = tensor(hidden, [40, 20]);
-    let Some(lanes) = Lanes::of(&head) else {
+    let Some(lanes) = lanes(&head) else {
         return;
     };
     for of in [lanes.forward(0, true), lanes.forward_with_slope(true)] {

@@ -6,7 +6,7 @@ use super::finding::{Finding, FirstLoss, Side};
 use super::findings::Findings;
 use crate::error::InvalidInput;
 use crate::log_probs::{RelativeLogProbs, SequenceLogProbs};
-use crate::tokens::TokenRows;
+use crate::tokens::TokenTensors;
 
 impl FirstBatch {
     /// Checks a policy and its reference before the first step, where they must be equal.
@@ -23,8 +23,8 @@ impl FirstBatch {
     /// What a closure returns, a model does not give one log-probability per row, or a device fails.
     pub fn check_against<E: From<InvalidInput>>(
         &self,
-        policy: impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
-        mut reference: impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        policy: impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
+        mut reference: impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
         mut losses: impl FnMut(RelativeLogProbs) -> Result<Tensor<1>, E>,
     ) -> Result<Findings, E> {
         let mut check = Check::new(self)?;

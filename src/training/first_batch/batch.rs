@@ -4,7 +4,7 @@ use burn::tensor::{Bool, Int, Tensor, TensorData};
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::reference::Frozen;
-use crate::tokens::TokenRows;
+use crate::tokens::TokenTensors;
 
 /// Labels of the rows.
 #[derive(Debug, Clone)]
@@ -42,7 +42,7 @@ pub(super) enum Labels {
 /// The best batch has rows of unequal lengths, so that there is padding, and eight pairs or more.
 #[derive(Debug, Clone)]
 pub struct FirstBatch {
-    pub(super) tokens: TokenRows,
+    pub(super) tokens: TokenTensors,
     pub(super) labels: Labels,
     pub(super) vocab: Option<usize>,
     /// Number of adapters of a policy that is meant to have some.
@@ -51,13 +51,13 @@ pub struct FirstBatch {
 }
 
 impl FirstBatch {
-    /// A check of the `rows` of a collated batch, or of [`TokenRows`] of your own.
+    /// A check of the `rows` of a collated batch, or of [`TokenTensors`] of your own.
     ///
     /// # Errors
     ///
     /// There is no row, or fewer than two tokens; or shapes or devices differ.
-    pub fn new(tokens: impl Into<TokenRows>) -> Result<Self, InvalidInput> {
-        let TokenRows {
+    pub fn new(tokens: impl Into<TokenTensors>) -> Result<Self, InvalidInput> {
+        let TokenTensors {
             ids,
             completion_mask,
             pad_mask,
@@ -69,7 +69,7 @@ impl FirstBatch {
         }
         Ok(Self {
             // Fields may have been assigned since.
-            tokens: TokenRows::new(ids, completion_mask, pad_mask)?,
+            tokens: TokenTensors::new(ids, completion_mask, pad_mask)?,
             labels: Labels::None,
             vocab: None,
             adapters: None,

@@ -7,7 +7,7 @@ use super::findings::Findings;
 use super::host::{HostTokens, with_others};
 use crate::error::InvalidInput;
 use crate::log_probs::SequenceLogProbs;
-use crate::tokens::TokenRows;
+use crate::tokens::TokenTensors;
 
 /// A check under way.
 pub(super) struct Check<'a> {
@@ -15,7 +15,7 @@ pub(super) struct Check<'a> {
     pub host: HostTokens,
     /// The batch as models are asked about it: without what counts and should not, which is a
     /// finding of its own.
-    pub tokens: TokenRows,
+    pub tokens: TokenTensors,
     pub findings: Vec<Finding>,
     pub not_checked: Vec<&'static str>,
     /// Whether the models would fail.
@@ -44,7 +44,7 @@ impl<'a> Check<'a> {
         if stop {
             not_checked.push("the models: they have no embedding for some ids");
         }
-        let tokens = TokenRows {
+        let tokens = TokenTensors {
             completion_mask: batch.mask_of(host.counted.clone(), [host.rows, host.time]),
             ..batch.tokens.clone()
         };
@@ -108,10 +108,10 @@ impl<'a> Check<'a> {
     }
 
     /// The tokens with another id where `replace` says so; none if the batch knows a single id.
-    pub fn with_others(&self, replace: impl Fn(usize) -> bool) -> Option<TokenRows> {
+    pub fn with_others(&self, replace: impl Fn(usize) -> bool) -> Option<TokenTensors> {
         let ids = with_others(&self.host.ids, replace)?;
         let shape = [self.host.rows, self.host.time];
-        Some(TokenRows {
+        Some(TokenTensors {
             ids: self.batch.ids_of(ids, shape),
             ..self.tokens.clone()
         })

@@ -3,7 +3,7 @@ use std::ops::Range;
 use burn::tensor::{Bool, Tensor};
 
 use crate::error::InvalidInput;
-use crate::tokens::TokenRows;
+use crate::tokens::TokenTensors;
 
 /// Tokens and masks of a batch, on the host.
 pub(super) struct HostTokens {
@@ -18,7 +18,7 @@ pub(super) struct HostTokens {
 }
 
 impl HostTokens {
-    pub fn read(tokens: &TokenRows) -> Result<Self, InvalidInput> {
+    pub fn read(tokens: &TokenTensors) -> Result<Self, InvalidInput> {
         let [rows, time] = tokens.ids.dims();
         let read = |name, mask: &Tensor<2, Bool>| -> Result<Vec<bool>, InvalidInput> {
             Ok(InvalidInput::read(name, mask)?.iter().collect())

@@ -7,7 +7,7 @@ use super::findings::Findings;
 use super::host::with_others;
 use crate::error::InvalidInput;
 use crate::log_probs::SequenceLogProbs;
-use crate::tokens::{PackedBatch, TokenRows};
+use crate::tokens::{PackedBatch, TokenTensors};
 
 impl FirstBatch {
     /// Checks that a model gives packed rows the log-probabilities that it gives each sequence in a
@@ -30,7 +30,7 @@ impl FirstBatch {
     pub fn check_packed<E: From<InvalidInput>>(
         &self,
         batch: &PackedBatch,
-        padded: impl FnOnce(&TokenRows) -> Result<SequenceLogProbs, E>,
+        padded: impl FnOnce(&TokenTensors) -> Result<SequenceLogProbs, E>,
         mut packed: impl FnMut(&PackedBatch) -> Result<SequenceLogProbs, E>,
     ) -> Result<Findings, E> {
         let mut check = Check::new(self)?;

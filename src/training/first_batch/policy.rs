@@ -4,7 +4,7 @@ use super::finding::{Finding, Side};
 use super::findings::Findings;
 use crate::error::InvalidInput;
 use crate::log_probs::SequenceLogProbs;
-use crate::tokens::TokenRows;
+use crate::tokens::TokenTensors;
 
 impl FirstBatch {
     /// Checks a policy that has no reference.
@@ -17,7 +17,7 @@ impl FirstBatch {
     /// What the closure returns, it does not give one log-probability per row, or a device fails.
     pub fn check_policy<E: From<InvalidInput>>(
         &self,
-        policy: impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        policy: impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
     ) -> Result<Findings, E> {
         let mut check = Check::new(self)?;
         if !check.stop {
@@ -40,7 +40,7 @@ impl Check<'_> {
     pub fn model<E: From<InvalidInput>>(
         &mut self,
         side: Side,
-        model: &mut impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        model: &mut impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
     ) -> Result<Pass, E> {
         let log_probs = model(&self.tokens)?;
         let sums = self.sums(&log_probs)?;
@@ -88,7 +88,7 @@ impl Check<'_> {
 
     pub fn policy<E: From<InvalidInput>>(
         &mut self,
-        mut policy: impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        mut policy: impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
     ) -> Result<Pass, E> {
         let pass = self.model(Side::Policy, &mut policy)?;
         let counted: usize = (0..self.host.rows).map(|row| self.host.length(row)).sum();
@@ -122,7 +122,7 @@ impl Check<'_> {
     fn check_padding<E: From<InvalidInput>>(
         &mut self,
         pass: &Pass,
-        policy: &mut impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        policy: &mut impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
     ) -> Result<bool, E> {
         if !self.host.padding.contains(&true) {
             self.not_checked
@@ -142,7 +142,7 @@ impl Check<'_> {
     fn check_alone<E: From<InvalidInput>>(
         &mut self,
         pass: &Pass,
-        policy: &mut impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        policy: &mut impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
     ) -> Result<(), E> {
         let counts = (0..self.host.rows).filter(|&row| self.host.length(row) > 0);
         // Of rows with as much padding the first.
@@ -157,7 +157,7 @@ impl Check<'_> {
         let shape = [1, real.len()];
         let ids = real.iter().map(|&i| self.host.ids[i]).collect();
         let counted = real.iter().map(|&i| self.host.counted[i]).collect();
-        let alone = TokenRows {
+        let alone = TokenTensors {
             ids: self.batch.ids_of(ids, shape),
             completion_mask: self.batch.mask_of(counted, shape),
             pad_mask: self.batch.mask_of(vec![false; real.len()], shape),
@@ -179,7 +179,7 @@ impl Check<'_> {
     /// Reports a row in which the last token moves what stands before it.
     fn check_causality<E: From<InvalidInput>>(
         &mut self,
-        policy: &mut impl FnMut(&TokenRows) -> Result<SequenceLogProbs, E>,
+        policy: &mut impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
     ) -> Result<(), E> {
         let rows = 0..self.host.rows;
         let last: Vec<Option<usize>> = rows.map(|row| self.host.real(row).last()).collect();
@@ -194,7 +194,7 @@ impl Check<'_> {
         };
         let shape = [self.host.rows, self.host.time];
         let completion_mask = self.batch.mask_of(counted, shape);
-        let [before, after] = [self.tokens.clone(), after].map(|tokens| TokenRows {
+        let [before, after] = [self.tokens.clone(), after].map(|tokens| TokenTensors {
             completion_mask: completion_mask.clone(),
             ..tokens
         });

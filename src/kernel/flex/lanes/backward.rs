@@ -6,13 +6,14 @@ use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::super::super::HeadGradients;
-use super::super::bands::{Room, bands, gradient, kept};
-use super::super::row::{narrow, turned_if_certain};
-use super::super::{f32s, tensor};
+use super::buffers::{Aligned, of_blocks, split};
 use super::panel::{Product, padded};
 use super::passes::{PerRow, turn};
-use super::{Aligned, Lanes, of_blocks, split};
+use super::problem::Lanes;
+use crate::kernel::flex::bands::{BandBuffers, bands, gradient, kept};
+use crate::kernel::flex::elementwise::{narrow, turned_if_certain};
+use crate::kernel::flex::tensors::{f32s, tensor};
+use crate::kernel::forward::HeadGradients;
 
 /// Bytes of logits that a backward works on at a time.
 const WORKSPACE: usize = 6 << 20;
@@ -40,7 +41,7 @@ impl Lanes {
         };
         let left = step.min(chunks - kept_chunks);
         let mut scratch = Aligned::zeros(left * of_chunk);
-        let mut room = Room {
+        let mut buffers = BandBuffers {
             kept,
             scratch: scratch.get_mut(),
         };
@@ -58,7 +59,7 @@ impl Lanes {
         for band in bands(kept_chunks, chunks, step) {
             let len = self.tiles(band.clone()).sum();
             let is_kept = band.start < kept_chunks;
-            let deltas = room.of(is_kept, len);
+            let deltas = buffers.next(is_kept, len);
             self.deltas(&band, is_kept, &of, deltas);
 
             let deltas = self.cut(&band, deltas);

@@ -32,7 +32,7 @@ pub fn padded(columns: usize) -> usize {
     columns.next_multiple_of(LANES)
 }
 
-/// How columns are cut into panels. A panel is as wide as the registers of the machine allow.
+/// The width of the panels that columns are cut into. A panel is as wide as the registers of the machine allow.
 #[derive(Debug, Clone, Copy)]
 pub struct Panels {
     width: usize,

@@ -9,10 +9,10 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::super::super::STATISTICS;
-use super::super::partial::Partial;
-use super::super::row::{shift, terms, turned};
 use super::panel::LANES;
+use crate::kernel::flex::elementwise::{shift, terms, turned};
+use crate::kernel::flex::partial::Partial;
+use crate::kernel::forward::STATISTICS;
 
 /// Number of words that are summed in f32. The f32 sum is then added to a sum in f64.
 const PIECE: usize = 96;
@@ -71,9 +71,9 @@ pub fn observe(
     at_least: [f32; LANES],
     statistics: bool,
 ) -> [Partial; LANES] {
-    let mut found = at_least.map(|max| Partial::new(max, None, [0.0; STATISTICS]));
+    let mut partials = at_least.map(|max| Partial::new(max, None, [0.0; STATISTICS]));
     for (index, tile) in tile.chunks(PIECE * rows).enumerate() {
-        let at_least = found.map(|found| found.max);
+        let at_least = partials.map(|partial| partial.max);
         let more = if statistics {
             arch.dispatch(Observe::<true> {
                 tile,
@@ -87,11 +87,11 @@ pub fn observe(
                 at_least,
             })
         };
-        for (found, more) in found.iter_mut().zip(more) {
-            *found = found.and(more.starting_at(index * PIECE));
+        for (partial, more) in partials.iter_mut().zip(more) {
+            *partial = partial.and(more.starting_at(index * PIECE));
         }
     }
-    found
+    partials
 }
 
 /// Numbers for each row of a tile.

@@ -7,12 +7,13 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::ops::FloatTensorOps;
 use rayon::prelude::*;
 
-use super::super::super::HeadGradients;
-use super::super::bands::{Room, bands, gradient, kept};
-use super::super::matrix::{Matrix, multiply};
-use super::super::row::{narrow, turn, turned_if_certain};
-use super::super::{f32s, tensor};
-use super::{SUB_WORDS, Tiles, WORKSPACE};
+use super::problem::{SUB_WORDS, Tiles, WORKSPACE};
+use crate::kernel::flex::bands::{BandBuffers, bands, gradient, kept};
+use crate::kernel::flex::elementwise::{narrow, turned_if_certain};
+use crate::kernel::flex::matrix::{Matrix, multiply};
+use crate::kernel::flex::row::turn;
+use crate::kernel::flex::tensors::{f32s, tensor};
+use crate::kernel::forward::HeadGradients;
 
 impl Tiles {
     /// `retained` holds the logits that the forward kept. The deltas overwrite these logits.
@@ -36,7 +37,7 @@ impl Tiles {
         let kept = kept(&mut retained);
         let kept_tiles = kept.len() / column.max(1);
         let mut scratch = vec![0.0; group.min(tiles - kept_tiles) * column];
-        let mut room = Room {
+        let mut buffers = BandBuffers {
             kept,
             scratch: &mut scratch,
         };
@@ -47,7 +48,7 @@ impl Tiles {
         for group in bands(kept_tiles, tiles, group) {
             let first = group.start;
             let is_kept = first < kept_tiles;
-            let deltas = room.of(is_kept, group.len() * column);
+            let deltas = buffers.next(is_kept, group.len() * column);
             deltas
                 .par_chunks_mut(self.tile_len())
                 .enumerate()

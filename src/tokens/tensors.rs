@@ -1,25 +1,25 @@
 use burn::tensor::{Bool, Int, Tensor};
 
-use super::TokenBatch;
+use super::batch::TokenBatch;
 use crate::error::InvalidInput;
-use crate::log_probs::{ModelOutput, SequenceLogProbs};
+use crate::log_probs::{ModelOutput, SequenceLogProbs, TokenLogProbs};
 
-/// Rows of tokens and their masks, `[rows, time]` each: tensors of your own, padded on either side.
+/// Tokens and their masks as tensors of your own, `[rows, time]` each, padded on either side.
 /// [`TokenBatch`] makes them of ids on the host.
 ///
 /// ```
 /// use burn::tensor::{Bool, Device, Int, Tensor};
-/// use burn_preference::tokens::TokenRows;
+/// use burn_preference::tokens::TokenTensors;
 ///
 /// let device = Device::default();
 /// let ids = Tensor::<2, Int>::from_ints([[7, 1, 0]], &device);
 /// let counted = Tensor::<2, Bool>::from_bool([[false, false, true]], &device);
 /// let padded = Tensor::<2, Bool>::from_bool([[true, false, false]], &device);
-/// let rows = TokenRows::new(ids, counted, padded)?;
+/// let tokens = TokenTensors::new(ids, counted, padded)?;
 ///
 /// // A model that finds its words equally likely, whatever it has read.
 /// let words = 8;
-/// let log_probs = rows.log_probs(&words, |&words, ids| {
+/// let log_probs = tokens.log_probs(&words, |&words, ids| {
 ///     let [rows, time] = ids.dims();
 ///     Tensor::<3>::zeros([rows, time, words], &ids.device())
 /// })?;
@@ -28,8 +28,8 @@ use crate::log_probs::{ModelOutput, SequenceLogProbs};
 /// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct TokenRows {
-    /// Token ids.
+pub struct TokenTensors {
+    /// Token ids, `[rows, time]`.
     pub ids: Tensor<2, Int>,
     /// True for the tokens that count.
     pub completion_mask: Tensor<2, Bool>,
@@ -37,8 +37,8 @@ pub struct TokenRows {
     pub pad_mask: Tensor<2, Bool>,
 }
 
-impl TokenRows {
-    /// From tensors of your own.
+impl TokenTensors {
+    /// Takes tensors of your own.
     ///
     /// # Shapes
     ///
@@ -68,7 +68,7 @@ impl TokenRows {
         })
     }
 
-    /// Sum and length of each row's completion under `model`: [`TokenBatch::log_probs`] of these
+    /// Sum and length of the completion of each row under `model`: [`TokenBatch::log_probs`] of these
     /// tensors.
     ///
     /// # Errors
@@ -80,13 +80,12 @@ impl TokenRows {
         forward: impl FnOnce(&M, Tensor<2, Int>) -> O,
     ) -> Result<SequenceLogProbs, InvalidInput> {
         let output = forward(model, self.ids.clone());
-        let mask = self.completion_mask.clone();
-        let (log_probs, _) = output.padded(self.ids.clone(), mask, false)?;
-        Ok(log_probs.sequence())
+        let (ids, mask) = (self.ids.clone(), self.completion_mask.clone());
+        Ok(output.padded::<TokenLogProbs>(ids, mask)?.sequence())
     }
 }
 
-impl From<&TokenBatch> for TokenRows {
+impl From<&TokenBatch> for TokenTensors {
     fn from(batch: &TokenBatch) -> Self {
         Self {
             ids: batch.ids.clone(),

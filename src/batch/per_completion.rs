@@ -4,18 +4,18 @@ use crate::log_probs::{
     RelativeLogProbs, RelativeTokenLogProbs, SequenceLogProbs, TokenLogProbs, TokenStatistics,
 };
 
-/// Something with a row per completion, which [`Pair`](super::Pair) takes apart: a tensor, or the
-/// log-probabilities of tokens or sequences.
+/// Values of which each completion has one row: a tensor, or the log-probabilities of tokens or
+/// sequences. [`Pair`](crate::batch::Pair) takes them apart.
 ///
 /// It is sealed.
-pub trait Rows: sealed::Rows {}
+pub trait PerCompletion: sealed::PerCompletion {}
 
-impl<T: sealed::Rows> Rows for T {}
+impl<T: sealed::PerCompletion> PerCompletion for T {}
 
 pub(super) mod sealed {
     use super::{DType, Device};
 
-    pub trait Rows {
+    pub trait PerCompletion {
         fn rows(&self) -> usize;
         fn narrow_rows(&self, start: usize, length: usize) -> Self;
         fn device(&self) -> Device;
@@ -23,10 +23,10 @@ pub(super) mod sealed {
     }
 }
 
-/// `$tensor` says everything about `$rows` but how to narrow it.
-macro_rules! rows_of {
-    ([$($generics:tt)*] $rows:ty, |$y:ident| $tensor:expr, $narrow:expr) => {
-        impl $($generics)* sealed::Rows for $rows {
+/// `$tensor` of `$values` has their number of rows, device and number type; `$narrow` narrows them.
+macro_rules! per_completion {
+    ([$($generics:tt)*] $values:ty, |$y:ident| $tensor:expr, $narrow:expr) => {
+        impl $($generics)* sealed::PerCompletion for $values {
             fn rows(&self) -> usize {
                 let $y = self;
                 $tensor.dims()[0]
@@ -49,9 +49,9 @@ macro_rules! rows_of {
     };
 }
 
-macro_rules! rows_of_tensors {
+macro_rules! per_completion_of_tensors {
     ($($kind:ty),*) => {
-        $(rows_of!(
+        $(per_completion!(
             [<const D: usize>] Tensor<D, $kind>,
             |y| y,
             |y: &Tensor<D, $kind>, start, length| y.clone().narrow(0, start, length)
@@ -59,9 +59,9 @@ macro_rules! rows_of_tensors {
     };
 }
 
-rows_of_tensors!(Float, Int, Bool);
-rows_of!([] SequenceLogProbs, |y| y.sum(), Self::narrow);
-rows_of!([] RelativeLogProbs, |y| y.policy().sum(), Self::narrow);
-rows_of!([] TokenLogProbs, |y| y.log_probs(), Self::rows);
-rows_of!([] RelativeTokenLogProbs, |y| y.policy().log_probs(), Self::rows);
-rows_of!([] TokenStatistics, |y| y.entropy(), Self::rows);
+per_completion_of_tensors!(Float, Int, Bool);
+per_completion!([] SequenceLogProbs, |y| y.sum(), Self::narrow);
+per_completion!([] RelativeLogProbs, |y| y.policy().sum(), Self::narrow);
+per_completion!([] TokenLogProbs, |y| y.log_probs(), Self::rows);
+per_completion!([] RelativeTokenLogProbs, |y| y.policy().log_probs(), Self::rows);
+per_completion!([] TokenStatistics, |y| y.entropy(), Self::rows);

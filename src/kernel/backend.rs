@@ -1,0 +1,73 @@
+//! The computations that a backend may have kernels of its own for.
+
+use burn::backend::Backend;
+use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
+
+use super::forward::{Forward, HeadGradients, Save};
+use super::generic;
+use super::head::Head;
+
+/// The computations of a backend, without autodiff.
+pub trait LogProbKernel: Backend {
+    /// The forward of [`LogProbOps::head_log_probs`].
+    fn head_forward(head: Head<Self>, save: Save, statistics: bool) -> Forward<Self> {
+        generic::head_forward(head, save, statistics)
+    }
+
+    /// The backward of [`Self::head_forward`] after [`Save::Tiles`]. `grad` is `[rows]`.
+    fn head_backward(
+        head: Head<Self>,
+        normalizer: FloatTensor<Self>,
+        tiles: Vec<FloatTensor<Self>>,
+        grad: FloatTensor<Self>,
+        wanted: [bool; 3],
+    ) -> HeadGradients<Self> {
+        generic::head_backward(head, normalizer, tiles, grad, wanted)
+    }
+
+    /// The forward of [`LogProbOps::logits_log_probs`].
+    fn logits_forward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        counted: BoolTensor<Self>,
+        statistics: bool,
+    ) -> Forward<Self> {
+        generic::logits_forward::<Self>(logits, targets, counted, statistics)
+    }
+
+    /// The backward of [`Self::logits_forward`]: the gradient of the logits. The gradient takes the
+    /// buffer of the logits if no other tensor holds this buffer.
+    fn logits_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        counted: BoolTensor<Self>,
+        normalizer: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        generic::logits_backward::<Self>(logits, targets, counted, normalizer, grad)
+    }
+
+    /// The forward of [`LogProbOps::head_kl`].
+    fn kl_forward(policy: Head<Self>, reference: Head<Self>) -> FloatTensor<Self> {
+        generic::kl_forward(policy, reference)
+    }
+
+    /// The backward of [`Self::kl_forward`], for the policy's head.
+    fn kl_backward(
+        policy: Head<Self>,
+        reference: Head<Self>,
+        grad: FloatTensor<Self>,
+        wanted: [bool; 3],
+    ) -> HeadGradients<Self> {
+        generic::kl_backward(policy, reference, grad, wanted)
+    }
+}
+
+#[cfg(feature = "ndarray")]
+#[allow(deprecated)]
+impl LogProbKernel for burn::backend::NdArray {}
+#[cfg(feature = "tch")]
+#[allow(deprecated)]
+impl LogProbKernel for burn::backend::LibTorch {}
+#[cfg(feature = "remote")]
+impl LogProbKernel for burn::backend::Remote {}

@@ -1,0 +1,180 @@
+//! A block of logits, and the launches of the two kernels over it.
+
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::rows::{TURNS, reduce_rows, turn_rows};
+use super::tensors::{address_type, empty, vector_size};
+use crate::kernel::head::Shaping;
+
+/// Units in one cube of the gradient kernel.
+const UNITS: u32 = 256;
+
+/// Unfinished logits of some rows and words. The kernels add `bias` to `x` and shape the sum.
+pub struct Block {
+    pub x: CubeTensor,
+    bias: Option<CubeTensor>,
+    shaping: Shaping,
+}
+
+impl Block {
+    pub fn new(x: CubeTensor, bias: Option<CubeTensor>, shaping: Shaping) -> Self {
+        Self { x, bias, shaping }
+    }
+
+    /// Whether x is scaled, and whether it is capped.
+    fn kind(&self) -> [bool; 2] {
+        let capped = self.shaping.softcap.is_some();
+        [!capped && !self.shaping.is_none(), capped]
+    }
+
+    /// `[inside, outside, factor, bend]`. The logits are `outside·tanh(inside·x)` with a softcap
+    /// and `inside·x` without one. The gradient needs factor and bend.
+    fn factors(&self) -> [f32; 4] {
+        let Shaping {
+            scale,
+            softcap,
+            temperature,
+        } = self.shaping;
+        let (inside, outside) = match softcap {
+            Some(cap) => (scale / cap, cap / temperature),
+            None => (self.shaping.factor(), 1.0),
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "f32 is what a kernel takes"
+        )]
+        let narrow = |x: f64| x as f32;
+        [inside, outside, self.shaping.factor(), self.shaping.bend()].map(narrow)
+    }
+
+    /// The vector width in which the logits may be read. A row of logits may be padded to whole
+    /// vectors, but a bias is not padded. So the length of the bias must be a multiple of the
+    /// width; otherwise the width is 1.
+    fn width(&self, others: &[&CubeTensor]) -> usize {
+        let width = vector_size(&[&[&self.x], others].concat());
+        match &self.bias {
+            Some(bias) if bias.meta.shape()[0] % width != 0 => 1,
+            _ => width,
+        }
+    }
+
+    /// Reads the logits once. Writes one row of `out` for each row of logits, starting at
+    /// `first_row`.
+    pub fn reduce(
+        &self,
+        targets: &CubeTensor,
+        out: &CubeTensor,
+        first_row: usize,
+        statistics: bool,
+    ) {
+        let [rows, vocab] = self.x.meta.shape().dims();
+        let of_bias = self.bias.as_ref().map_or(out.dtype, |bias| bias.dtype);
+        let dtypes = [self.x.dtype, of_bias, targets.dtype];
+        let ([inside, outside, ..], [scaled, capped]) = (self.factors(), self.kind());
+        let across = rows.min(32_768);
+        let width = self.width(&[]);
+        let units = units(&self.x, vocab.div_ceil(width));
+        reduce_rows::launch(
+            &self.x.client,
+            CubeCount::new_2d(count(across), count(rows.div_ceil(across))),
+            CubeDim::new_1d(units),
+            address_type(&[&self.x]),
+            width,
+            self.x.clone().into_tensor_arg(),
+            ComptimeOptionArgs::from(self.bias.clone().map(CubeTensor::into_tensor_arg)),
+            targets.clone().into_tensor_arg(),
+            out.clone().into_tensor_arg(),
+            inside,
+            outside,
+            count(first_row),
+            scaled,
+            capped,
+            units,
+            vocab % width == 0,
+            statistics,
+            dtypes.map(dtype_to_storage_type),
+        );
+    }
+
+    /// The gradient of x in `dtype`. The gradient overwrites x if x has this type and no other
+    /// tensor holds the buffer of x. `normalizer` is `[rows, 2 or more]`; only the first two
+    /// columns are read.
+    pub fn turn(
+        self,
+        targets: &CubeTensor,
+        normalizer: &CubeTensor,
+        grad: &CubeTensor,
+        [first_row, first_word]: [usize; 2],
+        dtype: DType,
+    ) -> CubeTensor {
+        let [rows, vocab] = self.x.meta.shape().dims();
+        let x = &self.x;
+        let in_place = x.dtype == dtype && x.can_mut() && x.is_nonoverlapping();
+        let output = if in_place {
+            x.clone()
+        } else {
+            empty(x, [rows, vocab], dtype)
+        };
+        let width = self.width(&[&output]);
+        let of_bias = self.bias.as_ref().map_or(grad.dtype, |bias| bias.dtype);
+        let dtypes = [x.dtype, of_bias, dtype, targets.dtype];
+        let ([inside, outside, factor, bend], [scaled, capped]) = (self.factors(), self.kind());
+        let argument = if in_place {
+            output.as_tensor_alias(0)
+        } else {
+            output.clone().into_tensor_arg()
+        };
+        let stretches = vocab.div_ceil(width).div_ceil(UNITS as usize * TURNS);
+        let down = rows.min(32_768);
+        turn_rows::launch(
+            &x.client,
+            CubeCount::new_3d(count(stretches), count(down), count(rows.div_ceil(down))),
+            CubeDim::new_1d(UNITS),
+            address_type(&[x, &output]),
+            width,
+            x.clone().into_tensor_arg(),
+            ComptimeOptionArgs::from(self.bias.clone().map(CubeTensor::into_tensor_arg)),
+            targets.clone().into_tensor_arg(),
+            normalizer.clone().into_tensor_arg(),
+            grad.clone().into_tensor_arg(),
+            argument,
+            inside,
+            outside,
+            factor,
+            bend,
+            count(first_row),
+            count(first_word),
+            scaled,
+            capped,
+            UNITS,
+            TURNS,
+            dtypes.map(dtype_to_storage_type),
+        );
+        output
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).expect("rows and words are fewer than 2³²")
+}
+
+/// Number of units that share a row. A long row gets many units, because a block then has few rows.
+fn units(x: &CubeTensor, vectors: usize) -> u32 {
+    let hardware = &x.client.properties().hardware;
+    if hardware.num_cpu_cores.is_some() {
+        return 1;
+    }
+    // Each unit stores six numbers in shared memory.
+    let memory = hardware.max_shared_memory_size / (6 * size_of::<f32>());
+    let most = (hardware.max_units_per_cube as usize).min(memory).min(1024);
+    let most = 1 << most.ilog2();
+    count(
+        vectors
+            .div_ceil(4)
+            .next_power_of_two()
+            .clamp(32.min(most), most),
+    )
+}
