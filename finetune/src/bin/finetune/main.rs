@@ -26,7 +26,7 @@ use finetune::{
 };
 
 use crate::args::Args;
-use crate::objective::Objective;
+use crate::objective::ChosenObjective;
 use crate::session::Session;
 
 fn main() -> ExitCode {
@@ -64,7 +64,7 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let kind = args.data_options().kind(&args.data[0].path)?;
-    let objective = Objective::read(&args.loss, kind == Some(RowKind::Unpaired))
+    let objective = ChosenObjective::read(&args.loss, kind == Some(RowKind::Unpaired))
         .map_err(|error| format!("--loss {}: {error}", args.loss))?;
     if is_reward_model && !objective.learns_rewards() {
         return Err(
