@@ -9,7 +9,9 @@ use super::example::Example;
 use super::json::{Json, Object};
 use super::label::{Desirable, Preference, PromptOnly, Scores, fits_f32};
 use super::message::{ASSISTANT, Message, SYSTEM, Text, USER};
-use super::prompt::{Parts, explicit, explicit_turns, implicit, implicit_answer, implicit_turns};
+use super::prompt::{
+    Parts, explicit, explicit_turns, implicit, implicit_answer, implicit_turns, transcript,
+};
 use super::transcript::is_transcript;
 
 /// The fields of a row that are the prompt, the completions and the labels.
@@ -351,12 +353,18 @@ impl Format for UnpairedFormat {
                 None => return Err(RowError::new(&self.label, expected, other.kind())),
             },
         };
-        let (prompt, completions) = match (format.optional_prompt(&mut row)?, &completion) {
-            (Some(prompt), _) => format.explicit(prompt, vec![completion])?,
-            (None, Text::Plain(text)) if !(format.as_conversation && is_transcript(text)) => {
-                return Err(RowError::new(&format.prompt, TEXT, "nothing"));
+        let (prompt, completions) = if let Some(prompt) = format.optional_prompt(&mut row)? {
+            format.explicit(prompt, vec![completion])?
+        } else {
+            let read = if format.as_conversation {
+                transcript
+            } else {
+                |text| text
+            };
+            match read(completion) {
+                Text::Conversation(messages) => implicit_answer(&self.completion, messages)?,
+                Text::Plain(_) => return Err(RowError::new(&format.prompt, TEXT, "nothing")),
             }
-            (None, _) => implicit_answer(&self.completion, completion)?,
         };
         format.with_columns(Example::new(prompt, completions, Desirable(label)), row)
     }

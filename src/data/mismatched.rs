@@ -3,7 +3,7 @@ use burn::data::dataset::{Dataset, DatasetError};
 use super::error::DataError;
 use super::example::Example;
 use super::label::Desirable;
-use super::truncate::Truncation;
+use super::truncate::{Frame, Truncation};
 use crate::tokens::Sequence;
 
 /// The label of an unpaired completion with a completion of another prompt beside it.
@@ -58,8 +58,8 @@ impl<D: Dataset<Example<Vec<u32>, Desirable>>> Mismatched<D> {
                 sequence = sequence.with_counted(counted)?;
             }
             let room = self.truncation.room_of_mismatch(&sequence);
-            // The prompt is not cut, so that it has no opening to keep.
-            let shortened = room.and_then(|room| room.shorten(&[sequence], 0));
+            // The prompt is not cut, so that it has no frame to keep.
+            let shortened = room.and_then(|room| room.shorten(&[sequence], Frame::default()));
             if let Ok((mut shortened, _)) = shortened {
                 return Ok(shortened.remove(0));
             }

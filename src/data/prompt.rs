@@ -28,8 +28,7 @@ pub(super) fn explicit_turns(
     completions: Vec<Text>,
 ) -> Result<Parts, RowError> {
     let start = prompt.as_plain();
-    let turns_of = |completion| match (start, completion) {
-        (_, Text::Plain(text)) if is_transcript(&text) => Text::Conversation(turns(&text)),
+    let turns_of = |completion| match (start, transcript(completion)) {
         (Some(start), Text::Plain(text)) if goes_on(start, &text) => {
             let whole = turns(&format!("{start}{text}"));
             Text::Conversation(whole[turns_of_prompt(start).len()..].to_vec())
@@ -199,6 +198,14 @@ pub(super) fn implicit(fields: [&str; 2], chosen: Text, rejected: Text) -> Resul
     }
 }
 
+/// The turns of a string that is a transcript; another text as it is.
+pub(super) fn transcript(text: Text) -> Text {
+    match text {
+        Text::Plain(text) if is_transcript(&text) => Text::Conversation(turns(&text)),
+        text => text,
+    }
+}
+
 /// The same where strings become messages, which only transcripts can: what other strings begin
 /// with in common ends inside an answer. `field` is that of the prompt.
 pub(super) fn implicit_turns(
@@ -207,11 +214,7 @@ pub(super) fn implicit_turns(
     chosen: Text,
     rejected: Text,
 ) -> Result<Parts, RowError> {
-    let as_turns = |text| match text {
-        Text::Plain(text) if is_transcript(&text) => Text::Conversation(turns(&text)),
-        text => text,
-    };
-    let (chosen, rejected) = (as_turns(chosen), as_turns(rejected));
+    let (chosen, rejected) = (transcript(chosen), transcript(rejected));
     if chosen.as_plain().is_some() && rejected.as_plain().is_some() {
         let [w, l] = fields;
         let expected = format!(
@@ -224,13 +227,10 @@ pub(super) fn implicit_turns(
 }
 
 /// The completion of a conversation without a prompt of its own: its last answer.
-pub(super) fn implicit_answer(field: &str, completion: Text) -> Result<Parts, RowError> {
+pub(super) fn implicit_answer(field: &str, conversation: Vec<Message>) -> Result<Parts, RowError> {
     let expected = "a conversation that ends with an answer, since there is no prompt";
-    let answer = match completion {
-        Text::Plain(_) => Err("a string"),
-        Text::Conversation(messages) => last_answer(messages).ok_or("another one"),
-    };
-    let (prompt, answer) = answer.map_err(|found| RowError::new(field, expected, found))?;
+    let error = || RowError::new(field, expected, "another one");
+    let (prompt, answer) = last_answer(conversation).ok_or_else(error)?;
     Ok(conversations(prompt, vec![answer]))
 }
 

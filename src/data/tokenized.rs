@@ -9,7 +9,7 @@ use super::label::Labels;
 use super::load::OnError;
 use super::message::{Message, Text};
 use super::report::{Dropped, EncodedExample, Ends, Report};
-use super::truncate::{Reason, Truncation};
+use super::truncate::{Frame, Reason, Truncation};
 use super::turns::{Failure, Rendering, Turns, completion_start};
 use crate::tokens::Sequence;
 
@@ -209,12 +209,13 @@ impl<D, T> Tokenized<D, T> {
             Ok(room) => room,
             Err(reason) => return Ok(Err(reason)),
         };
-        let opening = if start > room.prompt {
-            self.opening(example, &alone).map_err(refused)?.min(start)
+        let frame = if start > room.prompt {
+            let frame = self.frame(example, &alone).map_err(refused)?;
+            frame.without_end(alone.len() - start)
         } else {
-            0
+            Frame::default()
         };
-        let shortened = room.shorten(&sequences, opening);
+        let shortened = room.shorten(&sequences, frame);
         Ok(shortened.map(|(shortened, cut)| EncodedExample {
             alone,
             whole: sequences,
@@ -224,23 +225,24 @@ impl<D, T> Tokenized<D, T> {
         }))
     }
 
-    /// The number of ids that a prompt begins with whatever it says after its system messages.
-    fn opening<L, R, E>(
+    /// The ids of a prompt that do not depend on what it says after its system messages.
+    fn frame<L, R, E>(
         &self,
         example: &Example<Text, L>,
         prompt: &[u32],
-    ) -> Result<usize, TokenizerError>
+    ) -> Result<Frame, TokenizerError>
     where
         T: Fn(Encode<'_>) -> Result<R, E>,
         R: Into<Encoded>,
         E: Into<TokenizerError>,
     {
+        let columns = &example.columns;
         let other = match &example.prompt {
-            Text::Plain(_) => ask(&self.tokenizer, Content::Plain(""), true, &example.columns)?,
+            Text::Plain(_) => ask(&self.tokenizer, Content::Plain(""), true, columns)?,
             Text::Conversation(messages) => {
-                let first = messages.iter().position(|message| !message.is_system());
-                let Some(first) = first else {
-                    return Ok(prompt.len());
+                let is_said = |message: &Message| !message.is_system();
+                let Some(first) = messages.iter().position(is_said) else {
+                    return Ok(Frame::of(prompt, prompt));
                 };
                 // Not blank, which some templates refuse.
                 let other = Message::new(&messages[first].role, ".");
@@ -249,11 +251,11 @@ impl<D, T> Tokenized<D, T> {
                     &self.tokenizer,
                     Content::Conversation(&messages),
                     true,
-                    &example.columns,
+                    columns,
                 )?
             }
         };
-        Ok(completion_start(prompt, [other.ids.as_slice()]))
+        Ok(Frame::of(prompt, &other.ids))
     }
 
     /// The ids of the prompt alone and of the prompt with each completion, and of conversations the

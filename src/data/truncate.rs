@@ -12,7 +12,8 @@ use crate::tokens::Sequence;
 /// A prompt that is cut loses its **middle**: its last tokens stay, and so does its *opening*, what
 /// stands before the first word of the first message that is no system message: the beginning of
 /// sequence, the tools, the system message, the opening of the turn. Of a string the opening is what
-/// the tokenizer puts before every text.
+/// the tokenizer puts before every text. If nothing that is said would be left, the example is
+/// dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Truncation {
@@ -59,7 +60,8 @@ pub enum Reason {
     TooLong,
     /// Truncation would leave nothing of a completion that counts.
     LosesCompletion,
-    /// Truncation would leave nothing of the prompt, or its opening alone.
+    /// Truncation would leave nothing of what the prompt says: its frame at most, the opening and
+    /// what stands behind every prompt.
     LosesPrompt,
     /// It cannot be read or tokenized, and [`OnError::Skip`](super::OnError::Skip) passes over it.
     Error(String),
@@ -78,7 +80,7 @@ impl fmt::Display for Reason {
             }
             Self::TooLong => "too long",
             Self::LosesCompletion => "nothing that counts would be left of a completion",
-            Self::LosesPrompt => "nothing of the prompt would be left behind its opening",
+            Self::LosesPrompt => "nothing of what the prompt says would be left",
             Self::Error(error) => error,
         })
     }
@@ -89,6 +91,36 @@ impl fmt::Display for Reason {
 pub(super) struct Cut {
     pub prompt: bool,
     pub completions: usize,
+}
+
+/// The tokens that a prompt begins and ends with whatever it says.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Frame {
+    /// The tokens before the first word of the first message that is no system message.
+    pub opening: usize,
+    /// The tokens behind the last word: the end of its turn, the opening of the answer.
+    pub closing: usize,
+}
+
+impl Frame {
+    /// The frame that two prompts have in common.
+    pub(super) fn of(prompt: &[u32], other: &[u32]) -> Self {
+        let same = |(a, b): &(&u32, &u32)| a == b;
+        let opening = prompt.iter().zip(other).take_while(same).count();
+        let [rest, other] = [prompt, other].map(|ids| ids[opening..].iter().rev());
+        Self {
+            opening,
+            closing: rest.zip(other).take_while(same).count(),
+        }
+    }
+
+    /// The frame of the prompt without its last tokens, which belong to the completions.
+    pub(super) fn without_end(self, tokens: usize) -> Self {
+        Self {
+            opening: self.opening,
+            closing: self.closing.saturating_sub(tokens),
+        }
+    }
 }
 
 /// The tokens of an example that are kept.
@@ -182,12 +214,11 @@ impl Truncation {
 }
 
 impl Room {
-    /// Shortens the sequences of an example; `opening` is the tokens that a prompt which is cut
-    /// begins with.
+    /// Shortens the sequences of an example; `frame` is that of a prompt which is cut.
     pub(super) fn shorten(
         self,
         sequences: &[Sequence],
-        opening: usize,
+        frame: Frame,
     ) -> Result<(Vec<Sequence>, Cut), Reason> {
         let cut = Cut {
             prompt: sequences.iter().any(|s| s.prompt().len() > self.prompt),
@@ -196,10 +227,10 @@ impl Room {
                 .filter(|s| s.completion().len() > self.completion)
                 .count(),
         };
-        if cut.prompt && opening >= self.prompt {
+        if cut.prompt && frame.opening + frame.closing >= self.prompt {
             return Err(Reason::LosesPrompt);
         }
-        let shortened = sequences.iter().map(|s| self.shorten_one(s, opening));
+        let shortened = sequences.iter().map(|s| self.shorten_one(s, frame.opening));
         let shortened: Vec<_> = shortened.collect();
         if shortened.iter().any(|s| s.length() == 0) {
             return Err(Reason::LosesCompletion);

@@ -661,11 +661,9 @@ fn prompts_keep_their_opening() {
     }
     for (truncation, prompt, completion) in [
         (middle(16), 13, 3),
-        (middle(11), 8, 3),
-        (middle(10), 7, 3),
-        (both(8, 11), 8, 3),
+        (middle(12), 9, 3),
         (both(9, 11), 9, 2),
-        (both(1, 11), 8, 3),
+        (both(1, 12), 9, 3),
         (both(13, 14), 13, 1),
     ] {
         let (short, cut) = of(truncation).unwrap();
@@ -682,7 +680,8 @@ fn prompts_keep_their_opening() {
         );
         assert_eq!(cut, 1);
     }
-    for none in [middle(9), both(6, 7), middle(2)] {
+    // Eight tokens are the opening, the end of the turn and the opening of the answer.
+    for none in [middle(11), both(8, 11), both(6, 7), middle(2)] {
         assert_eq!(of(none), Err(Reason::LosesPrompt), "{none:?}");
     }
 
@@ -694,7 +693,7 @@ fn prompts_keep_their_opening() {
     );
     assert_eq!(plain.get(0).unwrap().prompt, [1, id("c"), id("d")]);
 
-    // Nothing stands behind the system message: what would be left is the opening alone.
+    // Nothing stands behind the system message, which is not cut.
     let alone = r#"{"prompt": [{"role": "system", "content": "s t u v w"}], "chosen": "X", "rejected": "Y"}"#;
     let alone = tokenized(&format, &[alone], middle(8));
     assert_eq!(alone.report().dropped[0].reason, Reason::LosesPrompt);
