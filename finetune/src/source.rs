@@ -67,7 +67,7 @@ pub enum RowKind {
     Pairs,
     /// A completion with a label.
     Unpaired,
-    /// Several responses.
+    /// Lists of responses.
     Lists,
 }
 

@@ -353,12 +353,12 @@ fn not_json(token: &[u8]) -> Option<String> {
     }
     let token = std::str::from_utf8(token).ok()?;
     match token {
-        "NaN" => Some("NaN".to_owned()),
-        "Infinity" | "-Infinity" => Some(format!("the number {token}")),
-        // Beyond `f64`.
+        "NaN" | "Infinity" | "-Infinity" => Some(token.to_owned()),
         _ if token.ends_with(|last: char| last.is_ascii_digit()) => {
             let number = token.parse::<f64>().ok()?;
-            number.is_infinite().then(|| format!("the number {token}"))
+            number
+                .is_infinite()
+                .then(|| format!("{token}, which is beyond f64"))
         }
         _ => None,
     }

@@ -183,7 +183,11 @@ fn prompts_of_rows_of_any_kind() {
     assert!(ids.sequences().is_empty());
     assert_eq!(ids.clone().with_counted(&[]).unwrap(), ids);
     for (row, field, found) in [
-        (r#"{"chosen": "a", "rejected": "b"}"#, "prompt", "nothing"),
+        (
+            r#"{"chosen": "a", "rejected": "b"}"#,
+            "prompt",
+            "nothing beside `chosen`, `rejected`",
+        ),
         (r#"{"prompt": null}"#, "prompt", "null"),
         (r#"{"prompt": []}"#, "prompt", "an empty list"),
         (
@@ -346,7 +350,7 @@ fn errors_name_file_line_and_field() {
     };
     assert_eq!(
         (line, source.field(), source.found()),
-        (1, "rejected", "nothing")
+        (1, "rejected", "nothing beside `chosen`")
     );
     assert_eq!(source.expected(), text);
     let missing = JsonLines::new("/nowhere/rows.jsonl", PairFormat::default()).open();

@@ -128,7 +128,8 @@ impl Meaning {
 pub(super) fn float(number: f64) -> Json {
     match Json::from(number) {
         Json::Null if number.is_nan() => Json::NotJson("NaN".to_owned()),
-        Json::Null => Json::NotJson(format!("the number {number}")),
+        Json::Null if number > 0.0 => Json::NotJson("Infinity".to_owned()),
+        Json::Null => Json::NotJson("-Infinity".to_owned()),
         number => number,
     }
 }
@@ -139,7 +140,7 @@ fn decimal(number: Decimal) -> Json {
     let digits = digits.strip_suffix('.').unwrap_or(&digits);
     match serde_json::from_str(digits) {
         Ok(number) => Json::Number(number),
-        Err(_) => Json::NotJson(format!("the number {digits}")),
+        Err(_) => Json::NotJson(format!("{digits}, which is beyond f64")),
     }
 }
 
