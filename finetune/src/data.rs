@@ -231,6 +231,9 @@ impl DataOptions {
                 self.group(row).unwrap_or_default()
             })?;
             let (taken, all) = (share.held_out.len(), texts.len());
+            if taken == 0 {
+                return Err(format!("--data {source}: none of {all} rows is taken").into());
+            }
             println!(
                 "{path}: {taken} of {all} rows are taken, a share of {}",
                 source.share

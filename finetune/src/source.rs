@@ -28,6 +28,12 @@ impl FromStr for DataSource {
         let share = text
             .rsplit_once(':')
             .and_then(|(path, share)| Some((path, share.parse::<f64>().ok()?)));
+        let path = share.map_or(text, |(path, _)| path);
+        if Path::new(path).is_dir() || Path::new(text).is_dir() {
+            return Err(format!(
+                "{path} is a folder: name its files, each by an option of its own"
+            ));
+        }
         match share {
             Some((path, share)) if !Path::new(text).exists() => {
                 if share > 0.0 && share <= 1.0 {

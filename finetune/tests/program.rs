@@ -539,6 +539,8 @@ fn several_files_and_shares_of_them() {
         "a share of pairs.jsonl in (0, 1], found 1.5",
     );
     place.fails("--data pairs.jsonl:0", "in (0, 1], found 0");
+    place.fails("--data pairs.jsonl:0.001", "none of 24 rows is taken");
+    place.fails("--data model", "model is a folder: name its files");
     place.fails("--data pairs.jsonl:half", "pairs.jsonl:half: No such file");
     // Another share is another run.
     place.fails_as(

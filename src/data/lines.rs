@@ -127,11 +127,9 @@ impl<F> JsonLines<F> {
     }
 
     pub(super) fn object(&self, line: usize, text: &[u8]) -> Result<Object, DataError> {
-        read_row(text).map_err(|source| match (line, text.first()) {
-            (1, Some(b'[')) => {
-                let text = "one JSON array and no JSON lines, of which each is an object: \
-                            `jq -c '.[]' FILE > FILE.jsonl` makes lines of it";
-                DataError::file(&self.path, io::Error::new(io::ErrorKind::InvalidData, text))
+        read_row(text).map_err(|source| match another_kind(text) {
+            Some(kind) if line == 1 => {
+                DataError::file(&self.path, io::Error::new(io::ErrorKind::InvalidData, kind))
             }
             _ => DataError::Json {
                 path: self.path.clone(),
@@ -139,6 +137,26 @@ impl<F> JsonLines<F> {
                 source,
             },
         })
+    }
+}
+
+/// The kind of a file whose first line is no row and could be none, with what makes JSON lines of
+/// it.
+fn another_kind(first: &[u8]) -> Option<&'static str> {
+    match first {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            Some("text in UTF-16: `iconv -f UTF-16 -t UTF-8 FILE > FILE.jsonl` makes UTF-8 of it")
+        }
+        [b'[', ..] => Some(
+            "one JSON array and no JSON lines, of which each is an object: \
+             `jq -c '.[]' FILE > FILE.jsonl` makes lines of it",
+        ),
+        [b'{', ..] => None,
+        _ if first.contains(&b'{') && std::str::from_utf8(first).is_ok() => None,
+        _ => Some(
+            "no JSON lines. Of CSV and others DuckDB makes them: \
+             `duckdb -c \"COPY (FROM 'rows.csv') TO 'rows.jsonl' (FORMAT json)\"`",
+        ),
     }
 }
 

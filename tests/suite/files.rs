@@ -237,6 +237,24 @@ fn another_kind_of_file_says_what_it_is() {
         let error = rows.load(OnError::Skip).unwrap_err().to_string();
         assert!(error.contains("`jq -c '.[]' FILE > FILE.jsonl`"), "{error}");
     }
+    let utf16: Vec<u8> = "\u{feff}{}"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    for (content, says) in [
+        (&b"prompt,chosen,rejected\n2+2=,4,5\n"[..], "duckdb -c"),
+        (b"\xfd7zXZ\x00{", "duckdb -c"),
+        (&utf16, "iconv -f UTF-16"),
+    ] {
+        fs::write(&path, content).unwrap();
+        let rows = JsonLines::new(&path, PairFormat::default());
+        let error = rows.load(OnError::Skip).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    // A first row that is broken is one row.
+    fs::write(&path, "{\n{\"chosen\": \"a\", \"rejected\": \"b\"}").unwrap();
+    let loaded = JsonLines::new(&path, PairFormat::default()).load(OnError::Skip);
+    assert_eq!(loaded.unwrap().examples.len(), 1);
     let file = golden("zstd.parquet");
     let raw = JsonLines::new(&file, ()).raw().err().unwrap().to_string();
     let opened = JsonLines::new(&file, PairFormat::default()).open();
