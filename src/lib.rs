@@ -124,10 +124,19 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
-    not(all(feature = "cache", feature = "data", feature = "optim", feature = "train")),
-    // Links to what is not built; the documentation is built with everything.
-    allow(rustdoc::broken_intra_doc_links)
+    not(all(
+        feature = "cache",
+        feature = "data",
+        feature = "optim",
+        feature = "train"
+    )),
+    allow(
+        rustdoc::broken_intra_doc_links,
+        reason = "links to what is not built; the documentation is built with everything"
+    )
 )]
+// `pub` is the public interface here; an example or a test has none.
+#![warn(unreachable_pub)]
 
 // The code of the README compiles.
 #[cfg(doctest)]
