@@ -60,9 +60,10 @@ impl DataOptions {
     }
 
     fn on_error(&self) -> OnError {
-        match self.skip_errors {
-            true => OnError::Skip,
-            false => OnError::Stop,
+        if self.skip_errors {
+            OnError::Skip
+        } else {
+            OnError::Stop
         }
     }
 
@@ -97,13 +98,14 @@ impl DataOptions {
             eprintln!("left out: {error}");
         }
         let as_chat = chat.converses() && !self.plain;
-        Ok(match as_chat {
-            true => loaded
+        Ok(if as_chat {
+            loaded
                 .examples
                 .into_iter()
                 .map(Example::into_conversation)
-                .collect(),
-            false => loaded.examples,
+                .collect()
+        } else {
+            loaded.examples
         })
     }
 

@@ -349,12 +349,12 @@ fn every_path_of_the_map_exists() {
             }
             // A path may begin in a folder that its heading or its line has named.
             let mut folders = [&always[..], &of_heading[..]].concat();
-            let words: Vec<&str> = match is_command {
-                true => line
-                    .split_whitespace()
+            let words: Vec<&str> = if is_command {
+                line.split_whitespace()
                     .filter(|w| w.starts_with("scripts/"))
-                    .collect(),
-                false => code(line).filter(|word| is_path(word)).collect(),
+                    .collect()
+            } else {
+                code(line).filter(|word| is_path(word)).collect()
             };
             for word in words {
                 let mut places = folders.iter().rev().map(|folder| folder.join(word));
