@@ -88,13 +88,17 @@ impl<'a> Session<'a> {
     }
 
     /// Reads the examples of this run.
-    pub(crate) fn read<F>(&self, format: impl Fn() -> F) -> Result<Splits<F::Label>, Failure>
+    pub(crate) fn read<F>(
+        &self,
+        format: impl Fn(&DataOptions, &Chat) -> Result<F, Failure>,
+    ) -> Result<Splits<F::Label>, Failure>
     where
-        F: Format,
+        F: Format + Clone,
         F::Label: Labels,
     {
         let (train, held_out) = (&self.args.data, self.args.held_out_data.as_deref());
         let options = self.data_options();
+        let format = format(&options, &self.chat)?;
         options.read(train, held_out, format, &self.chat)
     }
 
