@@ -149,7 +149,9 @@ impl ColumnNames {
         ];
         let unused = |(name, given): &(&str, bool)| *given && !used.contains(name);
         match given.into_iter().find(unused) {
-            Some((name, _)) => Err(format!("{name}: the objective takes {rows}").into()),
+            Some((name, _)) => {
+                Err(format!("{name}: {rows} are read, and it says nothing of them").into())
+            }
             None => Ok(()),
         }
     }

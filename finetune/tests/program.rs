@@ -1053,9 +1053,6 @@ fn columns_of_other_names() {
         text.contains("such as `<|user|>`: was a template"),
         "{text}"
     );
-    place.fails(
-        "--label-column good",
-        "--label-column: the objective takes pairs",
-    );
+    place.fails("--label-column good", "--label-column: pairs are read");
     place.fails("--roles bot", "a name and the role that it stands for");
 }
