@@ -166,7 +166,9 @@ impl ColumnNames {
         ];
         let unused = |(name, given): &(&str, bool)| *given && !used.contains(name);
         match given.into_iter().find(unused) {
-            Some((name, _)) => Err(format!("{name}: the objective takes {rows}").into()),
+            Some((name, _)) => {
+                Err(format!("{name}: {rows} are read, and it says nothing of them").into())
+            }
             None => Ok(()),
         }
     }
@@ -185,7 +187,7 @@ impl ColumnNames {
             "--chosen-column, --rejected-column and the like name other columns"
         } else if format.system.as_deref() == Some(field) {
             "--system-column NAME reads another column, --system-column '' none"
-        } else if field.ends_with(".from") {
+        } else if field.strip_suffix(".from").is_some() {
             "--roles NAME=ROLE says what a name stands for"
         } else {
             return error.into();

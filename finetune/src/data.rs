@@ -144,9 +144,10 @@ impl DataOptions {
     }
 
     fn on_error(&self) -> OnError {
-        match self.skip_errors {
-            true => OnError::Skip,
-            false => OnError::Stop,
+        if self.skip_errors {
+            OnError::Skip
+        } else {
+            OnError::Stop
         }
     }
 

@@ -25,7 +25,7 @@ impl Place {
         copy(&data(family), &to("model"));
         for entry in fs::read_dir(data("tokenizer")).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
-            let of_model = !name.ends_with(".jsonl");
+            let of_model = Path::new(&name).extension() != Some("jsonl".as_ref());
             let place = if of_model { "model/" } else { "" };
             fs::copy(data("tokenizer").join(&name), to(&format!("{place}{name}"))).unwrap();
         }
@@ -1183,9 +1183,6 @@ fn columns_of_other_names() {
         text.contains("such as `<|user|>`: was a template"),
         "{text}"
     );
-    place.fails(
-        "--label-column good",
-        "--label-column: the objective takes pairs",
-    );
+    place.fails("--label-column good", "--label-column: pairs are read");
     place.fails("--roles bot", "a name and the role that it stands for");
 }

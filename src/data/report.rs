@@ -161,7 +161,7 @@ pub(super) struct Ends(HashMap<u32, usize>);
 
 impl Ends {
     /// The most frequent one, of equal ones the smallest.
-    pub fn most(&self) -> Option<End> {
+    pub(super) fn most(&self) -> Option<End> {
         let total: usize = self.0.values().sum();
         let most = self
             .0

@@ -607,7 +607,7 @@ fn the_report_counts_what_is_kept() {
     let text = report.to_string();
     for line in [
         "rows: 3 kept, 2 dropped",
-        "row 3: nothing of the prompt would be left",
+        "row 3: nothing of what the prompt says would be left",
         "shortened: 1 prompts, 0 completions",
         "tokens of prompts: 1 to 6, mean 3.3",
         "look: 1 pairs whose completions are the same in what counts",

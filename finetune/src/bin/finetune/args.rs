@@ -273,9 +273,10 @@ impl Args {
         LoraOptions {
             rank: self.rank,
             alpha: self.alpha.unwrap_or(2.0 * self.rank as f64),
-            targets: match self.targets.is_empty() {
-                true => TARGETS.map(str::to_owned).to_vec(),
-                false => self.targets.clone(),
+            targets: if self.targets.is_empty() {
+                TARGETS.map(str::to_owned).to_vec()
+            } else {
+                self.targets.clone()
             },
         }
     }
