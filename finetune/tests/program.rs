@@ -562,6 +562,108 @@ fn losses_of_a_whole_step_are_not_split() {
     place.run("split", "--loss orpo --budget 40");
 }
 
+/// Two rows, which are one step whatever `--batch` is: the trained weights are the same.
+fn measured_by(place: &Place, rows: &str, arguments: &str) -> (Vec<(u64, f64)>, Vec<(u64, f64)>) {
+    let two: Vec<String> = place
+        .text(rows)
+        .lines()
+        .take(2)
+        .map(str::to_owned)
+        .collect();
+    place.write("two.jsonl", &two.join("\n"));
+    let usual = "--data two.jsonl --steps 3 --evaluate-every 3 --rate 0.02 --warm-up 0";
+    let arguments = format!("{usual} --held-out-data {rows} {arguments}");
+    let count = fs::read_dir(place.path("")).unwrap().count();
+    let run = place.run(&format!("measured{count}"), &arguments);
+    (
+        run.numbers("held_out", "loss"),
+        run.numbers("held_out", "kl"),
+    )
+}
+
+#[test]
+fn what_is_measured_does_not_depend_on_the_batch() {
+    let place = Place::new("llama");
+    for (rows, loss) in [
+        ("unpaired.jsonl", "kto"),
+        ("unpaired.jsonl", "bco"),
+        ("pairs.jsonl", "aot"),
+        ("pairs.jsonl", "beta_dpo"),
+        (
+            "pairs.jsonl",
+            r#"{"loss":"orpo","nll_normalization":"token"}"#,
+        ),
+    ] {
+        let by = |more: &str| measured_by(&place, rows, &format!("--loss {loss} {more}"));
+        let whole = by("--batch 24");
+        let losses: Vec<f64> = whole.0.iter().map(|(_, loss)| *loss).collect();
+        assert!(losses.len() == 2 && losses[0] != losses[1], "{whole:?}");
+        for batch in ["--batch 2", "--batch 3"] {
+            assert_eq!(by(batch), whole, "{loss} {batch}");
+        }
+        // By more forwards than one, rows of like length together, and rows of one prompt.
+        for cut in [
+            "--batch 2 --budget 120",
+            "--batch 2 --budget 120 --shared-prefix",
+        ] {
+            let of = |numbers: Vec<(u64, f64)>| -> Vec<f64> {
+                numbers.into_iter().map(|(_, number)| number).collect()
+            };
+            let cut = by(cut);
+            near(&of(cut.0), &losses, 2e-5);
+            near(&of(cut.1), &of(whole.1.clone()), 2e-4);
+        }
+    }
+}
+
+/// δ of the table is the one of the evaluation whose weights are saved.
+#[test]
+fn the_table_is_of_the_best_evaluation() {
+    let place = Place::new("llama");
+    let run = place.run(
+        "best",
+        "--data unpaired.jsonl --loss bco --steps 12 --evaluate-every 1 --rate 0.05 --warm-up 0",
+    );
+    let losses = run.numbers("held_out", "loss");
+    let best = losses[1..]
+        .iter()
+        .copied()
+        .min_by(|a, b| a.1.total_cmp(&b.1));
+    let (step, loss) = best.unwrap();
+    assert!(step < 12, "{losses:?}");
+    near(&run.row("after")[..1], &[loss], 1e-4);
+}
+
+/// AdamW's first step moves every weight by the rate, however small its gradient is, while that is
+/// larger than ε. Clipped at a norm of 1e-3, gradients are about 1e-5 here.
+#[test]
+fn small_gradients_move_weights_by_the_rate() {
+    let place = Place::new("llama");
+    let once = "--full --steps 1 --evaluate-every 1 --warm-up 0 --schedule constant";
+    let run = place.run("once", &format!("{once} --rate 0.001 --clip 0.001"));
+    let read = |folder: &Path| {
+        let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let mut numbers: Vec<(String, Vec<f32>)> = Vec::new();
+        for (name, tensor) in tensors.tensors() {
+            let (words, _) = tensor.data().as_chunks();
+            let of = words.iter().map(|word| f32::from_le_bytes(*word));
+            numbers.push((name, of.collect()));
+        }
+        numbers.sort_by(|a, b| a.0.cmp(&b.0));
+        numbers
+            .into_iter()
+            .flat_map(|(_, of)| of)
+            .collect::<Vec<_>>()
+    };
+    let [before, after] = [place.path("model"), run.out].map(|folder| read(&folder));
+    let moves = before.iter().zip(&after).map(|(a, b)| (a - b).abs());
+    let mut moves: Vec<f32> = moves.filter(|moved| *moved > 0.0).collect();
+    moves.sort_by(f32::total_cmp);
+    let median = moves[moves.len() / 2];
+    assert!((median / 0.001 - 1.0).abs() < 0.01, "{median}");
+}
+
 /// Starts a run, and interrupts it after some steps.
 #[cfg(unix)]
 fn interrupted(place: &Place, out: &str, arguments: &str) -> Run {

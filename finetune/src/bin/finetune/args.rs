@@ -100,7 +100,7 @@ pub struct Args {
     /// The norm that gradients are clipped at.
     #[arg(help_heading = "Steps", long, default_value_t = 1.0)]
     pub clip: f64,
-    /// Weight decay of AdamW.
+    /// Weight decay of AdamW, whose β are 0.9 and 0.999, and whose ε is 1e-8.
     #[arg(help_heading = "Steps", long, default_value_t = 0.0)]
     pub weight_decay: f64,
     /// Compute activations again in the backward instead of keeping them, where Burn does.

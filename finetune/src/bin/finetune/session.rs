@@ -140,7 +140,7 @@ impl<'a> Session<'a> {
         }
         let options = self.options(splits.train.len());
         if self.objective.needs.whole_batch {
-            check_whole_steps(&self.batching, &options, &splits.train, &splits.held_out)?;
+            check_whole_steps(&self.batching, &options, &splits.train)?;
         }
         let frozen = self.frozen();
         let policy = self.policy(&frozen)?;
