@@ -562,56 +562,56 @@ fn losses_of_a_whole_step_are_not_split() {
     place.run("split", "--loss orpo --budget 40");
 }
 
-/// Two rows, which are one step whatever `--batch` is: the trained weights are the same.
-fn measured_by(place: &Place, rows: &str, arguments: &str) -> (Vec<(u64, f64)>, Vec<(u64, f64)>) {
-    let two: Vec<String> = place
-        .text(rows)
-        .lines()
-        .take(2)
-        .map(str::to_owned)
-        .collect();
+/// Held-out losses and z₀ of a run on two rows, which are one step whatever `--batch` is, so that
+/// the trained weights are the same.
+fn measured(place: &Place, out: &str, rows: &str, arguments: &str) -> [Vec<f64>; 2] {
+    let text = place.text(rows);
+    let two: Vec<&str> = text.lines().take(2).collect();
     place.write("two.jsonl", &two.join("\n"));
     let usual = "--data two.jsonl --steps 3 --evaluate-every 3 --rate 0.02 --warm-up 0";
-    let arguments = format!("{usual} --held-out-data {rows} {arguments}");
-    let count = fs::read_dir(place.path("")).unwrap().count();
-    let run = place.run(&format!("measured{count}"), &arguments);
-    (
-        run.numbers("held_out", "loss"),
-        run.numbers("held_out", "kl"),
-    )
+    let run = place.run(out, &format!("{usual} --held-out-data {rows} {arguments}"));
+    ["loss", "kl"].map(|key| {
+        let numbers = run.numbers("held_out", key).into_iter();
+        numbers.map(|(_, number)| number).collect()
+    })
 }
 
 #[test]
 fn what_is_measured_does_not_depend_on_the_batch() {
     let place = Place::new("llama");
-    for (rows, loss) in [
+    for (i, (rows, loss)) in [
         ("unpaired.jsonl", "kto"),
         ("unpaired.jsonl", "bco"),
         ("pairs.jsonl", "aot"),
-        ("pairs.jsonl", "beta_dpo"),
+        (
+            "pairs.jsonl",
+            r#"{"loss":"with_sft","weight":1,"normalization":"token","objective":{"loss":"dpo"}}"#,
+        ),
         (
             "pairs.jsonl",
             r#"{"loss":"orpo","nll_normalization":"token"}"#,
         ),
-    ] {
-        let by = |more: &str| measured_by(&place, rows, &format!("--loss {loss} {more}"));
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut count = 0;
+        let mut by = |more: &str| {
+            count += 1;
+            let arguments = format!("--loss {loss} {more}");
+            measured(&place, &format!("{i}-{count}"), rows, &arguments)
+        };
         let whole = by("--batch 24");
-        let losses: Vec<f64> = whole.0.iter().map(|(_, loss)| *loss).collect();
-        assert!(losses.len() == 2 && losses[0] != losses[1], "{whole:?}");
+        let [losses, baselines] = &whole;
+        assert!(losses.len() == 2 && losses[0] != losses[1], "{losses:?}");
         for batch in ["--batch 2", "--batch 3"] {
             assert_eq!(by(batch), whole, "{loss} {batch}");
         }
-        // By more forwards than one, rows of like length together, and rows of one prompt.
-        for cut in [
-            "--batch 2 --budget 120",
-            "--batch 2 --budget 120 --shared-prefix",
-        ] {
-            let of = |numbers: Vec<(u64, f64)>| -> Vec<f64> {
-                numbers.into_iter().map(|(_, number)| number).collect()
-            };
-            let cut = by(cut);
-            near(&of(cut.0), &losses, 2e-5);
-            near(&of(cut.1), &of(whole.1.clone()), 2e-4);
+        // By several forwards: rows of like length together, or those of one prompt.
+        for cut in ["--budget 120", "--budget 120 --shared-prefix"] {
+            let [of_cut, baselines_of_cut] = by(&format!("--batch 2 --workers 1 {cut}"));
+            near(&of_cut, losses, 2e-5);
+            near(&baselines_of_cut, baselines, 2e-4);
         }
     }
 }
