@@ -1,4 +1,4 @@
-//! What a model gives the completions of a batch: log-probabilities, log-ratios or rewards.
+//! Values that a model gives completions: log-probabilities, log-ratios or rewards.
 
 use burn::tensor::{Int, Tensor};
 use burn_preference::tokens::{TokenBatch, TokenTensors};
@@ -175,7 +175,7 @@ impl CompletionValues for RelativeLogProbs {
     }
 }
 
-/// Rewards.
+/// Rewards of a reward model.
 impl CompletionValues for Tensor<1> {
     fn compute(model: &Decoder, tokens: &TokenBatch, _: &StepContext<'_>) -> Result<Self, Failure> {
         rewards(model, tokens)
