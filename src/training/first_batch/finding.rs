@@ -171,7 +171,8 @@ pub enum Finding {
     /// No gradient flows out of the policy's log-probabilities.
     #[error(
         "The policy's log-probabilities carry no gradient: nothing would train. Make the model on \
-         an autodiff device, and pass it neither through `valid()` nor `Frozen`."
+         an autodiff device, and pass it neither through `valid()` nor `Frozen`, nor a clone of it \
+         through `no_grad()`: clones share whether a weight trains until somebody reads it."
     )]
     NoGradient,
     /// Log-probabilities that are NaN or infinite.
