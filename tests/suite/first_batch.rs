@@ -536,7 +536,7 @@ fn a_parameter_in_two_fields() {
     assert_eq!(found.severity(), Severity::Error);
     let text = found.to_string();
     assert!(
-        text.contains("`head.weight`, which is `body.weight`"),
+        text.contains("`head.weight` is `body.weight` again"),
         "{text}"
     );
 

@@ -154,11 +154,11 @@ pub enum Finding {
     NoAdapter,
     /// A trainable parameter that stands in two fields of the policy: the first step parts them.
     #[error(
-        "{} of the policy in more than one field; the first is `{}`, which is `{}` again. An \
-         optimiser moves one of the two, and they part in the first step. Keep a tied weight in one \
-         field and read it twice, as `LmHead::from(&self.embedding)` does; a frozen copy of the \
-         policy belongs into `Frozen`.",
-        count(*parameters, "trainable parameter is", "trainable parameters are"),
+        "{} in more than one field of the policy; the first: `{}` is `{}` again. An optimiser moves \
+         one of the two, and they part in the first step. Keep a tied weight in one field and read it \
+         twice, as `LmHead::from(&self.embedding)` does; a frozen copy of the policy belongs into \
+         `Frozen`.",
+        count(*parameters, "trainable parameter stands", "trainable parameters stand"),
         fields[1],
         fields[0]
     )]
