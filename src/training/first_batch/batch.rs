@@ -40,7 +40,7 @@ pub(super) enum Labels {
 ///
 /// What follows from one finding is not reported again: a policy with dropout is not also told
 /// that it differs from its reference. What a check had no means to look at stands in
-/// [`Findings::not_checked`].
+/// [`Findings::not_checked`](super::Findings::not_checked).
 ///
 /// The best batch has rows of unequal lengths, so that there is padding, and eight pairs or more.
 #[derive(Debug, Clone)]
@@ -56,7 +56,7 @@ pub struct FirstBatch {
 }
 
 impl FirstBatch {
-    /// A check of the `rows` of a collated batch, or of [`TokenTensors`] of your own.
+    /// A check of the `tokens` of a collated batch, or of [`TokenTensors`] of your own.
     ///
     /// # Errors
     ///
