@@ -692,6 +692,108 @@ fn losses_of_a_whole_step_are_not_split() {
     place.run("split", "--loss orpo --budget 40");
 }
 
+/// Held-out losses and z₀ of a run on two rows, which are one step whatever `--batch` is, so that
+/// the trained weights are the same.
+fn measured(place: &Place, out: &str, rows: &str, arguments: &str) -> [Vec<f64>; 2] {
+    let text = place.text(rows);
+    let two: Vec<&str> = text.lines().take(2).collect();
+    place.write("two.jsonl", &two.join("\n"));
+    let usual = "--data two.jsonl --steps 3 --evaluate-every 3 --rate 0.02 --warm-up 0";
+    let run = place.run(out, &format!("{usual} --held-out-data {rows} {arguments}"));
+    ["loss", "kl"].map(|key| {
+        let numbers = run.numbers("held_out", key).into_iter();
+        numbers.map(|(_, number)| number).collect()
+    })
+}
+
+#[test]
+fn what_is_measured_does_not_depend_on_the_batch() {
+    let place = Place::new("llama");
+    for (i, (rows, loss)) in [
+        ("unpaired.jsonl", "kto"),
+        ("unpaired.jsonl", "bco"),
+        ("pairs.jsonl", "aot"),
+        (
+            "pairs.jsonl",
+            r#"{"loss":"with_sft","weight":1,"normalization":"token","objective":{"loss":"dpo"}}"#,
+        ),
+        (
+            "pairs.jsonl",
+            r#"{"loss":"orpo","nll_normalization":"token"}"#,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut count = 0;
+        let mut by = |more: &str| {
+            count += 1;
+            let arguments = format!("--loss {loss} {more}");
+            measured(&place, &format!("{i}-{count}"), rows, &arguments)
+        };
+        let whole = by("--batch 24");
+        let [losses, baselines] = &whole;
+        assert!(losses.len() == 2 && losses[0] != losses[1], "{losses:?}");
+        for batch in ["--batch 2", "--batch 3"] {
+            assert_eq!(by(batch), whole, "{loss} {batch}");
+        }
+        // By several forwards: rows of like length together, or those of one prompt.
+        for cut in ["--budget 120", "--budget 120 --shared-prefix"] {
+            let [of_cut, baselines_of_cut] = by(&format!("--batch 2 --workers 1 {cut}"));
+            near(&of_cut, losses, 2e-5);
+            near(&baselines_of_cut, baselines, 2e-4);
+        }
+    }
+}
+
+/// δ of the table is the one of the evaluation whose weights are saved.
+#[test]
+fn the_table_is_of_the_best_evaluation() {
+    let place = Place::new("llama");
+    let run = place.run(
+        "best",
+        "--data unpaired.jsonl --loss bco --steps 12 --evaluate-every 1 --rate 0.05 --warm-up 0",
+    );
+    let losses = run.numbers("held_out", "loss");
+    let best = losses[1..]
+        .iter()
+        .copied()
+        .min_by(|a, b| a.1.total_cmp(&b.1));
+    let (step, loss) = best.unwrap();
+    assert!(step < 12, "{losses:?}");
+    near(&run.row("after")[..1], &[loss], 1e-4);
+}
+
+/// AdamW's first step moves every weight by the rate, however small its gradient is, while that is
+/// larger than ε. Clipped at a norm of 1e-3, gradients are about 1e-5 here.
+#[test]
+fn small_gradients_move_weights_by_the_rate() {
+    let place = Place::new("llama");
+    let once = "--full --steps 1 --evaluate-every 1 --warm-up 0 --schedule constant";
+    let run = place.run("once", &format!("{once} --rate 0.001 --clip 0.001"));
+    let read = |folder: &Path| {
+        let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let mut numbers: Vec<(String, Vec<f32>)> = Vec::new();
+        for (name, tensor) in tensors.tensors() {
+            let (words, _) = tensor.data().as_chunks();
+            let of = words.iter().map(|word| f32::from_le_bytes(*word));
+            numbers.push((name, of.collect()));
+        }
+        numbers.sort_by(|a, b| a.0.cmp(&b.0));
+        numbers
+            .into_iter()
+            .flat_map(|(_, of)| of)
+            .collect::<Vec<_>>()
+    };
+    let [before, after] = [place.path("model"), run.out].map(|folder| read(&folder));
+    let moves = before.iter().zip(&after).map(|(a, b)| (a - b).abs());
+    let mut moves: Vec<f32> = moves.filter(|moved| *moved > 0.0).collect();
+    moves.sort_by(f32::total_cmp);
+    let median = moves[moves.len() / 2];
+    assert!((median / 0.001 - 1.0).abs() < 0.01, "{median}");
+}
+
 /// Starts a run, and interrupts it after some steps.
 #[cfg(unix)]
 fn interrupted(place: &Place, out: &str, arguments: &str) -> Run {

@@ -94,7 +94,8 @@ pub(crate) struct Args {
     /// Optimiser steps; otherwise one epoch.
     #[arg(help_heading = "Steps", long)]
     pub(crate) steps: Option<usize>,
-    /// Pairs, unpaired completions or lists of an optimiser step.
+    /// Pairs, unpaired completions or lists of an optimiser step; what is held out is measured as a
+    /// whole.
     #[arg(help_heading = "Steps", long, default_value_t = 8)]
     pub(crate) batch: usize,
     /// Tokens of a forward, at most, padding included: a step is as many forwards as it takes. An
@@ -120,7 +121,7 @@ pub(crate) struct Args {
     /// The norm that gradients are clipped at.
     #[arg(help_heading = "Steps", long, default_value_t = 1.0)]
     pub(crate) clip: f64,
-    /// Weight decay of AdamW.
+    /// Weight decay of AdamW, whose β are 0.9 and 0.999, and whose ε is 1e-8.
     #[arg(help_heading = "Steps", long, default_value_t = 0.0)]
     pub(crate) weight_decay: f64,
     /// Compute activations again in the backward instead of keeping them, where Burn does.

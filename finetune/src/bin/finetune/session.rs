@@ -147,9 +147,15 @@ impl<'a> Session<'a> {
         if args.patience.is_some() && splits.held_out.is_empty() {
             return Err("--patience: nothing is held out that could be measured".into());
         }
-        let options = self.options(splits.train.len());
+        let count = splits.train.len();
+        if args.batch > count {
+            let batch = args.batch;
+            let all = "each step has all of them";
+            println!("look: --batch is {batch}, and there are {count} examples to train on: {all}");
+        }
+        let options = self.options(count);
         if self.objective.needs.whole_batch {
-            check_whole_steps(&self.batching, &options, &splits.train, &splits.held_out)?;
+            check_whole_steps(&self.batching, &options, &splits.train)?;
         }
         let frozen = self.frozen();
         let policy = self.policy(&frozen)?;
