@@ -197,9 +197,10 @@ impl Gguf {
 
     /// A size of the metadata, or `default` where the file does not say one.
     fn size_or(&self, key: &str, default: usize) -> io::Result<usize> {
-        match self.has(key) {
-            true => self.size(key),
-            false => Ok(default),
+        if self.has(key) {
+            self.size(key)
+        } else {
+            Ok(default)
         }
     }
 
@@ -361,7 +362,7 @@ impl Gguf {
         }
     }
 
-    /// What a `config.json` would say of the model.
+    /// The keys of a `config.json` of the model.
     pub(crate) fn config(&self) -> io::Result<Map<String, Json>> {
         let family = self.text("general.architecture")?;
         if family != "llama" {
@@ -412,10 +413,7 @@ impl Gguf {
 
     /// Refuses what would have this program compute another model than the file's.
     fn check_computation(&self) -> io::Result<()> {
-        let number = |key: &str| match self.has(key) {
-            true => self.number(key).map(Some),
-            false => Ok(None),
-        };
+        let number = |key: &str| self.has(key).then(|| self.number(key)).transpose();
         // As llama.cpp reads them: `none` turns the others off, and without a type it is linear.
         let kind = self.text("llama.rope.scaling.type").unwrap_or("linear");
         let plain = |factor: Option<f64>| matches!(factor, None | Some(0.0 | 1.0));
@@ -474,9 +472,10 @@ impl Gguf {
 
     /// The id that fills rows: of a file that names none, the one that ends a text.
     pub(crate) fn padding(&self) -> io::Result<u32> {
-        match self.has("tokenizer.ggml.padding_token_id") {
-            true => self.id("padding_token_id"),
-            false => self.id("eos_token_id"),
+        if self.has("tokenizer.ggml.padding_token_id") {
+            self.id("padding_token_id")
+        } else {
+            self.id("eos_token_id")
         }
     }
 }

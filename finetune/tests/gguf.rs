@@ -8,7 +8,7 @@ use std::path::Path;
 
 use burn::data::dataset::Dataset;
 use burn::tensor::Device;
-use burn_preference::data::{Encode, JsonLines, PairFormat, Text, Tokenized, Truncation};
+use burn_preference::data::{Encode, Example, JsonLines, PairFormat, Text, Tokenized, Truncation};
 use finetune::{Chat, Decoder, WeightError, load, save};
 use safetensors::SafeTensors;
 use support::{Expected, data, difference, log_probs};
@@ -181,11 +181,15 @@ fn put_value(bytes: &mut Vec<u8>, value: &Value) {
         }
         Texts(texts) => {
             list(bytes, 8, texts.len());
-            texts.iter().for_each(|text| put_text(bytes, text));
+            for text in texts {
+                put_text(bytes, text);
+            }
         }
         Numbers(numbers) => {
             list(bytes, 5, numbers.len());
-            numbers.iter().for_each(|x| bytes.extend(x.to_le_bytes()));
+            for number in numbers {
+                bytes.extend(number.to_le_bytes());
+            }
         }
     }
 }
@@ -273,7 +277,9 @@ fn chat(written: &Written) -> Result<Chat, String> {
 }
 
 fn ids(chat: &Chat, text: &str) -> Vec<u32> {
-    chat.prompt(&Text::Plain(text.to_owned())).unwrap()
+    let [prompt, chosen, rejected] = [text, "a", "b"].map(|text| Text::Plain(text.to_owned()));
+    chat.prompt(&Example::pair(prompt, chosen, rejected))
+        .unwrap()
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::tokens::{Padding, Sequence, TokenBatch};
 ///
 /// # Panics
 ///
-/// `batch` panics on a token id of 2³¹ or more.
+/// `batch` panics if a token id is 2³¹ or more.
 #[derive(Debug, Clone, Copy)]
 pub struct Collator {
     padding: Padding,

@@ -274,7 +274,7 @@ impl<D> Remaining<D> {
 ///
 /// # Panics
 ///
-/// `get` and `get_many` panic past the last example, as Burn's selections do.
+/// `get` and `get_many` panic if an index is past the last example, as Burn's selections do.
 impl<D: Dataset<I>, I> Dataset<I> for Remaining<D> {
     fn get(&self, index: usize) -> Result<I, DatasetError> {
         self.dataset.get(self.index(index))

@@ -23,11 +23,12 @@ impl<const D: usize> SequenceLogProbs<D> {
     ///
     /// # Errors
     ///
-    /// Shapes or devices differ, or a length is negative; the error names the first.
+    /// Shapes or devices differ, or a length is negative (the error names the first), or the device fails to
+    /// compute the lengths.
     pub fn new(sum: Tensor<D>, lengths: Tensor<D, Int>) -> Result<Self, InvalidInput> {
         InvalidInput::check_shape("lengths", &sum.shape(), &lengths.shape())?;
         InvalidInput::check_device("lengths", &sum.device(), &lengths.device())?;
-        let read = lengths.to_data();
+        let read = InvalidInput::read("lengths", &lengths)?;
         if let Some((row, length)) = read.iter::<i64>().enumerate().find(|(_, n)| *n < 0) {
             let found = format!("{length} at [{row}]");
             return Err(InvalidInput::new("lengths", "numbers ≥ 0", found));

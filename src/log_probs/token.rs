@@ -60,8 +60,8 @@ impl TokenLogProbs {
     ) -> Result<(), InvalidInput> {
         InvalidInput::check_shape("completion_mask", &tokens.shape(), &completion_mask.shape())?;
         let [_, time] = tokens.dims();
-        let tokens = tokens.to_data();
-        let mask = completion_mask.to_data();
+        let tokens = InvalidInput::read("tokens", tokens)?;
+        let mask = InvalidInput::read("completion_mask", completion_mask)?;
         for (position, (token, counted)) in
             tokens.iter::<i64>().zip(mask.iter::<bool>()).enumerate()
         {

@@ -20,8 +20,8 @@ objective! {
     ///
     /// # Panics
     ///
-    /// `forward` panics on a column with the tokens of the step beside
-    /// [`NllNormalization::Sequence`]: see [`WithNll::over_step`].
+    /// `forward` panics if the column has the tokens of the step and the mean is per sequence: see
+    /// [`WithNll::over_step`].
     example policy "" = 1.257244, "−ln σ(0.1·4·ln 2) + ln 2";
     pub struct CpoLoss from CpoLossConfig
         takes [PolicyPair, WithNll<PolicyPair>]

@@ -27,8 +27,8 @@ objective! {
     ///
     /// # Panics
     ///
-    /// `forward` panics on a column with the tokens of the step beside
-    /// [`NllNormalization::Sequence`]: see [`WithNll::over_step`].
+    /// `forward` panics if the column has the tokens of the step and the mean is per sequence: see
+    /// [`WithNll::over_step`].
     example policy "" = 0.721915, "odds of 1 and ⅓: ln 2 − 0.1·ln σ(ln 3) = ln 2 + 0.1·ln(4/3)";
     pub struct OrpoLoss from OrpoLossConfig
         takes [PolicyPair, WithNll<PolicyPair>]

@@ -24,8 +24,8 @@ objective! {
     ///
     /// # Panics
     ///
-    /// `forward` panics on a column with the tokens of the step beside
-    /// [`NllNormalization::Sequence`]: see [`WithNll::over_step`].
+    /// `forward` panics if the column has the tokens of the step and the mean is per sequence: see
+    /// [`WithNll::over_step`].
     example with_gold "" = 1.179380, "−ln σ(0.01·4·ln 2) + 2/4";
     example with_gold ".with_beta(2.0).with_normalization(Normalization::Mean)" = 0.723144, "−ln σ(2·ln 2) + 2/4";
     pub struct TpoLoss from TpoLossConfig

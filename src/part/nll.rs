@@ -47,8 +47,8 @@ impl NllNormalization {
     ///
     /// # Panics
     ///
-    /// The column has the tokens of the step and the mean is per sequence: the number would act on
-    /// nothing.
+    /// Panics if the column has the tokens of the step and the mean is per sequence: the number
+    /// would act on nothing.
     pub fn nll_of<B>(&self, column: &WithNll<B>) -> Tensor<1> {
         match (self, column.tokens_per_example) {
             (_, None) => self.nll(&column.nll_of),

@@ -92,11 +92,8 @@ impl PackedBatch {
     ///
     /// # Errors
     ///
-    /// A sequence is longer than a row, or an id is beyond 2³¹ − 1.
-    ///
-    /// # Panics
-    ///
-    /// Panics if the batch, packed or not, has 2³¹ tokens or more.
+    /// A sequence is longer than a row, an id is beyond 2³¹ − 1, or the batch, packed or not, has
+    /// more than 2³¹ − 1 places for tokens.
     pub fn new(
         sequences: Vec<Sequence>,
         packing: Packing,
@@ -104,12 +101,19 @@ impl PackedBatch {
     ) -> Result<Self, InvalidInput> {
         let rows = packing.rows(&sequences)?;
         let shape = [rows.len(), packing.width(&rows)];
+        let unpacked = packing.padding().dims(&sequences);
+        for [rows, time] in [shape, unpacked] {
+            if rows.saturating_mul(time) > i32::MAX as usize {
+                let expected = "at most 2³¹ − 1 places for tokens";
+                let found = format!("{rows} rows of {time}");
+                return Err(InvalidInput::new("sequences", expected, found));
+            }
+        }
         let mut packed = PackedTokens::new(&sequences, shape);
         for (row, pieces) in rows.iter().enumerate() {
             packed.row(row, pieces);
         }
-        let [_, time] = packing.padding().dims(&sequences);
-        let (places, predicting) = packed.places(time);
+        let (places, predicting) = packed.places(unpacked[1]);
         let PackedTokens {
             ids,
             positions,
@@ -405,5 +409,5 @@ impl<'a> PackedTokens<'a> {
 
 /// A place in a tensor of a batch.
 fn index(place: usize) -> i32 {
-    i32::try_from(place).expect("a batch has fewer than 2³¹ tokens")
+    i32::try_from(place).expect("the number of places was checked")
 }

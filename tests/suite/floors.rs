@@ -1,5 +1,5 @@
-//! The dependency map of ARCHITECTURE.md, enforced: imports point to lower floors only, and no files
-//! import one another in a circle.
+//! The dependency map of ARCHITECTURE.md, enforced: imports point to lower floors only, no files
+//! import one another in a circle, and the paths and orders of the map are those of the tree.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -317,6 +317,104 @@ fn imports_point_down() {
         }
     }
     assert!(checked > 200, "only {checked}: is the reader broken?");
+}
+
+/// The tables of ARCHITECTURE.md list the files of a room from the bottom up, in groups.
+#[test]
+fn files_are_listed_from_the_bottom_up() {
+    let files = crate_files();
+    let graph = graph(&files);
+    let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let map = fs::read_to_string(map).unwrap();
+    let (_, table) = map.split_once("| room | files |").expect("a table");
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    let mut checked = 0;
+    for row in rows {
+        let (room, listed) = row[2..].split_once(" | ").expect("two cells");
+        let module = |path: &str| -> Name {
+            let path = path.trim_end_matches(".rs").trim_end_matches('/');
+            path.split('/').map(str::to_owned).collect()
+        };
+        let room = module(code(room).next().expect("a room"));
+        let groups: Vec<Vec<Name>> = listed
+            .split(';')
+            .map(|group| {
+                code(group)
+                    .map(|file| [&room[..], &module(file)].concat())
+                    .collect()
+            })
+            .collect();
+        let group = |file: &Name| groups.iter().position(|group| group.contains(file));
+        for (file, targets) in &graph {
+            for target in targets {
+                let (Some(above), Some(below)) = (group(file), group(target)) else {
+                    continue;
+                };
+                let (from, to) = (file.join("/"), target.join("/"));
+                assert!(below < above, "`{from}` stands before `{to}`");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 100, "only {checked}: is the reader broken?");
+}
+
+/// The code of a line: what stands between backticks.
+fn code(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+/// True for what is meant as a path of the repository: a file's name, a folder, or a path of both.
+fn is_path(word: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    let file = Path::new(word).extension().is_some_and(|extension| {
+        ["md", "patch", "py", "rs", "sh", "toml"].contains(&extension.to_str().unwrap())
+    });
+    word.chars().all(plain) && (file || word.contains('/'))
+}
+
+#[test]
+fn every_path_of_the_map_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut missing = Vec::new();
+    let mut checked = 0;
+    for document in ["ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        let text = fs::read_to_string(root.join(document)).unwrap();
+        let always = [root.join("tests"), root.to_owned(), root.join("src")];
+        let (mut of_heading, mut is_command) = (Vec::new(), false);
+        for line in text.lines() {
+            if let Some(language) = line.strip_prefix("```") {
+                is_command = language == "console";
+                continue;
+            }
+            // A path may begin in a folder that its heading or its line has named.
+            let mut folders = [&always[..], &of_heading[..]].concat();
+            let words: Vec<&str> = if is_command {
+                line.split_whitespace()
+                    .filter(|w| w.starts_with("scripts/"))
+                    .collect()
+            } else {
+                code(line).filter(|word| is_path(word)).collect()
+            };
+            for word in words {
+                let mut places = folders.iter().rev().map(|folder| folder.join(word));
+                match places.find(|place| place.exists()) {
+                    Some(place) if place.is_dir() => folders.push(place),
+                    Some(place) => folders.push(place.parent().unwrap().to_owned()),
+                    None => missing.push(format!("{document}: {word}")),
+                }
+                checked += 1;
+            }
+            if line.starts_with('#') {
+                of_heading = folders.split_off(always.len());
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(checked > 150, "only {checked}: is the reader broken?");
 }
 
 #[test]

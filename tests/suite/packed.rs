@@ -681,6 +681,18 @@ fn statistics_are_those_of_padded_rows() {
 }
 
 /// A batch that was packed where the policy trains.
+/// Places are numbers of 31 bits. Padded, one long sequence makes all others as long.
+#[test]
+fn a_batch_of_too_many_places_is_an_error() {
+    let mut sequences = vec![Sequence::new(&[0], &[1]); 60_000];
+    sequences.push(Sequence::new(&[0], &vec![1; 40_000]));
+    let error = PackedBatch::new(sequences, rows_of(50_000), &device()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`sequences`: expected at most 2³¹ − 1 places for tokens, found 60001 rows of 40001"
+    );
+}
+
 #[test]
 fn a_reference_gets_no_autodiff() {
     let sequences = vec![Sequence::new(&[1], &[2]), Sequence::new(&[1], &[3])];

@@ -16,7 +16,7 @@ pub enum ConfigError {
     /// It cannot be read.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The error of the system.
         source: io::Error,
@@ -24,7 +24,7 @@ pub enum ConfigError {
     /// It is no JSON object.
     #[error("{}: {source}", path.display())]
     Json {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The error of the parser.
         source: serde_json::Error,
@@ -32,7 +32,7 @@ pub enum ConfigError {
     /// A key is missing or has a value that this decoder does not know.
     #[error("`{key}`: expected {expected}, found {found}")]
     Key {
-        /// The key.
+        /// Name of the key.
         key: String,
         /// Values that this decoder knows.
         expected: String,
@@ -45,9 +45,9 @@ pub enum ConfigError {
          remove it from config.json if it does not"
     )]
     Unknown {
-        /// The key.
+        /// Name of the key.
         key: String,
-        /// `model_type`.
+        /// Family of the model, its `model_type`.
         family: String,
     },
 }
@@ -419,13 +419,12 @@ fn output(keys: &mut Keys, gemma: bool) -> Result<OutputLayer, ConfigError> {
 
 fn activation(keys: &mut Keys, gemma: bool) -> Result<Activation, ConfigError> {
     // Gemma 2's older files have both, and this one counts.
-    let (key, default) = match gemma {
-        true => ("hidden_activation", "gelu_pytorch_tanh"),
-        false => ("hidden_act", "silu"),
-    };
-    if gemma {
+    let (key, default) = if gemma {
         keys.get("hidden_act");
-    }
+        ("hidden_activation", "gelu_pytorch_tanh")
+    } else {
+        ("hidden_act", "silu")
+    };
     let name = keys.get(key);
     let missing = !keys.values.contains_key(key);
     match name.as_ref().and_then(Value::as_str) {
@@ -467,10 +466,9 @@ fn window(keys: &mut Keys, family: &Family) -> Result<Option<usize>, ConfigError
             return Err(wrong("layer_types", "full_attention", "sliding_attention"));
         }
         ("llama", _) => false,
-        // Every layer, whatever their types are.
-        ("mistral", _) => true,
+        // Every layer of Mistral, whatever their types are.
+        ("mistral", _) | ("gemma2", None) => true,
         (_, Some(slides)) => slides,
-        ("gemma2", None) => true,
         // Qwen's first layers have none.
         (_, None) => {
             let first = first.as_ref().map_or(Some(28), Value::as_u64);
@@ -478,9 +476,10 @@ fn window(keys: &mut Keys, family: &Family) -> Result<Option<usize>, ConfigError
             uses == Some(true) && keys.needs_size("num_hidden_layers")? as u64 > first
         }
     };
-    match slides {
-        true => keys.or_off("sliding_window", family.window, Keys::size),
-        false => Ok(None),
+    if slides {
+        keys.or_off("sliding_window", family.window, Keys::size)
+    } else {
+        Ok(None)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn_preference::data::{Content, Encode, Encoded, Message, Text};
+use burn_preference::data::{Content, Encode, Encoded, Example, Message, Text};
 use minijinja::Value;
 use minijinja::value::Serde;
 use thiserror::Error;
@@ -18,9 +18,9 @@ pub enum ChatError {
     /// A file cannot be read, or is not what it should be.
     #[error("{}: {source}", path.display())]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// What its reader says.
+        /// The error of its reader.
         source: Failure,
     },
     /// No token ends a text.
@@ -44,9 +44,9 @@ pub enum ChatError {
     Vocabulary {
         /// The largest id.
         id: u32,
-        /// What it stands for.
+        /// The text of this id.
         token: String,
-        /// Words of the model.
+        /// Number of words of the model.
         vocab: usize,
     },
 }
@@ -63,11 +63,11 @@ pub struct Chat {
     pub(super) tokenizer: Tokenizer,
     /// None of a model that was never taught to chat.
     template: Option<ChatTemplate>,
-    /// Ends a text.
+    /// The id that ends a text.
     pub end: u32,
-    /// Fills rows.
+    /// The id that fills rows.
     pub padding: u32,
-    /// What ends an answer: `end`, and what `generation_config.json` names.
+    /// Ids that end an answer: `end`, and what `generation_config.json` names.
     pub ends: Vec<u32>,
 }
 
@@ -87,17 +87,17 @@ impl Chat {
         }
     }
 
-    /// Whether both mean the same by every id.
+    /// True if both mean the same by every id.
     pub fn is_the_same(&self, other: &Self) -> bool {
         self.tokenizer.get_vocab(true) == other.tokenizer.get_vocab(true)
     }
 
-    /// Whether there is a template, so that strings are questions and answers.
+    /// True if there is a template, so that strings are questions and answers.
     pub fn converses(&self) -> bool {
         self.template.is_some()
     }
 
-    /// What `Tokenized` asks for.
+    /// Encodes a text or a conversation, as `Tokenized` asks for it.
     ///
     /// # Errors
     ///
@@ -122,18 +122,13 @@ impl Chat {
         )
     }
 
-    /// The ids of a prompt, up to where an answer begins.
+    /// The ids of an example's prompt, up to where an answer begins.
     ///
     /// # Errors
     ///
     /// As [`encode`](Self::encode).
-    pub fn prompt(&self, prompt: &Text) -> Result<Vec<u32>, Failure> {
-        match prompt {
-            Text::Plain(text) => self.open_text(text),
-            Text::Conversation(messages) => Ok(self
-                .render(messages, None, true, &Value::from(Serde(())))?
-                .0),
-        }
+    pub fn prompt<L>(&self, example: &Example<Text, L>) -> Result<Vec<u32>, Failure> {
+        example.prompt_ids(|text| self.encode(text))
     }
 
     /// The ids of a text that may go on: with its special tokens, but for an end.
@@ -161,6 +156,15 @@ impl Chat {
         let encoding = self.tokenizer.encode(rendered.text.as_str(), false)?;
         let mask = rendered.assistant_mask(encoding.get_offsets());
         Ok((encoding.get_ids().to_vec(), mask))
+    }
+
+    /// Texts of the special tokens, which a template writes and nobody says.
+    pub fn special_tokens(&self) -> Vec<String> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let special = added.into_values().filter(|token| token.special);
+        let mut special: Vec<_> = special.map(|token| token.content).collect();
+        special.sort_unstable();
+        special
     }
 
     /// A text alone, without special tokens around it.

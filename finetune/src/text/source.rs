@@ -198,9 +198,10 @@ fn next_token(tag: &str, at: usize) -> Option<Token> {
         rest.find(|char| !is_of_name(char)).unwrap_or(rest.len())
     } else {
         let two = ["**", "//", "==", "!=", "<=", ">="];
-        match two.iter().any(|two| rest.starts_with(two)) {
-            true => 2,
-            false => first.len_utf8(),
+        if two.iter().any(|two| rest.starts_with(two)) {
+            2
+        } else {
+            first.len_utf8()
         }
     };
     Some(Token {

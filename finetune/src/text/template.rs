@@ -34,10 +34,10 @@ pub struct ChatTemplate {
     with_tools: Option<Box<ChatTemplate>>,
 }
 
-/// A rendered conversation.
+/// A rendered conversation, with the turns of the assistant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
-    /// What is tokenized, without adding special tokens: the template wrote them. What looks like
+    /// The text to tokenize, without adding special tokens: the template wrote them. What looks like
     /// one in a message becomes one, as it does by default in transformers.
     pub text: String,
     /// The bytes of `text` inside `{% generation %}` blocks; `None` of a template without any.
@@ -45,8 +45,8 @@ pub struct Rendered {
 }
 
 impl Rendered {
-    /// Which tokens the assistant says, from their bytes in the text (`tokenizers` calls them
-    /// offsets): those that overlap a block, as in transformers 5.24.
+    /// The mask of the tokens that the assistant says, from their bytes in the text (`tokenizers` calls
+    /// them offsets): those that overlap a block, as in transformers 5.24.
     pub fn assistant_mask(&self, offsets: &[(usize, usize)]) -> Option<Vec<bool>> {
         let mut blocks = self.assistant.as_ref()?.iter().peekable();
         let spoken = offsets.iter().map(|&(start, end)| {
@@ -61,8 +61,12 @@ impl Rendered {
 const NAME: &str = "chat_template";
 
 impl ChatTemplate {
-    /// Of a template's source. `now` is what `strftime_now` tells: a template that writes today's
+    /// Compiles a template. `now` is what `strftime_now` tells: a template that writes today's
     /// date gives other tokens tomorrow, so a run should keep one.
+    ///
+    /// # Errors
+    ///
+    /// The source cannot be compiled.
     pub fn new(source: &str, now: OffsetDateTime) -> Result<Self, Error> {
         let marks = unused_marks(source);
         let mut environment = Environment::new();
@@ -95,8 +99,12 @@ impl ChatTemplate {
         })
     }
 
-    /// Of a folder with a model's `tokenizer_config.json` and, in newer ones, `chat_template.jinja` and
-    /// `additional_chat_templates`, which go before.
+    /// Compiles the template of a folder with a model's `tokenizer_config.json` and, in newer ones,
+    /// `chat_template.jinja` and `additional_chat_templates`, which go before.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read, there is no template, or it cannot be compiled.
     pub fn open(
         folder: &Path,
         now: OffsetDateTime,
@@ -148,6 +156,11 @@ impl ChatTemplate {
     ///
     /// Maps must keep the order of their keys, as a `Value` read by `serde_json` does, or
     /// `Value::from(Serde(&x))` of an `x` that does.
+    ///
+    /// # Errors
+    ///
+    /// The template refuses the conversation ([`Raised`]) or fails; there is no message; or a text has
+    /// a character that marks the assistant's turns.
     pub fn render(
         &self,
         messages: Value,
@@ -252,7 +265,7 @@ fn as_templates_expect(message: &Value) -> Result<Value, Error> {
     Ok(Value::from_pairs(fields))
 }
 
-/// What a template refused by `raise_exception`: the cause of that error, and of no other.
+/// The cause of an error that a template raised by `raise_exception`, and of no other.
 #[derive(Debug)]
 pub struct Raised;
 

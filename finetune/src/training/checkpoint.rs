@@ -25,17 +25,19 @@ pub(super) struct State {
     /// Evaluations since the best one.
     pub(super) stale: usize,
     pub(super) task: Value,
-    /// What has to be the same when the run goes on.
+    /// Settings that have to be the same when the run goes on.
     pub(super) settings: Value,
 }
 
 /// The evaluation with the smallest held-out loss so far.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Best {
     /// The step before the evaluation.
     pub(super) step: usize,
     /// The held-out loss.
     pub(super) loss: f64,
+    /// The statistics of the task that the loss was measured with.
+    pub(super) task: Value,
 }
 
 /// A run between two steps.
@@ -47,11 +49,12 @@ pub(super) struct Checkpoint {
     pub(super) optimizer: ModuleOptimizer,
 }
 
-/// What is trained: adapters and a new head of a reward model, or all of it.
+/// The parameters that are trained: adapters and a new head of a reward model, or all of it.
 fn trained_part(model: &Decoder) -> ParamGroup {
-    match model.has_adapters() {
-        true => ParamGroup::from_any_predicates(vec!["adapter", "score"]),
-        false => ParamGroup::all(),
+    if model.has_adapters() {
+        ParamGroup::from_any_predicates(vec!["adapter", "score"])
+    } else {
+        ParamGroup::all()
     }
 }
 
@@ -73,11 +76,13 @@ impl Checkpoint {
         })
     }
 
-    /// Keeps the weights of an evaluation if its loss is the smallest so far.
-    pub(super) fn keep_best(&mut self, loss: f64) {
+    /// Keeps the weights of an evaluation, and the statistics of its task, if its loss is the
+    /// smallest so far.
+    pub(super) fn keep_best(&mut self, loss: f64, task: Value) {
         let step = self.state.step;
-        if self.state.best.is_none_or(|best| loss < best.loss) {
-            self.state.best = Some(Best { step, loss });
+        let best = self.state.best.as_ref();
+        if best.is_none_or(|best| loss < best.loss) {
+            self.state.best = Some(Best { step, loss, task });
             self.state.stale = 0;
             self.best_policy = self.policy.clone();
         } else {

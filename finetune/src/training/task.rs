@@ -1,4 +1,4 @@
-//! What an objective adds to the loop.
+//! The trait that an objective implements for the loop.
 
 use burn_preference::Metrics;
 use burn_preference::data::Example;
@@ -22,7 +22,11 @@ pub trait Task: Sync {
         example.sequences()
     }
 
-    /// Prepares what all parts of a step have in common, before the first of them.
+    /// True if the loss of an example depends on the rest of its batch.
+    fn whole_batch(&self) -> bool;
+
+    /// Prepares what all parts of a step, or of what is measured, have in common, before the first
+    /// of them.
     ///
     /// # Errors
     ///

@@ -1,6 +1,8 @@
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 
+use super::finding::Finding;
+use super::parameters;
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::reference::Frozen;
@@ -26,7 +28,8 @@ pub(super) enum Labels {
 /// | [`WorseThanChance`](Finding::WorseThanChance) | the policy | the same, and 32 counted tokens |
 /// | [`IdenticalSides`](Finding::IdenticalSides), [`PromptsDiffer`](Finding::PromptsDiffer) | pairs | [`pairs`](Self::pairs) |
 /// | [`LengthTellsLabel`](Finding::LengthTellsLabel) | lengths and labels: p < 1%, which takes 8 pairs at least | [`pairs`](Self::pairs) or [`unpaired`](Self::unpaired) |
-/// | [`NoAdapter`](Finding::NoAdapter) | the policy's parameters | [`with_adapters_of`](Self::with_adapters_of) |
+/// | [`SharedParameter`](Finding::SharedParameter) | the policy's parameters | [`with_parameters_of`](Self::with_parameters_of) |
+/// | [`NoAdapter`](Finding::NoAdapter) | the same | [`with_adapters_of`](Self::with_adapters_of) |
 /// | [`NoGradient`](Finding::NoGradient), [`Random`](Finding::Random) | two passes | |
 /// | [`NotFinite`](Finding::NotFinite), [`AboveZero`](Finding::AboveZero), [`CountsOtherTokens`](Finding::CountsOtherTokens) | the same | |
 /// | [`NotAtReference`](Finding::NotAtReference), [`LossNotFinite`](Finding::LossNotFinite) | a pass of policy and reference | [`check_against`](Self::check_against) |
@@ -37,7 +40,7 @@ pub(super) enum Labels {
 ///
 /// What follows from one finding is not reported again: a policy with dropout is not also told
 /// that it differs from its reference. What a check had no means to look at stands in
-/// [`Findings::not_checked`].
+/// [`Findings::not_checked`](super::Findings::not_checked).
 ///
 /// The best batch has rows of unequal lengths, so that there is padding, and eight pairs or more.
 #[derive(Debug, Clone)]
@@ -45,13 +48,15 @@ pub struct FirstBatch {
     pub(super) tokens: TokenTensors,
     pub(super) labels: Labels,
     pub(super) vocab: Option<usize>,
+    /// Findings of the policy's parameters; none where nobody showed them.
+    pub(super) parameters: Option<Vec<Finding>>,
     /// Number of adapters of a policy that is meant to have some.
     pub(super) adapters: Option<usize>,
     pub(super) tolerance: f64,
 }
 
 impl FirstBatch {
-    /// A check of the `rows` of a collated batch, or of [`TokenTensors`] of your own.
+    /// A check of the `tokens` of a collated batch, or of [`TokenTensors`] of your own.
     ///
     /// # Errors
     ///
@@ -72,6 +77,7 @@ impl FirstBatch {
             tokens: TokenTensors::new(ids, completion_mask, pad_mask)?,
             labels: Labels::None,
             vocab: None,
+            parameters: None,
             adapters: None,
             tolerance: 1e-4,
         })
@@ -139,12 +145,22 @@ impl FirstBatch {
         }
     }
 
-    /// Says that the policy is meant to have LoRA adapters, and looks whether `policy` has any.
+    /// Looks at the parameters of `policy`, the module that the optimiser gets: whether one of them
+    /// stands in two fields.
+    pub fn with_parameters_of<M: Module>(self, policy: &M) -> Self {
+        Self {
+            parameters: Some(parameters::findings(policy)),
+            ..self
+        }
+    }
+
+    /// Says that the policy is meant to have LoRA adapters, looks whether `policy` has any, and at
+    /// its parameters as [`with_parameters_of`](Self::with_parameters_of) does.
     pub fn with_adapters_of<M: Module>(self, policy: &M) -> Self {
         let adapters = Frozen::without_adapters(policy).map_or(0, |(_, count)| count);
         Self {
             adapters: Some(adapters),
-            ..self
+            ..self.with_parameters_of(policy)
         }
     }
 

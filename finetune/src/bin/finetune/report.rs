@@ -1,13 +1,12 @@
-//! What a run reports at its end: a table, answers, and what it took.
+//! Reports at the end of a run: a table, answers, and its costs.
 
 use burn_preference::Metrics;
-use burn_preference::data::Text;
-use finetune::{Answering, Chat, Decoder, Failure, Trained};
+use finetune::{Answering, Chat, Decoder, Failure, Prompt, Trained};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 /// Prints seconds an example and peak memory.
-pub fn print_costs(trained: &Trained) {
+pub(crate) fn print_costs(trained: &Trained) {
     if trained.examples > 0 {
         println!(
             "{:.2} s an example; peak memory {}",
@@ -18,7 +17,7 @@ pub fn print_costs(trained: &Trained) {
 }
 
 /// Prints a row of held-out metrics for each model, of which the second one is trained.
-pub fn print_table(rows: &[(&str, Metrics)]) {
+pub(crate) fn print_table(rows: &[(&str, Metrics)]) {
     println!("| held out | loss | reward accuracy | margin | chosen | rejected |");
     println!("|---|---|---|---|---|---|");
     for (name, metrics) in rows {
@@ -48,14 +47,18 @@ fn print_row(name: &str, metrics: &Metrics) {
 }
 
 /// Prints answers of two models to the same prompts.
-pub fn print_answers(
+pub(crate) fn print_answers(
     answering: &Answering<'_>,
-    prompts: &[Text],
+    prompts: &[Prompt],
     models: [&Decoder; 2],
     seed: u64,
 ) -> Result<(), Failure> {
     let chat: &Chat = answering.chat;
     for prompt in prompts {
+        if !answering.fits(prompt)? {
+            println!("\nnot answered: a prompt that is longer than --max-length");
+            continue;
+        }
         for (i, (name, model)) in ["before", "after"].into_iter().zip(models).enumerate() {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             for answer in answering.answer(model, prompt, 1, &mut rng)? {

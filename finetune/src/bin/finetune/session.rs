@@ -1,5 +1,6 @@
 //! A run: reference, policy, training, and what is saved.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,44 +10,46 @@ use burn::module::Module;
 use burn::tensor::Device;
 use burn::tensor::quantization::QuantValue;
 use burn_preference::Frozen;
-use burn_preference::data::{Example, Format, Labels, TokenBudget};
+use burn_preference::data::{Example, Labels, TokenBudget};
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
 use finetune::{
     Batching, Chat, DataOptions, Decoder, Failure, ReferenceLogProbs, RunFolder, Splits,
-    StepContext, Task, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics, load,
-    load_adapter, save, save_adapter,
+    StepContext, Task, Texts, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics,
+    load, load_adapter, save, save_adapter,
 };
 use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag::{register, register_conditional_shutdown};
 
 use crate::args::{Args, Bits, Numbers, ReferenceFrom, Save};
-use crate::objective::Objective;
+use crate::objective::ChosenObjective;
 use crate::report::{print_answers, print_costs, print_table};
 use crate::settings::contents;
 
 /// A model, its tokenizer and an objective, ready for a run.
-pub struct Session<'a> {
+pub(crate) struct Session<'a> {
     args: &'a Args,
     base: Decoder,
     chat: Chat,
     batching: Batching,
     folder: RunFolder,
     workers: usize,
-    pub objective: Objective,
+    pub(crate) objective: ChosenObjective,
 }
 
 impl<'a> Session<'a> {
+    /// Makes a session, if its options agree with each other and with the objective.
+    ///
     /// # Errors
     ///
     /// `--out` is there already, or a run that `--resume` did not ask for, or an option has nothing
     /// to act on.
-    pub fn new(
+    pub(crate) fn new(
         args: &'a Args,
         base: Decoder,
         chat: Chat,
         device: Device,
-        objective: Objective,
+        objective: ChosenObjective,
     ) -> Result<Self, Failure> {
         if args.out.exists() {
             return Err(format!("--out: {} is there already", args.out.display()).into());
@@ -71,29 +74,29 @@ impl<'a> Session<'a> {
         batching.budget = (batching.budget / workers).max(1);
         println!("objective: {}", objective.written);
         Ok(Self {
-            batching,
             args,
             base,
             chat,
+            batching,
             folder,
             workers,
             objective,
         })
     }
 
-    pub fn data_options(&self) -> DataOptions {
+    pub(crate) fn data_options(&self) -> DataOptions {
         self.args.data_options()
     }
 
-    /// Reads the examples of this run.
-    pub fn read<F>(&self, format: impl Fn() -> F) -> Result<Splits<F::Label>, Failure>
-    where
-        F: Format,
-        F::Label: Labels,
-    {
-        let (train, held_out) = (&self.args.data, self.args.held_out_data.as_deref());
+    /// Reads the examples of this run, each file by `texts`.
+    pub(crate) fn read<L: Labels>(
+        &self,
+        texts: impl Fn(&DataOptions, &Path, &Chat) -> Result<Texts<L>, Failure>,
+    ) -> Result<Splits<L>, Failure> {
+        let (train, held_out) = (&self.args.data, &self.args.held_out_data);
         let options = self.data_options();
-        options.read(train, held_out, format, &self.chat)
+        let texts = |path: &Path| texts(&options, path, &self.chat);
+        options.read(train, held_out, texts, &self.chat)
     }
 
     /// The frozen weights: the base, in few bits where adapters stand on few bits.
@@ -113,9 +116,10 @@ impl<'a> Session<'a> {
     fn policy(&self, frozen: &Decoder) -> Result<Decoder, Failure> {
         let args = self.args;
         let device = self.batching.device.clone().autodiff();
-        let device = match args.gradient_checkpointing {
-            true => device.gradient_checkpointing(),
-            false => device,
+        let device = if args.gradient_checkpointing {
+            device.gradient_checkpointing()
+        } else {
+            device
         };
         device.seed(args.seed);
         let mut policy = frozen.clone();
@@ -123,14 +127,19 @@ impl<'a> Session<'a> {
             policy = policy.into_reward_model();
         }
         let policy = policy.to_device(&device).train();
-        Ok(match args.full {
-            true => policy,
-            false => policy.with_adapters(&self.args.lora())?,
+        Ok(if args.full {
+            policy
+        } else {
+            policy.with_adapters(&self.args.lora())?
         })
     }
 
     /// Trains, saves, and reports.
-    pub fn train<T: Task>(&self, task: T, splits: Splits<T::Label>) -> Result<ExitCode, Failure>
+    pub(crate) fn train<T: Task>(
+        &self,
+        task: T,
+        splits: Splits<T::Label>,
+    ) -> Result<ExitCode, Failure>
     where
         TokenBudget<T::Label>: BatchStrategy<Example<Vec<u32>, T::Label>>,
     {
@@ -138,9 +147,15 @@ impl<'a> Session<'a> {
         if args.patience.is_some() && splits.held_out.is_empty() {
             return Err("--patience: nothing is held out that could be measured".into());
         }
-        let options = self.options(splits.train.len());
+        let count = splits.train.len();
+        if args.batch > count {
+            let batch = args.batch;
+            let all = "each step has all of them";
+            println!("look: --batch is {batch}, and there are {count} examples to train on: {all}");
+        }
+        let options = self.options(count);
         if self.objective.needs.whole_batch {
-            check_whole_steps(&self.batching, &options, &splits.train, &splits.held_out)?;
+            check_whole_steps(&self.batching, &options, &splits.train)?;
         }
         let frozen = self.frozen();
         let policy = self.policy(&frozen)?;
@@ -150,9 +165,10 @@ impl<'a> Session<'a> {
         let all = splits.train.iter().chain(&splits.held_out);
         let sequences: Vec<Sequence> = all.flat_map(T::sequences).collect();
         let weights = args.fingerprint(&frozen)?;
-        let reference = match self.objective.needs.has_reference() {
-            true => Some(self.reference(&frozen, weights, &sequences)?),
-            false => None,
+        let reference = if self.objective.needs.has_reference() {
+            Some(self.reference(&frozen, weights, &sequences)?)
+        } else {
+            None
         };
         let stop = Arc::new(AtomicBool::new(false));
         let mut trainer = Trainer {
@@ -296,7 +312,7 @@ impl<'a> Session<'a> {
 }
 
 /// Checks that options have something to act on.
-fn check_options(args: &Args, objective: &Objective) -> Result<(), Failure> {
+fn check_options(args: &Args, objective: &ChosenObjective) -> Result<(), Failure> {
     let wrong = |what: &str| Err(what.to_owned().into());
     if objective.learns_rewards() && args.save == Save::Adapter {
         return wrong("--save adapter: a reward model has a head besides, save the model");

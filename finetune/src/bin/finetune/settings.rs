@@ -1,4 +1,4 @@
-//! What has to be the same when a run goes on.
+//! Settings that have to be the same when a run goes on.
 
 use burn_preference::reference::cache::{CacheError, Fingerprint};
 use burn_preference::tokens::Sequence;
@@ -9,7 +9,12 @@ use crate::args::Args;
 
 impl Args {
     /// Settings that have to be the same when a run goes on.
-    pub fn settings(&self, objective: &Value, workers: usize, contents: &Fingerprint) -> Value {
+    pub(crate) fn settings(
+        &self,
+        objective: &Value,
+        workers: usize,
+        contents: &Fingerprint,
+    ) -> Value {
         json!({
             "model": self.model,
             "adapter": self.adapter,
@@ -19,6 +24,7 @@ impl Args {
             "skip_errors": self.skip_errors,
             "group": self.group,
             "plain": self.plain,
+            "columns": self.columns,
             "max_length": self.max_length,
             "loss": objective,
             "reference": format!("{:?}", self.reference),
@@ -37,7 +43,7 @@ impl Args {
     }
 
     /// The fingerprint of what is frozen.
-    pub fn fingerprint(&self, frozen: &Decoder) -> Result<Fingerprint, CacheError> {
+    pub(crate) fn fingerprint(&self, frozen: &Decoder) -> Result<Fingerprint, CacheError> {
         let fingerprint = Fingerprint::of(frozen)?;
         Ok(match self.quantize {
             Some(bits) => fingerprint.with("bits", format!("{bits:?}").as_bytes()),
@@ -47,7 +53,7 @@ impl Args {
 }
 
 /// The fingerprint of what a run begins with, whatever the names of its files are.
-pub fn contents(weights: Fingerprint, sequences: &[Sequence]) -> Fingerprint {
+pub(crate) fn contents(weights: Fingerprint, sequences: &[Sequence]) -> Fingerprint {
     let mut bytes = Vec::new();
     for sequence in sequences {
         let lengths = [sequence.prompt().len(), sequence.completion().len()];
