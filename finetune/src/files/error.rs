@@ -51,9 +51,10 @@ pub enum WeightError {
     Unused(String),
     /// A folder has no file of weights that is read.
     #[error(
-        "{}: no model.safetensors and no model.safetensors.index.json; found {}",
+        "{}: no model.safetensors and no model.safetensors.index.json; found {}, which are not read: \
+         save the model by transformers' save_pretrained",
         folder.display(),
-        listed(found)
+        found.join(", ")
     )]
     NoWeights {
         /// The folder.
@@ -121,14 +122,4 @@ pub(crate) fn format(path: &Path) -> impl FnOnce(SafeTensorError) -> WeightError
 pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> WeightError {
     let path = path.to_owned();
     |source| WeightError::Index { path, source }
-}
-
-fn listed(names: &[String]) -> String {
-    match names {
-        [] => "no other weights".to_owned(),
-        names => format!(
-            "{}, which are not read: save the model by transformers' save_pretrained",
-            names.join(", ")
-        ),
-    }
 }

@@ -224,6 +224,9 @@ impl WeightFiles {
             (false, true) => shards(folder, &index)?,
             (false, false) => {
                 let found = weights_of_other_names(folder, &[])?;
+                if found.is_empty() {
+                    fs::metadata(&single).map_err(file(&single))?;
+                }
                 let folder = folder.to_owned();
                 return Err(WeightError::NoWeights { folder, found });
             }
