@@ -66,11 +66,11 @@ struct Args {
     rounds: usize,
     /// Prints the peak memory of one layout and nothing else: what this program asks itself.
     #[arg(long, hide = true)]
-    memory: Option<Layout>,
+    memory: Option<TokenLayout>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
-enum Layout {
+enum TokenLayout {
     /// A row per completion.
     Padded,
     /// A row per prompt, and a mask over all of it.
@@ -83,7 +83,7 @@ enum Layout {
     Packed,
 }
 
-impl Layout {
+impl TokenLayout {
     const ALL: [Self; 5] = [
         Self::Padded,
         Self::Dense,
@@ -171,7 +171,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut round = [0.0; 5];
         (positions, log_probs) = ([0; 5], [const { Vec::new() }; 5]);
         for some in groups.chunks(args.examples) {
-            for (i, layout) in Layout::ALL.into_iter().enumerate() {
+            for (i, layout) in TokenLayout::ALL.into_iter().enumerate() {
                 let start = Instant::now();
                 let (dims, values) = run.step(layout, some)?;
                 round[i] += start.elapsed().as_secs_f64();
@@ -185,7 +185,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     println!("\n| layout | positions | fewer | seconds | faster | peak MiB | nats a token |");
     println!("|---|---|---|---|---|---|---|");
-    for (i, layout) in Layout::ALL.into_iter().enumerate() {
+    for (i, layout) in TokenLayout::ALL.into_iter().enumerate() {
         let ratios = seconds[0].iter().zip(&seconds[i]).map(|(a, b)| a / b);
         let difference = log_probs[0].iter().zip(&log_probs[i]);
         let difference = difference.map(|(a, b): (&f32, &f32)| (a - b).abs());
@@ -284,16 +284,16 @@ impl Run {
     /// Forward and backward: rows and their length, and the log-probabilities.
     fn step(
         &self,
-        layout: Layout,
+        layout: TokenLayout,
         groups: &[Vec<Sequence>],
     ) -> Result<([usize; 2], Vec<f32>), Box<dyn Error>> {
         let (padding, sequences) = (Padding::new(END), groups.concat());
-        let (dims, log_probs) = if layout == Layout::Padded {
+        let (dims, log_probs) = if layout == TokenLayout::Padded {
             let batch = TokenBatch::new(sequences, padding, &self.device)?;
             let log_probs = batch.log_probs(&self.model, Decoder::hidden)?;
             (batch.ids.dims(), log_probs)
         } else {
-            let sequences = if layout == Layout::Unshared {
+            let sequences = if layout == TokenLayout::Unshared {
                 // Sequences of other contexts share nothing.
                 let context = |(i, s): (usize, Sequence)| {
                     let mut context = [0; 32];
@@ -306,12 +306,14 @@ impl Run {
             };
             let packing = Packing::new(padding);
             let packing = match layout {
-                Layout::Packed | Layout::Unshared => packing.to_rows_of(self.row_length)?,
+                TokenLayout::Packed | TokenLayout::Unshared => {
+                    packing.to_rows_of(self.row_length)?
+                }
                 _ => packing,
             };
             let batch = PackedBatch::new(sequences, packing, &self.device)?;
             let log_probs = match layout {
-                Layout::Dense => batch.log_probs(&self.model, Decoder::hidden_masked)?,
+                TokenLayout::Dense => batch.log_probs(&self.model, Decoder::hidden_masked)?,
                 _ => batch.log_probs(&self.model, Decoder::hidden_packed)?,
             };
             (batch.ids.dims(), log_probs)

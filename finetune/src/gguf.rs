@@ -291,7 +291,7 @@ impl Gguf {
         }
     }
 
-    /// What a `config.json` would say of the model.
+    /// The keys of a `config.json` of the model.
     pub(crate) fn config(&self) -> io::Result<Map<String, Json>> {
         let family = self.text("general.architecture")?;
         if family != "llama" {

@@ -6,8 +6,12 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Returns the peak memory of a step beyond what was there before it, in MiB; none where the system does not
-/// tell.
+/// Returns the peak memory of a step beyond what was there before it, in MiB; none where the system
+/// does not tell.
+///
+/// # Errors
+///
+/// As `step`.
 pub fn peak_memory<E>(step: impl FnOnce() -> Result<(), E>) -> Result<Option<f64>, E> {
     // Forgets the peak of what was before.
     let forgotten = std::fs::write("/proc/self/clear_refs", "5").is_ok();

@@ -15,6 +15,10 @@ pub struct Sampling {
 
 /// Draws an answer to each prompt, with the word that ends it unless it is cut. All prompts have one
 /// length; `next` gives logits `[prompts, vocab]` of what follows the words that it has got so far.
+///
+/// # Panics
+///
+/// The device fails to compute logits.
 pub fn draw_answers(
     prompts: &[Vec<u32>],
     ends: &[u32],

@@ -571,7 +571,7 @@ fn interrupted(place: &Place, out: &str, arguments: &str) -> Run {
     let metrics = place.path(&format!("{out}.run/metrics.jsonl"));
     let start = Instant::now();
     while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 6 {
-        assert!(start.elapsed() < Duration::from_secs(60));
+        assert!(start.elapsed() < Duration::from_mins(1));
         std::thread::sleep(Duration::from_millis(1));
     }
     let pid = child.id().to_string();
@@ -792,7 +792,7 @@ fn spoiled(family: &str, change: impl FnOnce(&Place)) -> Place {
 fn a_model_that_is_not_whole() {
     let without = |family: &str, name: &str| {
         let place = spoiled(family, |place| {
-            fs::remove_file(place.path(&format!("model/{name}"))).unwrap()
+            fs::remove_file(place.path(&format!("model/{name}"))).unwrap();
         });
         place.fails("", &format!("model/{name}: No such file"));
     };

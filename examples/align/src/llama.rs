@@ -1,6 +1,6 @@
 //! A decoder-only transformer of the Llama family: RMS norms, rotary positions on interleaved
-//! pairs, grouped-query attention, SwiGLU. Small, plain Burn, and good for real weights: the
-//! examples load llama2.c and GGUF files into it, the conformance tests a Hugging Face one.
+//! pairs, grouped-query attention, SwiGLU. Small, plain Burn, and good for real weights: this example
+//! loads llama2.c's files into it, the tests of burn-preference a model of Hugging Face.
 
 use burn::module::{Module, Param};
 use burn::nn::{
@@ -25,7 +25,7 @@ pub struct LlamaConfig {
     pub max_time: usize,
     /// Whether the head shares the embedding's weights.
     pub tied: bool,
-    /// Of the rotary positions: 1e4 almost everywhere.
+    /// Base of the rotary positions: 1e4 almost everywhere.
     pub rope_base: f32,
 }
 
@@ -88,7 +88,7 @@ impl LlamaConfig {
     /// Copies weights in from flat f32 rows `[out, in]`, asked for by the names that
     /// Hugging Face gives them.
     ///
-    /// `interleaved` says that rotary pairs are neighbours (llama2.c, GGUF); Hugging Face's own
+    /// `interleaved` says that rotary pairs are neighbours (llama2.c); Hugging Face's own
     /// files keep the two halves of a head apart, so their query and key rows are reordered.
     pub fn load(
         &self,
@@ -148,7 +148,7 @@ impl LlamaConfig {
     }
 }
 
-/// Where tokens stand, and what each of them may look at.
+/// Positions of tokens, and the others that each of them may look at.
 struct Places<'a> {
     /// Of the rotary positions, `[batch or 1, 1, time, head / 2, 1]`.
     cos: Tensor<5>,
@@ -175,13 +175,13 @@ impl Llama {
         self.logits(x)
     }
 
-    /// What the head turns into logits.
+    /// Hidden states, which the head turns into logits.
     pub fn hidden(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let places = self.following(&tokens, 0);
         self.states(tokens, &places, &mut vec![None; self.blocks.len()])
     }
 
-    /// The same of packed rows, whose tokens are at `positions`, `[batch, time]`.
+    /// Hidden states of packed rows, whose tokens are at `positions`, `[batch, time]`.
     pub fn hidden_packed(
         &self,
         tokens: Tensor<2, Int>,
@@ -192,7 +192,7 @@ impl Llama {
         self.states(tokens, &places, &mut vec![None; self.blocks.len()])
     }
 
-    /// What the head makes of hidden states.
+    /// Logits of hidden states.
     pub fn logits(&self, x: Tensor<3>) -> Tensor<3> {
         match &self.head {
             Some(head) => head.forward(x),

@@ -6,7 +6,8 @@
 //!
 //! 1. A small transformer is fitted to noisy demonstrations of a task (sort six digits).
 //! 2. It samples its own completions of new prompts, and a program scores them.
-//! 3. Each objective aligns a copy of it on these scores: as pairs, thumbs or ranked lists.
+//! 3. Each objective aligns a copy of it on these scores: as pairs, unpaired completions or
+//!    ranked lists.
 //! 4. Fresh samples on held-out prompts show what that did.
 //!
 //! With `--judge reward-model` the scores of 3 come from a reward model that learned from the
@@ -37,7 +38,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use report::Held;
 use reward::RewardModel;
-use rollout::{Layout, List, log_probs_of, rollout, sample};
+use rollout::{Batching, List, log_probs_of, rollout, sample};
 use stories::Stories;
 use task::{Sorting, Task};
 use train::Plan;
@@ -118,23 +119,23 @@ fn plan(quick: bool, stories: bool) -> Plan {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let seed = arguments.seed;
-    let layout = Layout {
+    let batching = Batching {
         shared_prefix: arguments.shared_prefix,
         device: Device::default(),
     };
     let plan = plan(arguments.quick, arguments.model.is_some());
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xa11);
-    let labelled = match arguments.judge {
+    let to_judge = match arguments.judge {
         Judge::Program => 0,
         Judge::RewardModel => plan.prompts,
     };
-    let count = plan.prompts + plan.held_out + labelled;
+    let count = plan.prompts + plan.held_out + to_judge;
 
     let task: Box<dyn Task>;
     let base;
     let prompts: Vec<Vec<usize>>;
     if let (Some(model), Some(tokenizer)) = (&arguments.model, &arguments.tokenizer) {
-        base = stories::load(model, &layout.device.clone().autodiff())?;
+        base = stories::load(model, &batching.device.clone().autodiff())?;
         let stories = Stories::load(tokenizer, base.embedding.weight.shape()[0])?;
         // Beginnings of stories, by the model itself; it never ends one so early.
         let starts = vec![vec![stories::START]; count];
@@ -145,28 +146,28 @@ fn main() -> Result<(), Box<dyn Error>> {
             .collect();
         task = Box::new(stories);
     } else {
-        base = train::base_model(&plan, seed, &layout)?;
+        base = train::base_model(&plan, seed, &batching)?;
         prompts = (0..count).map(|_| Sorting::prompt(&mut rng)).collect();
         task = Box::new(Sorting);
     }
 
     let with_reference = |mut lists: Vec<List>| {
-        let reference = log_probs_of(&base, &lists, &layout)?;
+        let reference = log_probs_of(&base, &lists, &batching)?;
         for (list, log_probs) in lists.iter_mut().zip(reference) {
             list.reference = log_probs;
         }
         Ok::<_, burn_preference::InvalidInput>(lists)
     };
     let (train, held_out) = prompts.split_at(plan.prompts);
-    let (held_out, labelled) = held_out.split_at(plan.held_out);
+    let (held_out, to_judge) = held_out.split_at(plan.held_out);
     let mut train = rollout(&base, &*task, train, plan.candidates, &mut rng);
     let held_out = rollout(&base, &*task, held_out, plan.candidates, &mut rng);
     if arguments.judge == Judge::RewardModel {
-        let labelled = rollout(&base, &*task, labelled, plan.candidates, &mut rng);
-        let judge = RewardModel::fit(&base, &labelled, &plan, seed, &layout)?;
-        let accuracy = 100.0 * judge.accuracy(&held_out, &layout)?;
+        let to_judge = rollout(&base, &*task, to_judge, plan.candidates, &mut rng);
+        let judge = RewardModel::fit(&base, &to_judge, &plan, seed, &batching)?;
+        let accuracy = 100.0 * judge.accuracy(&held_out, &batching)?;
         println!("judge: the program's better one is ahead in {accuracy:.1}% of held-out pairs");
-        train = judge.judge(train, &layout)?;
+        train = judge.judge(train, &batching)?;
     }
     let train = with_reference(train)?;
     let held = Held {
@@ -174,7 +175,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         lists: with_reference(held_out)?,
         base: base.clone(),
         seed,
-        layout: layout.clone(),
+        batching: batching.clone(),
     };
 
     let before = held.measure(0, &base)?;
@@ -183,7 +184,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut curves = Vec::new();
     for loss in arguments.loss.0 {
         let start = Instant::now();
-        let (policy, curve) = train::align(loss, &base, &train, &held, &plan, seed, &layout)?;
+        let (policy, curve) = train::align(loss, &base, &train, &held, &plan, seed, &batching)?;
         let seconds = start.elapsed().as_secs_f64();
         println!("{:>6}: {}", loss.name(), held.example(&policy));
         let result = curve.last().expect("the last step is measured").clone();

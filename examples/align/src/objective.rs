@@ -10,7 +10,7 @@ use burn_preference::{
 use clap::ValueEnum;
 
 use crate::llama::Llama;
-use crate::rollout::{Layout, List, Rows};
+use crate::rollout::{Batching, List, TokenBatches};
 
 /// The five families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -44,22 +44,22 @@ impl Loss {
         policy: &Llama,
         reference: &Frozen<Llama>,
         lists: &[&List],
-        layout: &Layout,
+        batching: &Batching,
     ) -> Step {
         match self {
-            Self::Dpo | Self::Ipo | Self::Orpo => self.pairs(policy, lists, layout),
-            Self::Kto => kto(policy, reference, lists, layout),
-            Self::Rrhf => rrhf(policy, lists, layout),
+            Self::Dpo | Self::Ipo | Self::Orpo => self.pairs(policy, lists, batching),
+            Self::Kto => kto(policy, reference, lists, batching),
+            Self::Rrhf => rrhf(policy, lists, batching),
         }
     }
 
     /// Best against worst of each list, in one forward: `[chosen; rejected]`.
-    fn pairs(self, policy: &Llama, lists: &[&List], layout: &Layout) -> Step {
+    fn pairs(self, policy: &Llama, lists: &[&List], batching: &Batching) -> Step {
         let pairs: Vec<_> = lists.iter().filter_map(|l| Some((*l, l.pair()?))).collect();
         let chosen = pairs.iter().map(|&(list, (best, _))| (list, best));
         let rejected = pairs.iter().map(|&(list, (_, worst))| (list, worst));
         let all: Vec<_> = chosen.chain(rejected).collect();
-        let (rows, reference) = rows(&all, layout)?;
+        let (rows, reference) = rows(&all, batching)?;
         let ours = rows.log_probs(policy)?;
         if self == Self::Orpo {
             let pair = Pair::from_concatenated(&ours)?;
@@ -81,28 +81,28 @@ impl Loss {
     }
 }
 
-/// Best and worst of each list get a thumb up and a thumb down; z₀ comes from the completions of
-/// the next prompt.
-fn kto(policy: &Llama, reference: &Frozen<Llama>, lists: &[&List], layout: &Layout) -> Step {
+/// The best of each list is desirable, and the worst is not; z₀ comes from the completions of the
+/// next prompt.
+fn kto(policy: &Llama, reference: &Frozen<Llama>, lists: &[&List], batching: &Batching) -> Step {
     let pairs = lists.iter().filter_map(|l| Some((*l, l.pair()?)));
-    let labelled: Vec<_> = pairs
+    let unpaired: Vec<_> = pairs
         .flat_map(|(list, (best, worst))| [(list, best, true), (list, worst, false)])
         .collect();
-    let picked: Vec<_> = labelled.iter().map(|&(list, i, _)| (list, i)).collect();
-    let (own, reference_log_probs) = rows(&picked, layout)?;
+    let picked: Vec<_> = unpaired.iter().map(|&(list, i, _)| (list, i)).collect();
+    let (own, reference_log_probs) = rows(&picked, batching)?;
     let relative = own.log_probs(policy)?.relative_to(reference_log_probs)?;
 
     let next = picked.iter().cycle().skip(2);
     let mismatched = picked.iter().zip(next);
     let mismatched = mismatched.map(|(&(x, _), &(y, i))| (&x.prompt[..], &y.candidates[i][..]));
-    let mismatched = layout.rows(mismatched)?;
+    let mismatched = batching.tokens(mismatched)?;
     let ours = mismatched.log_probs(&policy.valid())?;
     let theirs = mismatched.log_probs(reference.model())?;
     let estimate = KlEstimate::from_mismatched(&ours.relative_to(theirs)?);
 
-    let desirable: Vec<bool> = labelled.iter().map(|&(.., good)| good).collect();
+    let desirable: Vec<bool> = unpaired.iter().map(|&(.., good)| good).collect();
     let desirable =
-        Tensor::<1, Bool>::from_data(TensorData::from(desirable.as_slice()), &layout.device);
+        Tensor::<1, Bool>::from_data(TensorData::from(desirable.as_slice()), &batching.device);
     let batch = WithBaseline::new(Unpaired::new(relative, desirable)?, estimate.baseline())?;
     let output = KtoLossConfig::new()
         .with_beta(0.5)
@@ -112,20 +112,20 @@ fn kto(policy: &Llama, reference: &Frozen<Llama>, lists: &[&List], layout: &Layo
 }
 
 /// The whole list, ranked by its scores.
-fn rrhf(policy: &Llama, lists: &[&List], layout: &Layout) -> Step {
+fn rrhf(policy: &Llama, lists: &[&List], batching: &Batching) -> Step {
     let candidates = lists[0].candidates.len();
     let all: Vec<_> = lists
         .iter()
         .flat_map(|list| (0..candidates).map(move |i| (*list, i)))
         .collect();
-    let (rows, _) = rows(&all, layout)?;
+    let (rows, _) = rows(&all, batching)?;
     let log_probs = rows.log_probs(policy)?.split_candidates(candidates)?;
     let scores: Vec<f64> = lists.iter().flat_map(|l| l.scores.clone()).collect();
     let shape = [lists.len(), candidates];
-    let scores = Tensor::<2>::from_data(TensorData::new(scores, shape), &layout.device);
+    let scores = Tensor::<2>::from_data(TensorData::new(scores, shape), &batching.device);
     let present = Tensor::<2, Bool>::from_data(
         TensorData::new(vec![true; all.len()], shape),
-        &layout.device,
+        &batching.device,
     );
     let batch = Ranked::new(log_probs, scores, present)?;
     let output = RrhfLossConfig::new().init().forward(batch.clone());
@@ -135,15 +135,15 @@ fn rrhf(policy: &Llama, lists: &[&List], layout: &Layout) -> Step {
 /// Tokens of the picked candidates, and the reference's log-probs that were computed before.
 fn rows(
     picked: &[(&List, usize)],
-    layout: &Layout,
-) -> Result<(Rows, SequenceLogProbs), InvalidInput> {
+    batching: &Batching,
+) -> Result<(TokenBatches, SequenceLogProbs), InvalidInput> {
     let texts = picked
         .iter()
         .map(|(list, i)| (&list.prompt[..], &list.candidates[*i][..]));
-    let rows = layout.rows(texts)?;
+    let rows = batching.tokens(texts)?;
     let sums: Vec<f32> = picked.iter().map(|(l, i)| l.reference[*i]).collect();
     let length = |(list, i): &(&List, usize)| list.candidates[*i].len();
     let lengths: Vec<usize> = picked.iter().map(length).collect();
-    let reference = SequenceLogProbs::from_values(&sums, &lengths, &layout.device)?;
+    let reference = SequenceLogProbs::from_values(&sums, &lengths, &batching.device)?;
     Ok((rows, reference))
 }

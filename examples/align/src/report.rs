@@ -9,7 +9,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::llama::Llama;
-use crate::rollout::{Layout, List, log_probs_of, rollout};
+use crate::rollout::{Batching, List, log_probs_of, rollout};
 use crate::task::Task;
 
 /// A bar on a terminal, a few plain lines elsewhere.
@@ -68,7 +68,7 @@ pub struct Held<'a> {
     pub lists: Vec<List>,
     pub base: Llama,
     pub seed: u64,
-    pub layout: Layout,
+    pub batching: Batching,
 }
 
 /// Held-out results after some steps.
@@ -100,8 +100,8 @@ impl Held<'_> {
         let prompts: Vec<_> = lists.iter().map(|list| list.prompt.clone()).collect();
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let fresh = rollout(policy, self.task, &prompts, 1, &mut rng);
-        let ours = log_probs_of(policy, &fresh, &self.layout)?;
-        let theirs = log_probs_of(&self.base, &fresh, &self.layout)?;
+        let ours = log_probs_of(policy, &fresh, &self.batching)?;
+        let theirs = log_probs_of(&self.base, &fresh, &self.batching)?;
         let kl: f64 = ours
             .iter()
             .zip(&theirs)
@@ -109,7 +109,7 @@ impl Held<'_> {
             .sum();
         let score: f64 = fresh.iter().map(List::mean_score).sum();
 
-        let log_probs = log_probs_of(policy, lists, &self.layout)?;
+        let log_probs = log_probs_of(policy, lists, &self.batching)?;
         let ratios: Vec<(f64, f64)> = lists
             .iter()
             .zip(&log_probs)

@@ -11,10 +11,10 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::llama::Llama;
 use crate::report::Progress;
-use crate::rollout::{Batches, Layout, List};
+use crate::rollout::{Batches, Batching, List};
 use crate::train::{Plan, optimizer};
 
-/// What the head says at the last token of a row is its reward.
+/// What the head rewards at the last token of a row is its reward.
 #[derive(Module, Debug)]
 pub struct RewardModel {
     body: Llama,
@@ -46,9 +46,9 @@ impl RewardModel {
         lists: &[List],
         plan: &Plan,
         seed: u64,
-        layout: &Layout,
+        batching: &Batching,
     ) -> Result<Self, InvalidInput> {
-        layout.device.seed(seed);
+        batching.device.seed(seed);
         let mut model = Self::new(base);
         // Only differences are learned: the last term keeps the level near 0.
         let objective = BradleyTerryLossConfig::new().with_centering_weight(0.01);
@@ -59,13 +59,13 @@ impl RewardModel {
         let progress = Progress::new("judge", plan.judge_steps);
         for step in 0..plan.judge_steps {
             let lists = batches.next(&mut rng);
-            let says = pairs(&model, lists, layout)?;
-            let output = objective.forward(says.clone());
+            let rewards = pairs(&model, lists, batching)?;
+            let output = objective.forward(rewards.clone());
             let grads = GradientsParams::from_grads(output.mean().backward(), &model);
             let left = 1.0 - step as f64 / plan.judge_steps as f64;
             model = optimizer.step(1e-3 * left, model, grads);
             progress.step(|| {
-                let metrics = BatchMetrics::observe(&says, &output);
+                let metrics = BatchMetrics::observe(&rewards, &output);
                 let metrics = metrics.read().expect("the device works");
                 let of = |key| metrics.get(key).unwrap_or(f64::NAN);
                 let (loss, accuracy) = (of("loss"), of("rewards/accuracies"));
@@ -76,24 +76,30 @@ impl RewardModel {
     }
 
     /// Share of the best/worst pairs, as the program has them, whose better one is ahead.
-    pub fn accuracy(&self, lists: &[List], layout: &Layout) -> Result<f64, InvalidInput> {
+    pub fn accuracy(&self, lists: &[List], batching: &Batching) -> Result<f64, InvalidInput> {
         let lists: Vec<&List> = lists.iter().filter(|list| list.pair().is_some()).collect();
         let mut all = BatchMetrics::default();
         for lists in lists.chunks(ROWS / 2) {
-            let says = pairs(self, lists, layout)?;
-            let output = BradleyTerryLossConfig::new().init().forward(says.clone());
-            all = all.merge(BatchMetrics::observe(&says, &output));
+            let rewards = pairs(self, lists, batching)?;
+            let output = BradleyTerryLossConfig::new()
+                .init()
+                .forward(rewards.clone());
+            all = all.merge(BatchMetrics::observe(&rewards, &output));
         }
         let metrics = all.read().expect("the device works");
         Ok(metrics.get("rewards/accuracies").unwrap_or(f64::NAN))
     }
 
     /// The same lists, with rewards instead of the program's scores.
-    pub fn judge(&self, mut lists: Vec<List>, layout: &Layout) -> Result<Vec<List>, InvalidInput> {
+    pub fn judge(
+        &self,
+        mut lists: Vec<List>,
+        batching: &Batching,
+    ) -> Result<Vec<List>, InvalidInput> {
         for list in &mut lists {
             let rows = list.candidates.iter().map(|c| (&list.prompt[..], &c[..]));
-            let says = self.rewards(&layout.padded(rows)?)?;
-            list.scores = says.into_data().iter().collect();
+            let rewards = self.rewards(&batching.padded(rows)?)?;
+            list.scores = rewards.into_data().iter().collect();
         }
         Ok(lists)
     }
@@ -103,7 +109,7 @@ impl RewardModel {
 fn pairs(
     model: &RewardModel,
     lists: &[&List],
-    layout: &Layout,
+    batching: &Batching,
 ) -> Result<RewardPair, InvalidInput> {
     let pairs = lists.iter().filter_map(|list| Some((*list, list.pair()?)));
     let pairs: Vec<_> = pairs.collect();
@@ -111,5 +117,5 @@ fn pairs(
     let rejected = pairs.iter().map(|&(list, (_, worst))| (list, worst));
     let rows = chosen.chain(rejected);
     let rows = rows.map(|(list, i)| (&list.prompt[..], &list.candidates[i][..]));
-    RewardPair::from_concatenated(&model.rewards(&layout.padded(rows)?)?)
+    RewardPair::from_concatenated(&model.rewards(&batching.padded(rows)?)?)
 }

@@ -134,14 +134,14 @@ pub fn rollout(
 
 /// How prompts and completions become rows.
 #[derive(Debug, Clone)]
-pub struct Layout {
+pub struct Batching {
     /// Each prompt once, with its completions in one row, instead of a row per completion.
     pub shared_prefix: bool,
     pub device: Device,
 }
 
 /// Prompts and completions as tokens.
-pub enum Rows {
+pub enum TokenBatches {
     Padded(Box<TokenBatch>),
     Packed(Box<PackedBatch>),
 }
@@ -151,8 +151,8 @@ fn sequences<'a>(rows: impl Iterator<Item = (&'a [usize], &'a [usize])>) -> Vec<
         .collect()
 }
 
-impl Layout {
-    /// A row per completion, whatever the layout is.
+impl Batching {
+    /// A row per completion, also with `shared_prefix`.
     pub fn padded<'a>(
         &self,
         rows: impl Iterator<Item = (&'a [usize], &'a [usize])>,
@@ -160,21 +160,21 @@ impl Layout {
         TokenBatch::new(sequences(rows), Padding::new(0), &self.device)
     }
 
-    pub fn rows<'a>(
+    pub fn tokens<'a>(
         &self,
         rows: impl Iterator<Item = (&'a [usize], &'a [usize])>,
-    ) -> Result<Rows, InvalidInput> {
+    ) -> Result<TokenBatches, InvalidInput> {
         let (sequences, padding) = (sequences(rows), Padding::new(0));
         if !self.shared_prefix {
             let batch = TokenBatch::new(sequences, padding, &self.device)?;
-            return Ok(Rows::Padded(Box::new(batch)));
+            return Ok(TokenBatches::Padded(Box::new(batch)));
         }
         let packed = PackedBatch::new(sequences, Packing::new(padding), &self.device)?;
-        Ok(Rows::Packed(Box::new(packed)))
+        Ok(TokenBatches::Packed(Box::new(packed)))
     }
 }
 
-impl Rows {
+impl TokenBatches {
     pub fn log_probs(&self, model: &Llama) -> Result<SequenceLogProbs, InvalidInput> {
         match self {
             Self::Padded(batch) => batch.log_probs(model, Llama::forward),
@@ -191,7 +191,7 @@ impl Rows {
 pub fn log_probs_of(
     model: &Llama,
     lists: &[List],
-    layout: &Layout,
+    batching: &Batching,
 ) -> Result<Vec<Vec<f32>>, InvalidInput> {
     let model = model.valid();
     let mut sums = Vec::new();
@@ -199,7 +199,7 @@ pub fn log_probs_of(
         let rows = lists
             .iter()
             .flat_map(|l| l.candidates.iter().map(|c| (&l.prompt[..], &c[..])));
-        let log_probs = layout.rows(rows)?.log_probs(&model)?;
+        let log_probs = batching.tokens(rows)?.log_probs(&model)?;
         let values: Vec<f32> = log_probs.sum().into_data().iter().collect();
         let mut values = values.into_iter();
         sums.extend(

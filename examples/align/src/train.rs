@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::llama::{Llama, LlamaConfig};
 use crate::objective::Loss;
 use crate::report::{Held, Point, Progress};
-use crate::rollout::{Batches, Layout, List};
+use crate::rollout::{Batches, Batching, List};
 use crate::task::{self, Sorting};
 
 /// How long everything runs.
@@ -38,7 +38,7 @@ pub fn optimizer() -> ModuleOptimizer {
 }
 
 /// Fits a small model to noisy demonstrations of sorting: it will be right most of the time.
-pub fn base_model(plan: &Plan, seed: u64, layout: &Layout) -> Result<Llama, InvalidInput> {
+pub fn base_model(plan: &Plan, seed: u64, batching: &Batching) -> Result<Llama, InvalidInput> {
     let config = LlamaConfig {
         dim: 64,
         hidden: 128,
@@ -50,8 +50,8 @@ pub fn base_model(plan: &Plan, seed: u64, layout: &Layout) -> Result<Llama, Inva
         tied: false,
         rope_base: 1e4,
     };
-    layout.device.seed(seed);
-    let mut model = config.init(&layout.device.clone().autodiff());
+    batching.device.seed(seed);
+    let mut model = config.init(&batching.device.clone().autodiff());
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut optimizer = optimizer();
     let progress = Progress::new("base model", plan.base_steps);
@@ -63,7 +63,7 @@ pub fn base_model(plan: &Plan, seed: u64, layout: &Layout) -> Result<Llama, Inva
                 (prompt, completion)
             })
             .collect();
-        let rows = layout.rows(examples.iter().map(|(p, c)| (&p[..], &c[..])))?;
+        let rows = batching.tokens(examples.iter().map(|(p, c)| (&p[..], &c[..])))?;
         let nll = -rows.log_probs(&model)?.mean().mean();
         let grads = GradientsParams::from_grads(nll.backward(), &model);
         // Down to zero at the end, so that the last batches do not show in the result.
@@ -85,7 +85,7 @@ pub fn align(
     held: &Held,
     plan: &Plan,
     seed: u64,
-    layout: &Layout,
+    batching: &Batching,
 ) -> Result<Aligned, InvalidInput> {
     let reference = Frozen::new(base);
     let mut policy = base.clone().train();
@@ -96,7 +96,7 @@ pub fn align(
     let progress = Progress::new(loss.name(), plan.steps);
     for step in 1..=plan.steps {
         let lists = batches.next(&mut rng);
-        let (loss, metrics) = loss.step(&policy, &reference, lists, layout)?;
+        let (loss, metrics) = loss.step(&policy, &reference, lists, batching)?;
         let grads = GradientsParams::from_grads(loss.backward(), &policy);
         let warmup = (step as f64 / 10.0).min(1.0);
         policy = optimizer.step(plan.learning_rate * warmup, policy, grads);

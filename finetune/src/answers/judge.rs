@@ -32,7 +32,7 @@ impl Judge {
                 for some in answers.chunks(8) {
                     let sequences = some.iter().map(|answer| answer.ids.clone()).collect();
                     let rewards = rewards(model, &batching.tokens(sequences)?)?;
-                    scores.extend(rewards.into_data().iter::<f64>());
+                    scores.extend(rewards.try_into_data()?.iter::<f64>());
                 }
                 scores
             }

@@ -28,7 +28,7 @@ pub enum AdapterError {
     /// An option of `adapter_config.json` that is not computed here.
     #[error("adapter_config.json, `{key}`: expected {expected}, found {found}")]
     Option {
-        /// The key.
+        /// Name of the key.
         key: String,
         /// Values that are computed here.
         expected: String,
@@ -54,7 +54,7 @@ pub fn save_adapter(
         if let Some(adapter) = &projection.adapter {
             for (factor, part) in [(&adapter.a, "lora_A"), (&adapter.b, "lora_B")] {
                 let name = format!("base_model.model.{name}.{part}.weight");
-                tensors.push(bytes(&name, factor.val().transpose()));
+                tensors.push(bytes(&name, factor.val().transpose())?);
             }
         }
     }
@@ -165,40 +165,36 @@ pub fn load_adapter(
     let tensors = SafeTensors::deserialize(&all).map_err(format(&path))?;
     // Names that nobody has asked for.
     let mut left: BTreeSet<&str> = tensors.names().into_iter().collect();
+    let mut factor = |name: &str, shape: [usize; 2]| -> Result<Param<Tensor<2>>, WeightError> {
+        let view = tensors.tensor(name);
+        let view = view.map_err(|_| WeightError::Missing(name.to_owned()))?;
+        if view.shape() != shape {
+            return Err(WeightError::Shape {
+                name: name.to_owned(),
+                expected: shape.to_vec(),
+                found: view.shape().to_vec(),
+            });
+        }
+        let numbers = floats(name, view.dtype(), view.data())?;
+        if let Some(place) = numbers.iter().position(|x| !x.is_finite()) {
+            let (name, value) = (name.to_owned(), numbers[place]);
+            return Err(WeightError::NotFinite { name, place, value });
+        }
+        left.remove(name);
+        let tensor = Tensor::<2>::from_data(TensorData::new(numbers, shape), device);
+        Ok(Param::from_tensor(tensor.transpose()))
+    };
     for (projection, name) in all_projections(&mut decoder) {
         let [from, to] = projection.weight.val().dims();
-        let shapes = [
-            ("lora_A", [options.rank, from]),
-            ("lora_B", [to, options.rank]),
-        ];
-        let names = shapes.map(|(part, _)| format!("base_model.model.{name}.{part}.weight"));
-        if names.iter().all(|name| tensors.tensor(name).is_err()) {
-            continue;
+        let names = ["lora_A", "lora_B"];
+        let [a, b] = names.map(|part| format!("base_model.model.{name}.{part}.weight"));
+        if tensors.tensor(&a).is_ok() || tensors.tensor(&b).is_ok() {
+            projection.adapter = Some(Adapter {
+                a: factor(&a, [options.rank, from])?,
+                b: factor(&b, [to, options.rank])?,
+                scale: options.alpha / options.rank as f64,
+            });
         }
-        let mut factors = Vec::new();
-        for (name, (_, shape)) in names.iter().zip(shapes) {
-            let view = tensors
-                .tensor(name)
-                .map_err(|_| WeightError::Missing(name.clone()))?;
-            if view.shape() != shape {
-                return Err(AdapterError::File(WeightError::Shape {
-                    name: name.clone(),
-                    expected: shape.to_vec(),
-                    found: view.shape().to_vec(),
-                }));
-            }
-            let numbers = floats(name, view.dtype(), view.data())?;
-            if let Some(place) = numbers.iter().position(|x| !x.is_finite()) {
-                let (name, value) = (name.clone(), numbers[place]);
-                return Err(WeightError::NotFinite { name, place, value }.into());
-            }
-            left.remove(name.as_str());
-            let tensor = Tensor::<2>::from_data(TensorData::new(numbers, shape), device);
-            factors.push(Param::from_tensor(tensor.transpose()));
-        }
-        let [a, b] = factors.try_into().expect("two");
-        let scale = options.alpha / options.rank as f64;
-        projection.adapter = Some(Adapter { a, b, scale });
     }
     match left.pop_first() {
         Some(name) => Err(WeightError::Unused(name.to_owned()).into()),

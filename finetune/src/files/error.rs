@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::TensorReadError;
 use safetensors::{Dtype, SafeTensorError};
 use thiserror::Error;
 
@@ -18,7 +19,7 @@ pub enum WeightError {
     /// A file cannot be read.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The error of the system.
         source: io::Error,
@@ -26,7 +27,7 @@ pub enum WeightError {
     /// The index of the shards, or the config that is copied, cannot be read.
     #[error("{}: {source}", path.display())]
     Index {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The error of the parser.
         source: serde_json::Error,
@@ -34,11 +35,14 @@ pub enum WeightError {
     /// A file is not what it should be.
     #[error("{}: {source}", path.display())]
     Format {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The error of the reader.
         source: SafeTensorError,
     },
+    /// The device cannot give the numbers of a weight.
+    #[error(transparent)]
+    Read(#[from] TensorReadError),
     /// A tensor of the model is in no file.
     #[error("no tensor `{0}`")]
     Missing(String),
@@ -54,7 +58,7 @@ pub enum WeightError {
     /// A tensor has another shape than the config says.
     #[error("`{name}`: expected the shape {expected:?}, found {found:?}")]
     Shape {
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
         /// The shape by the config.
         expected: Vec<usize>,
@@ -64,7 +68,7 @@ pub enum WeightError {
     /// Numbers of a type that is not read, such as a quantised one.
     #[error("`{name}`: expected F32, F16 or BF16, found {found:?}")]
     Type {
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
         /// The type of its numbers.
         found: Dtype,
@@ -72,11 +76,11 @@ pub enum WeightError {
     /// A weight is NaN or infinite, or too large for the type that was asked for.
     #[error("`{name}`: the number at {place} is {value}")]
     NotFinite {
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
         /// Its index in the file's order.
         place: usize,
-        /// The number.
+        /// Value of the number.
         value: f32,
     },
 }

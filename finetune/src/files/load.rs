@@ -71,7 +71,7 @@ pub(super) fn config_keys(model: &Path) -> Result<Map<String, Value>, WeightErro
     Ok(DecoderConfig::values(model)?)
 }
 
-/// What files hold besides weights: tables of rotary positions, a copy of a tied head.
+/// Names of what files hold besides weights: tables of rotary positions, a copy of a tied head.
 fn is_known(name: &str, config: &DecoderConfig) -> bool {
     name.ends_with("rotary_emb.inv_freq")
         || (config.output == OutputLayer::Tied && name == "lm_head.weight")
@@ -234,7 +234,9 @@ impl Weights {
         let [width] = norm.gamma.val().dims();
         let mut gamma = self.take(&format!("{name}.weight"), &[width])?;
         if gemma {
-            gamma.iter_mut().for_each(|number| *number += 1.0);
+            for number in &mut gamma {
+                *number += 1.0;
+            }
         }
         norm.gamma = self.param(gamma, [width]);
         Ok(())

@@ -60,7 +60,7 @@ fn write(decoder: &Decoder, from: &Path, to: &Path) -> Result<(), SaveError> {
     let path = to.join("config.json");
     let config = serde_json::to_string_pretty(&config).map_err(json(&path))?;
     fs::write(&path, config).map_err(file(&path))?;
-    write_tensors(&tensors(decoder), &to.join("model.safetensors"))?;
+    write_tensors(&tensors(decoder)?, &to.join("model.safetensors"))?;
     Ok(())
 }
 
@@ -86,29 +86,29 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), WeightError> {
 }
 
 /// All weights under the names and in the layout of Hugging Face.
-fn tensors(decoder: &Decoder) -> Vec<Bytes> {
+fn tensors(decoder: &Decoder) -> Result<Vec<Bytes>, WeightError> {
     let mut saved = Saved {
         gemma: decoder.config().gemma,
         tensors: Vec::new(),
     };
-    saved.add("model.embed_tokens.weight", decoder.embedding.weight.val());
+    saved.add("model.embed_tokens.weight", decoder.embedding.weight.val())?;
     for (i, mut layer) in decoder.layers.iter().cloned().enumerate() {
         let name = |part: &str| format!("model.layers.{i}.{part}");
         for (linear, part) in projections(&mut layer) {
-            saved.linear(&name(part), linear);
+            saved.linear(&name(part), linear)?;
         }
         for (norm, part) in norms(&mut layer, decoder.config().gemma) {
-            saved.norm(&name(part), norm);
+            saved.norm(&name(part), norm)?;
         }
     }
-    saved.norm("model.norm", &decoder.norm);
+    saved.norm("model.norm", &decoder.norm)?;
     if let Some(head) = &decoder.head {
-        saved.linear("lm_head", head);
+        saved.linear("lm_head", head)?;
     }
     if let Some(score) = &decoder.score {
-        saved.linear("score", score);
+        saved.linear("score", score)?;
     }
-    saved.tensors
+    Ok(saved.tensors)
 }
 
 /// Tensors of a file, under way.
@@ -118,20 +118,22 @@ struct Saved {
 }
 
 impl Saved {
-    fn add<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) {
-        self.tensors.push(bytes(name, tensor));
+    fn add<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) -> Result<(), WeightError> {
+        self.tensors.push(bytes(name, tensor)?);
+        Ok(())
     }
 
-    fn linear(&mut self, name: &str, linear: &Projection) {
-        self.add(&format!("{name}.weight"), linear.weight().transpose());
+    fn linear(&mut self, name: &str, linear: &Projection) -> Result<(), WeightError> {
+        self.add(&format!("{name}.weight"), linear.weight().transpose())?;
         if let Some(bias) = &linear.bias {
-            self.add(&format!("{name}.bias"), bias.val());
+            self.add(&format!("{name}.bias"), bias.val())?;
         }
+        Ok(())
     }
 
-    fn norm(&mut self, name: &str, norm: &RmsNorm) {
+    fn norm(&mut self, name: &str, norm: &RmsNorm) -> Result<(), WeightError> {
         let gamma = norm.gamma.val();
         let gamma = if self.gemma { gamma - 1 } else { gamma };
-        self.add(&format!("{name}.weight"), gamma);
+        self.add(&format!("{name}.weight"), gamma)
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::{Tensor, bf16, f16};
+use burn::tensor::{Tensor, TensorReadError, bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -32,11 +32,11 @@ pub(crate) fn write_tensors(tensors: &[Bytes], path: &Path) -> Result<(), Weight
 }
 
 /// A tensor as a file has it.
-pub(crate) fn bytes<const D: usize>(name: &str, tensor: Tensor<D>) -> Bytes {
+pub(crate) fn bytes<const D: usize>(name: &str, tensor: Tensor<D>) -> Result<Bytes, WeightError> {
     let shape = tensor.dims().to_vec();
-    let numbers = tensor.into_data();
+    let numbers = tensor.try_into_data().map_err(TensorReadError::from)?;
     let bytes = numbers.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-    (name.to_owned(), shape, bytes)
+    Ok((name.to_owned(), shape, bytes))
 }
 
 /// The numbers of a tensor as f32, which holds f16 and bf16 exactly.

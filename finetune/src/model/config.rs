@@ -3,7 +3,7 @@
 /// The activation of the gate of the feed-forward layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// x·σ(x)
+    /// SiLU activation, x·σ(x).
     Silu,
     /// GELU by its tangent, Gemma's.
     GeluTanh,
@@ -12,7 +12,7 @@ pub enum Activation {
 /// Base and scaling of rotary positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rope {
-    /// `rope_theta`
+    /// Base of the frequencies, `rope_theta`.
     pub theta: f64,
     /// Llama 3's longer contexts.
     pub scaling: Option<RopeScaling>,
@@ -22,13 +22,13 @@ pub struct Rope {
 /// are interpolated.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RopeScaling {
-    /// `factor`
+    /// Divisor of low frequencies, `factor`.
     pub factor: f64,
-    /// `low_freq_factor`
+    /// Turns up to which a frequency is low, `low_freq_factor`.
     pub low: f64,
-    /// `high_freq_factor`
+    /// Turns from which a frequency is high, `high_freq_factor`.
     pub high: f64,
-    /// `original_max_position_embeddings`
+    /// Tokens of the first training, `original_max_position_embeddings`.
     pub original: f64,
 }
 
@@ -63,7 +63,7 @@ pub struct DecoderConfig {
     pub vocab: usize,
     /// ε of the norms.
     pub epsilon: f64,
-    /// Rotary positions.
+    /// Base and scaling of rotary positions.
     pub rope: Rope,
     /// The layer that stands on the last block.
     pub output: OutputLayer,

@@ -16,7 +16,7 @@ pub enum ConfigError {
     /// It cannot be read.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The error of the system.
         source: io::Error,
@@ -24,7 +24,7 @@ pub enum ConfigError {
     /// It is no JSON object.
     #[error("{}: {source}", path.display())]
     Json {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The error of the parser.
         source: serde_json::Error,
@@ -32,7 +32,7 @@ pub enum ConfigError {
     /// A key is missing or has a value that this decoder does not know.
     #[error("`{key}`: expected {expected}, found {found}")]
     Key {
-        /// The key.
+        /// Name of the key.
         key: String,
         /// Values that this decoder knows.
         expected: String,
@@ -44,9 +44,9 @@ pub enum ConfigError {
         "`{key}`: an unknown key of the family {family}: it may change what the model computes"
     )]
     Unknown {
-        /// The key.
+        /// Name of the key.
         key: String,
-        /// `model_type`.
+        /// Family of the model, its `model_type`.
         family: String,
     },
 }

@@ -61,7 +61,7 @@ pub struct Layer {
     pub after_mlp: Option<RmsNorm>,
 }
 
-/// Where tokens stand, and which others each of them may look at.
+/// Positions of tokens, and the others that each of them may look at.
 struct Places<'a> {
     rotary: Rotary,
     visible: Visible<'a>,

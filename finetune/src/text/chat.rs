@@ -18,9 +18,9 @@ pub enum ChatError {
     /// A file cannot be read, or is not what it should be.
     #[error("{}: {source}", path.display())]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// What its reader says.
+        /// The error of its reader.
         source: Failure,
     },
     /// No token ends a text.
@@ -31,9 +31,9 @@ pub enum ChatError {
     Vocabulary {
         /// The largest id.
         id: u32,
-        /// What it stands for.
+        /// The text of this id.
         token: String,
-        /// Words of the model.
+        /// Number of words of the model.
         vocab: usize,
     },
 }
@@ -50,11 +50,11 @@ pub struct Chat {
     pub(super) tokenizer: Tokenizer,
     /// None of a model that was never taught to chat.
     template: Option<ChatTemplate>,
-    /// Ends a text.
+    /// The id that ends a text.
     pub end: u32,
-    /// Fills rows.
+    /// The id that fills rows.
     pub padding: u32,
-    /// What ends an answer: `end`, and what `generation_config.json` names.
+    /// Ids that end an answer: `end`, and what `generation_config.json` names.
     pub ends: Vec<u32>,
 }
 
@@ -74,17 +74,17 @@ impl Chat {
         }
     }
 
-    /// Whether both mean the same by every id.
+    /// True if both mean the same by every id.
     pub fn is_the_same(&self, other: &Self) -> bool {
         self.tokenizer.get_vocab(true) == other.tokenizer.get_vocab(true)
     }
 
-    /// Whether there is a template, so that strings are questions and answers.
+    /// True if there is a template, so that strings are questions and answers.
     pub fn converses(&self) -> bool {
         self.template.is_some()
     }
 
-    /// What `Tokenized` asks for.
+    /// Encodes a text or a conversation, as `Tokenized` asks for it.
     ///
     /// # Errors
     ///

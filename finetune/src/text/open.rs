@@ -14,7 +14,8 @@ use crate::gguf::Gguf;
 use crate::model::config::DecoderConfig;
 
 impl Chat {
-    /// Of a folder with `tokenizer.json` and `tokenizer_config.json`, or of a GGUF file.
+    /// Opens the tokenizer of a folder with `tokenizer.json` and `tokenizer_config.json`, or of a GGUF
+    /// file.
     ///
     /// A template that writes a date gets today's.
     ///

@@ -32,10 +32,10 @@ pub struct ChatTemplate {
     with_tools: Option<Box<ChatTemplate>>,
 }
 
-/// A rendered conversation.
+/// A rendered conversation, with the turns of the assistant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
-    /// What is tokenized, without adding special tokens: the template wrote them. What looks like
+    /// The text to tokenize, without adding special tokens: the template wrote them. What looks like
     /// one in a message becomes one, as it does by default in transformers.
     pub text: String,
     /// The bytes of `text` inside `{% generation %}` blocks; `None` of a template without any.
@@ -43,7 +43,7 @@ pub struct Rendered {
 }
 
 impl Rendered {
-    /// Which tokens the assistant says, from their bytes in the text (`tokenizers` calls them
+    /// The mask of the tokens that the assistant says, from their bytes in the text (`tokenizers` calls them
     /// offsets): those from the one that holds a block's first byte to the one that holds its
     /// last, as in transformers.
     pub fn assistant_mask(&self, offsets: &[(usize, usize)]) -> Option<Vec<bool>> {
@@ -64,8 +64,12 @@ impl Rendered {
 const NAME: &str = "chat_template";
 
 impl ChatTemplate {
-    /// Of a template's source. `now` is what `strftime_now` tells: a template that writes today's
+    /// Compiles a template. `now` is what `strftime_now` tells: a template that writes today's
     /// date gives other tokens tomorrow, so a run should keep one.
+    ///
+    /// # Errors
+    ///
+    /// The source cannot be compiled.
     pub fn new(source: &str, now: OffsetDateTime) -> Result<Self, Error> {
         let marks = unused_marks(source);
         let mut environment = Environment::new();
@@ -102,8 +106,12 @@ impl ChatTemplate {
         })
     }
 
-    /// Of a folder with a model's `tokenizer_config.json` and, in newer ones,
+    /// Compiles the template of a folder with a model's `tokenizer_config.json` and, in newer ones,
     /// `chat_template.jinja`, which goes before.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read, there is no template, or it cannot be compiled.
     pub fn open(
         folder: &Path,
         now: OffsetDateTime,
@@ -153,6 +161,11 @@ impl ChatTemplate {
     ///
     /// Maps must keep the order of their keys, as a `Value` read by `serde_json` does, or
     /// `Value::from(Serde(&x))` of an `x` that does.
+    ///
+    /// # Errors
+    ///
+    /// The template refuses the conversation ([`Raised`]) or fails; there is no message; or a text has
+    /// a character that marks the assistant's turns.
     pub fn render(
         &self,
         messages: Value,
@@ -257,7 +270,7 @@ fn as_templates_expect(message: &Value) -> Result<Value, Error> {
     Ok(Value::from_pairs(fields))
 }
 
-/// What a template refused by `raise_exception`: the cause of that error, and of no other.
+/// The cause of an error that a template raised by `raise_exception`, and of no other.
 #[derive(Debug)]
 pub struct Raised;
 

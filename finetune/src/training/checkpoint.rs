@@ -25,7 +25,7 @@ pub(super) struct State {
     /// Evaluations since the best one.
     pub(super) stale: usize,
     pub(super) task: Value,
-    /// What has to be the same when the run goes on.
+    /// Settings that have to be the same when the run goes on.
     pub(super) settings: Value,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Checkpoint {
     pub(super) optimizer: ModuleOptimizer,
 }
 
-/// What is trained: adapters and a new head of a reward model, or all of it.
+/// The parameters that are trained: adapters and a new head of a reward model, or all of it.
 fn trained_part(model: &Decoder) -> ParamGroup {
     match model.has_adapters() {
         true => ParamGroup::from_any_predicates(vec!["adapter", "score"]),

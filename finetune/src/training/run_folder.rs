@@ -79,17 +79,17 @@ impl RunFolder {
     /// step, all of them.
     pub(super) fn cut_metrics(&self, step: usize) -> Result<(), Failure> {
         let path = self.metrics();
-        let text = fs::read_to_string(&path).unwrap_or_default();
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            text => text.map_err(|error| format!("{}: {error}", path.display()))?,
+        };
         let is_before = |line: &&str| {
             let line = serde_json::from_str::<Value>(line);
             let at = line.ok().and_then(|line| line["step"].as_u64());
             step > 0 && at.is_some_and(|at| at <= step as u64)
         };
-        let kept: String = text
-            .lines()
-            .filter(is_before)
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let lines = text.lines().filter(is_before);
+        let kept: String = lines.flat_map(|line| [line, "\n"]).collect();
         Ok(fs::write(path, kept)?)
     }
 }

@@ -43,7 +43,7 @@ pub struct Trained {
 
 /// Everything of a run but its weights.
 pub struct Trainer<'a, T: Task> {
-    /// The objective.
+    /// The objective with its examples.
     pub task: T,
     /// Batching and reference.
     pub context: StepContext<'a>,

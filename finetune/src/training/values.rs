@@ -121,7 +121,7 @@ impl CompletionValues for RelativeLogProbs {
     }
 }
 
-/// Rewards.
+/// Rewards of a reward model.
 impl CompletionValues for Tensor<1> {
     fn compute(model: &Decoder, tokens: &TokenBatch, _: &StepContext<'_>) -> Result<Self, Failure> {
         rewards(model, tokens)

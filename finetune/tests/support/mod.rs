@@ -11,31 +11,31 @@ use finetune::Decoder;
 use serde::Deserialize;
 
 /// Folders of tests/data.
-pub const FAMILIES: [&str; 6] = ["gemma2", "llama", "llama3", "mistral", "qwen2", "qwen3"];
+pub(crate) const FAMILIES: [&str; 6] = ["gemma2", "llama", "llama3", "mistral", "qwen2", "qwen3"];
 
 /// What another program computes: the log-probability of each token but the first.
 #[derive(Deserialize)]
-pub struct Expected {
-    pub ids: Vec<Vec<u32>>,
-    pub log_probs: Vec<Vec<f64>>,
+pub(crate) struct Expected {
+    pub(crate) ids: Vec<Vec<u32>>,
+    pub(crate) log_probs: Vec<Vec<f64>>,
 }
 
 impl Expected {
-    pub fn read(folder: &Path) -> Self {
+    pub(crate) fn read(folder: &Path) -> Self {
         let text = fs::read_to_string(folder.join("expected.json")).unwrap();
         serde_json::from_str(&text).unwrap()
     }
 }
 
 /// Of tests/data.
-pub fn data(name: &str) -> PathBuf {
+pub(crate) fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/data")
         .join(name)
 }
 
 /// Log-probability of each token but the first, on the decoder's device.
-pub fn token_log_probs(decoder: &Decoder, ids: &[Vec<u32>]) -> Tensor<2> {
+pub(crate) fn token_log_probs(decoder: &Decoder, ids: &[Vec<u32>]) -> Tensor<2> {
     let shape = [ids.len(), ids[0].len()];
     let device = decoder.embedding.weight.device();
     let ids: Vec<i32> = ids.concat().into_iter().map(u32::cast_signed).collect();
@@ -47,12 +47,12 @@ pub fn token_log_probs(decoder: &Decoder, ids: &[Vec<u32>]) -> Tensor<2> {
 }
 
 /// The same as numbers.
-pub fn log_probs(decoder: &Decoder, ids: &[Vec<u32>]) -> Vec<f64> {
+pub(crate) fn log_probs(decoder: &Decoder, ids: &[Vec<u32>]) -> Vec<f64> {
     token_log_probs(decoder, ids).into_data().iter().collect()
 }
 
 /// The largest distance; NaN where a number is.
-pub fn difference(ours: &[f64], theirs: &[f64]) -> f64 {
+pub(crate) fn difference(ours: &[f64], theirs: &[f64]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     let apart = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs());
     apart.fold(
@@ -62,7 +62,7 @@ pub fn difference(ours: &[f64], theirs: &[f64]) -> f64 {
 }
 
 /// A copy of a folder's files.
-pub fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

@@ -10,142 +10,143 @@ use finetune::{Answering, Batching, Chat, DataOptions, Failure, LoraOptions, Sch
 
 /// Aligns a model that lies on disk, or has it answer prompts and a judge make pairs of the answers.
 #[derive(Parser, Debug)]
-pub struct Args {
+#[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
+pub(crate) struct Args {
     /// A folder with `config.json`, `model*.safetensors`, `tokenizer.json` and
     /// `tokenizer_config.json`, or a GGUF file of the architecture `llama`.
     #[arg(help_heading = "Model and data", long)]
-    pub model: PathBuf,
+    pub(crate) model: PathBuf,
     /// A PEFT adapter that is merged into the model before anything else.
     #[arg(help_heading = "Model and data", long)]
-    pub adapter: Option<PathBuf>,
+    pub(crate) adapter: Option<PathBuf>,
     /// Rows of JSON lines (gzip or not) or Parquet, in TRL's shapes: pairs, unpaired completions or
     /// lists, as the
     /// objective takes them. With `--sample`, anything with prompts.
     #[arg(help_heading = "Model and data", long)]
-    pub data: PathBuf,
+    pub(crate) data: PathBuf,
     /// Rows to measure on; otherwise some of `--data` are held out.
     #[arg(help_heading = "Model and data", long, conflicts_with_all = ["held_out", "group"])]
-    pub held_out_data: Option<PathBuf>,
+    pub(crate) held_out_data: Option<PathBuf>,
     /// Share of the groups of rows that are held out; with 0 nothing is measured.
     #[arg(help_heading = "Model and data", long, default_value_t = 0.1)]
-    pub held_out: f64,
+    pub(crate) held_out: f64,
     /// The column that says which rows belong together; without it, the prompt.
     #[arg(help_heading = "Model and data", long)]
-    pub group: Option<String>,
+    pub(crate) group: Option<String>,
     /// Strings stay plain text, also where the model has a chat template.
     #[arg(help_heading = "Model and data", long)]
-    pub plain: bool,
+    pub(crate) plain: bool,
     /// Leave rows out that cannot be read, and report them.
     #[arg(help_heading = "Model and data", long)]
-    pub skip_errors: bool,
+    pub(crate) skip_errors: bool,
     /// Tokens of a prompt with its completion, at most: of a prompt the last ones stay, half of
     /// these, and of a completion the first ones.
     #[arg(help_heading = "Model and data", long, default_value_t = 512)]
-    pub max_length: usize,
+    pub(crate) max_length: usize,
 
     /// An objective's name, its config as JSON, or a file of it: dpo, '{"loss": "ipo", "tau": 0.5}',
     /// kto (unpaired completions), rrhf (lists), bradley_terry (a reward model).
     #[arg(help_heading = "Objective", long, default_value = "dpo")]
-    pub loss: String,
-    /// Where the reference's log-probabilities come from.
+    pub(crate) loss: String,
+    /// Source of the reference's log-probabilities.
     #[arg(help_heading = "Objective", long, value_enum, default_value_t = ReferenceFrom::Cache)]
-    pub reference: ReferenceFrom,
+    pub(crate) reference: ReferenceFrom,
     /// The folder where the reference's log-probabilities are kept; otherwise `OUT.run/reference`.
     #[arg(help_heading = "Objective", long)]
-    pub cache: Option<PathBuf>,
+    pub(crate) cache: Option<PathBuf>,
 
     /// Train all weights instead of adapters.
     #[arg(help_heading = "What is trained", long, conflicts_with_all = ["rank", "alpha", "targets", "quantize"])]
-    pub full: bool,
+    pub(crate) full: bool,
     /// Rank of the adapters.
     #[arg(help_heading = "What is trained", long, default_value_t = 8)]
-    pub rank: usize,
+    pub(crate) rank: usize,
     /// α of the adapters, which add α/rank·A·B to a weight; otherwise twice the rank.
     #[arg(help_heading = "What is trained", long)]
-    pub alpha: Option<f64>,
+    pub(crate) alpha: Option<f64>,
     /// Projections that get an adapter, by commas: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
     /// down_proj; all of them without it.
     #[arg(help_heading = "What is trained", long, value_delimiter = ',')]
-    pub targets: Vec<String>,
+    pub(crate) targets: Vec<String>,
     /// Hold the weights beside the adapters in few bits (QLoRA).
     #[arg(help_heading = "What is trained", long, value_enum)]
-    pub quantize: Option<Bits>,
+    pub(crate) quantize: Option<Bits>,
 
     /// Optimiser steps; otherwise one epoch.
     #[arg(help_heading = "Steps", long)]
-    pub steps: Option<usize>,
+    pub(crate) steps: Option<usize>,
     /// Pairs, unpaired completions or lists of an optimiser step.
     #[arg(help_heading = "Steps", long, default_value_t = 8)]
-    pub batch: usize,
+    pub(crate) batch: usize,
     /// Tokens of a forward, at most, padding included: a step is as many forwards as it takes. An
     /// example that is longer is a forward of its own.
     #[arg(help_heading = "Steps", long, default_value_t = 2048)]
-    pub budget: usize,
+    pub(crate) budget: usize,
     /// Forwards at once, which share `--budget`; otherwise 2 for adapters on flex, and 1 elsewhere
     /// or where a loss is of a whole step.
     #[arg(help_heading = "Steps", long)]
-    pub workers: Option<usize>,
+    pub(crate) workers: Option<usize>,
     /// Each prompt once, with its completions in one row.
     #[arg(help_heading = "Steps", long)]
-    pub shared_prefix: bool,
+    pub(crate) shared_prefix: bool,
     /// The largest learning rate; otherwise 1e-4 for adapters and 5e-6 for all weights.
     #[arg(help_heading = "Steps", long)]
-    pub rate: Option<f64>,
-    /// What follows the warm-up.
+    pub(crate) rate: Option<f64>,
+    /// Course of the learning rate behind the warm-up.
     #[arg(help_heading = "Steps", long, value_enum, default_value_t = Schedule::Cosine)]
-    pub schedule: Schedule,
+    pub(crate) schedule: Schedule,
     /// Share of the steps in which the rate rises.
     #[arg(help_heading = "Steps", long, default_value_t = 0.1)]
-    pub warm_up: f64,
+    pub(crate) warm_up: f64,
     /// The norm that gradients are clipped at.
     #[arg(help_heading = "Steps", long, default_value_t = 1.0)]
-    pub clip: f64,
+    pub(crate) clip: f64,
     /// Weight decay of AdamW.
     #[arg(help_heading = "Steps", long, default_value_t = 0.0)]
-    pub weight_decay: f64,
+    pub(crate) weight_decay: f64,
     /// Compute activations again in the backward instead of keeping them, where Burn does.
     #[arg(help_heading = "Steps", long)]
-    pub gradient_checkpointing: bool,
+    pub(crate) gradient_checkpointing: bool,
     /// Steps between two evaluations, each with a checkpoint; otherwise ten in the run.
     #[arg(help_heading = "Steps", long)]
-    pub evaluate_every: Option<usize>,
+    pub(crate) evaluate_every: Option<usize>,
     /// End after so many evaluations without a smaller held-out loss.
     #[arg(help_heading = "Steps", long)]
-    pub patience: Option<usize>,
+    pub(crate) patience: Option<usize>,
     /// Seed of the split, the order, the adapters and the answers.
     #[arg(help_heading = "Steps", long, default_value_t = 0)]
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Train also where the check of the first batch finds an error; it is left out.
     #[arg(help_heading = "Steps", long)]
-    pub no_check: bool,
+    pub(crate) no_check: bool,
     /// Go on where a run with the same arguments was stopped.
     #[arg(help_heading = "Steps", long)]
-    pub resume: bool,
+    pub(crate) resume: bool,
 
     /// flex; wgpu, cuda or tch with the feature of this name; ws://HOST:PORT of a burn-remote server
     /// with the feature remote.
     #[arg(help_heading = "Devices and files", long, default_value = "flex")]
-    pub device: String,
+    pub(crate) device: String,
     /// The number type of weights that are not trained; with `--full`, f32 is the only one.
     #[arg(help_heading = "Devices and files", long, value_enum, default_value_t = Numbers::F32)]
-    pub dtype: Numbers,
+    pub(crate) dtype: Numbers,
     /// The folder that appears when training ends, with the weights of the smallest held-out loss.
     /// Metrics and checkpoints are in `OUT.run`.
     #[arg(help_heading = "Devices and files", long, default_value = "aligned")]
-    pub out: PathBuf,
-    /// What is saved as `OUT`.
+    pub(crate) out: PathBuf,
+    /// Kind of files that are saved as `OUT`.
     #[arg(help_heading = "Devices and files", long, value_enum, default_value_t = Save::Model)]
-    pub save: Save,
+    pub(crate) save: Save,
 
     /// Held-out prompts that the model answers before and after.
     #[arg(help_heading = "Answers", long, default_value_t = 2)]
-    pub answers: usize,
+    pub(crate) answers: usize,
     /// Tokens of an answer, at most.
     #[arg(help_heading = "Answers", long, default_value_t = 64)]
-    pub answer_tokens: usize,
+    pub(crate) answer_tokens: usize,
     /// Temperature of answers; 0 takes the likeliest token.
     #[arg(help_heading = "Answers", long, default_value_t = 0.7)]
-    pub temperature: f64,
+    pub(crate) temperature: f64,
 
     /// Do not train: answer every prompt this many times, and write the best answer against the
     /// worst one into `OUT.jsonl`.
@@ -155,16 +156,16 @@ pub struct Args {
         "warm_up", "clip", "weight_decay", "gradient_checkpointing", "evaluate_every", "patience",
         "no_check", "resume", "save", "answers",
     ])]
-    pub sample: Option<usize>,
+    pub(crate) sample: Option<usize>,
     /// Who says which answer is better: a folder with a reward model, or a command that reads
     /// `{"prompt": …, "completion": …}` line by line and writes a number a line.
     #[arg(help_heading = "On-policy pairs", long, requires = "sample")]
-    pub score: Option<String>,
+    pub(crate) score: Option<String>,
 }
 
 /// The source of the reference's log-probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ReferenceFrom {
+pub(crate) enum ReferenceFrom {
     /// Computed once, before training, and kept on disk.
     Cache,
     /// Computed in every step.
@@ -173,14 +174,14 @@ pub enum ReferenceFrom {
 
 /// Bits of quantised weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Bits {
+pub(crate) enum Bits {
     Q8,
     Q4,
 }
 
 /// The number type of frozen weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Numbers {
+pub(crate) enum Numbers {
     F32,
     F16,
     Bf16,
@@ -188,7 +189,7 @@ pub enum Numbers {
 
 /// The kind of files that are saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Save {
+pub(crate) enum Save {
     /// Weights in the input's layout and names, adapters merged.
     Model,
     /// The adapters alone, as PEFT has them.
@@ -196,7 +197,7 @@ pub enum Save {
 }
 
 impl Numbers {
-    pub fn dtype(self) -> FloatDType {
+    pub(crate) fn dtype(self) -> FloatDType {
         match self {
             Self::F32 => FloatDType::F32,
             Self::F16 => FloatDType::F16,
@@ -207,7 +208,7 @@ impl Numbers {
 
 impl Args {
     /// Parses and checks the arguments of this process.
-    pub fn checked() -> Result<Self, Failure> {
+    pub(crate) fn checked() -> Result<Self, Failure> {
         let mut args = Self::parse();
         // Without a slash at its end, so that other names can be made of it.
         args.out = args.out.components().collect();
@@ -215,7 +216,7 @@ impl Args {
         Ok(args)
     }
 
-    pub fn data_options(&self) -> DataOptions {
+    pub(crate) fn data_options(&self) -> DataOptions {
         DataOptions {
             max_length: self.max_length,
             group: self.group.clone(),
@@ -226,7 +227,7 @@ impl Args {
         }
     }
 
-    pub fn batching(&self, chat: &Chat, device: &Device) -> Batching {
+    pub(crate) fn batching(&self, chat: &Chat, device: &Device) -> Batching {
         let padding = Padding::new(chat.padding);
         Batching {
             padding,
@@ -236,7 +237,7 @@ impl Args {
         }
     }
 
-    pub fn answering<'a>(&self, chat: &'a Chat) -> Answering<'a> {
+    pub(crate) fn answering<'a>(&self, chat: &'a Chat) -> Answering<'a> {
         Answering {
             chat,
             sampling: Sampling {
@@ -248,7 +249,7 @@ impl Args {
         }
     }
 
-    pub fn lora(&self) -> LoraOptions {
+    pub(crate) fn lora(&self) -> LoraOptions {
         LoraOptions {
             rank: self.rank,
             alpha: self.alpha.unwrap_or(2.0 * self.rank as f64),
@@ -260,7 +261,7 @@ impl Args {
     }
 
     /// `OUT` with an end, such as `OUT.run`.
-    pub fn beside_out(&self, end: &str) -> PathBuf {
+    pub(crate) fn beside_out(&self, end: &str) -> PathBuf {
         let mut name = self.out.as_os_str().to_owned();
         name.push(end);
         name.into()

@@ -28,7 +28,7 @@ use finetune::{
 };
 
 use crate::args::Args;
-use crate::objective::Objective;
+use crate::objective::ChosenObjective;
 use crate::session::Session;
 
 fn main() -> ExitCode {
@@ -65,7 +65,7 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
         on_policy::write_pairs(args, &base, &chat, &device, count, judge)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let objective = Objective::read(&args.loss, DataOptions::is_unpaired(&args.data)?)
+    let objective = ChosenObjective::read(&args.loss, DataOptions::is_unpaired(&args.data)?)
         .map_err(|error| format!("--loss {}: {error}", args.loss))?;
     if is_reward_model && !objective.learns_rewards() {
         return Err(

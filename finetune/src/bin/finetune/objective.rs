@@ -9,23 +9,23 @@ use finetune::Failure;
 use serde_json::{Value, json};
 
 /// An objective over the batches that this program makes.
-pub struct Objective {
+pub(crate) struct ChosenObjective {
     /// The config, as it was written.
-    pub written: Value,
-    /// The config.
-    pub config: ObjectiveConfig,
+    pub(crate) written: Value,
+    /// The config of the library.
+    pub(crate) config: ObjectiveConfig,
     /// The needs of the objective over those batches.
-    pub needs: Needs,
+    pub(crate) needs: Needs,
 }
 
-impl Objective {
+impl ChosenObjective {
     /// Reads an objective from a file, its config as JSON, or its name. Where it takes several kinds
     /// of examples, `is_unpaired` decides.
     ///
     /// # Errors
     ///
     /// No objective has this name, a value of its config is wrong, or it needs a column of the data.
-    pub fn read(loss: &str, is_unpaired: bool) -> Result<Self, Failure> {
+    pub(crate) fn read(loss: &str, is_unpaired: bool) -> Result<Self, Failure> {
         let text = fs::read_to_string(loss).unwrap_or_else(|_| loss.to_owned());
         let written: Value = match text.trim_start().starts_with('{') {
             true => serde_json::from_str(&text)?,
@@ -55,7 +55,7 @@ impl Objective {
     }
 
     /// True if the objective trains a reward model.
-    pub fn learns_rewards(&self) -> bool {
+    pub(crate) fn learns_rewards(&self) -> bool {
         self.needs.values == Values::Rewards
     }
 }
@@ -78,7 +78,7 @@ fn is_known(needs: &Needs) -> bool {
 fn unknown(takes: &[Needs]) -> String {
     let takes: Vec<String> = takes.iter().map(ToString::to_string).collect();
     format!(
-        "it takes {}: columns that are not read here",
+        "it takes {}: examples or columns that are not read here",
         takes.join("; or ")
     )
 }

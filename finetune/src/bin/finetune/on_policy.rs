@@ -17,7 +17,7 @@ use crate::args::Args;
 
 /// Answers every prompt `count` times and writes pairs into `OUT.jsonl`, which appears when all of
 /// them are there.
-pub fn write_pairs(
+pub(crate) fn write_pairs(
     args: &Args,
     model: &Decoder,
     chat: &Chat,

@@ -7,7 +7,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 /// Prints seconds an example and peak memory.
-pub fn print_costs(trained: &Trained) {
+pub(crate) fn print_costs(trained: &Trained) {
     if trained.examples > 0 {
         println!(
             "{:.2} s an example; peak memory {}",
@@ -18,7 +18,7 @@ pub fn print_costs(trained: &Trained) {
 }
 
 /// Prints a row of held-out metrics for each model, of which the second one is trained.
-pub fn print_table(rows: &[(&str, Metrics)]) {
+pub(crate) fn print_table(rows: &[(&str, Metrics)]) {
     println!("| held out | loss | reward accuracy | margin | chosen | rejected |");
     println!("|---|---|---|---|---|---|");
     for (name, metrics) in rows {
@@ -48,7 +48,7 @@ fn print_row(name: &str, metrics: &Metrics) {
 }
 
 /// Prints answers of two models to the same prompts.
-pub fn print_answers(
+pub(crate) fn print_answers(
     answering: &Answering<'_>,
     prompts: &[Text],
     models: [&Decoder; 2],

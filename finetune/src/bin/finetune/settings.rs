@@ -9,7 +9,12 @@ use crate::args::Args;
 
 impl Args {
     /// Settings that have to be the same when a run goes on.
-    pub fn settings(&self, objective: &Value, workers: usize, contents: &Fingerprint) -> Value {
+    pub(crate) fn settings(
+        &self,
+        objective: &Value,
+        workers: usize,
+        contents: &Fingerprint,
+    ) -> Value {
         json!({
             "model": self.model,
             "adapter": self.adapter,
@@ -37,7 +42,7 @@ impl Args {
     }
 
     /// The fingerprint of what is frozen.
-    pub fn fingerprint(&self, frozen: &Decoder) -> Result<Fingerprint, CacheError> {
+    pub(crate) fn fingerprint(&self, frozen: &Decoder) -> Result<Fingerprint, CacheError> {
         let fingerprint = Fingerprint::of(frozen)?;
         Ok(match self.quantize {
             Some(bits) => fingerprint.with("bits", format!("{bits:?}").as_bytes()),
@@ -47,7 +52,7 @@ impl Args {
 }
 
 /// The fingerprint of what a run begins with, whatever the names of its files are.
-pub fn contents(weights: Fingerprint, sequences: &[Sequence]) -> Fingerprint {
+pub(crate) fn contents(weights: Fingerprint, sequences: &[Sequence]) -> Fingerprint {
     let mut bytes = Vec::new();
     for sequence in sequences {
         let lengths = [sequence.prompt().len(), sequence.completion().len()];
