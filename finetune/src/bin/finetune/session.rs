@@ -6,28 +6,33 @@ use std::sync::atomic::AtomicBool;
 
 use burn::data::dataloader::BatchStrategy;
 use burn::module::Module;
-use burn::tensor::Device;
 use burn::tensor::quantization::QuantValue;
+use burn::tensor::{Device, FloatDType};
 use burn_preference::Frozen;
 use burn_preference::data::{Example, Format, Labels, TokenBudget};
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
 use finetune::{
-    Batching, Chat, DataOptions, Decoder, Failure, ReferenceLogProbs, RunFolder, Splits,
-    StepContext, Task, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics, load,
-    load_adapter, save, save_adapter,
+    Batching, Chat, DataOptions, Decoder, Failure, ReferenceLogProbs, RunFolder, SaveOptions,
+    Splits, StepContext, Task, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics,
+    load, load_adapter, load_as, save, save_adapter,
 };
+use serde_json::{Map, Value};
 use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag::{register, register_conditional_shutdown};
 
 use crate::args::{Args, Bits, Numbers, ReferenceFrom, Save};
+use crate::card::Card;
 use crate::objective::ChosenObjective;
-use crate::report::{print_answers, print_costs, print_table};
+use crate::options_file;
+use crate::report::{look_at_losses, print_answers, print_costs, table};
 use crate::settings::contents;
+use crate::sources::Sources;
 
 /// A model, its tokenizer and an objective, ready for a run.
 pub(crate) struct Session<'a> {
     args: &'a Args,
+    sources: Sources,
     base: Decoder,
     chat: Chat,
     batching: Batching,
@@ -45,6 +50,7 @@ impl<'a> Session<'a> {
     /// to act on.
     pub(crate) fn new(
         args: &'a Args,
+        sources: Sources,
         base: Decoder,
         chat: Chat,
         device: Device,
@@ -74,6 +80,7 @@ impl<'a> Session<'a> {
         println!("objective: {}", objective.written);
         Ok(Self {
             args,
+            sources,
             base,
             chat,
             batching,
@@ -144,7 +151,8 @@ impl<'a> Session<'a> {
         if args.patience.is_some() && splits.held_out.is_empty() {
             return Err("--patience: nothing is held out that could be measured".into());
         }
-        let options = self.options(splits.train.len());
+        let examples = splits.train.len();
+        let options = self.options(examples);
         if self.objective.needs.whole_batch {
             check_whole_steps(&self.batching, &options, &splits.train, &splits.held_out)?;
         }
@@ -153,6 +161,7 @@ impl<'a> Session<'a> {
         let before = policy.valid();
         println!("{}", self.sizes(&policy));
         self.folder.create()?;
+        options_file::write(&self.given(), &self.folder.options())?;
         let all = splits.train.iter().chain(&splits.held_out);
         let sequences: Vec<Sequence> = all.flat_map(T::sequences).collect();
         let weights = args.fingerprint(&frozen)?;
@@ -193,30 +202,33 @@ impl<'a> Session<'a> {
         }
 
         let policy = trained.policy.valid();
-        match args.save {
-            Save::Model => save(&policy, &args.model, &args.out)?,
-            Save::Adapter => save_adapter(&policy, &self.args.lora(), &args.model, &args.out)?,
-        }
-        println!("saved: {}", args.out.display());
-        let again = match args.save {
-            Save::Model => load(&args.out, &self.batching.device)?,
-            Save::Adapter => load_adapter(frozen, &args.out, &self.batching.device)?.0,
-        };
+        let (again, name) = self.save(&policy)?;
+        let mut rows = Vec::new();
         if !splits.held_out.is_empty() {
-            let loaded = match args.dtype {
-                Numbers::F32 => "loaded",
-                _ if args.save == Save::Adapter => "loaded",
-                // What stands on the disk is f32, and rounds otherwise.
-                _ => "loaded, f32",
-            };
-            let models = [("before", &before), ("after", &policy), (loaded, &again)];
-            let rows = models.map(|(name, model)| {
-                let metrics = trainer.measure(model, &splits.held_out);
-                metrics.map(|metrics| (name, metrics))
-            });
-            let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
-            print_table(&rows);
+            let models = [("before", &before), ("after", &policy), (&name, &again)];
+            for (name, model) in models {
+                rows.push((name.to_owned(), trainer.measure(model, &splits.held_out)?));
+            }
+            print!("{}", table(&rows));
+            look_at_losses(&rows, self.is_rounded(&name));
         }
+        let remarks = self.remarks();
+        for remark in &remarks {
+            println!("look: {remark}");
+        }
+        Card {
+            base: &self.sources.model,
+            adapter: self.sources.adapter.as_ref(),
+            is_adapter: args.save == Save::Adapter,
+            is_reward_model: self.objective.learns_rewards(),
+            objective: &self.objective.written,
+            examples: [examples, splits.held_out.len()],
+            training: &trainer.options,
+            options: &self.given(),
+            table: (!rows.is_empty()).then(|| table(&rows)).as_deref(),
+            remarks: &remarks,
+        }
+        .write(&args.out)?;
         if !self.objective.learns_rewards() {
             let prompts = splits.held_out_prompts.iter().take(args.answers);
             let prompts: Vec<_> = prompts.cloned().collect();
@@ -224,6 +236,90 @@ impl<'a> Session<'a> {
             print_answers(&answering, &prompts, [&before, &again], args.seed)?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Saves what was trained, and loads it as other programs do: with the name of its row.
+    fn save(&self, policy: &Decoder) -> Result<(Decoder, String), Failure> {
+        let (args, device) = (self.args, &self.batching.device);
+        let dtype = args.save_dtype.map(Numbers::dtype);
+        let model = &self.sources.model;
+        let saved = match args.save {
+            Save::Model => {
+                let options = SaveOptions {
+                    dtype,
+                    ..Default::default()
+                };
+                save(policy, &model.path, &args.out, &options)?
+            }
+            Save::Adapter => {
+                let dtype = dtype.unwrap_or(FloatDType::F32);
+                save_adapter(policy, model, &args.out, dtype)?;
+                dtype
+            }
+        };
+        println!("saved: {}", args.out.display());
+        let usual = "loaded".to_owned();
+        let other = |dtype| format!("loaded, {}", format!("{dtype:?}").to_lowercase());
+        Ok(match args.save {
+            // On the weights that its config names, which have all their bits.
+            Save::Adapter => {
+                let loaded = load_adapter(self.base.clone(), &args.out, device)?;
+                match saved {
+                    FloatDType::F32 => (loaded, usual),
+                    _ => (loaded, other(saved)),
+                }
+            }
+            Save::Model if saved == args.dtype.dtype() => {
+                (load_as(saved, &args.out, device)?, usual)
+            }
+            // Computed in f32, whatever they are stored in: rounded otherwise.
+            Save::Model => (load(&args.out, device)?, other(saved)),
+        })
+    }
+
+    /// True if the saved weights have fewer digits than the trained ones.
+    fn is_rounded(&self, name: &str) -> bool {
+        let is_half = name.ends_with("16") || self.args.dtype != Numbers::F32;
+        is_half && self.args.save_dtype != Some(Numbers::F32)
+    }
+
+    /// Remarks for those who load what was saved.
+    fn remarks(&self) -> Vec<String> {
+        let args = self.args;
+        let mut remarks = Vec::new();
+        if let (Save::Adapter, Some(bits)) = (args.save, args.quantize) {
+            remarks.push(format!(
+                "the adapter was trained on weights of few bits ({}), which are in no file: `after` has \
+                 them, and `loaded` those of the base that adapter_config.json names",
+                format!("{bits:?}").to_lowercase(),
+            ));
+        }
+        if args.save == Save::Adapter && self.sources.model.path.is_file() {
+            remarks.push(
+                "PEFT takes no GGUF file as the base of an adapter: name a folder with the same weights \
+                 in adapter_config.json, or save with `--save model`"
+                    .to_owned(),
+            );
+        }
+        if self.objective.learns_rewards() && self.chat.padding == self.chat.end {
+            remarks.push(
+                "the padding token of this tokenizer ends a text as well, and transformers would read \
+                 rewards before that end in rows that are padded: config.json has no `pad_token_id`, so \
+                 that transformers takes one row at a time"
+                    .to_owned(),
+            );
+        }
+        remarks
+    }
+
+    /// The options of this run, as `--config` reads them.
+    fn given(&self) -> Map<String, Value> {
+        let mut given = self.args.given.clone();
+        // Not the name of a file, which may change.
+        if let Some(loss) = given.get_mut("loss") {
+            *loss = self.objective.written.clone();
+        }
+        given
     }
 
     fn draw_metrics(&self) {
