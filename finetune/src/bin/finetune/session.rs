@@ -8,14 +8,14 @@ use burn::data::dataloader::BatchStrategy;
 use burn::module::Module;
 use burn::tensor::quantization::QuantValue;
 use burn::tensor::{Device, FloatDType};
-use burn_preference::Frozen;
 use burn_preference::data::{Example, Format, Labels, TokenBudget};
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
+use burn_preference::{Frozen, Metrics};
 use finetune::{
     Batching, Chat, DataOptions, Decoder, Failure, ReferenceLogProbs, RunFolder, SaveOptions,
     Splits, StepContext, Task, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics,
-    load, load_adapter, load_as, save, save_adapter,
+    load_adapter, load_as, save, save_adapter,
 };
 use serde_json::{Map, Value};
 use signal_hook::consts::TERM_SIGNALS;
@@ -39,6 +39,15 @@ pub(crate) struct Session<'a> {
     folder: RunFolder,
     workers: usize,
     pub(crate) objective: ChosenObjective,
+}
+
+/// A model from the files that were saved.
+struct Loaded {
+    model: Decoder,
+    /// Name of its row in the table.
+    row: String,
+    /// True if numbers were rounded to half precision.
+    is_rounded: bool,
 }
 
 impl<'a> Session<'a> {
@@ -169,6 +178,10 @@ impl<'a> Session<'a> {
             true => Some(self.reference(&frozen, weights, &sequences)?),
             false => None,
         };
+        // An adapter alone is used on the base with all its bits, and compared with that.
+        let is_elsewhere = args.save == Save::Adapter && args.quantize.is_some();
+        let elsewhere = (is_elsewhere && reference.is_some())
+            .then(|| ReferenceLogProbs::Live(Box::new(Frozen::new(&self.base))));
         let stop = Arc::new(AtomicBool::new(false));
         let mut trainer = Trainer {
             task,
@@ -202,85 +215,98 @@ impl<'a> Session<'a> {
         }
 
         let policy = trained.policy.valid();
-        let (again, name) = self.save(&policy)?;
+        let loaded = self.save(&policy)?;
         let mut rows = Vec::new();
         if !splits.held_out.is_empty() {
-            let models = [("before", &before), ("after", &policy), (&name, &again)];
-            for (name, model) in models {
+            for (name, model) in [("before", &before), ("after", &policy)] {
                 rows.push((name.to_owned(), trainer.measure(model, &splits.held_out)?));
             }
+            if let Some(reference) = &elsewhere {
+                trainer.context.reference = Some(reference);
+            }
+            let metrics = trainer.measure(&loaded.model, &splits.held_out)?;
+            rows.push((loaded.row, metrics));
             print!("{}", table(&rows));
-            look_at_losses(&rows, self.is_rounded(&name));
+            look_at_losses(&rows, loaded.is_rounded);
         }
-        let remarks = self.remarks();
-        for remark in &remarks {
-            println!("look: {remark}");
-        }
-        Card {
-            base: &self.sources.model,
-            adapter: self.sources.adapter.as_ref(),
-            is_adapter: args.save == Save::Adapter,
-            is_reward_model: self.objective.learns_rewards(),
-            objective: &self.objective.written,
-            examples: [examples, splits.held_out.len()],
-            training: &trainer.options,
-            options: &self.given(),
-            table: (!rows.is_empty()).then(|| table(&rows)).as_deref(),
-            remarks: &remarks,
-        }
-        .write(&args.out)?;
+        let examples = [examples, splits.held_out.len()];
+        self.write_card(&rows, examples, &trainer.options)?;
         if !self.objective.learns_rewards() {
             let prompts = splits.held_out_prompts.iter().take(args.answers);
             let prompts: Vec<_> = prompts.cloned().collect();
             let answering = args.answering(&self.chat);
-            print_answers(&answering, &prompts, [&before, &again], args.seed)?;
+            print_answers(&answering, &prompts, [&before, &loaded.model], args.seed)?;
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Saves what was trained, and loads it as other programs do: with the name of its row.
-    fn save(&self, policy: &Decoder) -> Result<(Decoder, String), Failure> {
+    /// Writes the card of what was saved, and prints its remarks.
+    fn write_card(
+        &self,
+        rows: &[(String, Metrics)],
+        examples: [usize; 2],
+        training: &TrainOptions,
+    ) -> Result<(), Failure> {
+        let remarks = self.remarks();
+        for remark in &remarks {
+            println!("look: {remark}");
+        }
+        let table = (!rows.is_empty()).then(|| table(rows));
+        let card = Card {
+            base: &self.sources.model,
+            adapter: self.sources.adapter.as_ref(),
+            is_adapter: self.args.save == Save::Adapter,
+            is_reward_model: self.objective.learns_rewards(),
+            objective: &self.objective.written,
+            examples,
+            training,
+            options: &self.given(),
+            table: table.as_deref(),
+            remarks: &remarks,
+        };
+        card.write(&self.args.out)
+    }
+
+    /// Saves what was trained, and loads it as other programs do.
+    fn save(&self, policy: &Decoder) -> Result<Loaded, Failure> {
         let (args, device) = (self.args, &self.batching.device);
         let dtype = args.save_dtype.map(Numbers::dtype);
-        let model = &self.sources.model;
-        let saved = match args.save {
+        let base = &self.sources.model;
+        let (saved, model) = match args.save {
             Save::Model => {
                 let options = SaveOptions {
                     dtype,
                     ..Default::default()
                 };
-                save(policy, &model.path, &args.out, &options)?
+                let saved = save(policy, &base.path, &args.out, &options)?;
+                // As it was trained, or in f32, whatever the files have.
+                let same = saved == args.dtype.dtype();
+                let dtype = if same { saved } else { FloatDType::F32 };
+                (saved, load_as(dtype, &args.out, device)?)
             }
             Save::Adapter => {
-                let dtype = dtype.unwrap_or(FloatDType::F32);
-                save_adapter(policy, model, &args.out, dtype)?;
-                dtype
+                let saved = dtype.unwrap_or(FloatDType::F32);
+                save_adapter(policy, base, &args.out, saved)?;
+                // On the weights that its config names, which have all their bits.
+                let base = self.base.clone();
+                (saved, load_adapter(base, &args.out, device)?)
             }
         };
         println!("saved: {}", args.out.display());
-        let usual = "loaded".to_owned();
-        let other = |dtype| format!("loaded, {}", format!("{dtype:?}").to_lowercase());
-        Ok(match args.save {
-            // On the weights that its config names, which have all their bits.
-            Save::Adapter => {
-                let loaded = load_adapter(self.base.clone(), &args.out, device)?;
-                match saved {
-                    FloatDType::F32 => (loaded, usual),
-                    _ => (loaded, other(saved)),
-                }
-            }
-            Save::Model if saved == args.dtype.dtype() => {
-                (load_as(saved, &args.out, device)?, usual)
-            }
-            // Computed in f32, whatever they are stored in: rounded otherwise.
-            Save::Model => (load(&args.out, device)?, other(saved)),
+        let trained = match args.save {
+            Save::Model => args.dtype.dtype(),
+            Save::Adapter => FloatDType::F32,
+        };
+        let other = format!("loaded, {saved:?}").to_lowercase();
+        Ok(Loaded {
+            model,
+            row: if saved == trained {
+                "loaded".to_owned()
+            } else {
+                other
+            },
+            is_rounded: saved != FloatDType::F32,
         })
-    }
-
-    /// True if the saved weights have fewer digits than the trained ones.
-    fn is_rounded(&self, name: &str) -> bool {
-        let is_half = name.ends_with("16") || self.args.dtype != Numbers::F32;
-        is_half && self.args.save_dtype != Some(Numbers::F32)
     }
 
     /// Remarks for those who load what was saved.
@@ -290,7 +316,7 @@ impl<'a> Session<'a> {
         if let (Save::Adapter, Some(bits)) = (args.save, args.quantize) {
             remarks.push(format!(
                 "the adapter was trained on weights of few bits ({}), which are in no file: `after` has \
-                 them, and `loaded` those of the base that adapter_config.json names",
+                 them, and `loaded` (with its reference) those of the base that adapter_config.json names",
                 format!("{bits:?}").to_lowercase(),
             ));
         }
