@@ -1,4 +1,4 @@
-//! Rotary positions.
+//! Cosines and sines of rotary positions.
 
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
 

@@ -1,4 +1,4 @@
-//! How long a run is, and how fast it learns.
+//! Options of a run: its length, and its rate of learning.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! What an objective adds to the loop.
+//! The trait that an objective implements for the loop.
 
 use burn_preference::Metrics;
 use burn_preference::data::Example;

@@ -1,4 +1,4 @@
-//! What a model gives the completions of a batch: log-probabilities, log-ratios or rewards.
+//! Values that a model gives completions: log-probabilities, log-ratios or rewards.
 
 use burn::tensor::Tensor;
 use burn_preference::tokens::{TokenBatch, TokenTensors};

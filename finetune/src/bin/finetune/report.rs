@@ -1,4 +1,4 @@
-//! What a run reports at its end: a table, answers, and what it took.
+//! Reports at the end of a run: a table, answers, and its costs.
 
 use burn_preference::Metrics;
 use burn_preference::data::Text;

@@ -1,4 +1,4 @@
-//! What has to be the same when a run goes on.
+//! Settings that have to be the same when a run goes on.
 
 use burn_preference::reference::cache::{CacheError, Fingerprint};
 use burn_preference::tokens::Sequence;
