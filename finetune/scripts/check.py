@@ -70,8 +70,8 @@ def loaded(kind, folder, dtype=torch.float32):
     assert not any(report.values()), report
     # By the config.
     assert model.dtype == dtype, model.dtype
-    # The numbers in f32, as this package computes with them.
-    return model.float().eval()
+    # In f32, as this package computes with the numbers.
+    return kind.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
 
 
 def with_adapter(folder):

@@ -254,7 +254,7 @@ fn an_adapter_of_quantised_weights_is_measured_on_its_base() {
     );
     assert!(
         run.text
-            .contains("look: the adapter was trained on weights of few bits (q4)")
+            .contains("look: The adapter was trained on weights of few bits (q4)")
     );
     let [after, loaded] = ["after", "loaded"].map(|row| run.row(row));
     assert!(difference(&after[3..], &loaded[3..]) > 0.01, "{after:?}");
@@ -337,7 +337,7 @@ fn padding_of_a_reward_model() {
     let run = place.run("unpadded", arguments);
     assert!(
         run.text
-            .contains("look: the padding token of this tokenizer ends a text as well")
+            .contains("look: The padding token of this tokenizer ends a text as well")
     );
     let config = json_of(&run.out.join("config.json"));
     assert_eq!(config["pad_token_id"], Value::Null);
@@ -463,7 +463,10 @@ fn names_are_found_in_the_cache_of_hugging_faces_tools() {
     // A folder by no name of the hub: no base in the lines that the hub reads.
     let card = place.text("usual/README.md");
     assert!(card.starts_with("---\nlibrary_name: peft\n"), "{card}");
-    assert!(card.contains(&place.path("model").display().to_string()));
+    assert!(
+        card.contains("A LoRA adapter of `model`, trained"),
+        "{card}"
+    );
 
     // Adapters, too; and the cache by its own variable.
     cached(&place, "some/adapter", "def", "named");
@@ -514,6 +517,27 @@ fn a_path_is_a_path() {
     }
     let error = Source::find(Path::new("no.such_org/model-1.5"), &[]).unwrap_err();
     assert!(matches!(error, SourceError::NotThere { .. }));
+}
+
+#[test]
+fn an_adapter_of_another_base() {
+    let place = Place::new("llama");
+    place.run("adapter", "--save adapter");
+    let text = "look: adapter was trained on some/base, and is merged into ";
+    let same = place.run("same", "--adapter adapter");
+    assert!(!same.text.contains("was trained on"), "{}", same.text);
+    let path = place.path("adapter/adapter_config.json");
+    let mut config = json_of(&path);
+    config["base_model_name_or_path"] = json!("some/base");
+    fs::write(path, config.to_string()).unwrap();
+    let other = place.run("other", "--adapter adapter");
+    assert!(other.text.contains(text), "{}", other.text);
+    // As transformers 4 says in the config of a model that it has saved elsewhere.
+    let mut config = json_of(&place.path("model/config.json"));
+    config["_name_or_path"] = json!("another/BASE/");
+    place.write("model/config.json", &config.to_string());
+    let copied = place.run("copied", "--adapter adapter");
+    assert!(!copied.text.contains("was trained on"), "{}", copied.text);
 }
 
 /// The template that an adapter has learnt is not used silently.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use finetune::{Failure, Source, TrainOptions, write_whole};
+use finetune::{Failure, Hub, Source, TrainOptions, write_whole};
 use serde_json::{Map, Value};
 
 /// What a card says of a model and its training.
@@ -38,13 +38,11 @@ impl Card<'_> {
 
     fn text(&self, name: &str) -> String {
         let mut text = self.head();
-        let base = self.base.name();
         let base = match &self.base.hub {
-            Some(hub) => {
-                let (name, commit) = (&hub.name, &hub.commit);
+            Some(Hub { name, commit }) => {
                 format!("[{name}](https://huggingface.co/{name}) (commit {commit})")
             }
-            None => format!("`{base}`"),
+            None => format!("`{}`", self.base.path.display()),
         };
         let kind = match (self.is_adapter, self.is_reward_model) {
             (true, _) => "A LoRA adapter of",
@@ -52,7 +50,11 @@ impl Card<'_> {
             _ => "A model, begun from",
         };
         let merged = self.adapter.map_or(String::new(), |adapter| {
-            format!(" with the adapter `{}` merged into it", adapter.name())
+            let name = match &adapter.hub {
+                Some(hub) => hub.name.clone(),
+                None => adapter.path.display().to_string(),
+            };
+            format!(" with the adapter `{name}` merged into it")
         });
         let [trained, held_out] = self.examples;
         // Writing to a string does not fail.
@@ -88,18 +90,20 @@ impl Card<'_> {
         );
         let of = data("held-out-data").map_or(String::new(), |files| format!(" (of {files})"));
         let _ = write!(text, "{of}.\n\n## Settings\n\n");
+        let training = self.training;
+        let schedule = format!("{:?}", training.schedule).to_lowercase();
         let _ = writeln!(
             text,
-            "{} steps of {} examples; AdamW, rate {:e}, {:?} after {} steps of warm-up, weight decay {}, \
-             gradients clipped at {}; seed {}. The options, as `--config` reads them:\n\n```json\n{:#}\n```",
-            self.training.steps,
-            self.training.batch,
-            self.training.rate,
-            self.training.schedule,
-            self.training.warm_up,
-            self.training.weight_decay,
-            self.training.clip,
-            self.training.seed,
+            "Steps: {} of {} examples each, {} of them to warm up. AdamW: rate {:e}, {schedule}; weight decay \
+             {}; gradients clipped at {}. Seed: {}. The options, as `--config` reads them:\n\n\
+             ```json\n{:#}\n```",
+            training.steps,
+            training.batch,
+            training.warm_up,
+            training.rate,
+            training.weight_decay,
+            training.clip,
+            training.seed,
             Value::Object(self.options.clone())
         );
         text

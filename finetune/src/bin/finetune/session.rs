@@ -315,23 +315,23 @@ impl<'a> Session<'a> {
         let mut remarks = Vec::new();
         if let (Save::Adapter, Some(bits)) = (args.save, args.quantize) {
             remarks.push(format!(
-                "the adapter was trained on weights of few bits ({}), which are in no file: `after` has \
-                 them, and `loaded` (with its reference) those of the base that adapter_config.json names",
+                "The adapter was trained on weights of few bits ({}), which are in no file: `after` has \
+                 them, and `loaded` (with its reference) those of the base that adapter_config.json names.",
                 format!("{bits:?}").to_lowercase(),
             ));
         }
         if args.save == Save::Adapter && self.sources.model.path.is_file() {
             remarks.push(
                 "PEFT takes no GGUF file as the base of an adapter: name a folder with the same weights \
-                 in adapter_config.json, or save with `--save model`"
+                 in adapter_config.json, or save with `--save model`."
                     .to_owned(),
             );
         }
         if self.objective.learns_rewards() && self.chat.padding == self.chat.end {
             remarks.push(
-                "the padding token of this tokenizer ends a text as well, and transformers would read \
+                "The padding token of this tokenizer ends a text as well, and transformers would read \
                  rewards before that end in rows that are padded: config.json has no `pad_token_id`, so \
-                 that transformers takes one row at a time"
+                 that transformers takes one row at a time."
                     .to_owned(),
             );
         }

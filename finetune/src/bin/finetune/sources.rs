@@ -53,8 +53,34 @@ impl Sources {
                 args.model.display()
             );
         }
+        sources.look_at_base();
         sources.look_at_template();
         Ok(sources)
+    }
+
+    /// Says if an adapter names another base than the model, by all names that the model has.
+    fn look_at_base(&self) {
+        let Some(adapter) = &self.adapter else {
+            return;
+        };
+        let Some(base) = base(&adapter.path) else {
+            return;
+        };
+        let end = |name: &str| {
+            let name = name.trim_end_matches('/');
+            name.rsplit('/').next().unwrap_or(name).to_lowercase()
+        };
+        let config = json(&self.model.path.join("config.json"));
+        let before = config.and_then(|config| Some(config["_name_or_path"].as_str()?.to_owned()));
+        let mut names = [Some(self.model.name()), before].into_iter().flatten();
+        if !names.any(|name| end(&name) == end(&base)) {
+            println!(
+                "look: {} was trained on {base}, and is merged into {}: if these are not the same \
+                 weights, this is another model",
+                adapter.path.display(),
+                self.model.name()
+            );
+        }
     }
 
     /// Says which template an adapter brings that is not used.
