@@ -95,15 +95,18 @@
 //! | [`data`] | `data` | examples from JSON lines, splits, truncation with a report, batches, exact resume |
 //! | | `parquet` | the same from Parquet files |
 //! | [`config`] | | objectives chosen by a file |
+//! | [`needs`] | | needs of an objective, which a program asks for before it reads data |
+//! | [`objective`] | | the trait of objectives, and reductions of their losses |
+//! | [`math`], [`error`] | | numerics that keep both tails; typed errors |
 //! | [`guide`] | | recipes, from the data that you have to a run that you can trust |
 //!
 //! The names that a program uses most are exported here as well: `burn_preference::DpoLoss`.
 //!
 //! # What you can rely on
 //!
-//! - **Errors.** What can fail returns a `Result`, and [`Error`] holds all of them for a `?`. The
-//!   exceptions are few, and their documentation names the panic: a config's `init`, as is Burn's
-//!   idiom, an index past the end, and methods of a trait that has no room for an error.
+//! - **Errors.** What can fail returns a `Result`, and [`Error`] holds all of them for a `?`. A panic
+//!   stands in three places, and the documentation names each one: a config's `init`, methods of a
+//!   trait whose signature has no room for an error, and an index in brackets.
 //! - **Extremes.** Finite log-probabilities give finite losses and gradients, and a NaN stays a NaN:
 //!   [`loss`](loss#extremes).
 //! - **Reproducibility.** On Flex, the same inputs give the same bits on any number of threads:
@@ -124,10 +127,19 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
-    not(all(feature = "cache", feature = "data", feature = "optim", feature = "train")),
-    // Links to what is not built; the documentation is built with everything.
-    allow(rustdoc::broken_intra_doc_links)
+    not(all(
+        feature = "cache",
+        feature = "data",
+        feature = "optim",
+        feature = "train"
+    )),
+    allow(
+        rustdoc::broken_intra_doc_links,
+        reason = "links to what is not built; the documentation is built with everything"
+    )
 )]
+// `pub` is the public interface here; an example or a test has none.
+#![warn(unreachable_pub)]
 
 // The code of the README compiles.
 #[cfg(doctest)]

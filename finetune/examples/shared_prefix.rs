@@ -28,7 +28,8 @@ use std::time::Instant;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn::tensor::{Device, Tensor};
 use burn_preference::data::{
-    Encode, Encoded, Example, JsonLines, OnError, PairFormat, Preference, Tokenized, Truncation,
+    Encode, Encoded, Example, JsonLines, OnError, PairFormat, Preference, PromptFormat, Tokenized,
+    Truncation,
 };
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
 use clap::{Parser, ValueEnum};
@@ -212,14 +213,18 @@ where
     R: Into<Encoded>,
     E: Into<Box<dyn Error + Send + Sync>>,
 {
-    let rows = JsonLines::new(&args.data, PairFormat::default()).load(OnError::Stop)?;
-    let rows: Vec<_> = rows
-        .examples
-        .into_iter()
-        .map(Example::into_conversation)
-        .collect();
-    let truncation = Truncation::PromptEndThenCompletionStart {
-        max_prompt: args.max_length / 2,
+    let format = PairFormat {
+        prompt: PromptFormat {
+            as_conversation: true,
+            ..PromptFormat::default()
+        },
+        ..PairFormat::default()
+    };
+    let rows = JsonLines::new(&args.data, format)
+        .load(OnError::Stop)?
+        .examples;
+    let truncation = Truncation::PromptMiddleThenCompletionStart {
+        min_prompt: args.max_length / 2,
         max_length: args.max_length,
     };
     let rows = Tokenized::new(InMemDataset::new(rows), tokenizer, truncation)?;

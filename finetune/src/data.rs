@@ -7,19 +7,23 @@ use std::sync::Arc;
 use burn::data::dataset::transform::SelectionDataset;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn_preference::data::{
-    Desirable, Example, Format, JsonLines, Labels, Mismatched, OnError, ParquetFile, PromptFormat,
-    Text, TokenizeOptions, Tokenized, Truncation, WithMismatched, split_by,
+    DataError, Desirable, Example, Format, JsonLines, Labels, Message, Mismatched, Object, OnError,
+    PairFormat, ParquetFile, PromptFormat, RankedFormat, Text, TokenizeOptions, Tokenized,
+    Truncation, UnpairedFormat, WithMismatched, split_by,
 };
 
+use crate::columns::ColumnNames;
 use crate::failure::Failure;
 use crate::text::Chat;
 
 /// Options of reading: lengths, the split, and what becomes of bad rows.
 #[derive(Debug, Clone)]
 pub struct DataOptions {
-    /// Largest number of tokens of a prompt with its completion; of a prompt the last ones stay, half
-    /// of these at most.
+    /// Largest number of tokens of a prompt with its completion. In a row that is longer the prompt
+    /// loses its middle, down to half of these, and then the completion its end.
     pub max_length: usize,
+    /// Names of columns and roles.
+    pub columns: ColumnNames,
     /// The column whose values say which rows belong together; without it, the prompt.
     pub group: Option<String>,
     /// Share of the groups of rows that are held out.
@@ -47,22 +51,50 @@ pub struct Splits<L> {
 }
 
 impl DataOptions {
-    /// Largest number of tokens of a prompt.
-    pub fn max_prompt(&self) -> usize {
-        (self.max_length / 2).max(1)
-    }
-
     fn truncation(&self) -> Truncation {
-        Truncation::PromptEndThenCompletionStart {
-            max_prompt: self.max_prompt(),
+        Truncation::PromptMiddleThenCompletionStart {
+            min_prompt: (self.max_length / 2).max(1),
             max_length: self.max_length,
         }
     }
 
+    /// True if strings become messages.
+    fn as_conversation(&self, chat: &Chat) -> bool {
+        chat.converses() && !self.plain
+    }
+
+    /// The format of pairs.
+    ///
+    /// # Errors
+    ///
+    /// A column is named that such rows do not have.
+    pub fn pairs(&self, chat: &Chat) -> Result<PairFormat, Failure> {
+        self.columns.pairs(self.as_conversation(chat))
+    }
+
+    /// The format of unpaired completions.
+    ///
+    /// # Errors
+    ///
+    /// As [`pairs`](Self::pairs).
+    pub fn unpaired(&self, chat: &Chat) -> Result<UnpairedFormat, Failure> {
+        self.columns.unpaired(self.as_conversation(chat))
+    }
+
+    /// The format of lists with scores.
+    ///
+    /// # Errors
+    ///
+    /// As [`pairs`](Self::pairs).
+    pub fn ranked(&self, chat: &Chat) -> Result<RankedFormat, Failure> {
+        self.columns.ranked(self.as_conversation(chat))
+    }
+
     fn on_error(&self) -> OnError {
-        match self.skip_errors {
-            true => OnError::Skip,
-            false => OnError::Stop,
+        if self.skip_errors {
+            OnError::Skip
+        } else {
+            OnError::Stop
         }
     }
 
@@ -71,13 +103,9 @@ impl DataOptions {
     /// # Errors
     ///
     /// The file cannot be opened.
-    pub fn is_unpaired(path: &Path) -> Result<bool, Failure> {
-        let row = if is_parquet(path) {
-            ParquetFile::new(path, ()).raw()?.flatten().next()
-        } else {
-            JsonLines::new(path, ()).raw()?.flatten().next()
-        };
-        let label = row.as_ref().and_then(|(_, row)| row.get("label"));
+    pub fn is_unpaired(&self, path: &Path) -> Result<bool, Failure> {
+        let row = raw(path)?.next();
+        let label = row.as_ref().and_then(|row| row.get(self.columns.label()));
         Ok(label.is_some_and(|label| !label.is_null()))
     }
 
@@ -86,25 +114,26 @@ impl DataOptions {
         &self,
         path: &Path,
         format: F,
-        chat: &Chat,
     ) -> Result<Vec<Example<Text, F::Label>>, Failure> {
+        // Rows may lack a system message, and so may all of them if nobody asks for one.
+        let system = self.columns.system_column.as_deref();
+        let has = |name: &str| Ok(raw(path)?.any(|row| row.get(name).is_some()));
+        if let Some(name) = system.filter(|name| !name.is_empty())
+            && !has(name).map_err(|error: DataError| self.columns.explain(error))?
+        {
+            let path = path.display();
+            return Err(format!("--system-column: no row of {path} has a column `{name}`").into());
+        }
         let loaded = if is_parquet(path) {
-            ParquetFile::new(path, format).load(self.on_error())?
+            ParquetFile::new(path, format).load(self.on_error())
         } else {
-            JsonLines::new(path, format).load(self.on_error())?
+            JsonLines::new(path, format).load(self.on_error())
         };
+        let loaded = loaded.map_err(|error| self.columns.explain(error))?;
         for error in &loaded.skipped {
             eprintln!("left out: {error}");
         }
-        let as_chat = chat.converses() && !self.plain;
-        Ok(match as_chat {
-            true => loaded
-                .examples
-                .into_iter()
-                .map(Example::into_conversation)
-                .collect(),
-            false => loaded.examples,
-        })
+        Ok(loaded.examples)
     }
 
     /// Reads the examples of `train`, and holds some of them out unless `held_out` is a file of its own.
@@ -117,14 +146,14 @@ impl DataOptions {
         &self,
         train: &Path,
         held_out: Option<&Path>,
-        format: impl Fn() -> F,
+        format: F,
         chat: &Chat,
     ) -> Result<Splits<F::Label>, Failure>
     where
-        F: Format,
+        F: Format + Clone,
         F::Label: Labels,
     {
-        let texts = self.texts(train, format(), chat)?;
+        let texts = self.texts(train, format.clone())?;
         let column = |example: &Example<Text, F::Label>| match &self.group {
             Some(column) => example.columns.get(column).map(ToString::to_string),
             None => Some(format!("{:?}", example.prompt)),
@@ -137,7 +166,7 @@ impl DataOptions {
         let texts = Arc::new(InMemDataset::new(texts));
         let all = (0..texts.len()).collect();
         let (train, measured, kept) = if let Some(path) = held_out {
-            let measured = Arc::new(InMemDataset::new(self.texts(path, format(), chat)?));
+            let measured = Arc::new(InMemDataset::new(self.texts(path, format)?));
             let kept = (0..measured.len()).collect();
             (all, measured, kept)
         } else {
@@ -172,7 +201,13 @@ impl DataOptions {
         let texts = SelectionDataset::<InMemDataset<_>, _>::from_indices_checked(texts, indices);
         let options = TokenizeOptions::new(self.truncation()).with_on_error(self.on_error());
         let tokens = Tokenized::new(texts, |text| chat.encode(text), options)?;
-        print!("{name} {}", tokens.report());
+        let mut report = tokens.report().clone();
+        if let Some(group) = &self.group {
+            report.unread_columns.remove(group);
+            report.unread_texts.remove(group);
+        }
+        print!("{name} {report}");
+        look_for_special_tokens(tokens.texts(), chat)?;
         if tokens.is_empty() {
             let what = "the file, --held-out and --max-length say how many there are; \
                         --held-out 0 measures nothing";
@@ -209,13 +244,50 @@ impl DataOptions {
     /// A row cannot be read or has no prompt.
     pub fn prompts(&self, path: &Path, chat: &Chat) -> Result<Vec<Text>, Failure> {
         let mut prompts: Vec<Text> = Vec::new();
-        for example in self.texts(path, PromptFormat::default(), chat)? {
+        let format: PromptFormat = self.columns.prompts(self.as_conversation(chat))?;
+        for example in self.texts(path, format)? {
             if !prompts.contains(&example.prompt) {
                 prompts.push(example.prompt);
             }
         }
         Ok(prompts)
     }
+}
+
+/// Says how many conversations have a special token of the model in what is said: a template was
+/// applied before.
+fn look_for_special_tokens<L: Labels>(
+    examples: &impl Dataset<Example<Text, L>>,
+    chat: &Chat,
+) -> Result<(), Failure> {
+    let special = chat.special_tokens();
+    let (mut count, mut found) = (0, None);
+    for example in examples.iter() {
+        let example = example?;
+        let texts = std::iter::once(&example.prompt).chain(example.completions());
+        let messages = texts.filter_map(Text::as_conversation).flatten();
+        let mut said = messages.filter_map(Message::text);
+        let token = said.find_map(|said| special.iter().find(|token| said.contains(*token)));
+        count += usize::from(token.is_some());
+        found = found.or(token);
+    }
+    if let Some(token) = found {
+        println!(
+            "look: {count} rows say special tokens of the model, such as `{token}`: was a template \
+             applied before? --plain takes text as it stands"
+        );
+    }
+    Ok(())
+}
+
+/// The rows of a file that can be read, without a format.
+fn raw(path: &Path) -> Result<Box<dyn Iterator<Item = Object>>, DataError> {
+    let row = |row: Result<(usize, Object), DataError>| row.ok().map(|(_, row)| row);
+    Ok(if is_parquet(path) {
+        Box::new(ParquetFile::new(path, ()).raw()?.filter_map(row))
+    } else {
+        Box::new(JsonLines::new(path, ()).raw()?.filter_map(row))
+    })
 }
 
 fn is_parquet(path: &Path) -> bool {

@@ -342,12 +342,13 @@ impl Gguf {
 
     /// The id that fills rows: of a file that names none, the one that ends a text.
     pub(crate) fn padding(&self) -> io::Result<u32> {
-        match self
+        if self
             .metadata
             .contains_key("tokenizer.ggml.padding_token_id")
         {
-            true => self.id("padding_token_id"),
-            false => self.id("eos_token_id"),
+            self.id("padding_token_id")
+        } else {
+            self.id("eos_token_id")
         }
     }
 }

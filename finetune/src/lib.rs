@@ -13,7 +13,7 @@
 //! | `model` | the decoder and its adapters |
 //! | `text` | tokenizer and chat template |
 //! | `files` | weights and adapters on disk |
-//! | `data` | rows of a file as examples |
+//! | `columns`, `data` | names of columns; rows of a file as examples |
 //! | `training` | the loop |
 //! | `answers` | a model's answers and their judges |
 
@@ -23,6 +23,8 @@ pub mod sampling;
 
 #[cfg(feature = "program")]
 mod answers;
+#[cfg(feature = "program")]
+mod columns;
 #[cfg(feature = "program")]
 mod data;
 #[cfg(feature = "program")]
@@ -39,4 +41,6 @@ mod text;
 mod training;
 
 #[cfg(feature = "program")]
-pub use {answers::*, data::*, failure::Failure, files::*, model::*, text::*, training::*};
+pub use {
+    answers::*, columns::*, data::*, failure::Failure, files::*, model::*, text::*, training::*,
+};

@@ -714,15 +714,18 @@ fn rows_that_are_not_there_or_broken() {
             run.text
         );
     }
-    // A token of the prompt, and one of each completion.
-    let short = place.run("short", "--max-length 2");
-    let report = "shortened: 22 prompts, 44 completions";
+    // A token of what each prompt says, and four of each completion.
+    let short = place.run("short", "--max-length 8");
+    let report = "shortened: 22 prompts, 38 completions";
     assert!(short.text.contains(report), "{}", short.text);
+    place.fails("--max-length 2", "no row of the split `train` is left");
     place.fails("--max-length 33", "--max-length: at most 32");
-    // Prompts beyond the window are cut before they are answered, too.
+    // Prompts beyond the window are cut where they train, and not answered.
     place.write("long.jsonl", &rows.replace("a red", &"a very ".repeat(9)));
     let run = place.run("long", "--data long.jsonl --held-out 0.5 --answers 12");
     assert!(run.text.matches("  after: ").count() > 4, "{}", run.text);
+    let unanswered = "not answered: a prompt that is longer than --max-length";
+    assert!(run.text.contains(unanswered), "{}", run.text);
     place.fails("--group topic", "line 1 has no column `topic`");
     place.fails(
         "--held-out-data pairs.jsonl --held-out 0.5",
@@ -794,4 +797,110 @@ fn a_disk_that_is_full() {
     }
     place.fails_as(&mut limited(40, "--full"), "File too large");
     assert!(run.checkpoints().is_empty());
+}
+
+/// Columns of other names are read where they are named, and nothing is lost for their names.
+#[test]
+fn columns_of_other_names() {
+    let place = Place::new("llama");
+    // The template of these models has no system messages: another one, with the same tokens.
+    let config = place.text("model/tokenizer_config.json");
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["chat_template"] = json!(
+        "{{ bos_token }}{% for m in messages %}{{ '<|assistant|>' if m.role == 'assistant' else '<|user|>' }}\
+         {{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}\
+         {{ '<|assistant|>' if add_generation_prompt }}"
+    );
+    place.write("model/tokenizer_config.json", &config.to_string());
+    let row = |i: usize, mut row: Value| {
+        let id = ["red", "wet", "big", "hot"][i];
+        let text = row.to_string().replace("ID", id);
+        row = serde_json::from_str(&text).unwrap();
+        format!("{row}\n")
+    };
+    let rows = |shape: Value| (0..4).map(|i| row(i, shape.clone())).collect::<String>();
+    let usual = "--held-out 0.5 --steps 1";
+    let numbers = |out: &str, arguments: &str| {
+        let run = place.run(out, &format!("{usual} {arguments}"));
+        (run.row("before"), run.text)
+    };
+
+    let pair = json!({"prompt": "ID cat?", "chosen": "a cat", "rejected": "a dog"});
+    place.write("usual.jsonl", &rows(pair));
+    let (expected, text) = numbers("usual", "--data usual.jsonl");
+    assert!(!text.contains("look: "), "{text}");
+
+    let question = json!({"question": "ID cat?", "chosen": "a cat", "rejected": "a dog", "id": 3});
+    place.write("question.jsonl", &rows(question));
+    place.fails("--data question.jsonl", "--prompt-column NAME");
+    place.fails("--data question.jsonl --plain", "may be one of `question`");
+    let (named, text) = numbers("named", "--data question.jsonl --prompt-column question");
+    assert_eq!(named, expected);
+    assert!(text.contains("columns that are not read: `id`\n"), "{text}");
+    let said = "--data question.jsonl --plain --implicit-prompt --held-out 0";
+    let text = place.run("said", said).text;
+    assert!(
+        text.contains("look: the model sees nothing of the columns `question`"),
+        "{text}"
+    );
+    place.fails(
+        "--data question.jsonl --prompt-column qestion",
+        "`qestion`: expected a string",
+    );
+
+    let talk = json!({
+        "talk": [{"from": "human", "value": "ID cat?"}],
+        "good": {"from": "bot", "value": "a cat"},
+        "bad": "a dog",
+    });
+    place.write("talk.jsonl", &rows(talk));
+    let columns =
+        "--data talk.jsonl --prompt-column talk --chosen-column good --rejected-column bad";
+    place.fails(columns, "--roles NAME=ROLE");
+    let (talk, _) = numbers("talk", &format!("{columns} --roles bot=assistant"));
+    assert_eq!(talk, expected);
+
+    let transcript = |answer: &str| format!("\n\nHuman: ID cat?\n\nAssistant: a {answer}");
+    let transcripts = json!({"chosen": transcript("cat"), "rejected": transcript("dog")});
+    place.write("transcripts.jsonl", &rows(transcripts));
+    assert_eq!(numbers("turns", "--data transcripts.jsonl").0, expected);
+    let other = json!({"chosen": "ID cat? a cat", "rejected": "ID cat? a dog"});
+    place.write("other.jsonl", &rows(other));
+    place.fails("--data other.jsonl", "ends inside an answer");
+    numbers("other", "--data other.jsonl --plain");
+
+    let system =
+        json!({"system": "be big", "prompt": "ID cat?", "chosen": "a cat", "rejected": "a dog"});
+    place.write("system.jsonl", &rows(system.clone()));
+    let (with, text) = numbers("system", "--data system.jsonl");
+    assert_ne!(with, expected);
+    assert!(
+        text.contains("prompts with a system message: 2\n"),
+        "{text}"
+    );
+    assert_eq!(
+        numbers("none", "--data system.jsonl --system-column=").0,
+        expected
+    );
+    place.fails(
+        "--data system.jsonl --system-column mood",
+        "no row of system.jsonl has a column `mood`",
+    );
+    let (_, text) = numbers("plain", "--data system.jsonl --plain");
+    let look = "look: the model sees nothing of the columns `system`\n";
+    assert!(text.contains(look), "{text}");
+
+    // A template that was applied before, and options for rows of another kind.
+    let applied = json!({"prompt": "<|user|>ID cat?", "chosen": "a cat", "rejected": "a dog"});
+    place.write("applied.jsonl", &rows(applied));
+    let (_, text) = numbers("applied", "--data applied.jsonl");
+    assert!(
+        text.contains("such as `<|user|>`: was a template"),
+        "{text}"
+    );
+    place.fails(
+        "--label-column good",
+        "--label-column: the objective takes pairs",
+    );
+    place.fails("--roles bot", "a name and the role that it stands for");
 }

@@ -51,7 +51,7 @@ impl Step {
     /// The rows without padding.
     fn sequences(&self) -> Vec<Sequence> {
         let rows = self.input_ids.iter().enumerate();
-        let ones = |mask: &[u8]| mask.iter().filter(|&&one| one == 1).count();
+        let ones = |mask: &[u8]| mask.iter().filter(|one| **one != 0).count();
         rows.map(|(i, ids)| {
             let length = ones(&self.attention_mask[i]);
             let start = length - ones(&self.completion_mask[i]);

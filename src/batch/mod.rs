@@ -8,7 +8,7 @@
 //! | [`Scored`] | completions with a scalar score | QRPO; DRO and A*-PO (with a [`WithValue`] column) |
 //! | [`Ranked`] | K scored completions per prompt, with a reference or without | Plackett–Luce, RRHF |
 //! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | rewards that a reward model gives them | reward models: Bradley–Terry |
-//! | [`SequenceLogProbs`], [`RelativeLogProbs`] | completions alone | unlearning: NPO, SimNPO |
+//! | [`SequenceLogProbs`](crate::SequenceLogProbs), [`RelativeLogProbs`](crate::RelativeLogProbs) | completions alone | unlearning: NPO, SimNPO |
 //!
 //! The batches of [`tokens`](crate::tokens) and [`data`](crate::data) make them from a model. From
 //! numbers of your own:

@@ -2,7 +2,6 @@ use std::sync::Arc;
 
 use super::json::Object;
 use super::label::{Desirable, Preference, PromptOnly, Scores, fits_f32};
-use super::message::{ASSISTANT, Message, Text, USER};
 use crate::error::InvalidInput;
 use crate::tokens::Sequence;
 
@@ -137,23 +136,6 @@ impl<T, L> Example<T, L> {
             label,
             columns: Arc::clone(&self.columns),
             line: self.line,
-        }
-    }
-}
-
-impl<L> Example<Text, L> {
-    /// The same example for a chat model: strings become what a user says and an assistant answers,
-    /// to the letter. (A space that parts both in one text stays, at the answer's beginning.)
-    pub fn into_conversation(self) -> Self {
-        let message = |role: &str, text| match text {
-            Text::Plain(text) => Text::Conversation(vec![Message::new(role, text)]),
-            conversation @ Text::Conversation(_) => conversation,
-        };
-        let answer = |completion| message(ASSISTANT, completion);
-        Self {
-            prompt: message(USER, self.prompt),
-            completions: self.completions.into_iter().map(answer).collect(),
-            ..self
         }
     }
 }

@@ -1,13 +1,18 @@
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::columns::{is_text, list};
 use super::encode::{chat_template_kwargs, tools};
 use super::error::RowError;
 use super::example::Example;
 use super::json::{Json, Object};
 use super::label::{Desirable, Preference, PromptOnly, Scores, fits_f32};
-use super::message::{Message, Text};
-use super::prompt::{explicit, implicit};
+use super::message::{ASSISTANT, Message, SYSTEM, Text, USER};
+use super::prompt::{
+    Parts, explicit, explicit_turns, implicit, implicit_answer, implicit_turns, transcript,
+};
+use super::transcript::is_transcript;
 
 /// The fields of a row that are the prompt, the completions and the labels.
 ///
@@ -22,9 +27,11 @@ use super::prompt::{explicit, implicit};
 /// ```
 ///
 /// A completion that repeats a part of its prompt, such as the question without the system message,
-/// is an error.
+/// is an error. A message may have `from` and `value` instead of `role` and `content`, as ShareGPT
+/// has it, and a list of one message may be that message alone.
 ///
-/// Fields that a format does not name stay in [`Example::columns`].
+/// Fields that a format does not name stay in [`Example::columns`]; the
+/// [`Report`](super::Report) names them.
 pub trait Format: Send + Sync {
     /// The label of its examples.
     type Label: Clone + PartialEq + fmt::Debug + Send + Sync + 'static;
@@ -37,6 +44,182 @@ pub trait Format: Send + Sync {
     fn parse(&self, row: Object) -> Result<Example<Text, Self::Label>, RowError>;
 }
 
+/// Prompts alone: TRL's "prompt-only" rows, or rows of any other kind, of which only the prompt is
+/// read. For completions that a policy is to write. The other formats read their prompts by it.
+///
+/// ```text
+/// {"prompt": "2+2="}
+/// {"system": "Be brief.", "prompt": "2+2?"}
+/// {"prompt": [{"role": "user", "content": "2+2?"}], "chosen": […], "rejected": […]}
+/// ```
+///
+/// Everything else that a row has, its completions too, stays in [`Example::columns`], unread.
+///
+/// A string stands for the format that reads the column of this name:
+///
+/// ```
+/// use burn_preference::data::{PairFormat, PromptFormat};
+///
+/// let orca = PairFormat {
+///     prompt: PromptFormat { as_conversation: true, ..PromptFormat::from("question") },
+///     ..PairFormat::default()
+/// };
+/// assert_eq!(orca.prompt.prompt, "question");
+/// assert_eq!(orca.prompt.system.as_deref(), Some("system"));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptFormat {
+    /// The field of the prompt: `prompt`. Pairs and unpaired completions may lack the field of this
+    /// name, and have an implicit prompt; a field of another name has to be there.
+    pub prompt: String,
+    /// The field of a string that becomes the first message of a conversation, of the role
+    /// `system`: `system`. Missing, null and blank ones are none. Beside strings it stays in
+    /// [`Example::columns`]. `None` reads no such field.
+    pub system: Option<String>,
+    /// True if strings become messages, for a chat model: a prompt is what a user says, a
+    /// completion what the assistant answers, to the letter. False, the default: they stay text.
+    ///
+    /// Strings that are transcripts, as HH-RLHF has them, become their turns, without the blanks
+    /// around each. A transcript begins with `Human:`, after blanks or none, and has `Assistant:`
+    /// behind two line feeds:
+    ///
+    /// ```text
+    /// \n\nHuman: 2+2?\n\nAssistant: 4\n\nHuman: Sure?\n\nAssistant: Yes.
+    /// ```
+    ///
+    /// If there is no prompt, only transcripts can become messages: what other strings begin with
+    /// in common ends inside an answer, and the row is an error.
+    pub as_conversation: bool,
+    /// Other names of roles, with the role that each stands for: `human`, `Human`, `User` for
+    /// `user`, `gpt`, `Assistant` for `assistant`, `System` for `system`.
+    pub roles: BTreeMap<String, String>,
+}
+
+impl Default for PromptFormat {
+    fn default() -> Self {
+        let roles = [
+            ("human", USER),
+            ("Human", USER),
+            ("User", USER),
+            ("gpt", ASSISTANT),
+            ("Assistant", ASSISTANT),
+            ("System", SYSTEM),
+        ];
+        Self {
+            prompt: "prompt".into(),
+            system: Some(SYSTEM.into()),
+            as_conversation: false,
+            roles: roles.map(|(name, role)| (name.into(), role.into())).into(),
+        }
+    }
+}
+
+impl From<&str> for PromptFormat {
+    fn from(prompt: &str) -> Self {
+        Self {
+            prompt: prompt.into(),
+            ..Self::default()
+        }
+    }
+}
+
+impl Format for PromptFormat {
+    type Label = PromptOnly;
+
+    fn parse(&self, mut row: Object) -> Result<Example<Text, PromptOnly>, RowError> {
+        let prompt = self.required_text(&mut row, &self.prompt)?;
+        let (prompt, _) = self.explicit(prompt, Vec::new())?;
+        self.with_columns(Example::prompt_only(prompt), row)
+    }
+}
+
+impl PromptFormat {
+    /// The prompt of a row, unless it is implicit.
+    fn optional_prompt(&self, row: &mut Object) -> Result<Option<Text>, RowError> {
+        let is_missing = row.get(&self.prompt).is_none_or(Json::is_null);
+        if is_missing && self.prompt == Self::default().prompt {
+            row.remove(&self.prompt);
+            return Ok(None);
+        }
+        self.required_text(row, &self.prompt).map(Some)
+    }
+
+    fn explicit(&self, prompt: Text, completions: Vec<Text>) -> Result<Parts, RowError> {
+        let parts = if self.as_conversation {
+            explicit_turns
+        } else {
+            explicit
+        };
+        parts(&self.prompt, prompt, completions)
+    }
+
+    fn required_text(&self, row: &mut Object, field: &str) -> Result<Text, RowError> {
+        self.text(field, required(row, field, TEXT)?)
+    }
+
+    fn text(&self, field: &str, value: Json) -> Result<Text, RowError> {
+        let message = |field: &str, value| Message::parse(field, value, &self.roles);
+        match value {
+            Json::String(text) => Ok(Text::Plain(text)),
+            Json::Array(messages) => messages
+                .into_iter()
+                .enumerate()
+                .map(|(i, value)| message(&format!("{field}[{i}]"), value))
+                .collect::<Result<_, _>>()
+                .map(Text::Conversation),
+            Json::Object(_) => Ok(Text::Conversation(vec![message(field, value)?])),
+            other => Err(RowError::new(field, TEXT, other.kind())),
+        }
+    }
+
+    /// The example with its system message and the columns that are left, once those that a
+    /// template is given are in order.
+    fn with_columns<L>(
+        &self,
+        mut example: Example<Text, L>,
+        mut columns: Object,
+    ) -> Result<Example<Text, L>, RowError> {
+        if let Text::Conversation(messages) = &mut example.prompt {
+            if let Some(field) = &self.system {
+                add_system(messages, field, &mut columns)?;
+            }
+            tools(&columns)?;
+            chat_template_kwargs(&columns)?;
+        }
+        example.columns = Arc::new(columns);
+        Ok(example)
+    }
+}
+
+/// Puts the system message of a column before the others.
+fn add_system(
+    messages: &mut Vec<Message>,
+    field: &str,
+    columns: &mut Object,
+) -> Result<(), RowError> {
+    let text = match columns.remove(field) {
+        None | Some(Json::Null) => return Ok(()),
+        Some(Json::String(text)) => text,
+        Some(other) => {
+            let expected = "a system message (read none, or another column, if it is none)";
+            return Err(RowError::new(field, expected, other.kind()));
+        }
+    };
+    let system = Message::new(SYSTEM, text);
+    let first = messages.first().filter(|message| message.is_system());
+    let is_blank = system.text().is_none_or(|text| text.trim().is_empty());
+    match first {
+        _ if is_blank => {}
+        None => messages.insert(0, system),
+        Some(first) if first.has_same_content(&system) => {}
+        Some(_) => {
+            let expected = "the system message that the conversation begins with, or none";
+            return Err(RowError::new(field, expected, "another one"));
+        }
+    }
+    Ok(())
+}
+
 /// Pairs: TRL's "preference" rows. A text is a string or a list of messages.
 ///
 /// ```text
@@ -47,11 +230,20 @@ pub trait Format: Send + Sync {
 ///
 /// Without a `prompt`, what both texts begin with is the prompt, as in TRL: their common messages,
 /// or their common characters. A space at its end belongs to the completions. If one text is the
-/// beginning of the other, its last message or character is its completion.
+/// beginning of the other, its last message or character is its completion. Two transcripts
+/// ([`as_conversation`](PromptFormat::as_conversation)) part where the answer opens. A string
+/// beside a conversation is another last answer of it.
+///
+/// Strings without a `prompt` are an error if the row has another column of text, since that may be
+/// the prompt: a column named `question`, `instruction` or the like, messages, or a string of two
+/// words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairFormat {
-    /// The field of the prompt: `prompt`.
-    pub prompt: String,
+    /// The prompt, and what all texts have in common.
+    pub prompt: PromptFormat,
+    /// True if what two strings begin with is their prompt, whatever other columns the row has. The
+    /// default is false.
+    pub implicit_prompt: bool,
     /// The field of the preferred completion: `chosen`.
     pub chosen: String,
     /// The field of the other completion: `rejected`.
@@ -61,7 +253,8 @@ pub struct PairFormat {
 impl Default for PairFormat {
     fn default() -> Self {
         Self {
-            prompt: "prompt".into(),
+            prompt: PromptFormat::default(),
+            implicit_prompt: false,
             chosen: "chosen".into(),
             rejected: "rejected".into(),
         }
@@ -72,16 +265,47 @@ impl Format for PairFormat {
     type Label = Preference;
 
     fn parse(&self, mut row: Object) -> Result<Example<Text, Preference>, RowError> {
-        let chosen = required_text(&mut row, &self.chosen)?;
-        let rejected = required_text(&mut row, &self.rejected)?;
-        let (prompt, completions) = match row.remove(&self.prompt) {
-            Some(Json::Null) | None => implicit([&self.chosen, &self.rejected], chosen, rejected)?,
-            Some(prompt) => {
-                let prompt = text(&self.prompt, prompt)?;
-                explicit(&self.prompt, prompt, vec![chosen, rejected])?
-            }
+        let format = &self.prompt;
+        let chosen = format.required_text(&mut row, &self.chosen)?;
+        let rejected = format.required_text(&mut row, &self.rejected)?;
+        let (prompt, completions) = match format.optional_prompt(&mut row)? {
+            Some(prompt) => format.explicit(prompt, vec![chosen, rejected])?,
+            None => self.implicit(chosen, rejected, &row)?,
         };
-        with_columns(Example::new(prompt, completions, Preference), row)
+        format.with_columns(Example::new(prompt, completions, Preference), row)
+    }
+}
+
+impl PairFormat {
+    /// The parts of a row without a prompt; `columns` are its others.
+    fn implicit(&self, chosen: Text, rejected: Text, columns: &Object) -> Result<Parts, RowError> {
+        let format = &self.prompt;
+        let fields = [self.chosen.as_str(), self.rejected.as_str()];
+        let texts = columns.iter().filter(|(name, value)| is_text(name, value));
+        let texts = list(texts.map(|(name, _)| name));
+        let is_plain = |text: &Text| text.as_plain().is_some_and(|text| !is_transcript(text));
+        let is_doubtful = !(texts.is_empty() || self.implicit_prompt);
+        if is_doubtful && is_plain(&chosen) && is_plain(&rejected) {
+            let expected = format!(
+                "the prompt, since it may be one of {texts} (name its column, or say that it is \
+                 implicit: what both strings begin with)"
+            );
+            return Err(RowError::new(&format.prompt, expected, "nothing"));
+        }
+        let parts = if format.as_conversation {
+            implicit_turns(&format.prompt, fields, chosen, rejected)
+        } else {
+            implicit(fields, chosen, rejected)
+        };
+        let Err(error) = &parts else {
+            return parts;
+        };
+        if texts.is_empty() || error.field() == format.prompt {
+            return parts;
+        }
+        // The conversations alone have no prompt in common.
+        let found = format!("{}; the prompt may be one of {texts}", error.found());
+        Err(RowError::new(error.field(), error.expected(), found))
     }
 }
 
@@ -90,10 +314,13 @@ impl Format for PairFormat {
 /// ```text
 /// {"prompt": "2+2=", "completion": "4", "label": true}
 /// ```
+///
+/// Without a `prompt`, a conversation's last answer is the completion, and what stands before it is
+/// the prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnpairedFormat {
-    /// The field of the prompt: `prompt`.
-    pub prompt: String,
+    /// The prompt, and what all texts have in common.
+    pub prompt: PromptFormat,
     /// The field of the completion: `completion`.
     pub completion: String,
     /// The field of the label: `label`, true or 1 for desirable, false or 0 for not.
@@ -103,7 +330,7 @@ pub struct UnpairedFormat {
 impl Default for UnpairedFormat {
     fn default() -> Self {
         Self {
-            prompt: "prompt".into(),
+            prompt: PromptFormat::default(),
             completion: "completion".into(),
             label: "label".into(),
         }
@@ -114,8 +341,8 @@ impl Format for UnpairedFormat {
     type Label = Desirable;
 
     fn parse(&self, mut row: Object) -> Result<Example<Text, Desirable>, RowError> {
-        let prompt = required_text(&mut row, &self.prompt)?;
-        let completion = required_text(&mut row, &self.completion)?;
+        let format = &self.prompt;
+        let completion = format.required_text(&mut row, &self.completion)?;
         let expected = "true or false, or 1 or 0";
         let label = match required(&mut row, &self.label, expected)? {
             Json::Bool(label) => label,
@@ -126,8 +353,20 @@ impl Format for UnpairedFormat {
                 None => return Err(RowError::new(&self.label, expected, other.kind())),
             },
         };
-        let (prompt, completions) = explicit(&self.prompt, prompt, vec![completion])?;
-        with_columns(Example::new(prompt, completions, Desirable(label)), row)
+        let (prompt, completions) = if let Some(prompt) = format.optional_prompt(&mut row)? {
+            format.explicit(prompt, vec![completion])?
+        } else {
+            let read = if format.as_conversation {
+                transcript
+            } else {
+                |text| text
+            };
+            match read(completion) {
+                Text::Conversation(messages) => implicit_answer(&self.completion, messages)?,
+                Text::Plain(_) => return Err(RowError::new(&format.prompt, TEXT, "nothing")),
+            }
+        };
+        format.with_columns(Example::new(prompt, completions, Desirable(label)), row)
     }
 }
 
@@ -149,8 +388,8 @@ pub enum ScoreField {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RankedFormat {
-    /// The field of the prompt: `prompt`.
-    pub prompt: String,
+    /// The prompt, and what all texts have in common.
+    pub prompt: PromptFormat,
     /// The field of the responses: `responses`.
     pub responses: String,
     /// The order of the responses: the field `scores`.
@@ -160,7 +399,7 @@ pub struct RankedFormat {
 impl Default for RankedFormat {
     fn default() -> Self {
         Self {
-            prompt: "prompt".into(),
+            prompt: PromptFormat::default(),
             responses: "responses".into(),
             order: ScoreField::Scores("scores".into()),
         }
@@ -171,7 +410,8 @@ impl Format for RankedFormat {
     type Label = Scores;
 
     fn parse(&self, mut row: Object) -> Result<Example<Text, Scores>, RowError> {
-        let prompt = required_text(&mut row, &self.prompt)?;
+        let format = &self.prompt;
+        let prompt = format.required_text(&mut row, &format.prompt)?;
         let expected = "a list of texts, one at least";
         let responses = match required(&mut row, &self.responses, expected)? {
             Json::Array(items) if !items.is_empty() => items,
@@ -180,7 +420,7 @@ impl Format for RankedFormat {
         let responses: Vec<Text> = responses
             .into_iter()
             .enumerate()
-            .map(|(i, value)| text(&format!("{}[{i}]", self.responses), value))
+            .map(|(i, value)| format.text(&format!("{}[{i}]", self.responses), value))
             .collect::<Result<_, _>>()?;
         let scores = match &self.order {
             ScoreField::Scores(field) => numbers(&mut row, field, responses.len())?,
@@ -191,55 +431,9 @@ impl Format for RankedFormat {
             ScoreField::BestFirst => (0..responses.len()).map(|i| -(i as f64)).collect(),
         };
         // One response at least and a score for each: checked above, where errors name the field.
-        let (prompt, responses) = explicit(&self.prompt, prompt, responses)?;
-        with_columns(Example::new(prompt, responses, Scores(scores)), row)
+        let (prompt, responses) = format.explicit(prompt, responses)?;
+        format.with_columns(Example::new(prompt, responses, Scores(scores)), row)
     }
-}
-
-/// Prompts alone: TRL's "prompt-only" rows, or rows of any other kind, of which only the prompt is
-/// read. For completions that a policy is to write.
-///
-/// ```text
-/// {"prompt": "2+2="}
-/// {"prompt": [{"role": "user", "content": "2+2?"}], "chosen": […], "rejected": […]}
-/// ```
-///
-/// Everything else that a row has, its completions too, stays in [`Example::columns`], unread.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PromptFormat {
-    /// The field of the prompt: `prompt`.
-    pub prompt: String,
-}
-
-impl Default for PromptFormat {
-    fn default() -> Self {
-        Self {
-            prompt: "prompt".into(),
-        }
-    }
-}
-
-impl Format for PromptFormat {
-    type Label = PromptOnly;
-
-    fn parse(&self, mut row: Object) -> Result<Example<Text, PromptOnly>, RowError> {
-        let prompt = required_text(&mut row, &self.prompt)?;
-        let (prompt, _) = explicit(&self.prompt, prompt, Vec::new())?;
-        with_columns(Example::prompt_only(prompt), row)
-    }
-}
-
-/// The columns that are left, once those that a template is given are in order.
-fn with_columns<L>(
-    mut example: Example<Text, L>,
-    columns: Object,
-) -> Result<Example<Text, L>, RowError> {
-    if example.prompt.as_conversation().is_some() {
-        tools(&columns)?;
-        chat_template_kwargs(&columns)?;
-    }
-    example.columns = Arc::new(columns);
-    Ok(example)
 }
 
 fn required(row: &mut Object, field: &str, expected: &str) -> Result<Json, RowError> {
@@ -248,23 +442,6 @@ fn required(row: &mut Object, field: &str, expected: &str) -> Result<Json, RowEr
 }
 
 const TEXT: &str = "a string or a list of messages";
-
-fn required_text(row: &mut Object, field: &str) -> Result<Text, RowError> {
-    text(field, required(row, field, TEXT)?)
-}
-
-fn text(field: &str, value: Json) -> Result<Text, RowError> {
-    match value {
-        Json::String(text) => Ok(Text::Plain(text)),
-        Json::Array(messages) => messages
-            .into_iter()
-            .enumerate()
-            .map(|(i, value)| Message::parse(&format!("{field}[{i}]"), value))
-            .collect::<Result<_, _>>()
-            .map(Text::Conversation),
-        other => Err(RowError::new(field, TEXT, other.kind())),
-    }
-}
 
 /// Scores that a tensor can hold: `f32`, as devices have it.
 fn numbers(row: &mut Object, field: &str, length: usize) -> Result<Vec<f64>, RowError> {

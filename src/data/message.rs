@@ -1,4 +1,5 @@
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
@@ -10,6 +11,15 @@ pub(super) const ASSISTANT: &str = "assistant";
 
 /// The role of the message that a prompt becomes which is a string.
 pub(super) const USER: &str = "user";
+
+/// The role of the message that a column of system messages becomes.
+pub(super) const SYSTEM: &str = "system";
+
+/// Whether chat templates know the role. Another one may be written as it stands, or left out.
+pub(super) fn is_known_role(role: &str) -> bool {
+    let known = [SYSTEM, "developer", USER, ASSISTANT, "tool", "function"];
+    known.contains(&role)
+}
 
 /// A turn of a conversation, as the row has it. It serialises to the object that it was, for a
 /// chat template: role, content, the other fields in their order.
@@ -73,20 +83,42 @@ impl Message {
         self.role == other.role && same_content
     }
 
-    /// The message at `field` of a row.
-    pub(super) fn parse(field: &str, value: Json) -> Result<Self, RowError> {
+    /// Whether it is an instruction that stands before what the user says.
+    pub(super) fn is_system(&self) -> bool {
+        self.role == SYSTEM || self.role == "developer"
+    }
+
+    /// The message at `field` of a row, with `role` and `content` or, as ShareGPT has them, `from`
+    /// and `value`. `roles` are other names of roles.
+    pub(super) fn parse(
+        field: &str,
+        value: Json,
+        roles: &BTreeMap<String, String>,
+    ) -> Result<Self, RowError> {
         let Json::Object(mut object) = value else {
             let expected = "a message with role and content";
             return Err(RowError::new(field, expected, value.kind()));
         };
-        let role = match object.remove("role") {
-            Some(Json::String(role)) => role,
+        let is_sharegpt = object.get("role").is_none() && object.get("from").is_some();
+        let [role_key, content_key] = if is_sharegpt {
+            ["from", "value"]
+        } else {
+            ["role", "content"]
+        };
+        let role = match object.remove(role_key) {
+            Some(Json::String(role)) => roles.get(&role).cloned().unwrap_or(role),
             other => {
                 let found = other.as_ref().map_or("nothing", Json::kind);
-                return Err(RowError::new(format!("{field}.role"), "a string", found));
+                let field = format!("{field}.{role_key}");
+                return Err(RowError::new(field, "a string", found));
             }
         };
-        let content = object.remove("content");
+        if is_sharegpt && !is_known_role(&role) {
+            let names: Vec<_> = roles.keys().map(String::as_str).collect();
+            let expected = format!("a role of chat templates, or one of {}", names.join(", "));
+            return Err(RowError::new(format!("{field}.from"), expected, role));
+        }
+        let content = object.remove(content_key);
         if let Some(calls) = object.get("tool_calls")
             && !calls.is_null()
             && calls.as_array().is_none()
@@ -95,7 +127,7 @@ impl Message {
             return Err(RowError::new(field, "a list of calls", calls.kind()));
         }
         check_content(
-            &format!("{field}.content"),
+            &format!("{field}.{content_key}"),
             &role,
             content.as_ref(),
             &object,

@@ -3,7 +3,7 @@ use burn::data::dataset::{Dataset, DatasetError};
 use super::error::DataError;
 use super::example::Example;
 use super::label::Desirable;
-use super::truncate::Truncation;
+use super::truncate::{Frame, Truncation};
 use crate::tokens::Sequence;
 
 /// The label of an unpaired completion with a completion of another prompt beside it.
@@ -29,7 +29,9 @@ pub struct Mismatched<D> {
 }
 
 impl<D: Dataset<Example<Vec<u32>, Desirable>>> Mismatched<D> {
-    /// Pairs the examples of `dataset`; `truncation` is applied to the new pairs.
+    /// Pairs the examples of `dataset`; `truncation` is applied to the new pairs. A prompt stays as
+    /// it is: the completion beside it loses its end where the truncation may cut completions, and
+    /// another one is taken where it may not.
     ///
     /// Reads nothing yet. Whether an example has a partner depends on prompts and lengths of the
     /// others, so that the answer would read and tokenize all of them. An example without a partner
@@ -55,7 +57,10 @@ impl<D: Dataset<Example<Vec<u32>, Desirable>>> Mismatched<D> {
             if let Some(counted) = partner.counted() {
                 sequence = sequence.with_counted(counted)?;
             }
-            if let Ok((mut shortened, _)) = self.truncation.apply(&[sequence]) {
+            let room = self.truncation.room_of_mismatch(&sequence);
+            // The prompt is not cut, so that it has no frame to keep.
+            let shortened = room.and_then(|room| room.shorten(&[sequence], Frame::default()));
+            if let Ok((mut shortened, _)) = shortened {
                 return Ok(shortened.remove(0));
             }
         }

@@ -37,7 +37,7 @@
 //!     let end = (!text.add_generation_prompt).then_some(0);
 //!     Ok(plain.bytes().map(u32::from).chain(end).collect())
 //! };
-//! let pairs = Tokenized::new(texts, bytes, Truncation::PromptEnd { max_length: 8 })?;
+//! let pairs = Tokenized::new(texts, bytes, Truncation::PromptMiddle { max_length: 8 })?;
 //! assert_eq!(pairs.report().shortened_prompts, 1); // four tokens and "five", 0: one too many
 //!
 //! let items: Vec<_> = pairs.iter().collect::<Result<_, _>>()?;
@@ -49,6 +49,7 @@
 mod budget;
 mod collate;
 mod collated;
+mod columns;
 mod convert;
 mod cursor;
 mod distinct;
@@ -70,6 +71,7 @@ mod prompt;
 mod report;
 mod split;
 mod tokenized;
+mod transcript;
 mod truncate;
 mod turns;
 

@@ -2,6 +2,7 @@
 
 use super::error::RowError;
 use super::message::{ASSISTANT, Message, Text, USER};
+use super::transcript::{goes_on, is_transcript, last_opening, turns, turns_of_prompt};
 
 /// A prompt and its completions, all strings or all conversations.
 pub(super) type Parts = (Text, Vec<Text>);
@@ -15,6 +16,41 @@ pub(super) fn explicit(
     let plain = completions.iter().all(|text| text.as_plain().is_some());
     match prompt {
         Text::Plain(_) if plain => Ok((prompt, completions)),
+        _ => conversation(field, prompt, completions),
+    }
+}
+
+/// The same parts whose strings are messages: a prompt is what the user says, a completion what the
+/// assistant answers, and transcripts are turns.
+pub(super) fn explicit_turns(
+    field: &str,
+    prompt: Text,
+    completions: Vec<Text>,
+) -> Result<Parts, RowError> {
+    let start = prompt.as_plain();
+    let turns_of = |completion| match (start, transcript(completion)) {
+        (Some(start), Text::Plain(text)) if goes_on(start, &text) => {
+            let whole = turns(&format!("{start}{text}"));
+            Text::Conversation(whole[turns_of_prompt(start).len()..].to_vec())
+        }
+        (_, Text::Plain(text)) => Text::Conversation(vec![Message::new(ASSISTANT, text)]),
+        (_, messages) => messages,
+    };
+    let is_turns = |text: &str| {
+        let mut plain = completions.iter().filter_map(Text::as_plain);
+        is_transcript(text) || plain.any(|completion| goes_on(text, completion))
+    };
+    let is_turns = start.is_some_and(is_turns);
+    let completions = completions.iter().cloned().map(turns_of).collect();
+    let prompt = match prompt {
+        Text::Plain(text) if is_turns => Text::Conversation(turns_of_prompt(&text)),
+        prompt => prompt,
+    };
+    conversation(field, prompt, completions)
+}
+
+fn conversation(field: &str, prompt: Text, completions: Vec<Text>) -> Result<Parts, RowError> {
+    match prompt {
         Text::Plain(text) => beside_conversations(field, &text, answers(completions)),
         Text::Conversation(messages) if messages.is_empty() => {
             Err(RowError::new(field, "a message at least", "an empty list"))
@@ -128,13 +164,12 @@ pub(super) fn implicit(fields: [&str; 2], chosen: Text, rejected: Text) -> Resul
             let completions = vec![plain(&chosen[end..]), plain(&rejected[end..])];
             Ok((plain(&chosen[..end]), completions))
         }
-        (Text::Conversation(chosen), Text::Conversation(rejected)) => {
+        (Text::Conversation(mut chosen), Text::Conversation(mut rejected)) => {
             for (field, messages) in fields.into_iter().zip([&chosen, &rejected]) {
                 if messages.is_empty() {
                     return Err(RowError::new(field, "a message at least", "an empty list"));
                 }
             }
-            let (mut chosen, mut rejected) = (chosen, rejected);
             // To the letter, as TRL compares them.
             let same = chosen.iter().zip(&rejected).take_while(|(w, l)| w == l);
             let same = same.count();
@@ -147,20 +182,75 @@ pub(super) fn implicit(fields: [&str; 2], chosen: Text, rejected: Text) -> Resul
             let prompt = split(&mut both, end);
             Ok(conversations(prompt, vec![chosen, rejected]))
         }
-        (Text::Plain(_), _) => {
-            let expected = "a string, as the chosen one";
-            Err(RowError::new(fields[1], expected, "messages"))
+        // A string beside a conversation is another last answer of it.
+        (Text::Plain(chosen), Text::Conversation(rejected)) => {
+            let error = || RowError::new(fields[1], "a string, as the chosen one", "messages");
+            let (prompt, rejected) = last_answer(rejected).ok_or_else(error)?;
+            let chosen = vec![Message::new(ASSISTANT, chosen)];
+            Ok(conversations(prompt, vec![chosen, rejected]))
         }
-        (Text::Conversation(_), _) => {
-            let expected = "messages, as the chosen ones";
-            Err(RowError::new(fields[1], expected, "a string"))
+        (Text::Conversation(chosen), Text::Plain(rejected)) => {
+            let error = || RowError::new(fields[1], "messages, as the chosen ones", "a string");
+            let (prompt, chosen) = last_answer(chosen).ok_or_else(error)?;
+            let rejected = vec![Message::new(ASSISTANT, rejected)];
+            Ok(conversations(prompt, vec![chosen, rejected]))
         }
     }
 }
 
+/// The turns of a string that is a transcript; another text as it is.
+pub(super) fn transcript(text: Text) -> Text {
+    match text {
+        Text::Plain(text) if is_transcript(&text) => Text::Conversation(turns(&text)),
+        text => text,
+    }
+}
+
+/// The same where strings become messages, which only transcripts can: what other strings begin
+/// with in common ends inside an answer. `field` is that of the prompt.
+pub(super) fn implicit_turns(
+    field: &str,
+    fields: [&str; 2],
+    chosen: Text,
+    rejected: Text,
+) -> Result<Parts, RowError> {
+    let (chosen, rejected) = (transcript(chosen), transcript(rejected));
+    if chosen.as_plain().is_some() && rejected.as_plain().is_some() {
+        let [w, l] = fields;
+        let expected = format!(
+            "the prompt, since `{w}` and `{l}` are strings that become messages, and what both \
+             begin with ends inside an answer (name its column, or keep strings as text)"
+        );
+        return Err(RowError::new(field, expected, "nothing"));
+    }
+    implicit(fields, chosen, rejected)
+}
+
+/// The completion of a conversation without a prompt of its own: its last answer.
+pub(super) fn implicit_answer(field: &str, conversation: Vec<Message>) -> Result<Parts, RowError> {
+    let expected = "a conversation that ends with an answer, since there is no prompt";
+    let error = || RowError::new(field, expected, "another one");
+    let (prompt, answer) = last_answer(conversation).ok_or_else(error)?;
+    Ok(conversations(prompt, vec![answer]))
+}
+
+/// A conversation up to its last message, and that message, if it answers the others.
+fn last_answer(mut messages: Vec<Message>) -> Option<(Vec<Message>, Vec<Message>)> {
+    let last = messages.pop().filter(Message::is_assistant)?;
+    (!messages.is_empty()).then(|| (messages, vec![last]))
+}
+
 /// The bytes of what both begin with, as TRL takes it: less a space at its end, and of a string
-/// that the other one continues, less its last character. No side is left empty.
+/// that the other one continues, less its last character. No side is left empty. Of two transcripts
+/// it ends where the answer opens, which both begin with otherwise by chance.
 fn common_text(chosen: &str, rejected: &str) -> usize {
+    let end = common_characters(chosen, rejected);
+    let are_transcripts = is_transcript(chosen) && is_transcript(rejected);
+    let opening = last_opening(&chosen[..end]).filter(|_| are_transcripts);
+    opening.unwrap_or(end)
+}
+
+fn common_characters(chosen: &str, rejected: &str) -> usize {
     let pairs = chosen.char_indices().zip(rejected.chars());
     let Some(((end, _), _)) = pairs.clone().find(|((_, w), l)| w != l) else {
         // Where the last character of the shorter one begins.

@@ -1,8 +1,11 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
+use super::columns::{is_text, list};
 use super::error::line_suffix;
+use super::example::Example;
 use super::label::sealed::LabelRef;
+use super::message::{Message, Text, is_known_role};
 use super::truncate::{Cut, Reason};
 use crate::tokens::Sequence;
 
@@ -76,7 +79,7 @@ pub struct Report {
     pub kept: usize,
     /// The rows that are not kept, in order.
     pub dropped: Vec<Dropped>,
-    /// The number of kept prompts that lost their beginning.
+    /// The number of kept prompts that lost their middle.
     pub shortened_prompts: usize,
     /// The number of kept completions that lost their end.
     pub shortened_completions: usize,
@@ -119,7 +122,23 @@ pub struct Report {
     pub reopened_completions: usize,
     /// The last token of most completions before they are shortened; `None` without any.
     pub end: Option<End>,
+    /// The number of prompts that begin with a system message.
+    pub system_prompts: usize,
+    /// The number of prompts that end with a message of the assistant: a conversation that holds
+    /// the answer, or the beginning of one.
+    pub answered_prompts: usize,
+    /// The number of messages of each role that chat templates seldom know.
+    pub other_roles: BTreeMap<String, usize>,
+    /// The columns that the format has no use for, and the number of rows that have them. Of a
+    /// conversation, `tools` and `chat_template_kwargs` are not among them.
+    pub unread_columns: BTreeMap<String, usize>,
+    /// Those of the unread columns that may be meant for the model, and the number of rows where
+    /// they look so: a text of two words at least, messages, or a name such as `question`.
+    pub unread_texts: BTreeMap<String, usize>,
 }
+
+/// The columns that a chat template is given.
+const TEMPLATE_COLUMNS: [&str; 2] = ["tools", "chat_template_kwargs"];
 
 /// An example as token ids, whole and shortened.
 pub(super) struct EncodedExample {
@@ -141,7 +160,7 @@ pub(super) struct Ends(HashMap<u32, usize>);
 
 impl Ends {
     /// The most frequent one, of equal ones the smallest.
-    pub fn most(&self) -> Option<End> {
+    pub(super) fn most(&self) -> Option<End> {
         let total: usize = self.0.values().sum();
         let most = self
             .0
@@ -156,6 +175,34 @@ impl Ends {
 }
 
 impl Report {
+    /// Looks at the row of an example, whether it is kept or not.
+    pub(super) fn read<L>(&mut self, example: &Example<Text, L>) {
+        let prompt = example.prompt.as_conversation();
+        let of_template = |name: &str| TEMPLATE_COLUMNS.contains(&name);
+        for (name, value) in example.columns.iter() {
+            if value.is_null() || (prompt.is_some() && of_template(name)) {
+                continue;
+            }
+            *self.unread_columns.entry(name.into()).or_default() += 1;
+            if is_text(name, value) || of_template(name) {
+                *self.unread_texts.entry(name.into()).or_default() += 1;
+            }
+        }
+        let Some(prompt) = prompt else {
+            return;
+        };
+        let is = |message: Option<&_>, is: fn(&_) -> bool| usize::from(message.is_some_and(is));
+        self.system_prompts += is(prompt.first(), Message::is_system);
+        self.answered_prompts += is(prompt.last(), Message::is_assistant);
+        let completions = example.completions().iter();
+        let messages = completions.filter_map(Text::as_conversation).flatten();
+        for message in prompt.iter().chain(messages) {
+            if !is_known_role(&message.role) {
+                *self.other_roles.entry(message.role.clone()).or_default() += 1;
+            }
+        }
+    }
+
     /// Looks at an example that is kept, before it was shortened.
     pub(super) fn look(&mut self, example: &EncodedExample, ends: &mut Ends) {
         let Some(prompt) = example.whole.first().map(Sequence::prompt) else {
@@ -261,6 +308,21 @@ impl fmt::Display for Report {
         if let Some(gaps) = self.score_gaps {
             writeln!(f, "best score less worst: {gaps}")?;
         }
+        if self.system_prompts > 0 {
+            writeln!(f, "prompts with a system message: {}", self.system_prompts)?;
+        }
+        if !self.unread_columns.is_empty() {
+            let names = list(self.unread_columns.keys().map(String::as_str));
+            writeln!(f, "columns that are not read: {names}")?;
+        }
+        if !self.unread_texts.is_empty() {
+            let names = list(self.unread_texts.keys().map(String::as_str));
+            writeln!(f, "look: the model sees nothing of the columns {names}")?;
+        }
+        for (role, count) in &self.other_roles {
+            let what = "which chat templates seldom know";
+            writeln!(f, "look: {count} messages of the role `{role}`, {what}")?;
+        }
         let mut look = |count: usize, what: &str| match count {
             0 => Ok(()),
             count => writeln!(f, "look: {count} {what}"),
@@ -275,6 +337,10 @@ impl fmt::Display for Report {
         look(
             self.moved_ends,
             "messages of the assistant that end otherwise before another message",
+        )?;
+        look(
+            self.answered_prompts,
+            "prompts that end with a message of the assistant",
         )?;
         look(
             self.doubled_starts,

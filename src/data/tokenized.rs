@@ -10,7 +10,7 @@ use super::label::Labels;
 use super::load::OnError;
 use super::message::{Message, Text};
 use super::report::{Dropped, EncodedExample, Ends, Report};
-use super::truncate::{Reason, Truncation};
+use super::truncate::{Frame, Reason, Truncation};
 use super::turns::{Failure, Rendering, Turns, completion_start};
 use crate::tokens::Sequence;
 
@@ -103,6 +103,7 @@ impl<D, T> Tokenized<D, T> {
         for index in 0..tokenized.texts.len() {
             let (line, outcome) = match tokenized.texts.get(index) {
                 Ok(example) => {
+                    tokenized.report.read(&example);
                     let outcome = tokenized.encode(index, &example);
                     if let Ok(Ok(encoded)) = &outcome {
                         tokenized.kept.push(index);
@@ -205,17 +206,48 @@ impl<D, T> Tokenized<D, T> {
             }
             sequences.push(sequence);
         }
-        Ok(self
-            .options
-            .truncation
-            .apply(&sequences)
-            .map(|(shortened, cut)| EncodedExample {
-                alone,
-                whole: sequences,
-                shortened,
-                cut,
-                moved_ends,
-            }))
+        let room = match self.options.truncation.room(&sequences) {
+            Ok(room) => room,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let frame = if start > room.prompt {
+            let frame = self.frame(example, &alone).map_err(refused)?;
+            frame.without_end(alone.len() - start)
+        } else {
+            Frame::default()
+        };
+        let shortened = room.shorten(&sequences, frame);
+        Ok(shortened.map(|(shortened, cut)| EncodedExample {
+            alone,
+            whole: sequences,
+            shortened,
+            cut,
+            moved_ends,
+        }))
+    }
+
+    /// The ids of a prompt that do not depend on what it says after its system messages.
+    fn frame<L, R, E>(&self, example: &Example<Text, L>, prompt: &[u32]) -> Result<Frame, Failed>
+    where
+        T: Fn(Encode<'_>) -> Result<R, E>,
+        R: Into<Encoded>,
+        E: Into<Failed>,
+    {
+        let columns = &example.columns;
+        let other = match &example.prompt {
+            Text::Plain(_) => self.ask(Content::Plain(""), true, columns)?,
+            Text::Conversation(messages) => {
+                let is_said = |message: &Message| !message.is_system();
+                let Some(first) = messages.iter().position(is_said) else {
+                    return Ok(Frame::of(prompt, prompt));
+                };
+                // Not blank, which some templates refuse.
+                let other = Message::new(&messages[first].role, ".");
+                let messages = [&messages[..first], &[other]].concat();
+                self.ask(Content::Conversation(&messages), true, columns)?
+            }
+        };
+        Ok(Frame::of(prompt, &other.ids))
     }
 
     /// The ids of the prompt alone and of the prompt with each completion, and of conversations the

@@ -89,7 +89,11 @@ where
 {
     /// For each token of the completion, whether it counts. `marked` is what the tokenizer says of
     /// the assistant's tokens of the whole conversation.
-    pub fn counted(&self, turns: Turns, marked: Option<&[bool]>) -> Result<Counted, Failure<E>> {
+    pub(super) fn counted(
+        &self,
+        turns: Turns,
+        marked: Option<&[bool]>,
+    ) -> Result<Counted, Failure<E>> {
         let assistant = |&j: &usize| self.messages[j].is_assistant();
         let of_completion = self.prompt..self.messages.len();
         let length = self.whole.len() - self.start;

@@ -8,7 +8,7 @@ use super::generic;
 use super::head::Head;
 
 /// The computations of a backend, without autodiff.
-pub trait LogProbKernel: Backend {
+pub(super) trait LogProbKernel: Backend {
     /// The forward of [`LogProbOps::head_log_probs`].
     fn head_forward(head: Head<Self>, save: Save, statistics: bool) -> Forward<Self> {
         generic::head_forward(head, save, statistics)
@@ -64,10 +64,8 @@ pub trait LogProbKernel: Backend {
 }
 
 #[cfg(feature = "ndarray")]
-#[allow(deprecated)]
 impl LogProbKernel for burn::backend::NdArray {}
 #[cfg(feature = "tch")]
-#[allow(deprecated)]
 impl LogProbKernel for burn::backend::LibTorch {}
 #[cfg(feature = "remote")]
 impl LogProbKernel for burn::backend::Remote {}

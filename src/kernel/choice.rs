@@ -19,7 +19,7 @@ use super::head::Head;
 ///
 /// A backend may be enabled in the user's `burn` but not in our features. In this case the tape
 /// records the single steps of the generic kernel, and therefore keeps the logits in memory.
-pub fn has_extension(device: &Device) -> bool {
+pub(super) fn has_extension(device: &Device) -> bool {
     fn on(device: &DispatchDevice) -> bool {
         match device {
             #[cfg(feature = "flex")]
@@ -33,7 +33,10 @@ pub fn has_extension(device: &Device) -> bool {
             #[cfg(feature = "remote")]
             DispatchDevice::Remote(_) => true,
             DispatchDevice::Autodiff(device) => on(device),
-            #[allow(unreachable_patterns)]
+            #[allow(
+                unreachable_patterns,
+                reason = "only with a backend that is on in burn and not here"
+            )]
             _ => false,
         }
     }
@@ -42,7 +45,7 @@ pub fn has_extension(device: &Device) -> bool {
 
 /// The data that the backward of a head needs. `tracked` says which of hidden states, weight and
 /// bias have a gradient.
-pub fn saved_for_backward(tracked: [bool; 3], retained_bytes: usize) -> Save {
+pub(super) fn saved_for_backward(tracked: [bool; 3], retained_bytes: usize) -> Save {
     match tracked {
         [false, false, false] => Save::Nothing,
         [true, false, false] => Save::Slope,
@@ -52,13 +55,13 @@ pub fn saved_for_backward(tracked: [bool; 3], retained_bytes: usize) -> Save {
 
 /// Whether a backend with kernels of its own takes the generic kernel for this number type.
 #[cfg(any(feature = "flex", feature = "_cube"))]
-pub fn is_generic(dtype: DType) -> bool {
+pub(super) fn is_generic(dtype: DType) -> bool {
     dtype == DType::F64
 }
 
 /// Kernel of a head on Flex.
 #[cfg(feature = "flex")]
-pub enum FlexKernel {
+pub(super) enum FlexKernel {
     Generic,
     Lanes(Panels),
     Tiles,
@@ -70,7 +73,7 @@ const WORTH: usize = 200_000_000;
 
 /// Chooses the kernel of a head on Flex.
 #[cfg(feature = "flex")]
-pub fn on_flex(head: &Head<Flex>) -> FlexKernel {
+pub(super) fn on_flex(head: &Head<Flex>) -> FlexKernel {
     if is_generic(head.hidden.dtype()) {
         return FlexKernel::Generic;
     }
@@ -84,7 +87,7 @@ pub fn on_flex(head: &Head<Flex>) -> FlexKernel {
 
 /// The panels of `lanes`, if that kernel supports the operands and the machine.
 #[cfg(feature = "flex")]
-pub fn panels(head: &Head<Flex>) -> Option<Panels> {
+pub(super) fn panels(head: &Head<Flex>) -> Option<Panels> {
     let fits = head.form.words_first
         && head.hidden.dtype() == DType::F32
         && head.weight.dtype() == DType::F32

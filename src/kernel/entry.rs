@@ -48,7 +48,7 @@ impl Outputs for (Tensor<1>, Tensor<2>) {
 
 /// Log-probability of each row's target under a head. A trainable head may keep `retained_bytes` of
 /// logits for its backward.
-pub fn head_log_probs<O: Outputs>(
+pub(crate) fn head_log_probs<O: Outputs>(
     head: HeadTensors,
     targets: Tensor<1, Int>,
     retained_bytes: usize,
@@ -79,7 +79,7 @@ fn head_log_probs_by<O: Outputs>(
 }
 
 /// Logits `[rows, vocab]` under a head, by Burn's own operations on every backend.
-pub fn head_logits(head: HeadTensors) -> Tensor<2> {
+pub(crate) fn head_logits(head: HeadTensors) -> Tensor<2> {
     // The logits do not depend on the targets.
     let targets = Tensor::<1, Int>::zeros([1], &head.hidden.device()).into_dispatch();
     let ([hidden, weight, bias], form) = head.into_dispatch();
@@ -88,7 +88,7 @@ pub fn head_logits(head: HeadTensors) -> Tensor<2> {
 }
 
 /// KL(π° ‖ π) of every row, `[rows]`, where π° is the reference and π is the policy.
-pub fn head_kl(policy: HeadTensors, reference: HeadTensors) -> Tensor<1> {
+pub(crate) fn head_kl(policy: HeadTensors, reference: HeadTensors) -> Tensor<1> {
     let extension = choice::has_extension(&policy.hidden.device());
     let [rows, _] = policy.hidden.dims();
     let targets = Tensor::<1, Int>::zeros([rows], &policy.hidden.device()).into_dispatch();
@@ -108,7 +108,7 @@ pub fn head_kl(policy: HeadTensors, reference: HeadTensors) -> Tensor<1> {
 
 /// As [`head_log_probs`], but from logits `[rows, vocab]`. A row that is not counted may hold any
 /// values.
-pub fn logits_log_probs<O: Outputs>(
+pub(crate) fn logits_log_probs<O: Outputs>(
     logits: Tensor<2>,
     targets: Tensor<1, Int>,
     counted: Tensor<1, Bool>,

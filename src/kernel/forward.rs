@@ -4,11 +4,11 @@ use burn::backend::Backend;
 use burn::backend::tensor::FloatTensor;
 
 /// Number of by-products of a row. Their order is: entropy, ln Σp², top-1 hit, mean logit.
-pub const STATISTICS: usize = 4;
+pub(super) const STATISTICS: usize = 4;
 
 /// Data that a forward saves for its backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Save {
+pub(super) enum Save {
     /// Nothing, because there is no backward.
     Nothing,
     /// The gradient of each log-probability with respect to its own hidden state.
@@ -22,7 +22,7 @@ pub enum Save {
 /// Results of a forward. Tensors are f32 or f64, with the shape `[rows]` unless another one is
 /// given.
 #[derive(Debug, Clone)]
-pub struct Forward<B: Backend> {
+pub(super) struct Forward<B: Backend> {
     pub log_probs: FloatTensor<B>,
     /// Normaliser, `[rows, 2]`: the largest logit m, and `ln Σ exp(x − m)`. Both are stored, and not their sum
     /// (the log-sum-exp), because the sum would round at the magnitude of the logits.
@@ -37,7 +37,7 @@ pub struct Forward<B: Backend> {
 
 impl<B: Backend> Forward<B> {
     /// The two outputs of an operation: log-probabilities and by-products.
-    pub fn into_outputs(self) -> (FloatTensor<B>, FloatTensor<B>) {
+    pub(super) fn into_outputs(self) -> (FloatTensor<B>, FloatTensor<B>) {
         // An operation always returns two tensors. Without by-products, the second one is another
         // handle to the log-probabilities.
         let statistics = self.statistics.unwrap_or_else(|| self.log_probs.clone());
@@ -46,4 +46,4 @@ impl<B: Backend> Forward<B> {
 }
 
 /// Gradients of hidden states, weight and bias; `None` for a gradient that is not wanted.
-pub type HeadGradients<B> = [Option<FloatTensor<B>>; 3];
+pub(super) type HeadGradients<B> = [Option<FloatTensor<B>>; 3];

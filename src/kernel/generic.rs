@@ -74,7 +74,7 @@ impl<B: Backend> Block<B> {
 
 /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`. The product has the number type of its
 /// operands; everything after it is f32 at least.
-pub fn logits<B: Backend>(hidden: FloatTensor<B>, head: &Head<B>) -> FloatTensor<B> {
+pub(super) fn logits<B: Backend>(hidden: FloatTensor<B>, head: &Head<B>) -> FloatTensor<B> {
     let logits = B::float_matmul(hidden, B::float_transpose(words(head)));
     let dtype = wide(logits.dtype());
     let mut logits = cast::<B>(logits, dtype);
@@ -222,7 +222,7 @@ fn flat<B: Backend>(columns: Vec<FloatTensor<B>>) -> FloatTensor<B> {
     B::float_reshape(tensor, Shape::new([rows]))
 }
 
-pub fn head_forward<B: Backend>(head: Head<B>, save: Save, statistics: bool) -> Forward<B> {
+pub(super) fn head_forward<B: Backend>(head: Head<B>, save: Save, statistics: bool) -> Forward<B> {
     let [rows, _] = dims::<B>(&head.hidden);
     let [vocab, _] = dims::<B>(&words(&head));
     let mut budget = match save {
@@ -286,7 +286,7 @@ fn logits_gradient<B: Backend>(
     B::float_scatter(1, pushed_down, targets, grad, IndexingUpdateOp::Add)
 }
 
-pub fn head_backward<B: Backend>(
+pub(super) fn head_backward<B: Backend>(
     head: Head<B>,
     normalizer: FloatTensor<B>,
     tiles: Vec<FloatTensor<B>>,
@@ -384,7 +384,7 @@ fn log_softmax<B: Backend>(logits: FloatTensor<B>) -> FloatTensor<B> {
     B::float_sub(shifted, B::float_log(sum))
 }
 
-pub fn kl_forward<B: Backend>(policy: Head<B>, reference: Head<B>) -> FloatTensor<B> {
+pub(super) fn kl_forward<B: Backend>(policy: Head<B>, reference: Head<B>) -> FloatTensor<B> {
     let [rows, _] = dims::<B>(&policy.hidden);
     let [vocab, _] = dims::<B>(&words(&policy));
     let dtype = wide(policy.hidden.dtype());
@@ -406,7 +406,7 @@ pub fn kl_forward<B: Backend>(policy: Head<B>, reference: Head<B>) -> FloatTenso
 }
 
 /// The gradient is ∂KL/∂logits = π − π°.
-pub fn kl_backward<B: Backend>(
+pub(super) fn kl_backward<B: Backend>(
     policy: Head<B>,
     reference: Head<B>,
     grad: FloatTensor<B>,
@@ -439,7 +439,7 @@ fn not_counted<B: Backend>(counted: BoolTensor<B>, width: usize) -> BoolTensor<B
     B::bool_expand(column, Shape::new([rows, width]))
 }
 
-pub fn logits_forward<B: Backend>(
+pub(super) fn logits_forward<B: Backend>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
     counted: BoolTensor<B>,
@@ -461,7 +461,7 @@ pub fn logits_forward<B: Backend>(
     }
 }
 
-pub fn logits_backward<B: Backend>(
+pub(super) fn logits_backward<B: Backend>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
     counted: BoolTensor<B>,

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 /// The step of a head from x = W h + b to logits: `softcap(scale·x) / temperature`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Shaping {
+pub(crate) struct Shaping {
     pub scale: f64,
     /// The c of `c·tanh(x/c)`. `None` leaves x as it is.
     pub softcap: Option<f64>,
@@ -14,7 +14,7 @@ pub struct Shaping {
 }
 
 impl Shaping {
-    pub const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         scale: 1.0,
         softcap: None,
         temperature: 1.0,
@@ -22,24 +22,24 @@ impl Shaping {
 
     /// Whether the logits are equal to x.
     #[cfg(any(feature = "flex", feature = "_cube"))]
-    pub fn is_none(self) -> bool {
+    pub(crate) fn is_none(self) -> bool {
         self == Self::NONE
     }
 
     /// ∂logit/∂x at 0, and everywhere without a softcap.
-    pub fn factor(self) -> f64 {
+    pub(crate) fn factor(self) -> f64 {
         self.scale / self.temperature
     }
 
     /// The u of `∂logit/∂x = factor·(1 − (u·logit)²)`; u is 0 without a softcap.
-    pub fn bend(self) -> f64 {
+    pub(crate) fn bend(self) -> f64 {
         self.softcap.map_or(0.0, |cap| self.temperature / cap)
     }
 }
 
 /// The properties of a head that are not tensors.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HeadForm {
+pub(crate) struct HeadForm {
     /// If true, the weight is `[vocab, hidden]`; otherwise the weight is `[hidden, vocab]`.
     pub words_first: bool,
     /// If true, the head has a bias; otherwise the bias tensor is a placeholder.
@@ -49,7 +49,7 @@ pub struct HeadForm {
 
 /// Hidden states, weight, bias and targets, as tensors of one backend.
 #[derive(Debug, Clone)]
-pub struct Head<B: Backend> {
+pub(super) struct Head<B: Backend> {
     /// Hidden states, `[rows, hidden]`.
     pub hidden: FloatTensor<B>,
     /// Weight, `[vocab, hidden]` or `[hidden, vocab]`.
@@ -62,7 +62,7 @@ pub struct Head<B: Backend> {
 }
 
 impl<B: Backend> Head<B> {
-    pub fn new(
+    pub(super) fn new(
         hidden: FloatTensor<B>,
         weight: FloatTensor<B>,
         bias: FloatTensor<B>,
@@ -81,7 +81,7 @@ impl<B: Backend> Head<B> {
 
 /// Hidden states `[rows, hidden]` and a head, as tensors.
 #[derive(Debug, Clone)]
-pub struct HeadTensors {
+pub(crate) struct HeadTensors {
     pub hidden: Tensor<2>,
     pub weight: Tensor<2>,
     pub bias: Option<Tensor<1>>,
@@ -90,7 +90,7 @@ pub struct HeadTensors {
 }
 
 impl HeadTensors {
-    pub fn into_dispatch(self) -> ([DispatchTensor; 3], HeadForm) {
+    pub(crate) fn into_dispatch(self) -> ([DispatchTensor; 3], HeadForm) {
         let form = HeadForm {
             words_first: self.words_first,
             biased: self.bias.is_some(),

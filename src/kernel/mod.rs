@@ -50,5 +50,5 @@ mod generic;
 mod head;
 mod operation;
 
-pub use entry::{Outputs, head_kl, head_log_probs, head_logits, logits_log_probs};
-pub use head::{HeadTensors, Shaping};
+pub(crate) use entry::{Outputs, head_kl, head_log_probs, head_logits, logits_log_probs};
+pub(crate) use head::{HeadTensors, Shaping};

@@ -9,7 +9,7 @@ use super::head::{Head, HeadForm};
 
 /// The form of a head, and what a call wants in addition to the log-probabilities.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HeadOptions {
+pub(super) struct HeadOptions {
     pub form: HeadForm,
     /// Bytes of logits that a trainable head may keep for its backward.
     pub retained_bytes: usize,
@@ -30,7 +30,7 @@ pub struct HeadOptions {
     Remote: cfg(feature = "remote"),
     Autodiff
 )]
-pub trait LogProbOps: Backend {
+pub(super) trait LogProbOps: Backend {
     /// Log-probabilities from hidden states `[rows, hidden]`.
     fn head_log_probs(
         hidden: FloatTensor<Self>,

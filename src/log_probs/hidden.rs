@@ -7,7 +7,7 @@ use crate::error::InvalidInput;
 use crate::kernel;
 
 /// Results from the hidden states of a padded batch.
-pub fn from_hidden<R: TokenResults>(
+pub(super) fn from_hidden<R: TokenResults>(
     hidden: Tensor<3>,
     head: &LmHead,
     tokens: Tensor<2, Int>,
@@ -25,7 +25,7 @@ pub fn from_hidden<R: TokenResults>(
 
 /// Results of `predictions`, whose counted ones are at `positions` of the hidden states
 /// `[positions, hidden]`; `None` where there is no position at all.
-pub fn from_positions<R: TokenResults>(
+pub(super) fn from_positions<R: TokenResults>(
     hidden: Tensor<2>,
     head: &LmHead,
     predictions: &Predictions,

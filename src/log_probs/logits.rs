@@ -5,7 +5,7 @@ use crate::error::InvalidInput;
 use crate::kernel;
 
 /// Results from the logits of a padded batch.
-pub fn from_logits<R: TokenResults>(
+pub(super) fn from_logits<R: TokenResults>(
     logits: Tensor<3>,
     tokens: Tensor<2, Int>,
     completion_mask: Tensor<2, Bool>,
@@ -23,7 +23,7 @@ pub fn from_logits<R: TokenResults>(
 }
 
 /// Checks that something is predicted, from some vocabulary.
-pub fn check_logits(logits: &Tensor<3>) -> Result<(), InvalidInput> {
+pub(super) fn check_logits(logits: &Tensor<3>) -> Result<(), InvalidInput> {
     let [_, time, vocab] = logits.dims();
     if time < 2 || vocab == 0 {
         let found = format!("shape {:?}", logits.dims());

@@ -26,7 +26,7 @@ pub struct PackedPositions {
 }
 
 /// `values` of a packed output, `[rows · time, width]`.
-pub fn flat(
+pub(crate) fn flat(
     name: &'static str,
     values: Tensor<3>,
     [rows, time]: [usize; 2],
@@ -40,7 +40,7 @@ pub fn flat(
 }
 
 /// Results from hidden states. Nothing is read back: the positions are known.
-pub fn from_packed_hidden<R: TokenResults>(
+pub(super) fn from_packed_hidden<R: TokenResults>(
     hidden: Tensor<3>,
     head: &LmHead,
     packed: &PackedPositions,
@@ -54,7 +54,7 @@ pub fn from_packed_hidden<R: TokenResults>(
 
 /// Results from logits. Those that predict a counted token are copied once, since those of a
 /// prompt's last token are read for each completion.
-pub fn from_packed_logits<R: TokenResults>(
+pub(super) fn from_packed_logits<R: TokenResults>(
     logits: Tensor<3>,
     packed: &PackedPositions,
 ) -> Result<R, InvalidInput> {

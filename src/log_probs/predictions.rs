@@ -73,7 +73,7 @@ impl Predictions {
 }
 
 /// Cuts off the last position, which predicts nothing.
-pub fn without_last(values: Tensor<2>, mask: Tensor<2, Bool>) -> TokenLogProbs {
+pub(super) fn without_last(values: Tensor<2>, mask: Tensor<2, Bool>) -> TokenLogProbs {
     let [_, time] = values.dims();
     TokenLogProbs::masked(values.narrow(1, 0, time - 1), mask.narrow(1, 0, time - 1))
 }

@@ -7,9 +7,9 @@
 //!
 //! # All objectives
 //!
-//! The second column is the name in a [config file](crate::config); what has none there is built in
-//! code. "pairs" and the other words of the third column are types of [`batch`](crate::batch); what
-//! follows a `+` is optional.
+//! The second column is the name in a [config file](crate::config). "pairs" and the other words of
+//! the third column are types of [`batch`](crate::batch); what follows a `+` is optional. "The whole
+//! batch" means that parts of a step [do not add up](crate::Objective::whole_batch).
 //!
 #![doc = include_str!("../../docs/rustdoc/objectives.md")]
 //!

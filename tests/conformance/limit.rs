@@ -372,7 +372,11 @@ impl OfLogits {
     fn sum(&self, row: usize, counted: &[Vec<bool>]) -> (f64, f64) {
         let time = self.tokens[row].len();
         let there = (1..time).filter(|&t| counted[row][t]);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an id is a small whole number"
+        )]
         let log_prob = |t: usize| self.log_softmax[row][t - 1][self.tokens[row][t] as usize];
         there.fold((0.0, 0.0), |(sum, count), t| {
             (sum + log_prob(t), count + 1.0)
@@ -429,7 +433,11 @@ impl OfLogits {
                 if row < n && self.nll_counted[row][t] {
                     slope -= self.nll_weight / self.nll().1;
                 }
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "an id is a small whole number"
+                )]
                 let is_token = self.tokens[row][t] as usize == word;
                 slope * (f64::from(is_token) - self.log_softmax[row][t - 1][word].exp())
             }

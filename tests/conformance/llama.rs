@@ -21,7 +21,10 @@ const TOLERANCE: f64 = 5e-6;
 
 fn table(value: &Value) -> (Vec<i32>, [usize; 2]) {
     let rows = value.as_array().unwrap();
-    #[expect(clippy::cast_possible_truncation)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an id is a small whole number"
+    )]
     let values: Vec<i32> = all_numbers(value).into_iter().map(|x| x as i32).collect();
     let shape = [rows.len(), values.len() / rows.len()];
     (values, shape)

@@ -716,7 +716,11 @@ fn sft(case: &Case) -> Mapped {
 pub fn pairs(input: &Value) -> Pairs {
     let floats = |key: &str| all_numbers(&input[key]);
     let lengths = |key: &str| match input.get(key) {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a length is a small whole number"
+        )]
         Some(values) => all_numbers(values)
             .into_iter()
             .map(|x| x as usize)

@@ -219,7 +219,10 @@ fn what_a_peer_does_not_report_is_not_compared() {
     // Of a completion with tokens, 0 is a number like others; so is a loss in f32.
     let wrong = empty(json!({"grad_chosen": [0.0, 0.0]}));
     assert_eq!(mismatches(&inputs["empty"], &at_x(wrong)).len(), 1);
-    #[expect(clippy::cast_possible_truncation)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the value that f32 has is meant"
+    )]
     let single = f64::from(softplus(-0.1) as f32);
     let wrong = empty(json!({"losses": [single, 2_f64.ln()]}));
     assert_eq!(mismatches(&inputs["empty"], &at_x(wrong)).len(), 1);

@@ -1,7 +1,7 @@
 //! The tables of objectives, and of what each was checked against, come from here.
 //!
 //! ```console
-//! UPDATE_DOCS=1 cargo test --test suite catalogue
+//! UPDATE_DOCS=1 cargo test --workspace --test suite catalogue
 //! ```
 //!
 //! `docs/objectives.md` and `docs/checked.md` are for readers of the repository, `docs/rustdoc/` is

@@ -167,11 +167,13 @@ fn prompts_of_rows_of_any_kind() {
     let turns = parse(turns).unwrap();
     assert_eq!(turns.prompt.as_conversation().unwrap().len(), 1);
     assert!(turns.columns.get("tools").is_some());
-    let said = parse(r#"{"prompt": "?"}"#).unwrap().into_conversation();
-    assert_eq!(said.prompt, turns.prompt);
-    let named = PromptFormat {
-        prompt: "question".into(),
+    let chat = PromptFormat {
+        as_conversation: true,
+        ..PromptFormat::default()
     };
+    let said = only(r#"{"prompt": "?"}"#, chat).unwrap();
+    assert_eq!(said.prompt, turns.prompt);
+    let named = PromptFormat::from("question");
     assert_eq!(
         only(r#"{"question": "?"}"#, named).unwrap().prompt,
         plain("?")
@@ -248,6 +250,7 @@ fn an_example_past_the_last_row_is_an_error() {
 fn fields_of_other_names() {
     let format = PairFormat {
         prompt: "question".into(),
+        implicit_prompt: false,
         chosen: "good".into(),
         rejected: "bad".into(),
     };
@@ -464,7 +467,7 @@ fn truncation_does_what_its_name_says() {
     assert_eq!(truncated(drop, 4, &[6, 2]), Ok(ids(4, &[6, 2])));
     assert_eq!(truncated(drop, 4, &[7, 2]), Err(Reason::TooLong));
 
-    let prompt_end = Truncation::PromptEnd { max_length };
+    let prompt_end = Truncation::PromptMiddle { max_length };
     let (prompt, completions) = truncated(prompt_end, 9, &[7, 2]).unwrap();
     assert_eq!((prompt, completions), (vec![6, 7, 8], ids(9, &[7, 2]).1));
     assert_eq!(truncated(prompt_end, 9, &[10, 2]), Err(Reason::LosesPrompt));
@@ -473,8 +476,8 @@ fn truncation_does_what_its_name_says() {
     assert_eq!(truncated(start, 7, &[9, 2]), Ok(ids(7, &[3, 2])));
     assert_eq!(truncated(start, 10, &[9, 2]), Err(Reason::LosesCompletion));
 
-    let both = Truncation::PromptEndThenCompletionStart {
-        max_prompt: 4,
+    let both = Truncation::PromptMiddleThenCompletionStart {
+        min_prompt: 4,
         max_length,
     };
     let (prompt, completions) = truncated(both, 9, &[7, 2]).unwrap();
@@ -499,18 +502,21 @@ proptest! {
         prompt in 0_usize..12,
         completions in prop::collection::vec(0_usize..12, 1..4),
         max_length in 2_usize..16,
-        max_prompt in 1_usize..12,
+        min_prompt in 1_usize..12,
         policy in 0..4,
     ) {
         let truncation = match policy {
             0 => Truncation::Drop { max_length },
-            1 => Truncation::PromptEnd { max_length },
+            1 => Truncation::PromptMiddle { max_length },
             2 => Truncation::CompletionStart { max_length },
-            _ => Truncation::PromptEndThenCompletionStart { max_prompt, max_length },
+            _ => Truncation::PromptMiddleThenCompletionStart {
+                min_prompt: min_prompt.min(max_length - 1),
+                max_length,
+            },
         };
         let (whole_prompt, whole) = ids(prompt, &completions);
         let longest = completions.iter().max().unwrap();
-        let fits = prompt + longest <= max_length && (policy < 3 || prompt <= max_prompt);
+        let fits = prompt + longest <= max_length;
         let something = prompt > 0 && completions.iter().all(|&n| n > 0);
         match truncated(truncation, prompt, &completions) {
             Ok((prompt, completions)) => {
@@ -574,7 +580,7 @@ fn the_report_counts_what_is_kept() {
         Example::pair(plain("a"), plain("far too long"), plain("b")),
         Example::pair(plain(""), plain("b"), plain("c")),
     ];
-    let truncation = Truncation::PromptEnd { max_length: 10 };
+    let truncation = Truncation::PromptMiddle { max_length: 10 };
     let tokens = Tokenized::new(InMemDataset::new(pairs), bytes, truncation).unwrap();
     let report = tokens.report();
     assert_eq!((report.kept, report.dropped.len()), (3, 2));
@@ -1029,20 +1035,22 @@ fn arguments_without_a_meaning() {
     for max_length in [0, 1] {
         for truncation in [
             Truncation::Drop { max_length },
-            Truncation::PromptEnd { max_length },
+            Truncation::PromptMiddle { max_length },
             Truncation::CompletionStart { max_length },
         ] {
             let expected = format!("`max_length`: expected {both}, found {max_length}");
             says(keep(truncation), &expected);
         }
     }
-    says(
-        keep(Truncation::PromptEndThenCompletionStart {
-            max_prompt: 0,
+    for min_prompt in [0, 9] {
+        let truncation = Truncation::PromptMiddleThenCompletionStart {
+            min_prompt,
             max_length: 9,
-        }),
-        "`max_prompt`: expected 1 at least, found 0",
-    );
+        };
+        let expected = "1 at least, and less than 9, the most of all";
+        let expected = format!("`min_prompt`: expected {expected}, found {min_prompt}");
+        says(keep(truncation), &expected);
+    }
     let none = InMemDataset::new(vec![0_u8]);
     for share in [-0.1, 1.5, f64::NAN] {
         says(

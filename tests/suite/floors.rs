@@ -1,5 +1,5 @@
-//! The dependency map of ARCHITECTURE.md, enforced: imports point to lower floors only, and no files
-//! import one another in a circle.
+//! The dependency map of ARCHITECTURE.md, enforced: imports point to lower floors only, no files
+//! import one another in a circle, and every path that the map names is there.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -317,6 +317,61 @@ fn imports_point_down() {
         }
     }
     assert!(checked > 200, "only {checked}: is the reader broken?");
+}
+
+/// The code of a line: what stands between backticks.
+fn code(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+/// True for what is meant as a path of the repository: a file's name, a folder, or a path of both.
+fn is_path(word: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    let file = Path::new(word).extension().is_some_and(|extension| {
+        ["md", "patch", "py", "rs", "sh", "toml"].contains(&extension.to_str().unwrap())
+    });
+    word.chars().all(plain) && (file || word.contains('/'))
+}
+
+#[test]
+fn every_path_of_the_map_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut missing = Vec::new();
+    let mut checked = 0;
+    for document in ["ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        let text = fs::read_to_string(root.join(document)).unwrap();
+        let always = [root.join("tests"), root.to_owned(), root.join("src")];
+        let (mut of_heading, mut is_command) = (Vec::new(), false);
+        for line in text.lines() {
+            if let Some(language) = line.strip_prefix("```") {
+                is_command = language == "console";
+                continue;
+            }
+            // A path may begin in a folder that its heading or its line has named.
+            let mut folders = [&always[..], &of_heading[..]].concat();
+            let words: Vec<&str> = if is_command {
+                line.split_whitespace()
+                    .filter(|w| w.starts_with("scripts/"))
+                    .collect()
+            } else {
+                code(line).filter(|word| is_path(word)).collect()
+            };
+            for word in words {
+                let mut places = folders.iter().rev().map(|folder| folder.join(word));
+                match places.find(|place| place.exists()) {
+                    Some(place) if place.is_dir() => folders.push(place),
+                    Some(place) => folders.push(place.parent().unwrap().to_owned()),
+                    None => missing.push(format!("{document}: {word}")),
+                }
+                checked += 1;
+            }
+            if line.starts_with('#') {
+                of_heading = folders.split_off(always.len());
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(checked > 150, "only {checked}: is the reader broken?");
 }
 
 #[test]

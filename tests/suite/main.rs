@@ -28,6 +28,7 @@ mod objectives;
 mod optimum;
 mod packed;
 mod problem;
+mod published;
 mod questions;
 mod reducer;
 mod reference;

@@ -161,8 +161,8 @@ where
     }
     // What the bytes say of the tokenizer: marks or none, turns that it writes again or not.
     let style = content.last().copied().unwrap_or_default();
-    let truncation = Truncation::PromptEndThenCompletionStart {
-        max_prompt: 3,
+    let truncation = Truncation::PromptMiddleThenCompletionStart {
+        min_prompt: 3,
         max_length: 6,
     };
     let turns = [Turns::Assistant, Turns::Last, Turns::All][usize::from(style % 3)];

@@ -34,17 +34,27 @@ pub struct Answering<'a> {
     pub chat: &'a Chat,
     /// Temperature and length.
     pub sampling: Sampling,
-    /// Largest number of tokens of a prompt, whose last ones stay.
+    /// Largest number of tokens of a prompt that is answered.
     pub max_prompt: usize,
 }
 
 impl Answering<'_> {
+    /// Whether a prompt is short enough to be answered whole.
+    ///
+    /// # Errors
+    ///
+    /// The prompt cannot be tokenized.
+    pub fn fits(&self, prompt: &Text) -> Result<bool, Failure> {
+        Ok(self.chat.prompt(prompt)?.len() <= self.max_prompt)
+    }
+
     /// Draws `count` answers to one prompt, all at once; each has the word that ends it, unless it is
     /// cut.
     ///
     /// # Errors
     ///
-    /// The prompt cannot be tokenized, has no token, or is longer than the model's window.
+    /// The prompt cannot be tokenized, has no token, or is longer than the model's window or than
+    /// it may be.
     pub fn answer(
         &self,
         model: &Decoder,
@@ -52,8 +62,11 @@ impl Answering<'_> {
         count: usize,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Answer>, Failure> {
-        let mut ids = self.chat.prompt(prompt)?;
-        let ids = ids.split_off(ids.len().saturating_sub(self.max_prompt));
+        let ids = self.chat.prompt(prompt)?;
+        if ids.len() > self.max_prompt {
+            let (length, most) = (ids.len(), self.max_prompt);
+            return Err(format!("a prompt of {length} tokens: --max-length is {most}").into());
+        }
         let sampling = within_window(self.sampling, model, ids.len())?;
         let (prompts, device) = (vec![ids.clone(); count], model.embedding.weight.device());
         let mut cache = model.cache();

@@ -22,9 +22,10 @@ pub fn write_whole<E: From<WeightError>>(
     let written = write(&scratch).and_then(renamed);
     if written.is_err() {
         // The error that comes first matters.
-        let _ = match scratch.is_dir() {
-            true => fs::remove_dir_all(&scratch),
-            false => fs::remove_file(&scratch),
+        let _ = if scratch.is_dir() {
+            fs::remove_dir_all(&scratch)
+        } else {
+            fs::remove_file(&scratch)
         };
     }
     written

@@ -150,6 +150,15 @@ impl Chat {
         Ok((encoding.get_ids().to_vec(), mask))
     }
 
+    /// Texts of the special tokens, which a template writes and nobody says.
+    pub fn special_tokens(&self) -> Vec<String> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let special = added.into_values().filter(|token| token.special);
+        let mut special: Vec<_> = special.map(|token| token.content).collect();
+        special.sort_unstable();
+        special
+    }
+
     /// A text alone, without special tokens around it.
     ///
     /// # Errors

@@ -49,9 +49,10 @@ pub(super) struct Checkpoint {
 
 /// The parameters that are trained: adapters and a new head of a reward model, or all of it.
 fn trained_part(model: &Decoder) -> ParamGroup {
-    match model.has_adapters() {
-        true => ParamGroup::from_any_predicates(vec!["adapter", "score"]),
-        false => ParamGroup::all(),
+    if model.has_adapters() {
+        ParamGroup::from_any_predicates(vec!["adapter", "score"])
+    } else {
+        ParamGroup::all()
     }
 }
 

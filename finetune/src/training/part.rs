@@ -47,6 +47,10 @@ pub trait CollatedTokens: Send + Sync + 'static {
     fn tokens(&self) -> &TokenBatch;
 
     /// The check of the tokens with their labels.
+    ///
+    /// # Errors
+    ///
+    /// As [`FirstBatch::new`], and as the method that takes the labels.
     fn first_batch(&self) -> Result<FirstBatch, InvalidInput>;
 }
 

@@ -23,11 +23,10 @@ impl Progress {
 
     pub(super) fn step(&self, metrics: &Metrics, tokens_a_second: f64) {
         self.bar.inc(1);
-        let mut text = format!("loss {:.4}", metrics.get("loss").unwrap_or(f64::NAN));
-        if let Some(accuracy) = metrics.get("rewards/accuracies") {
-            text += &format!(", accuracy {accuracy:.2}");
-        }
-        text += &format!(", {tokens_a_second:.0} tokens/s");
+        let loss = metrics.get("loss").unwrap_or(f64::NAN);
+        let accuracy = metrics.get("rewards/accuracies");
+        let accuracy = accuracy.map_or(String::new(), |share| format!(", accuracy {share:.2}"));
+        let text = format!("loss {loss:.4}{accuracy}, {tokens_a_second:.0} tokens/s");
         if self.bar.is_hidden() && self.bar.position().is_multiple_of(self.every) {
             println!("step {}: {text}", self.bar.position());
         }

@@ -1,7 +1,7 @@
 //! The program in a folder of its own: its command line, and what a run has said and written.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
@@ -19,7 +19,7 @@ impl Place {
         copy(&data(family), &to("model"));
         for entry in fs::read_dir(data("tokenizer")).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
-            let of_model = !name.ends_with(".jsonl");
+            let of_model = Path::new(&name).extension() != Some("jsonl".as_ref());
             let place = if of_model { "model/" } else { "" };
             fs::copy(data("tokenizer").join(&name), to(&format!("{place}{name}"))).unwrap();
         }

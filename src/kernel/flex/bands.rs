@@ -6,7 +6,7 @@ use std::ops::Range;
 use burn::backend::flex::FlexTensor;
 
 /// Ranges of at most `step`, first over `0..kept`, then over `kept..all`.
-pub fn bands(kept: usize, all: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn bands(kept: usize, all: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
     let steps = move |from: usize, to: usize| {
         let band = move |first: usize| first..(first + step).min(to);
         (from..to).step_by(step).map(band)
@@ -15,7 +15,7 @@ pub fn bands(kept: usize, all: usize, step: usize) -> impl Iterator<Item = Range
 }
 
 /// The logits that a forward kept.
-pub fn kept(tiles: &mut [FlexTensor]) -> &mut [f32] {
+pub(super) fn kept(tiles: &mut [FlexTensor]) -> &mut [f32] {
     let Some(tiles) = tiles.first_mut() else {
         return &mut [];
     };
@@ -24,7 +24,7 @@ pub fn kept(tiles: &mut [FlexTensor]) -> &mut [f32] {
 }
 
 /// The buffers for the deltas of a backward.
-pub struct BandBuffers<'a> {
+pub(super) struct BandBuffers<'a> {
     /// Kept logits that the backward has not used yet. Their deltas overwrite them.
     pub kept: &'a mut [f32],
     /// One buffer, which all other bands use in turn.
@@ -33,7 +33,7 @@ pub struct BandBuffers<'a> {
 
 impl BandBuffers<'_> {
     /// The buffer for the next band, which has `len` numbers.
-    pub fn next(&mut self, is_kept: bool, len: usize) -> &mut [f32] {
+    pub(super) fn next(&mut self, is_kept: bool, len: usize) -> &mut [f32] {
         if !is_kept {
             return &mut self.scratch[..len];
         }
@@ -44,6 +44,6 @@ impl BandBuffers<'_> {
 }
 
 /// Zeros for a wanted gradient; otherwise empty.
-pub fn gradient(wanted: bool, len: usize) -> Vec<f32> {
+pub(super) fn gradient(wanted: bool, len: usize) -> Vec<f32> {
     vec![0.0; if wanted { len } else { 0 }]
 }

@@ -12,7 +12,7 @@ use crate::kernel::forward::STATISTICS;
     clippy::cast_possible_truncation,
     reason = "rounding is what it is for"
 )]
-pub fn narrow(x: f64) -> f32 {
+pub(super) fn narrow(x: f64) -> f32 {
     x as f32
 }
 
@@ -22,7 +22,7 @@ pub fn narrow(x: f64) -> f32 {
 /// The range reduction is that of Cody and Waite: `x = n·ln 2 + r`. Then comes the Taylor
 /// polynomial of r, with |r| ≤ ln 2 / 2. The relative error is below 2e-7.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     // ln 2 in two parts. The first part has so few bits that n·LN_2_HIGH is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
@@ -51,7 +51,7 @@ pub fn exp(x: f32) -> f32 {
 /// For |x| ≤ ½ the result is the Padé approximant of degree 7 over 6. For larger |x| the result is
 /// `(1 − e)/(1 + e)` with `e = exp(−2|x|)`. Near 0 that formula would lose all digits.
 #[inline(always)]
-pub fn tanh(x: f32) -> f32 {
+pub(super) fn tanh(x: f32) -> f32 {
     let square = x * x;
     let above = ((square + 378.0) * square + 17_325.0) * square + 135_135.0;
     let below = ((28.0 * square + 3150.0) * square + 62_370.0) * square + 135_135.0;
@@ -68,14 +68,14 @@ pub fn tanh(x: f32) -> f32 {
 /// The number to subtract from logits before exp, where `max` is the largest logit. This is 0 if
 /// all logits are −∞: then each power is 0, while −∞ − (−∞) would make NaN.
 #[inline(always)]
-pub fn shift(max: f32) -> f32 {
+pub(super) fn shift(max: f32) -> f32 {
     if max == f32::NEG_INFINITY { 0.0 } else { max }
 }
 
 /// The terms that a logit adds to the sums of its row: power, power·(x − m), power², x. Without
 /// by-products only the first term is computed.
 #[inline(always)]
-pub fn terms<const BY_PRODUCTS: bool>(x: f32, shift: f32) -> [f32; STATISTICS] {
+pub(super) fn terms<const BY_PRODUCTS: bool>(x: f32, shift: f32) -> [f32; STATISTICS] {
     let below = x - shift;
     let power = exp(below);
     if !BY_PRODUCTS {
@@ -90,7 +90,12 @@ pub fn terms<const BY_PRODUCTS: bool>(x: f32, shift: f32) -> [f32; STATISTICS] {
 /// `factor · exp((x − max) − log_sum)`. With `BENT`, the result is also multiplied by
 /// `1 − (bend·x)²`.
 #[inline(always)]
-pub fn turned<const BENT: bool>(x: f32, [max, log_sum]: [f32; 2], factor: f32, bend: f32) -> f32 {
+pub(super) fn turned<const BENT: bool>(
+    x: f32,
+    [max, log_sum]: [f32; 2],
+    factor: f32,
+    bend: f32,
+) -> f32 {
     let power = factor * exp((x - max) - log_sum);
     if !BENT {
         return power;
@@ -101,7 +106,7 @@ pub fn turned<const BENT: bool>(x: f32, [max, log_sum]: [f32; 2], factor: f32, b
 
 /// [`turned`] for the probability 1. This is the onehot term of the gradient at the target. The
 /// rounding is the same as in [`turned`], so the gradient of a certain word is exactly 0.
-pub fn turned_if_certain(logit: f32, factor: f32, bend: f32) -> f32 {
+pub(super) fn turned_if_certain(logit: f32, factor: f32, bend: f32) -> f32 {
     if bend == 0.0 {
         return factor;
     }

@@ -17,7 +17,7 @@ fn is_counted(counted: &FlexTensor) -> Vec<bool> {
 }
 
 /// Reduces the rows of logits in pieces that stay in the L1 cache.
-pub fn forward(
+pub(super) fn forward(
     logits: &FlexTensor,
     targets: IntTensor<Flex>,
     counted: &FlexTensor,
@@ -47,7 +47,7 @@ pub fn forward(
     outputs(&rows, &targets, vocab, statistics)
 }
 
-pub fn backward(
+pub(super) fn backward(
     mut logits: FlexTensor,
     targets: IntTensor<Flex>,
     counted: &FlexTensor,

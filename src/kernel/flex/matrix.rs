@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// A matrix inside a slice. Offset and strides are in elements.
 #[derive(Clone, Copy)]
-pub struct Matrix<'a> {
+pub(super) struct Matrix<'a> {
     pub data: &'a [f32],
     pub offset: usize,
     pub shape: [usize; 2],
@@ -13,7 +13,7 @@ pub struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// A matrix whose contiguous rows start every `row_stride` elements of `data`.
-    pub fn rows_of(data: &'a [f32], shape: [usize; 2], row_stride: usize) -> Self {
+    pub(super) fn rows_of(data: &'a [f32], shape: [usize; 2], row_stride: usize) -> Self {
         let strides = [row_stride.cast_signed(), 1];
         Self {
             data,
@@ -23,7 +23,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    pub fn transposed(self) -> Self {
+    pub(super) fn transposed(self) -> Self {
         let ([rows, columns], [down, right]) = (self.shape, self.strides);
         Self {
             shape: [columns, rows],
@@ -32,7 +32,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    pub fn rows(self, rows: Range<usize>) -> Self {
+    pub(super) fn rows(self, rows: Range<usize>) -> Self {
         assert!(rows.end <= self.shape[0]);
         let offset = self.offset.cast_signed() + rows.start.cast_signed() * self.strides[0];
         Self {
@@ -42,18 +42,18 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    pub fn columns(self, columns: Range<usize>) -> Self {
+    pub(super) fn columns(self, columns: Range<usize>) -> Self {
         self.transposed().rows(columns).transposed()
     }
 
-    pub fn at(&self, row: usize, column: usize) -> f32 {
+    pub(super) fn at(&self, row: usize, column: usize) -> f32 {
         let [down, right] = self.strides;
         let offset = row.cast_signed() * down + column.cast_signed() * right;
         self.data[(self.offset.cast_signed() + offset).cast_unsigned()]
     }
 
     /// One row as a slice. The rows of the matrix must be contiguous.
-    pub fn row(&self, row: usize) -> &'a [f32] {
+    pub(super) fn row(&self, row: usize) -> &'a [f32] {
         assert_eq!(self.strides[1], 1);
         let start = self.offset.cast_signed() + row.cast_signed() * self.strides[0];
         &self.data[start.cast_unsigned()..][..self.shape[1]]
@@ -74,7 +74,7 @@ impl<'a> Matrix<'a> {
 /// Writes `a · b` to `out`, or adds `a · b` to `out` if `accumulate` is true. A row of the result
 /// has `b.shape[1]` numbers, and the rows start every `row_stride` numbers in `out`. The product
 /// runs on the calling thread.
-pub fn multiply(a: Matrix, b: Matrix, out: &mut [f32], row_stride: usize, accumulate: bool) {
+pub(super) fn multiply(a: Matrix, b: Matrix, out: &mut [f32], row_stride: usize, accumulate: bool) {
     let ([m, k], [inner, n]) = (a.shape, b.shape);
     assert_eq!(k, inner, "inner dimensions");
     if m == 0 || n == 0 {

@@ -7,7 +7,7 @@
 mod backend;
 mod bands;
 mod elementwise;
-pub mod lanes;
+pub(super) mod lanes;
 mod logits;
 mod matrix;
 mod partial;

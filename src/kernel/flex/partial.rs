@@ -9,7 +9,7 @@ use crate::kernel::forward::{Forward, STATISTICS};
 /// The sums over a stretch of logits x. The powers are relative to m, the largest logit of the
 /// stretch. A NaN logit makes every sum NaN.
 #[derive(Debug, Clone, Copy)]
-pub struct Partial {
+pub(super) struct Partial {
     pub max: f32,
     /// Position of the first largest logit. Only known with by-products.
     first: usize,
@@ -24,7 +24,7 @@ pub struct Partial {
 }
 
 impl Partial {
-    pub const EMPTY: Self = Self {
+    pub(super) const EMPTY: Self = Self {
         max: f32::NEG_INFINITY,
         first: usize::MAX,
         sum: 0.0,
@@ -34,7 +34,7 @@ impl Partial {
     };
 
     /// The result of a single logit of value 0.
-    pub const ONE: Self = Self {
+    pub(super) const ONE: Self = Self {
         max: 0.0,
         first: 0,
         sum: 1.0,
@@ -42,7 +42,7 @@ impl Partial {
         ..Self::EMPTY
     };
 
-    pub fn new(max: f32, first: Option<usize>, sums: [f64; STATISTICS]) -> Self {
+    pub(super) fn new(max: f32, first: Option<usize>, sums: [f64; STATISTICS]) -> Self {
         let [sum, expected, squares, total] = sums;
         Self {
             max,
@@ -55,7 +55,7 @@ impl Partial {
     }
 
     /// The result of both stretches together.
-    pub fn and(self, other: Self) -> Self {
+    pub(super) fn and(self, other: Self) -> Self {
         let max = if other.max > self.max {
             other.max
         } else {
@@ -91,7 +91,7 @@ impl Partial {
     }
 
     /// Moves the stretch so that it begins at `word` of its row.
-    pub fn starting_at(self, word: usize) -> Self {
+    pub(super) fn starting_at(self, word: usize) -> Self {
         Self {
             first: self.first.saturating_add(word),
             ..self
@@ -99,12 +99,12 @@ impl Partial {
     }
 
     /// `ln Σ exp(x − m)`
-    pub fn log_sum(self) -> f64 {
+    pub(super) fn log_sum(self) -> f64 {
         self.sum.ln()
     }
 
     /// The by-products of a row of `words` logits with the target `target`.
-    pub fn statistics(self, target: usize, words: usize) -> [f32; STATISTICS] {
+    pub(super) fn statistics(self, target: usize, words: usize) -> [f32; STATISTICS] {
         let top1 = if self.sum.is_nan() {
             f64::NAN
         } else {
@@ -122,23 +122,23 @@ impl Partial {
 
 /// The result of some logits of a row, and the target's logit if it is among them.
 #[derive(Clone, Copy)]
-pub struct RowState {
+pub(super) struct RowState {
     pub partial: Partial,
     pub target: f32,
 }
 
 impl RowState {
     /// A row that does not count. The numbers are finite, and the mask drops them later.
-    pub const NOT_COUNTED: Self = Self {
+    pub(super) const NOT_COUNTED: Self = Self {
         partial: Partial::ONE,
         target: 0.0,
     };
-    pub const EMPTY: Self = Self {
+    pub(super) const EMPTY: Self = Self {
         partial: Partial::EMPTY,
         target: f32::NEG_INFINITY,
     };
 
-    pub fn and(self, other: Self) -> Self {
+    pub(super) fn and(self, other: Self) -> Self {
         Self {
             partial: self.partial.and(other.partial),
             // Only one of the two parts contains the target; the other part holds −∞. The test with
@@ -153,7 +153,7 @@ impl RowState {
 }
 
 /// Computes the outputs of a forward from the results of all rows.
-pub fn outputs(
+pub(super) fn outputs(
     rows: &[RowState],
     targets: &[usize],
     words: usize,

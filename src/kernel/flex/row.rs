@@ -40,7 +40,7 @@ fn wide_sum(lanes: Lanes) -> f64 {
 
 /// Rescales sums of powers: powers relative to `before` become powers relative to the larger `max`.
 /// If `before` is −∞, all sums are still zero and need no rescaling.
-pub fn rescale(sums: &mut [f32], before: f32, max: f32) {
+pub(super) fn rescale(sums: &mut [f32], before: f32, max: f32) {
     if before < max && before > f32::NEG_INFINITY {
         let factor = (before - max).exp();
         for x in sums {
@@ -85,7 +85,7 @@ impl<const BY_PRODUCTS: bool> WithSimd for Observe<'_, BY_PRODUCTS> {
 
 /// Reduces a stretch of logits. The powers are relative to the largest of the logits and
 /// `at_least`.
-pub fn observe(arch: Arch, x: &[f32], at_least: f32, statistics: bool) -> Partial {
+pub(super) fn observe(arch: Arch, x: &[f32], at_least: f32, statistics: bool) -> Partial {
     if statistics {
         arch.dispatch(Observe::<true> { x, at_least })
     } else {
@@ -119,7 +119,7 @@ impl WithSimd for Shape<'_> {
 }
 
 /// Turns `W h + b` into logits, in place.
-pub fn shape(arch: Arch, x: &mut [f32], shaping: Shaping) {
+pub(super) fn shape(arch: Arch, x: &mut [f32], shaping: Shaping) {
     if !shaping.is_none() {
         arch.dispatch(Shape { x, shaping });
     }
@@ -145,7 +145,7 @@ impl<const BENT: bool> WithSimd for Turn<'_, BENT> {
 
 /// Turns logits into `factor · exp((x − max) − log_sum)`. If `bend` (u) is not 0, the result is
 /// also multiplied by `1 − (u·x)²`, which comes from the derivative of a softcap.
-pub fn turn(arch: Arch, x: &mut [f32], normalizer: [f32; 2], factor: f32, bend: f32) {
+pub(super) fn turn(arch: Arch, x: &mut [f32], normalizer: [f32; 2], factor: f32, bend: f32) {
     if bend == 0.0 {
         arch.dispatch(Turn::<false> {
             x,

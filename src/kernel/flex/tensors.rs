@@ -7,19 +7,19 @@ use burn::backend::tensor::IntTensor;
 use burn::tensor::{Bytes, DType, FloatDType, Shape};
 
 /// Casts half precision to f32.
-pub fn single(logits: FlexTensor) -> FlexTensor {
+pub(super) fn single(logits: FlexTensor) -> FlexTensor {
     if logits.dtype() == DType::F32 {
         return logits;
     }
     Flex::float_cast(logits, FloatDType::F32)
 }
 
-pub fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
+pub(super) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
     let layout = Layout::contiguous(Shape::new(shape));
     FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
 }
 
-pub fn f32s(tensor: &FlexTensor) -> Vec<f32> {
+pub(super) fn f32s(tensor: &FlexTensor) -> Vec<f32> {
     let tensor = tensor.to_contiguous();
     match tensor.as_slice() {
         Some(values) => values.to_vec(),
@@ -27,7 +27,7 @@ pub fn f32s(tensor: &FlexTensor) -> Vec<f32> {
     }
 }
 
-pub fn indices(targets: IntTensor<Flex>) -> Vec<usize> {
+pub(super) fn indices(targets: IntTensor<Flex>) -> Vec<usize> {
     let ids = targets.to_contiguous().into_data();
     let index = |id: i64| usize::try_from(id).expect("targets are inside the vocabulary");
     ids.iter::<i64>().map(index).collect()

@@ -8,17 +8,17 @@ use burn::tensor::{DType, bf16, f16};
 use super::matrix::Matrix;
 
 /// The weight of a head, `[vocab, hidden]`, in any type and layout.
-pub struct Words {
+pub(super) struct Words {
     pub tensor: FlexTensor,
 }
 
 impl Words {
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.tensor.layout().shape()[0]
     }
 
     /// The rows of the words in `words`. Half precision is converted to f32 in `scratch`.
-    pub fn rows<'a>(&'a self, words: Range<usize>, scratch: &'a mut Vec<f32>) -> Matrix<'a> {
+    pub(super) fn rows<'a>(&'a self, words: Range<usize>, scratch: &'a mut Vec<f32>) -> Matrix<'a> {
         match self.tensor.dtype() {
             DType::F32 => Matrix {
                 data: self.tensor.storage(),

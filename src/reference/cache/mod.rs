@@ -1,7 +1,7 @@
 //! The log-probabilities of a reference on disk, computed once.
 //!
 //! A reference never changes, so neither do its log-probabilities. They are stored by what they
-//! depend on: the [`Fingerprint`] of the model, and for each entry a hash of the [`Sequence`]:
+//! depend on: the [`Fingerprint`] of the model, and for each entry a hash of the [`Sequence`](crate::tokens::Sequence):
 //! prompt length, token ids, which tokens count, and the hash of a context. Subsets, another order,
 //! another truncation, mask, image or chat template can then never return a stale value; they miss.
 //!

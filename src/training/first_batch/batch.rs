@@ -21,23 +21,23 @@ pub(super) enum Labels {
 ///
 /// | finding | from | needs |
 /// |---|---|---|
-/// | [`NothingCounts`](Finding::NothingCounts), [`EverythingCounts`](Finding::EverythingCounts), [`PaddingCounts`](Finding::PaddingCounts) | the masks | |
-/// | [`OutsideVocabulary`](Finding::OutsideVocabulary) | ids | [`with_vocab`](Self::with_vocab) |
-/// | [`WorseThanChance`](Finding::WorseThanChance) | the policy | the same, and 32 counted tokens |
-/// | [`IdenticalSides`](Finding::IdenticalSides), [`PromptsDiffer`](Finding::PromptsDiffer) | pairs | [`pairs`](Self::pairs) |
-/// | [`LengthTellsLabel`](Finding::LengthTellsLabel) | lengths and labels: p < 1%, which takes 8 pairs at least | [`pairs`](Self::pairs) or [`unpaired`](Self::unpaired) |
-/// | [`NoAdapter`](Finding::NoAdapter) | the policy's parameters | [`with_adapters_of`](Self::with_adapters_of) |
-/// | [`NoGradient`](Finding::NoGradient), [`Random`](Finding::Random) | two passes | |
-/// | [`NotFinite`](Finding::NotFinite), [`AboveZero`](Finding::AboveZero), [`CountsOtherTokens`](Finding::CountsOtherTokens) | the same | |
-/// | [`NotAtReference`](Finding::NotAtReference), [`LossNotFinite`](Finding::LossNotFinite) | a pass of policy and reference | [`check_against`](Self::check_against) |
-/// | [`PaddingReaches`](Finding::PaddingReaches) | a pass with another id in the padding | a row with padding |
-/// | [`AloneDiffers`](Finding::AloneDiffers) | the row with most padding, alone and without it | two rows, or padding |
-/// | [`SeesTheFuture`](Finding::SeesTheFuture) | two passes with another last token | a row with two counted tokens |
-/// | [`SeesNeighbours`](Finding::SeesNeighbours), [`PackedDiffers`](Finding::PackedDiffers) | packed rows | [`check_packed`](Self::check_packed) |
+/// | [`NothingCounts`](super::Finding::NothingCounts), [`EverythingCounts`](super::Finding::EverythingCounts), [`PaddingCounts`](super::Finding::PaddingCounts) | the masks | |
+/// | [`OutsideVocabulary`](super::Finding::OutsideVocabulary) | ids | [`with_vocab`](Self::with_vocab) |
+/// | [`WorseThanChance`](super::Finding::WorseThanChance) | the policy | the same, and 32 counted tokens |
+/// | [`IdenticalSides`](super::Finding::IdenticalSides), [`PromptsDiffer`](super::Finding::PromptsDiffer) | pairs | [`pairs`](Self::pairs) |
+/// | [`LengthTellsLabel`](super::Finding::LengthTellsLabel) | lengths and labels: p < 1%, which takes 8 pairs at least | [`pairs`](Self::pairs) or [`unpaired`](Self::unpaired) |
+/// | [`NoAdapter`](super::Finding::NoAdapter) | the policy's parameters | [`with_adapters_of`](Self::with_adapters_of) |
+/// | [`NoGradient`](super::Finding::NoGradient), [`Random`](super::Finding::Random) | two passes | |
+/// | [`NotFinite`](super::Finding::NotFinite), [`AboveZero`](super::Finding::AboveZero), [`CountsOtherTokens`](super::Finding::CountsOtherTokens) | the same | |
+/// | [`NotAtReference`](super::Finding::NotAtReference), [`LossNotFinite`](super::Finding::LossNotFinite) | a pass of policy and reference | [`check_against`](Self::check_against) |
+/// | [`PaddingReaches`](super::Finding::PaddingReaches) | a pass with another id in the padding | a row with padding |
+/// | [`AloneDiffers`](super::Finding::AloneDiffers) | the row with most padding, alone and without it | two rows, or padding |
+/// | [`SeesTheFuture`](super::Finding::SeesTheFuture) | two passes with another last token | a row with two counted tokens |
+/// | [`SeesNeighbours`](super::Finding::SeesNeighbours), [`PackedDiffers`](super::Finding::PackedDiffers) | packed rows | [`check_packed`](Self::check_packed) |
 ///
 /// What follows from one finding is not reported again: a policy with dropout is not also told
 /// that it differs from its reference. What a check had no means to look at stands in
-/// [`Findings::not_checked`].
+/// [`Findings::not_checked`](super::Findings::not_checked).
 ///
 /// The best batch has rows of unequal lengths, so that there is padding, and eight pairs or more.
 #[derive(Debug, Clone)]
@@ -51,7 +51,7 @@ pub struct FirstBatch {
 }
 
 impl FirstBatch {
-    /// A check of the `rows` of a collated batch, or of [`TokenTensors`] of your own.
+    /// A check of the `tokens` of a collated batch, or of [`TokenTensors`] of your own.
     ///
     /// # Errors
     ///

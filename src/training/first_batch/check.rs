@@ -24,7 +24,7 @@ pub(super) struct Check<'a> {
 
 impl<'a> Check<'a> {
     /// With the findings of the data alone.
-    pub fn new(batch: &'a FirstBatch) -> Result<Self, InvalidInput> {
+    pub(super) fn new(batch: &'a FirstBatch) -> Result<Self, InvalidInput> {
         let host = HostTokens::read(&batch.tokens)?;
         let mut findings = data::findings(&host, &batch.labels, batch.vocab);
         let mut not_checked = Vec::new();
@@ -58,16 +58,16 @@ impl<'a> Check<'a> {
         })
     }
 
-    pub fn report(&mut self, finding: Finding) {
+    pub(super) fn report(&mut self, finding: Finding) {
         self.findings.push(finding);
     }
 
-    pub fn finish(self) -> Findings {
+    pub(super) fn finish(self) -> Findings {
         Findings::new(self.findings, self.not_checked)
     }
 
     /// Rows whose numbers differ by more than the tolerance, the largest difference first.
-    pub fn differences(&self, ours: &[f64], theirs: &[f64]) -> Vec<(usize, f64)> {
+    pub(super) fn differences(&self, ours: &[f64], theirs: &[f64]) -> Vec<(usize, f64)> {
         let allowed = |row| self.batch.tolerance * (self.host.length(row).max(1) as f64).sqrt();
         let differences = ours.iter().zip(theirs).map(|(a, b)| a - b).enumerate();
         let mut differ: Vec<(usize, f64)> = differences
@@ -78,7 +78,7 @@ impl<'a> Check<'a> {
     }
 
     /// Whether the numbers of all rows are finite; reports those that are not.
-    pub fn check_finite(&mut self, side: Side, is_finite: impl Fn(usize) -> bool) -> bool {
+    pub(super) fn check_finite(&mut self, side: Side, is_finite: impl Fn(usize) -> bool) -> bool {
         let rows = self.host.rows_where(|row| !is_finite(row));
         let finite = rows.is_empty();
         if !finite {
@@ -89,7 +89,7 @@ impl<'a> Check<'a> {
     }
 
     /// Whether two passes over the same rows are equal; reports the largest difference.
-    pub fn check_repeats(&mut self, side: Side, sums: &[f64], again: &[f64]) -> bool {
+    pub(super) fn check_repeats(&mut self, side: Side, sums: &[f64], again: &[f64]) -> bool {
         let Some(&(row, difference)) = self.differences(sums, again).first() else {
             return true;
         };
@@ -103,12 +103,12 @@ impl<'a> Check<'a> {
     }
 
     /// The log-probability of every row.
-    pub fn sums(&self, log_probs: &SequenceLogProbs) -> Result<Vec<f64>, InvalidInput> {
+    pub(super) fn sums(&self, log_probs: &SequenceLogProbs) -> Result<Vec<f64>, InvalidInput> {
         sums(log_probs, self.host.rows)
     }
 
     /// The tokens with another id where `replace` says so; none if the batch knows a single id.
-    pub fn with_others(&self, replace: impl Fn(usize) -> bool) -> Option<TokenTensors> {
+    pub(super) fn with_others(&self, replace: impl Fn(usize) -> bool) -> Option<TokenTensors> {
         let ids = with_others(&self.host.ids, replace)?;
         let shape = [self.host.rows, self.host.time];
         Some(TokenTensors {

@@ -18,7 +18,7 @@ pub(super) struct HostTokens {
 }
 
 impl HostTokens {
-    pub fn read(tokens: &TokenTensors) -> Result<Self, InvalidInput> {
+    pub(super) fn read(tokens: &TokenTensors) -> Result<Self, InvalidInput> {
         let [rows, time] = tokens.ids.dims();
         let read = |name, mask: &Tensor<2, Bool>| -> Result<Vec<bool>, InvalidInput> {
             Ok(InvalidInput::read(name, mask)?.iter().collect())
@@ -37,27 +37,27 @@ impl HostTokens {
         })
     }
 
-    pub fn row(&self, row: usize) -> Range<usize> {
+    pub(super) fn row(&self, row: usize) -> Range<usize> {
         row * self.time..(row + 1) * self.time
     }
 
     /// Indices of the tokens of a row that are no padding.
-    pub fn real(&self, row: usize) -> impl Iterator<Item = usize> + '_ {
+    pub(super) fn real(&self, row: usize) -> impl Iterator<Item = usize> + '_ {
         self.row(row).filter(|&i| !self.padding[i])
     }
 
     /// Number of tokens of padding in a row.
-    pub fn padding_of(&self, row: usize) -> usize {
+    pub(super) fn padding_of(&self, row: usize) -> usize {
         self.time - self.real(row).count()
     }
 
     /// Number of tokens that the log-probability of a row sums.
-    pub fn length(&self, row: usize) -> usize {
+    pub(super) fn length(&self, row: usize) -> usize {
         self.row(row).filter(|&i| self.counted[i]).count()
     }
 
     /// Rows with this property.
-    pub fn rows_where(&self, is: impl Fn(usize) -> bool) -> Vec<usize> {
+    pub(super) fn rows_where(&self, is: impl Fn(usize) -> bool) -> Vec<usize> {
         (0..self.rows).filter(|&row| is(row)).collect()
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct Pass {
 
 impl Check<'_> {
     /// Two passes of a model, and the findings of its numbers.
-    pub fn model<E: From<InvalidInput>>(
+    pub(super) fn model<E: From<InvalidInput>>(
         &mut self,
         side: Side,
         model: &mut impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
@@ -86,7 +86,7 @@ impl Check<'_> {
         })
     }
 
-    pub fn policy<E: From<InvalidInput>>(
+    pub(super) fn policy<E: From<InvalidInput>>(
         &mut self,
         mut policy: impl FnMut(&TokenTensors) -> Result<SequenceLogProbs, E>,
     ) -> Result<Pass, E> {

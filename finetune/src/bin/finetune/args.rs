@@ -7,7 +7,9 @@ use burn::tensor::{Device, FloatDType};
 use burn_preference::tokens::{Packing, Padding};
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use finetune::sampling::Sampling;
-use finetune::{Answering, Batching, Chat, DataOptions, Failure, LoraOptions, Schedule, TARGETS};
+use finetune::{
+    Answering, Batching, Chat, ColumnNames, DataOptions, Failure, LoraOptions, Schedule, TARGETS,
+};
 use serde_json::{Map, Value};
 
 use crate::options_file;
@@ -26,8 +28,8 @@ pub(crate) struct Args {
     #[arg(help_heading = "Model and data", long)]
     pub(crate) adapter: Option<PathBuf>,
     /// Rows of JSON lines (gzip or not) or Parquet, in TRL's shapes: pairs, unpaired completions or
-    /// lists, as the
-    /// objective takes them. With `--sample`, anything with prompts.
+    /// lists, as the objective takes them. With `--sample`, anything with prompts. Columns of other
+    /// names: see below.
     #[arg(help_heading = "Model and data", long)]
     pub(crate) data: PathBuf,
     /// Rows to measure on; otherwise some of `--data` are held out.
@@ -39,16 +41,21 @@ pub(crate) struct Args {
     /// The column that says which rows belong together; without it, the prompt.
     #[arg(help_heading = "Model and data", long)]
     pub(crate) group: Option<String>,
-    /// Strings stay plain text, also where the model has a chat template.
+    /// Strings stay plain text, also where the model has a chat template. Otherwise they are what a
+    /// user says and an assistant answers, and transcripts (`Human:`, `Assistant:`) are turns.
     #[arg(help_heading = "Model and data", long)]
     pub(crate) plain: bool,
     /// Leave rows out that cannot be read, and report them.
     #[arg(help_heading = "Model and data", long)]
     pub(crate) skip_errors: bool,
-    /// Tokens of a prompt with its completion, at most: of a prompt the last ones stay, half of
-    /// these, and of a completion the first ones.
+    /// Tokens of a prompt with its completion, at most. What fits is not cut; in a longer row the
+    /// prompt loses its middle, down to half of these, and then the completion its end. The beginning
+    /// of a prompt stays: system message and opening of the turn.
     #[arg(help_heading = "Model and data", long, default_value_t = 512)]
     pub(crate) max_length: usize,
+
+    #[command(flatten)]
+    pub(crate) columns: ColumnNames,
 
     /// An objective's name, its config as JSON, or a file of it: dpo, '{"loss": "ipo", "tau": 0.5}',
     /// kto (unpaired completions), rrhf (lists), bradley_terry (a reward model).
@@ -248,6 +255,7 @@ impl Args {
     pub(crate) fn data_options(&self) -> DataOptions {
         DataOptions {
             max_length: self.max_length,
+            columns: self.columns.clone(),
             group: self.group.clone(),
             held_out: self.held_out,
             plain: self.plain,
@@ -273,8 +281,7 @@ impl Args {
                 temperature: self.temperature,
                 max_tokens: self.answer_tokens,
             },
-            // As long as prompts of the training are.
-            max_prompt: self.data_options().max_prompt(),
+            max_prompt: self.max_length,
         }
     }
 
@@ -282,9 +289,10 @@ impl Args {
         LoraOptions {
             rank: self.rank,
             alpha: self.alpha.unwrap_or(2.0 * self.rank as f64),
-            targets: match self.targets.is_empty() {
-                true => TARGETS.map(str::to_owned).to_vec(),
-                false => self.targets.clone(),
+            targets: if self.targets.is_empty() {
+                TARGETS.map(str::to_owned).to_vec()
+            } else {
+                self.targets.clone()
             },
         }
     }

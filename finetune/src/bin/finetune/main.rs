@@ -20,9 +20,7 @@ mod sources;
 use std::process::ExitCode;
 
 use burn::tensor::{Device, Tensor};
-use burn_preference::data::{
-    Desirable, PairFormat, PairTokens, RankedFormat, RankedTokens, UnpairedFormat, UnpairedTokens,
-};
+use burn_preference::data::{Desirable, PairTokens, RankedTokens, UnpairedTokens};
 use burn_preference::needs::{ColumnKind, Examples, Values};
 use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 use finetune::{
@@ -70,7 +68,7 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
         on_policy::write_pairs(args, &base, &chat, &device, count, judge)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let objective = ChosenObjective::read(&args.loss, DataOptions::is_unpaired(&args.data)?)
+    let objective = ChosenObjective::read(&args.loss, args.data_options().is_unpaired(&args.data)?)
         .map_err(|error| format!("--loss {}: {error}", args.loss))?;
     if is_reward_model && !objective.learns_rewards() {
         return Err(
@@ -84,9 +82,9 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
 fn train(session: &Session<'_>) -> Result<ExitCode, Failure> {
     type Tokens = UnpairedTokens;
     let (config, needs) = (&session.objective.config, &session.objective.needs);
-    let pairs = || session.read(PairFormat::default);
-    let unpaired = || session.read(UnpairedFormat::default);
-    let ranked = || session.read(RankedFormat::default);
+    let pairs = || session.read(DataOptions::pairs);
+    let unpaired = || session.read(DataOptions::unpaired);
+    let ranked = || session.read(DataOptions::ranked);
     match (needs.examples, needs.values, needs.columns.as_slice()) {
         (Examples::Pairs, Values::LogRatios, []) => session.train(
             Plain::new(config, PairTokens::pair::<RelativeLogProbs>)?,

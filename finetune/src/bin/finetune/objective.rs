@@ -27,9 +27,10 @@ impl ChosenObjective {
     /// No objective has this name, a value of its config is wrong, or it needs a column of the data.
     pub(crate) fn read(loss: &str, is_unpaired: bool) -> Result<Self, Failure> {
         let text = fs::read_to_string(loss).unwrap_or_else(|_| loss.to_owned());
-        let written: Value = match text.trim_start().starts_with('{') {
-            true => serde_json::from_str(&text)?,
-            false => json!({ "loss": text.trim() }),
+        let written: Value = if text.trim_start().starts_with('{') {
+            serde_json::from_str(&text)?
+        } else {
+            json!({ "loss": text.trim() })
         };
         let config: ObjectiveConfig = serde_json::from_value(written.clone())?;
         let takes = config.takes();

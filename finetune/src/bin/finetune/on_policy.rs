@@ -34,12 +34,22 @@ pub(crate) fn write_pairs(
         made.map_err(|error| format!("--out: {}: {error}", folder.display()))?;
     }
     let judge = judge_of(args, judge, chat, device)?;
-    let prompts = args.data_options().prompts(&args.data, chat)?;
+    let mut prompts = args.data_options().prompts(&args.data, chat)?;
+    let (answering, all) = (args.answering(chat), prompts.len());
+    let mut fits = Vec::new();
+    for prompt in &prompts {
+        fits.push(answering.fits(prompt)?);
+    }
+    let mut fits = fits.into_iter();
+    prompts.retain(|_| fits.next().unwrap_or_default());
+    if prompts.len() < all {
+        let long = all - prompts.len();
+        println!("look: {long} of {all} prompts are longer than --max-length, and not answered");
+    }
     if prompts.is_empty() {
-        return Err(format!("{}: no prompt", args.data.display()).into());
+        return Err(format!("{}: no prompt to answer", args.data.display()).into());
     }
     let bar = ProgressBar::new(prompts.len() as u64).with_message("answers");
-    let answering = args.answering(chat);
     let mut answers = Vec::new();
     for (i, prompt) in prompts.iter().enumerate() {
         // By the prompt: a file that is cut gives the same answers to those that are left.

@@ -70,6 +70,10 @@ pub(crate) fn print_answers(
 ) -> Result<(), Failure> {
     let chat: &Chat = answering.chat;
     for prompt in prompts {
+        if !answering.fits(prompt)? {
+            println!("\nnot answered: a prompt that is longer than --max-length");
+            continue;
+        }
         for (i, (name, model)) in ["before", "after"].into_iter().zip(models).enumerate() {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             for answer in answering.answer(model, prompt, 1, &mut rng)? {

@@ -104,13 +104,17 @@ impl<'a> Session<'a> {
     }
 
     /// Reads the examples of this run.
-    pub(crate) fn read<F>(&self, format: impl Fn() -> F) -> Result<Splits<F::Label>, Failure>
+    pub(crate) fn read<F>(
+        &self,
+        format: impl Fn(&DataOptions, &Chat) -> Result<F, Failure>,
+    ) -> Result<Splits<F::Label>, Failure>
     where
-        F: Format,
+        F: Format + Clone,
         F::Label: Labels,
     {
         let (train, held_out) = (&self.args.data, self.args.held_out_data.as_deref());
         let options = self.data_options();
+        let format = format(&options, &self.chat)?;
         options.read(train, held_out, format, &self.chat)
     }
 
@@ -131,9 +135,10 @@ impl<'a> Session<'a> {
     fn policy(&self, frozen: &Decoder) -> Result<Decoder, Failure> {
         let args = self.args;
         let device = self.batching.device.clone().autodiff();
-        let device = match args.gradient_checkpointing {
-            true => device.gradient_checkpointing(),
-            false => device,
+        let device = if args.gradient_checkpointing {
+            device.gradient_checkpointing()
+        } else {
+            device
         };
         device.seed(args.seed);
         let mut policy = frozen.clone();
@@ -141,9 +146,10 @@ impl<'a> Session<'a> {
             policy = policy.into_reward_model();
         }
         let policy = policy.to_device(&device).train();
-        Ok(match args.full {
-            true => policy,
-            false => policy.with_adapters(&self.args.lora())?,
+        Ok(if args.full {
+            policy
+        } else {
+            policy.with_adapters(&self.args.lora())?
         })
     }
 
@@ -174,9 +180,10 @@ impl<'a> Session<'a> {
         let all = splits.train.iter().chain(&splits.held_out);
         let sequences: Vec<Sequence> = all.flat_map(T::sequences).collect();
         let weights = args.fingerprint(&frozen)?;
-        let reference = match self.objective.needs.has_reference() {
-            true => Some(self.reference(&frozen, weights, &sequences)?),
-            false => None,
+        let reference = if self.objective.needs.has_reference() {
+            Some(self.reference(&frozen, weights, &sequences)?)
+        } else {
+            None
         };
         // An adapter alone is used on the base with all its bits, and compared with that.
         let is_elsewhere = args.save == Save::Adapter && args.quantize.is_some();

@@ -24,6 +24,7 @@ impl Args {
             "skip_errors": self.skip_errors,
             "group": self.group,
             "plain": self.plain,
+            "columns": self.columns,
             "max_length": self.max_length,
             "loss": objective,
             "reference": format!("{:?}", self.reference),

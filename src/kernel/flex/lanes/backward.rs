@@ -20,7 +20,7 @@ const WORKSPACE: usize = 6 << 20;
 
 impl Lanes {
     /// `retained` holds the logits that the forward kept. The deltas overwrite these logits.
-    pub fn backward(
+    pub(crate) fn backward(
         &self,
         normalizer: &FlexTensor,
         mut retained: Vec<FlexTensor>,

@@ -10,35 +10,35 @@ use crate::kernel::flex::tensors::tensor;
 
 /// A buffer of numbers that starts at a cache line. A vector that crosses into a second cache line
 /// would need two reads.
-pub struct Aligned {
+pub(super) struct Aligned {
     data: Vec<f32>,
     start: usize,
 }
 
 impl Aligned {
-    pub fn zeros(len: usize) -> Self {
+    pub(super) fn zeros(len: usize) -> Self {
         let data = vec![0.0; len + LANES];
         let start = data.as_ptr().align_offset(64).min(LANES);
         Self { data, start }
     }
 
-    pub fn get(&self) -> &[f32] {
+    pub(super) fn get(&self) -> &[f32] {
         &self.data[self.start..][..self.data.len() - LANES]
     }
 
-    pub fn get_mut(&mut self) -> &mut [f32] {
+    pub(super) fn get_mut(&mut self) -> &mut [f32] {
         let len = self.data.len() - LANES;
         &mut self.data[self.start..][..len]
     }
 
-    pub fn into_tensor(self) -> FlexTensor {
+    pub(super) fn into_tensor(self) -> FlexTensor {
         let (start, len) = (self.start, self.data.len());
         tensor(self.data, [len]).narrow(0, start, len - LANES)
     }
 }
 
 /// Splits `all` into consecutive parts of the lengths `lens`.
-pub fn split<T>(mut all: &mut [T], lens: impl IntoIterator<Item = usize>) -> Vec<&mut [T]> {
+pub(super) fn split<T>(mut all: &mut [T], lens: impl IntoIterator<Item = usize>) -> Vec<&mut [T]> {
     lens.into_iter()
         .map(|len| {
             let (part, rest) = std::mem::take(&mut all).split_at_mut(len);
@@ -50,7 +50,7 @@ pub fn split<T>(mut all: &mut [T], lens: impl IntoIterator<Item = usize>) -> Vec
 
 /// A buffer with one part for each block. `len` gives the length of a part from the number of rows
 /// of the block. `fill` writes the parts in parallel.
-pub fn of_blocks(
+pub(super) fn of_blocks(
     blocks: &[Range<usize>],
     len: impl Fn(usize) -> usize,
     fill: impl Fn(&Range<usize>, &mut [f32]) + Sync,

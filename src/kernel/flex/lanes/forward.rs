@@ -62,7 +62,7 @@ impl Lanes {
     }
 
     /// Log-probabilities, and the logits of as many first chunks as fit into `bytes`.
-    pub fn forward(&self, bytes: usize, statistics: bool) -> Forward<Flex> {
+    pub(crate) fn forward(&self, bytes: usize, statistics: bool) -> Forward<Flex> {
         let chunks = self.chunks();
         let of_chunk = size_of::<f32>() * padded(self.rows) * self.chunk;
         let kept = (bytes / of_chunk).min(chunks);
@@ -126,7 +126,7 @@ impl Lanes {
 
     /// Log-probabilities, and the gradient of each one with respect to its hidden state:
     /// `W[y] − Σ_v softmax_v W[v]`.
-    pub fn forward_with_slope(&self, statistics: bool) -> Forward<Flex> {
+    pub(crate) fn forward_with_slope(&self, statistics: bool) -> Forward<Flex> {
         let blocks = &self.blocks;
         let segments = SEGMENTS.div_ceil(blocks.len()).min(self.chunks());
         let segment = self.chunks().div_ceil(segments);

@@ -8,8 +8,8 @@
 mod backward;
 mod buffers;
 mod forward;
-pub mod panel;
+pub(crate) mod panel;
 mod passes;
 mod problem;
 
-pub use problem::Lanes;
+pub(crate) use problem::Lanes;

@@ -17,7 +17,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 
 /// Columns are padded to a multiple of this number, the length of the longest vector.
-pub const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 /// Maximum number of columns of a panel.
 const PANEL: usize = 64;
 /// Number of broadcast values that are multiplied with each vector.
@@ -28,19 +28,19 @@ const ROWS: usize = 6;
 const DEPTH: usize = 256;
 
 /// `columns`, rounded up to a multiple of [`LANES`].
-pub fn padded(columns: usize) -> usize {
+pub(crate) fn padded(columns: usize) -> usize {
     columns.next_multiple_of(LANES)
 }
 
 /// The width of the panels that columns are cut into. A panel is as wide as the registers of the machine allow.
 #[derive(Debug, Clone, Copy)]
-pub struct Panels {
+pub(crate) struct Panels {
     width: usize,
 }
 
 impl Panels {
     /// `None` if these products do not support the vectors of the machine.
-    pub fn new(arch: Arch) -> Option<Self> {
+    pub(crate) fn new(arch: Arch) -> Option<Self> {
         match arch {
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
             Arch::V4(_) => Some(Self { width: PANEL }),
@@ -57,7 +57,7 @@ impl Panels {
     }
 
     /// Packs rows of `columns` numbers into panels: `[panel][row][column]`.
-    pub fn pack(self, rows: &[f32], columns: usize, out: &mut [f32]) {
+    pub(crate) fn pack(self, rows: &[f32], columns: usize, out: &mut [f32]) {
         let depth = rows.len() / columns;
         for (first, width) in self.of(columns) {
             let panel = out[first * depth..].chunks_exact_mut(width);
@@ -70,7 +70,7 @@ impl Panels {
 
     /// Packs the transposed matrix in the same way. The columns of that matrix are the `rows` of
     /// `depth` numbers.
-    pub fn pack_transposed(self, rows: &[f32], depth: usize, out: &mut [f32]) {
+    pub(crate) fn pack_transposed(self, rows: &[f32], depth: usize, out: &mut [f32]) {
         for (first, width) in self.of(rows.len() / depth) {
             let panel = &mut out[first * depth..][..width * depth];
             let rows = rows[first * depth..].chunks_exact(depth).take(width);
@@ -84,7 +84,7 @@ impl Panels {
 }
 
 /// `out[j][c] = Σ_k b[j][k]·a[k][c]`; with `accumulate`, the sum is added to `out[j][c]`.
-pub struct Product<'a> {
+pub(crate) struct Product<'a> {
     pub panels: Panels,
     /// The operand `a`, packed in panels.
     pub a: &'a [f32],

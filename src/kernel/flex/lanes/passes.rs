@@ -64,7 +64,7 @@ impl<const BY_PRODUCTS: bool> WithSimd for Observe<'_, BY_PRODUCTS> {
 
 /// Reduces the logits of [`LANES`] rows. The largest logit of each row so far is `at_least`. The
 /// lines of `tile` (one for each word) start every `rows` numbers.
-pub fn observe(
+pub(super) fn observe(
     arch: Arch,
     tile: &[f32],
     rows: usize,
@@ -96,7 +96,7 @@ pub fn observe(
 
 /// Numbers for each row of a tile.
 #[derive(Debug, Clone)]
-pub struct PerRow {
+pub(super) struct PerRow {
     pub max: Vec<f32>,
     pub log_sum: Vec<f32>,
     pub factor: Vec<f32>,
@@ -125,7 +125,7 @@ impl<const BENT: bool> WithSimd for Turn<'_, BENT> {
 
 /// Turns logits into `factor · exp((x − max) − log_sum)`. If `bend` (u) is not 0, the result is
 /// also multiplied by `1 − (u·x)²`, which comes from the derivative of a softcap.
-pub fn turn(arch: Arch, tile: &mut [f32], of: &PerRow, bend: f32) {
+pub(super) fn turn(arch: Arch, tile: &mut [f32], of: &PerRow, bend: f32) {
     if bend == 0.0 {
         arch.dispatch(Turn::<false> { tile, of, bend });
     } else {

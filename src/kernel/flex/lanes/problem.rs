@@ -18,7 +18,7 @@ pub(super) const BLOCK: usize = 256;
 const CHUNK_BYTES: usize = 440 << 10;
 
 /// Log-probabilities of some rows under a head, cut into tiles.
-pub struct Lanes {
+pub(crate) struct Lanes {
     pub(super) arch: Arch,
     pub(super) panels: Panels,
     /// `[rows, width]`, contiguous.
@@ -40,7 +40,7 @@ pub struct Lanes {
 
 impl Lanes {
     /// Packs the hidden states. `panels` are those of `choice::panels` for this head.
-    pub fn new(head: &Head<Flex>, panels: Panels) -> Self {
+    pub(crate) fn new(head: &Head<Flex>, panels: Panels) -> Self {
         let [rows, width] = head.hidden.layout().shape().dims();
         let [vocab, ..] = head.weight.layout().shape().dims::<2>();
         let hidden = head.hidden.to_contiguous();

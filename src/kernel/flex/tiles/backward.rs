@@ -17,7 +17,7 @@ use crate::kernel::forward::HeadGradients;
 
 impl Tiles {
     /// `retained` holds the logits that the forward kept. The deltas overwrite these logits.
-    pub fn backward(
+    pub(crate) fn backward(
         &self,
         normalizer: &FlexTensor,
         mut retained: Vec<FlexTensor>,

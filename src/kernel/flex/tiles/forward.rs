@@ -24,7 +24,7 @@ struct Scratch {
 
 impl Tiles {
     /// Log-probabilities, and the logits of as many first tiles as fit into `retained_bytes`.
-    pub fn forward(&self, retained_bytes: usize, statistics: bool) -> Forward<Flex> {
+    pub(crate) fn forward(&self, retained_bytes: usize, statistics: bool) -> Forward<Flex> {
         let [blocks, tiles] = self.grid;
         let column = blocks * self.tile_len();
         let retained = (retained_bytes / (size_of::<f32>() * column.max(1))).min(tiles);
@@ -105,7 +105,7 @@ impl Tiles {
 
     /// Log-probabilities, and the gradient of each one with respect to its hidden state:
     /// `W[y] − Σ_v softmax_v W[v]`.
-    pub fn forward_with_slope(&self, statistics: bool) -> Forward<Flex> {
+    pub(crate) fn forward_with_slope(&self, statistics: bool) -> Forward<Flex> {
         let [blocks, tiles] = self.grid;
         let tile_rows = self.tile[0];
         let segments = TASKS.div_ceil(blocks.max(1)).min(tiles);

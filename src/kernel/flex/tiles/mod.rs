@@ -7,4 +7,4 @@ mod backward;
 mod forward;
 mod problem;
 
-pub use problem::Tiles;
+pub(super) use problem::Tiles;

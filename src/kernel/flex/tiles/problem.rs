@@ -25,7 +25,7 @@ pub(super) const SUB_WORDS: usize = 256;
 pub(super) const WORKSPACE: usize = 16 << 20;
 
 /// Log-probabilities of some rows under a head, cut into tiles.
-pub struct Tiles {
+pub(crate) struct Tiles {
     pub(super) arch: Arch,
     /// `[rows, width]`
     pub(super) hidden: Vec<f32>,
@@ -46,11 +46,11 @@ pub struct Tiles {
 
 impl Tiles {
     /// Tiles for a forward that computes only one product, the logits.
-    pub fn of_reference(head: Head<Flex>) -> Self {
+    pub(crate) fn of_reference(head: Head<Flex>) -> Self {
         Self::with_rows(head, REFERENCE_ROWS)
     }
 
-    pub fn new(head: Head<Flex>) -> Self {
+    pub(crate) fn new(head: Head<Flex>) -> Self {
         Self::with_rows(head, ROWS)
     }
 

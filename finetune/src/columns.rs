@@ -1,0 +1,178 @@
+//! Names of columns and roles, where they are not TRL's.
+
+use burn_preference::data::{
+    DataError, PairFormat, PromptFormat, RankedFormat, ScoreField, UnpairedFormat,
+};
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Names of columns and roles. Those that are not given are TRL's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, clap::Args)]
+#[command(next_help_heading = "Columns")]
+pub struct ColumnNames {
+    /// The column of the prompt; otherwise `prompt`.
+    #[arg(long, value_name = "NAME")]
+    pub prompt_column: Option<String>,
+    /// The column of a system message, which begins the prompt; otherwise `system`, if there is one.
+    /// An empty name reads none.
+    #[arg(long, value_name = "NAME")]
+    pub system_column: Option<String>,
+    /// The column of a pair's preferred answer; otherwise `chosen`.
+    #[arg(long, value_name = "NAME")]
+    pub chosen_column: Option<String>,
+    /// The column of a pair's other answer; otherwise `rejected`.
+    #[arg(long, value_name = "NAME")]
+    pub rejected_column: Option<String>,
+    /// The column of an unpaired answer; otherwise `completion`.
+    #[arg(long, value_name = "NAME")]
+    pub completion_column: Option<String>,
+    /// The column that says whether an unpaired answer is desirable; otherwise `label`.
+    #[arg(long, value_name = "NAME")]
+    pub label_column: Option<String>,
+    /// The column of a list of answers; otherwise `responses`.
+    #[arg(long, value_name = "NAME")]
+    pub responses_column: Option<String>,
+    /// The column of their scores; otherwise `scores`.
+    #[arg(long, value_name = "NAME")]
+    pub scores_column: Option<String>,
+    /// Pairs have no prompt: it is what both strings begin with, whatever other columns there are.
+    #[arg(long, conflicts_with = "prompt_column")]
+    pub implicit_prompt: bool,
+    /// Other names of roles in messages, by commas: prompter=user,bot=assistant. `human`, `gpt`,
+    /// `Human`, `User`, `Assistant` and `System` are known.
+    #[arg(long, value_name = "NAME=ROLE", value_delimiter = ',', value_parser = role)]
+    pub roles: Vec<(String, String)>,
+}
+
+fn role(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, role)) if !name.is_empty() && !role.is_empty() => {
+            Ok((name.into(), role.into()))
+        }
+        _ => Err("a name and the role that it stands for, such as prompter=user".into()),
+    }
+}
+
+impl ColumnNames {
+    /// The format of prompts alone. `as_conversation`: strings become messages.
+    ///
+    /// # Errors
+    ///
+    /// A column is named that such rows do not have.
+    pub fn prompts(&self, as_conversation: bool) -> Result<PromptFormat, Failure> {
+        self.check("prompts alone", &[])?;
+        Ok(self.prompt(as_conversation))
+    }
+
+    /// The format of pairs.
+    ///
+    /// # Errors
+    ///
+    /// As [`prompts`](Self::prompts).
+    pub fn pairs(&self, as_conversation: bool) -> Result<PairFormat, Failure> {
+        let used = ["--chosen-column", "--rejected-column", "--implicit-prompt"];
+        self.check("pairs", &used)?;
+        let usual = PairFormat::default();
+        Ok(PairFormat {
+            prompt: self.prompt(as_conversation),
+            implicit_prompt: self.implicit_prompt,
+            chosen: self.chosen_column.clone().unwrap_or(usual.chosen),
+            rejected: self.rejected_column.clone().unwrap_or(usual.rejected),
+        })
+    }
+
+    /// The format of unpaired completions.
+    ///
+    /// # Errors
+    ///
+    /// As [`prompts`](Self::prompts).
+    pub fn unpaired(&self, as_conversation: bool) -> Result<UnpairedFormat, Failure> {
+        let used = ["--completion-column", "--label-column"];
+        self.check("unpaired completions", &used)?;
+        let usual = UnpairedFormat::default();
+        Ok(UnpairedFormat {
+            prompt: self.prompt(as_conversation),
+            completion: self.completion_column.clone().unwrap_or(usual.completion),
+            label: self.label().to_owned(),
+        })
+    }
+
+    /// The format of lists with scores.
+    ///
+    /// # Errors
+    ///
+    /// As [`prompts`](Self::prompts).
+    pub fn ranked(&self, as_conversation: bool) -> Result<RankedFormat, Failure> {
+        self.check("lists", &["--responses-column", "--scores-column"])?;
+        let usual = RankedFormat::default();
+        Ok(RankedFormat {
+            prompt: self.prompt(as_conversation),
+            responses: self.responses_column.clone().unwrap_or(usual.responses),
+            order: match &self.scores_column {
+                Some(name) => ScoreField::Scores(name.clone()),
+                None => usual.order,
+            },
+        })
+    }
+
+    /// The column of the label of unpaired completions.
+    pub fn label(&self) -> &str {
+        self.label_column.as_deref().unwrap_or("label")
+    }
+
+    fn prompt(&self, as_conversation: bool) -> PromptFormat {
+        let mut format = PromptFormat {
+            as_conversation,
+            ..PromptFormat::default()
+        };
+        if let Some(name) = &self.prompt_column {
+            format.prompt.clone_from(name);
+        }
+        if let Some(name) = &self.system_column {
+            format.system = Some(name.clone()).filter(|name| !name.is_empty());
+        }
+        format.roles.extend(self.roles.iter().cloned());
+        format
+    }
+
+    /// That nothing is named which rows of this kind do not have.
+    fn check(&self, rows: &str, used: &[&str]) -> Result<(), Failure> {
+        let given = [
+            ("--chosen-column", self.chosen_column.is_some()),
+            ("--rejected-column", self.rejected_column.is_some()),
+            ("--completion-column", self.completion_column.is_some()),
+            ("--label-column", self.label_column.is_some()),
+            ("--responses-column", self.responses_column.is_some()),
+            ("--scores-column", self.scores_column.is_some()),
+            ("--implicit-prompt", self.implicit_prompt),
+        ];
+        let unused = |(name, given): &(&str, bool)| *given && !used.contains(name);
+        match given.into_iter().find(unused) {
+            Some((name, _)) => Err(format!("{name}: the objective takes {rows}").into()),
+            None => Ok(()),
+        }
+    }
+
+    /// The error of a row with the option that helps.
+    pub(crate) fn explain(&self, error: DataError) -> Failure {
+        let DataError::Row { source, .. } = &error else {
+            return error.into();
+        };
+        let format = self.prompt(false);
+        let (field, is_missing) = (source.field(), source.found().starts_with("nothing"));
+        let help = if field == format.prompt && is_missing {
+            "--prompt-column NAME reads it from another column; of pairs, --implicit-prompt says that \
+             there is none, and --plain that strings stay text"
+        } else if is_missing && !field.contains(['.', '[']) {
+            "--chosen-column, --rejected-column and the like name other columns"
+        } else if format.system.as_deref() == Some(field) {
+            "--system-column NAME reads another column, --system-column '' none"
+        } else if field.ends_with(".from") {
+            "--roles NAME=ROLE says what a name stands for"
+        } else {
+            return error.into();
+        };
+        format!("{error} ({help})").into()
+    }
+}
