@@ -168,7 +168,7 @@ impl ColumnNames {
             "--chosen-column, --rejected-column and the like name other columns"
         } else if format.system.as_deref() == Some(field) {
             "--system-column NAME reads another column, --system-column '' none"
-        } else if field.ends_with(".from") {
+        } else if field.strip_suffix(".from").is_some() {
             "--roles NAME=ROLE says what a name stands for"
         } else {
             return error.into();
