@@ -204,7 +204,8 @@ fn a_model_takes_along_what_other_programs_read_and_nothing_of_its_past() {
     for name in along.iter().chain(&behind) {
         let path = model.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, if name.ends_with(".json") { "{}" } else { "x" }).unwrap();
+        let is_json = path.extension().is_some_and(|end| end == "json");
+        fs::write(&path, if is_json { "{}" } else { "x" }).unwrap();
     }
     let template = json_of(&model.join("tokenizer_config.json"))["chat_template"].clone();
     place.write("model/chat_template.jinja", template.as_str().unwrap());

@@ -137,9 +137,10 @@ pub fn load_adapter(
     let path = folder.join("adapter_model.safetensors");
     let all = fs::read(&path).map_err(|source| {
         let pickle = folder.join("adapter_model.bin");
-        match source.kind() == io::ErrorKind::NotFound && pickle.exists() {
-            true => AdapterError::Pickled(pickle),
-            false => file(&path)(source).into(),
+        if source.kind() == io::ErrorKind::NotFound && pickle.exists() {
+            AdapterError::Pickled(pickle)
+        } else {
+            file(&path)(source).into()
         }
     })?;
     let tensors = SafeTensors::deserialize(&all).map_err(format(&path))?;
@@ -172,7 +173,7 @@ pub fn load_adapter(
         let (rank, scale) = config.size(&module);
         let [from, to] = projection.weight.val().dims();
         let factor = |name: &str, shape| {
-            let view = tensors.tensor(name).expect("a name of the file");
+            let view = tensors.tensor(name).map_err(format(&path))?;
             factor(name, &view, shape, device)
         };
         projection.adapter = Some(Adapter {

@@ -114,13 +114,15 @@ impl Card<'_> {
         let mut lines = vec!["---".to_owned()];
         let hub = self.base.hub.as_ref().map(|hub| &hub.name);
         lines.extend(hub.map(|name| format!("base_model: {name}")));
-        lines.push(match self.is_adapter {
-            true => "library_name: peft".to_owned(),
-            false => "library_name: transformers".to_owned(),
+        lines.push(if self.is_adapter {
+            "library_name: peft".to_owned()
+        } else {
+            "library_name: transformers".to_owned()
         });
-        lines.push(match self.is_reward_model {
-            true => "pipeline_tag: text-classification".to_owned(),
-            false => "pipeline_tag: text-generation".to_owned(),
+        lines.push(if self.is_reward_model {
+            "pipeline_tag: text-classification".to_owned()
+        } else {
+            "pipeline_tag: text-generation".to_owned()
         });
         lines.push("tags:".to_owned());
         let adapter = hub.map(|name| format!("base_model:adapter:{name}"));
