@@ -1053,7 +1053,7 @@ fn columns_of_other_names() {
         format!("{row}\n")
     };
     let rows = |shape: Value| (0..4).map(|i| row(i, shape.clone())).collect::<String>();
-    let usual = "--held-out 0.5 --steps 1";
+    let usual = "--held-out 0.5 --steps 1 --batch 2";
     let numbers = |out: &str, arguments: &str| {
         let run = place.run(out, &format!("{usual} {arguments}"));
         (run.row("before"), run.text)

@@ -367,7 +367,7 @@ fn options_of_a_file_and_those_of_a_run() {
     assert_eq!(
         written,
         json!({"rate": 0.01, "targets": ["q_proj", "v_proj"], "loss": {"loss": "ipo", "tau": 0.5},
-               "skip-errors": true, "rank": 4, "model": "model", "data": "pairs.jsonl", "max-length": 32,
+               "skip-errors": true, "rank": 4, "model": "model", "data": ["pairs.jsonl"], "max-length": 32,
                "steps": 4, "evaluate-every": 4, "answers": 0, "out": "of_line"})
     );
     let of_file = json_of(&of_file.folder().join("options.json"));
