@@ -4,171 +4,16 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use finetune::{OutputLayer, load, load_adapter};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use support::{FAMILIES, copy, data};
-use tempfile::{TempDir, tempdir};
-
-/// A folder of its own with a model, its tokenizer and rows.
-struct Place(TempDir);
-
-impl Place {
-    fn new(family: &str) -> Self {
-        let folder = tempdir().unwrap();
-        let to = |name: &str| folder.path().join(name);
-        copy(&data(family), &to("model"));
-        for entry in fs::read_dir(data("tokenizer")).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            let of_model = Path::new(&name).extension() != Some("jsonl".as_ref());
-            let place = if of_model { "model/" } else { "" };
-            fs::copy(data("tokenizer").join(&name), to(&format!("{place}{name}"))).unwrap();
-        }
-        Self(folder)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// Arguments without blanks in them; those of every run need not be said.
-    fn command(&self, arguments: &str) -> Command {
-        let mut all: Vec<&str> = arguments.split_whitespace().collect();
-        let usual = [
-            ("--model", "model"),
-            ("--data", "pairs.jsonl"),
-            ("--max-length", "32"),
-            ("--steps", "4"),
-            ("--evaluate-every", "4"),
-            ("--answers", "0"),
-        ];
-        let samples = all.contains(&"--sample");
-        for (name, value) in usual {
-            let of_training = ["--steps", "--evaluate-every", "--answers"].contains(&name);
-            if !(all.contains(&name) || samples && of_training) {
-                all.extend([name, value]);
-            }
-        }
-        let mut command = Command::new(env!("CARGO_BIN_EXE_finetune"));
-        command.args(all).current_dir(self.0.path());
-        command
-    }
-
-    /// A run that ends well.
-    fn run(&self, out: &str, arguments: &str) -> Run {
-        self.finish(out, &mut self.command(&format!("{arguments} --out {out}")))
-    }
-
-    fn finish(&self, out: &str, command: &mut Command) -> Run {
-        let done = command.output().unwrap();
-        let run = Run::new(self.path(out), &done);
-        assert!(done.status.success(), "{command:?}: {}", run.text);
-        run
-    }
-
-    /// What a run says that fails, and leaves nothing that could be taken for a result.
-    fn fails(&self, arguments: &str, text: &str) {
-        self.fails_as(
-            &mut self.command(&format!("{arguments} --out failed")),
-            text,
-        );
-    }
-
-    fn fails_as(&self, command: &mut Command, text: &str) {
-        let done = command.output().unwrap();
-        let error = String::from_utf8(done.stderr).unwrap();
-        assert!(!done.status.success(), "{command:?}");
-        assert!(error.contains(text), "{command:?}: {error}");
-        assert!(!error.contains("panicked"), "{error}");
-        for entry in fs::read_dir(self.0.path()).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            assert!(!name.starts_with('.'), "{name}");
-            let is_result = name == "failed" || name.starts_with("failed.json");
-            assert!(!is_result, "{name}");
-        }
-    }
-
-    fn text(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-}
-
-/// What a run has said and written.
-struct Run {
-    out: PathBuf,
-    text: String,
-}
-
-impl Run {
-    fn new(out: PathBuf, done: &Output) -> Self {
-        let text = [&done.stdout[..], &done.stderr].concat();
-        let text = String::from_utf8(text).unwrap();
-        Self { out, text }
-    }
-
-    /// Loss, accuracy, margin, and the log-probabilities of both sides; NaN where there is none.
-    fn row(&self, name: &str) -> Vec<f64> {
-        let start = format!("| {name} | ");
-        let line = self.text.lines().find_map(|line| line.strip_prefix(&start));
-        let line = line.unwrap_or_else(|| panic!("no row {name}: {}", self.text));
-        let numbers = line.trim_end_matches('|').split('|');
-        numbers
-            .map(|x| x.trim().parse().unwrap_or(f64::NAN))
-            .collect()
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.out.with_extension("run")
-    }
-
-    fn metrics(&self) -> String {
-        fs::read_to_string(self.folder().join("metrics.jsonl")).unwrap()
-    }
-
-    /// A number of each line that has it, and its step.
-    fn numbers(&self, of: &str, key: &str) -> Vec<(u64, f64)> {
-        let text = self.metrics();
-        let lines = text.lines().map(|line| -> Value {
-            let line = serde_json::from_str(line);
-            line.unwrap()
-        });
-        let numbers = lines.filter_map(|line| {
-            let step = line["step"].as_u64().unwrap();
-            Some((step, line[of][key].as_f64()?))
-        });
-        numbers.collect()
-    }
-
-    fn losses(&self) -> Vec<f64> {
-        let all = ["train", "held_out"].map(|of| self.numbers(of, "loss"));
-        let losses: Vec<f64> = all.concat().into_iter().map(|(_, loss)| loss).collect();
-        assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
-        losses
-    }
-
-    /// That the held-out loss has fallen.
-    fn learns(&self) {
-        self.losses();
-        let held_out = self.numbers("held_out", "loss");
-        let (first, last) = (held_out[0], held_out[held_out.len() - 1]);
-        assert!(first.0 == 0 && last.1 < first.1, "{held_out:?}");
-    }
-
-    fn checkpoints(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.folder()).unwrap();
-        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.contains("checkpoint")).collect()
-    }
-}
+use support::FAMILIES;
+use support::place::{Place, Run};
 
 /// Equal but for so much.
 fn near(a: &[f64], b: &[f64], most: f64) {
@@ -374,6 +219,7 @@ fn weights_of_fewer_bits() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a run of each kind of rows")]
 fn every_kind_of_rows() {
     let place = Place::new("qwen2");
     let down = place
@@ -472,9 +318,140 @@ fn every_kind_of_rows() {
         "unknown variant `all`",
     );
     place.fails(r#"--loss {"loss":"dpo","beta":-1}"#, "`beta` is -1");
-    place.fails("--data unpaired.jsonl", "unpaired.jsonl:1: `chosen`");
+    place.fails(
+        "--data unpaired.jsonl",
+        "unpaired.jsonl: unpaired completions, and the objective takes pairs (--loss kto",
+    );
+    place.fails(
+        "--data ranked.jsonl --loss kto",
+        "ranked.jsonl: lists, and the objective takes unpaired completions",
+    );
+    place.fails(
+        "--loss rrhf",
+        "pairs.jsonl: pairs, and the objective takes lists",
+    );
     place.fails("--loss simpo --reference live", "has no reference");
     place.fails("--reference live --cache kept", "nothing is kept");
+}
+
+/// KTO takes pairs, as two unpaired completions each.
+#[test]
+fn pairs_as_unpaired_completions() {
+    let place = Place::new("qwen2");
+    let mut unpaired = String::new();
+    for line in place.text("pairs.jsonl").lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        for (side, label) in [("chosen", true), ("rejected", false)] {
+            let row = json!({"prompt": row["prompt"], "completion": row[side], "label": label});
+            unpaired.push_str(&row.to_string());
+            unpaired.push('\n');
+        }
+    }
+    place.write("both.jsonl", &unpaired);
+    let pairs = place.run("pairs", "--loss kto");
+    let both = place.run("both", "--loss kto --data both.jsonl");
+    let said = "pairs.jsonl: 24 pairs, taken as 48 unpaired completions";
+    assert!(pairs.text.contains(said), "{}", pairs.text);
+    assert_eq!(pairs.losses(), both.losses());
+    let after = [&pairs, &both].map(|run| format!("{:?}", run.row("after")));
+    assert_eq!(after[0], after[1]);
+}
+
+#[test]
+fn several_files_and_shares_of_them() {
+    let place = Place::new("llama");
+    let rows = place.text("pairs.jsonl");
+    let (first, second) = rows.split_at(rows.match_indices('\n').nth(9).unwrap().0 + 1);
+    place.write("first.jsonl", first);
+    place.write("second.jsonl", second);
+    let whole = place.run("whole", "");
+    let both = "--data first.jsonl --data second.jsonl";
+    let parts = place.run("parts", both);
+    assert_eq!(whole.losses(), parts.losses());
+    assert_eq!(whole.row("after"), parts.row("after"));
+    assert!(
+        parts.text.contains("train, first.jsonl: rows: "),
+        "{}",
+        parts.text
+    );
+
+    let shared = |out: &str, more: &str| place.run(out, &format!("{both}:0.5 {more}"));
+    let half = shared("half", "");
+    let said = "second.jsonl: 7 of 14 rows are taken, a share of 0.5";
+    assert!(half.text.contains(said), "{}", half.text);
+    assert_eq!(half.losses(), shared("again", "").losses());
+    assert_ne!(half.losses(), shared("other", "--seed 1").losses());
+    place.fails(
+        "--data pairs.jsonl:1.5",
+        "a share of pairs.jsonl in (0, 1], found 1.5",
+    );
+    place.fails("--data pairs.jsonl:0", "in (0, 1], found 0");
+    place.fails("--data pairs.jsonl:0.001", "none of 24 rows is taken");
+    place.fails("--data model", "model is a folder: name its files");
+    place.fails("--data pairs.jsonl:half", "pairs.jsonl:half: No such file");
+    // Another share is another run.
+    place.fails_as(
+        place
+            .command(&format!("{both}:0.4 --resume"))
+            .args(["--out", "half"]),
+        "half is there already",
+    );
+    place.fails(
+        "--held-out-data pairs.jsonl --group topic",
+        "--group: nothing is split or shared",
+    );
+}
+
+/// The model is shown the tools of a row, and its other columns stay beside the answers.
+#[test]
+fn columns_of_prompts() {
+    let place = Place::new("llama");
+    let config = place.text("model/tokenizer_config.json");
+    let wants_tools =
+        r"{{- bos_token }}{%- if not tools %}{{ raise_exception('no tools') }}{% endif %}";
+    let with_tools = config.replace("{{- bos_token }}", wants_tools);
+    assert_ne!(config, with_tools);
+    place.write("model/tokenizer_config.json", &with_tools);
+    let rows = place.text("pairs.jsonl");
+    let columns = r#""id": 7, "tools": [{"z": 1, "a": 2}], "kl": NaN, "label": true, "prompt""#;
+    let rows = rows.replace(r#""prompt""#, columns);
+    place.write("tools.jsonl", &rows);
+    let run = place.run("trained", "--data tools.jsonl --held-out 0.2 --answers 2");
+    assert_eq!(run.text.matches("  after: ").count(), 2, "{}", run.text);
+
+    let mut sample = place
+        .command("--data tools.jsonl --sample 4 --answer-tokens 12 --temperature 1 --out pairs2");
+    // Which reads a column of the row.
+    sample.args([
+        "--score",
+        r#"sed 's/.*"id"://; s/[,}].*//' | awk '{print $1 * NR}'"#,
+    ]);
+    let said = place.finish("pairs2", &mut sample);
+    let left = "look: the column `kl` is left out of the pairs: JSON does not have <NaN>";
+    assert!(said.text.contains(left), "{}", said.text);
+    let pairs = place.text("pairs2.jsonl");
+    for line in pairs.lines() {
+        assert!(
+            line.contains(r#""id":7,"tools":[{"z":1,"a":2}],"chosen_score""#),
+            "{line}"
+        );
+        let row: Value = serde_json::from_str(line).unwrap();
+        assert_ne!(row["chosen"], row["rejected"]);
+        assert!(
+            row.get("label").is_none() && row.get("kl").is_none(),
+            "{line}"
+        );
+    }
+    place.run("next", "--data pairs2.jsonl").losses();
+    let twice = format!("{rows}{rows}");
+    place.write("twice.jsonl", &twice);
+    let mut sample = place.command("--data twice.jsonl --sample 2 --answer-tokens 1 --out pairs3");
+    let said = place.finish("pairs3", sample.args(["--score", "awk '{print NR}'"]));
+    assert!(
+        said.text.contains("48 rows have 24 different prompts"),
+        "{}",
+        said.text
+    );
 }
 
 /// Errors of the first batch end a run before its first step; warnings are printed.
@@ -1155,9 +1132,6 @@ fn columns_of_other_names() {
         text.contains("such as `<|user|>`: was a template"),
         "{text}"
     );
-    place.fails(
-        "--label-column good",
-        "--label-column: the objective takes pairs",
-    );
+    place.fails("--label-column good", "--label-column: pairs are read");
     place.fails("--roles bot", "a name and the role that it stands for");
 }

@@ -1,34 +1,52 @@
 //! The command line.
 
+use std::env;
 use std::path::PathBuf;
 
 use burn::tensor::{Device, FloatDType};
 use burn_preference::tokens::{Packing, Padding};
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use finetune::sampling::Sampling;
 use finetune::{
-    Answering, Batching, Chat, ColumnNames, DataOptions, Failure, LoraOptions, Schedule, TARGETS,
+    Answering, Batching, Chat, ColumnNames, DataOptions, DataSource, Failure, LoraOptions,
+    Schedule, TARGETS,
 };
+use serde_json::{Map, Value};
+
+use crate::options_file;
 
 /// Aligns a model that lies on disk, or has it answer prompts and a judge make pairs of the answers.
 #[derive(Parser, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub(crate) struct Args {
     /// A folder with `config.json`, `model*.safetensors`, `tokenizer.json` and
-    /// `tokenizer_config.json`, or a GGUF file of the architecture `llama`.
+    /// `tokenizer_config.json`, or a GGUF file of the architecture `llama`; or a name ORG/NAME, which
+    /// is looked for in the local cache of Hugging Face's tools.
     #[arg(help_heading = "Model and data", long)]
     pub(crate) model: PathBuf,
-    /// A PEFT adapter that is merged into the model before anything else.
+    /// A PEFT adapter (LoRA) that is merged into the model before anything else; a folder, or a name
+    /// as of `--model`.
     #[arg(help_heading = "Model and data", long)]
     pub(crate) adapter: Option<PathBuf>,
-    /// Rows of JSON lines (gzip or not) or Parquet, in TRL's shapes: pairs, unpaired completions or
-    /// lists, as the objective takes them. With `--sample`, anything with prompts. Columns of other
-    /// names: see below.
-    #[arg(help_heading = "Model and data", long)]
-    pub(crate) data: PathBuf,
-    /// Rows to measure on; otherwise some of `--data` are held out.
-    #[arg(help_heading = "Model and data", long, conflicts_with_all = ["held_out", "group"])]
-    pub(crate) held_out_data: Option<PathBuf>,
+    /// Rows of JSON lines (also by gzip or zstd) or Parquet, in TRL's shapes: pairs, unpaired
+    /// completions or lists, as the objective takes them; unpaired ones may be pairs. With
+    /// `--sample`, anything with prompts. Columns of other names: see below. Several files:
+    /// `--data a.jsonl --data b.parquet:0.5` takes half of the groups of rows of the second one.
+    #[arg(
+        help_heading = "Model and data",
+        long,
+        required = true,
+        value_name = "FILE[:SHARE]"
+    )]
+    pub(crate) data: Vec<DataSource>,
+    /// Rows to measure on, of one file or several; otherwise some of `--data` are held out.
+    #[arg(
+        help_heading = "Model and data",
+        long,
+        value_name = "FILE[:SHARE]",
+        conflicts_with = "held_out"
+    )]
+    pub(crate) held_out_data: Vec<DataSource>,
     /// Share of the groups of rows that are held out; with 0 nothing is measured.
     #[arg(help_heading = "Model and data", long, default_value_t = 0.1)]
     pub(crate) held_out: f64,
@@ -145,6 +163,18 @@ pub(crate) struct Args {
     /// Kind of files that are saved as `OUT`.
     #[arg(help_heading = "Devices and files", long, value_enum, default_value_t = Save::Model)]
     pub(crate) save: Save,
+    /// The number type of what is saved; otherwise the input's (f32 for a GGUF file, and for an
+    /// adapter).
+    #[arg(help_heading = "Devices and files", long, value_enum)]
+    pub(crate) save_dtype: Option<Numbers>,
+    /// A file of options: a JSON object by the names of the flags, such as
+    /// '{"model": "m0", "rate": 1e-4, "full": true}'. The command line wins. A run writes its own as
+    /// `OUT.run/options.json`.
+    #[arg(help_heading = "Devices and files", long)]
+    pub(crate) config: Option<PathBuf>,
+    /// The options that were given, by the command line or by `--config`.
+    #[arg(skip)]
+    pub(crate) given: Map<String, Value>,
 
     /// Held-out prompts that the model answers before and after.
     #[arg(help_heading = "Answers", long, default_value_t = 2)]
@@ -162,11 +192,12 @@ pub(crate) struct Args {
         "held_out_data", "held_out", "group", "loss", "reference", "cache", "full", "rank", "alpha",
         "targets", "quantize", "steps", "batch", "budget", "workers", "shared_prefix", "rate", "schedule",
         "warm_up", "clip", "weight_decay", "gradient_checkpointing", "evaluate_every", "patience",
-        "no_check", "resume", "save", "answers",
+        "no_check", "resume", "save", "save_dtype", "answers",
     ])]
     pub(crate) sample: Option<usize>,
     /// Who says which answer is better: a folder with a reward model, or a command that reads
-    /// `{"prompt": …, "completion": …}` line by line and writes a number a line.
+    /// `{"prompt": …, "completion": …}`, with the other columns of the row, line by line and writes
+    /// a number a line.
     #[arg(help_heading = "On-policy pairs", long, requires = "sample")]
     pub(crate) score: Option<String>,
 }
@@ -187,7 +218,7 @@ pub(crate) enum Bits {
     Q4,
 }
 
-/// The number type of frozen weights.
+/// The number type of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Numbers {
     F32,
@@ -217,7 +248,18 @@ impl Numbers {
 impl Args {
     /// Parses and checks the arguments of this process.
     pub(crate) fn checked() -> Result<Self, Failure> {
-        let mut args = Self::parse();
+        let command = Self::command();
+        let typed = options_file::with_file(env::args_os().collect(), &command)?;
+        let matches = command.clone().try_get_matches_from(typed);
+        let parsed = matches.and_then(|matches| {
+            let mut args = Self::from_arg_matches(&matches)?;
+            args.given = options_file::given(&command, &matches);
+            Ok(args)
+        });
+        let mut args = match parsed {
+            Ok(args) => args,
+            Err(error) => error.exit(),
+        };
         // Without a slash at its end, so that other names can be made of it.
         args.out = args.out.components().collect();
         check(&args)?;
@@ -311,6 +353,11 @@ fn check(args: &Args) -> Result<(), Failure> {
     };
     if let Some((name, number, range)) = numbers.into_iter().find(is_wrong) {
         return Err(format!("{name}: a number {range}, found {number}").into());
+    }
+    let mut files = args.data.iter().chain(&args.held_out_data);
+    if args.group.is_some() && !args.held_out_data.is_empty() && files.all(|file| file.share == 1.0)
+    {
+        return wrong("--group: nothing is split or shared where --held-out-data has the rows");
     }
     if args.full && args.dtype != Numbers::F32 {
         return wrong("--dtype: all weights are trained with --full, in f32");
