@@ -9,8 +9,8 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor};
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence};
 use finetune::{
-    Activation, ConfigError, Decoder, DecoderConfig, OutputLayer, SaveError, WeightError, load,
-    remarks, save,
+    Activation, ConfigError, Decoder, DecoderConfig, OutputLayer, SaveError, SaveOptions,
+    WeightError, load, remarks, save,
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
@@ -343,7 +343,7 @@ fn a_head_beside_a_tied_embedding() {
     assert!(difference(&untied, &plain) > 0.1);
     // What is saved says so itself.
     let to = folder.path().join("out");
-    save(&decoder, folder.path(), &to).unwrap();
+    save(&decoder, folder.path(), &to, &SaveOptions::default()).unwrap();
     let again = load(&to, &device).unwrap();
     assert_eq!(log_probs(&again, &expected.ids), untied);
     assert_eq!(remarks(&to, &again).unwrap(), Vec::<String>::new());
@@ -376,7 +376,7 @@ fn a_single_file_beside_shards() {
 
     let single = folder.path().join("model.safetensors");
     let there = folder.path().join("out");
-    save(&shards, folder.path(), &there).unwrap();
+    save(&shards, folder.path(), &there, &SaveOptions::default()).unwrap();
     let mut other = tensors(&there);
     let (_, norm) = other.get_mut("model.norm.weight").unwrap();
     norm[..4].copy_from_slice(&7_f32.to_le_bytes());
@@ -419,7 +419,7 @@ fn what_is_saved_is_what_was_loaded() {
         let (decoder, expected) = read(family);
         let there = tempfile::tempdir().unwrap();
         let to = there.path().join("out");
-        save(&decoder, &data(family), &to).unwrap();
+        save(&decoder, &data(family), &to, &SaveOptions::default()).unwrap();
         let mut names: Vec<String> = fs::read_dir(&to)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -439,12 +439,18 @@ fn what_is_saved_is_what_was_loaded() {
         } else {
             assert_eq!(before, after, "{family}");
         }
-        let error = save(&decoder, &data(family), &to).unwrap_err();
+        let error = save(&decoder, &data(family), &to, &SaveOptions::default()).unwrap_err();
         assert!(matches!(error, SaveError::Weights(WeightError::File { path, .. }) if path == to));
     }
     let (decoder, _) = read("llama");
     let there = tempfile::tempdir().unwrap();
-    let error = save(&decoder, Path::new("/nowhere"), &there.path().join("out")).unwrap_err();
+    let error = save(
+        &decoder,
+        Path::new("/nowhere"),
+        &there.path().join("out"),
+        &SaveOptions::default(),
+    )
+    .unwrap_err();
     assert!(matches!(
         error,
         SaveError::Weights(WeightError::File { .. })

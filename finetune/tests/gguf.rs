@@ -9,7 +9,7 @@ use std::path::Path;
 use burn::data::dataset::Dataset;
 use burn::tensor::Device;
 use burn_preference::data::{Encode, Example, JsonLines, PairFormat, Text, Tokenized, Truncation};
-use finetune::{Chat, Decoder, WeightError, load, save};
+use finetune::{Chat, Decoder, SaveOptions, WeightError, load, save};
 use safetensors::SafeTensors;
 use support::{Expected, data, difference, log_probs};
 use tempfile::TempDir;
@@ -334,7 +334,7 @@ fn what_the_metadata_says_of_texts() {
     // As it is, and as a folder that other programs load.
     let there = tempfile::tempdir().unwrap();
     let to = there.path().join("out");
-    save(&decoder, &path, &to).unwrap();
+    save(&decoder, &path, &to, &SaveOptions::default()).unwrap();
     for model in [path.as_path(), to.as_path()] {
         let chat = Chat::open(model, decoder.config()).unwrap();
         assert_eq!(ids(&chat, "ab<tool>"), [1, 4, 5, 2]);

@@ -4,171 +4,16 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use finetune::{OutputLayer, load, load_adapter};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use support::{FAMILIES, copy, data};
-use tempfile::{TempDir, tempdir};
-
-/// A folder of its own with a model, its tokenizer and rows.
-struct Place(TempDir);
-
-impl Place {
-    fn new(family: &str) -> Self {
-        let folder = tempdir().unwrap();
-        let to = |name: &str| folder.path().join(name);
-        copy(&data(family), &to("model"));
-        for entry in fs::read_dir(data("tokenizer")).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            let of_model = Path::new(&name).extension() != Some("jsonl".as_ref());
-            let place = if of_model { "model/" } else { "" };
-            fs::copy(data("tokenizer").join(&name), to(&format!("{place}{name}"))).unwrap();
-        }
-        Self(folder)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// Arguments without blanks in them; those of every run need not be said.
-    fn command(&self, arguments: &str) -> Command {
-        let mut all: Vec<&str> = arguments.split_whitespace().collect();
-        let usual = [
-            ("--model", "model"),
-            ("--data", "pairs.jsonl"),
-            ("--max-length", "32"),
-            ("--steps", "4"),
-            ("--evaluate-every", "4"),
-            ("--answers", "0"),
-        ];
-        let samples = all.contains(&"--sample");
-        for (name, value) in usual {
-            let of_training = ["--steps", "--evaluate-every", "--answers"].contains(&name);
-            if !(all.contains(&name) || samples && of_training) {
-                all.extend([name, value]);
-            }
-        }
-        let mut command = Command::new(env!("CARGO_BIN_EXE_finetune"));
-        command.args(all).current_dir(self.0.path());
-        command
-    }
-
-    /// A run that ends well.
-    fn run(&self, out: &str, arguments: &str) -> Run {
-        self.finish(out, &mut self.command(&format!("{arguments} --out {out}")))
-    }
-
-    fn finish(&self, out: &str, command: &mut Command) -> Run {
-        let done = command.output().unwrap();
-        let run = Run::new(self.path(out), &done);
-        assert!(done.status.success(), "{command:?}: {}", run.text);
-        run
-    }
-
-    /// What a run says that fails, and leaves nothing that could be taken for a result.
-    fn fails(&self, arguments: &str, text: &str) {
-        self.fails_as(
-            &mut self.command(&format!("{arguments} --out failed")),
-            text,
-        );
-    }
-
-    fn fails_as(&self, command: &mut Command, text: &str) {
-        let done = command.output().unwrap();
-        let error = String::from_utf8(done.stderr).unwrap();
-        assert!(!done.status.success(), "{command:?}");
-        assert!(error.contains(text), "{command:?}: {error}");
-        assert!(!error.contains("panicked"), "{error}");
-        for entry in fs::read_dir(self.0.path()).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            assert!(!name.starts_with('.'), "{name}");
-            let is_result = name == "failed" || name.starts_with("failed.json");
-            assert!(!is_result, "{name}");
-        }
-    }
-
-    fn text(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-}
-
-/// What a run has said and written.
-struct Run {
-    out: PathBuf,
-    text: String,
-}
-
-impl Run {
-    fn new(out: PathBuf, done: &Output) -> Self {
-        let text = [&done.stdout[..], &done.stderr].concat();
-        let text = String::from_utf8(text).unwrap();
-        Self { out, text }
-    }
-
-    /// Loss, accuracy, margin, and the log-probabilities of both sides; NaN where there is none.
-    fn row(&self, name: &str) -> Vec<f64> {
-        let start = format!("| {name} | ");
-        let line = self.text.lines().find_map(|line| line.strip_prefix(&start));
-        let line = line.unwrap_or_else(|| panic!("no row {name}: {}", self.text));
-        let numbers = line.trim_end_matches('|').split('|');
-        numbers
-            .map(|x| x.trim().parse().unwrap_or(f64::NAN))
-            .collect()
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.out.with_extension("run")
-    }
-
-    fn metrics(&self) -> String {
-        fs::read_to_string(self.folder().join("metrics.jsonl")).unwrap()
-    }
-
-    /// A number of each line that has it, and its step.
-    fn numbers(&self, of: &str, key: &str) -> Vec<(u64, f64)> {
-        let text = self.metrics();
-        let lines = text.lines().map(|line| -> Value {
-            let line = serde_json::from_str(line);
-            line.unwrap()
-        });
-        let numbers = lines.filter_map(|line| {
-            let step = line["step"].as_u64().unwrap();
-            Some((step, line[of][key].as_f64()?))
-        });
-        numbers.collect()
-    }
-
-    fn losses(&self) -> Vec<f64> {
-        let all = ["train", "held_out"].map(|of| self.numbers(of, "loss"));
-        let losses: Vec<f64> = all.concat().into_iter().map(|(_, loss)| loss).collect();
-        assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
-        losses
-    }
-
-    /// That the held-out loss has fallen.
-    fn learns(&self) {
-        self.losses();
-        let held_out = self.numbers("held_out", "loss");
-        let (first, last) = (held_out[0], held_out[held_out.len() - 1]);
-        assert!(first.0 == 0 && last.1 < first.1, "{held_out:?}");
-    }
-
-    fn checkpoints(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.folder()).unwrap();
-        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.contains("checkpoint")).collect()
-    }
-}
+use support::FAMILIES;
+use support::place::{Place, Run};
 
 /// Equal but for so much.
 fn near(a: &[f64], b: &[f64], most: f64) {
@@ -374,6 +219,7 @@ fn weights_of_fewer_bits() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a run of each kind of rows")]
 fn every_kind_of_rows() {
     let place = Place::new("qwen2");
     let down = place
@@ -497,7 +343,8 @@ fn pairs_as_unpaired_completions() {
         let row: Value = serde_json::from_str(line).unwrap();
         for (side, label) in [("chosen", true), ("rejected", false)] {
             let row = json!({"prompt": row["prompt"], "completion": row[side], "label": label});
-            unpaired += &format!("{row}\n");
+            unpaired.push_str(&row.to_string());
+            unpaired.push('\n');
         }
     }
     place.write("both.jsonl", &unpaired);
@@ -1206,7 +1053,7 @@ fn columns_of_other_names() {
         format!("{row}\n")
     };
     let rows = |shape: Value| (0..4).map(|i| row(i, shape.clone())).collect::<String>();
-    let usual = "--held-out 0.5 --steps 1";
+    let usual = "--held-out 0.5 --steps 1 --batch 2";
     let numbers = |out: &str, arguments: &str| {
         let run = place.run(out, &format!("{usual} {arguments}"));
         (run.row("before"), run.text)

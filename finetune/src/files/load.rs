@@ -17,7 +17,7 @@ use super::tensors::floats;
 use crate::gguf::Gguf;
 use crate::model::config::{DecoderConfig, OutputLayer};
 use crate::model::decoder::Decoder;
-use crate::model::names::{norms, projections};
+use crate::model::names::{EMBEDDING, HEAD, norms, projections};
 use crate::model::projection::Projection;
 
 /// Loads a model into f32: a folder with `config.json` and `model.safetensors`, or else the shards that
@@ -45,8 +45,10 @@ pub fn load_as(dtype: FloatDType, model: &Path, device: &Device) -> Result<Decod
         (gguf.config().map_err(file(model))?, Files::Gguf(gguf))
     } else {
         let config = DecoderConfig::values(model)?;
-        let paths = WeightFiles::find(model)?.read;
-        (config, Files::Safetensors(Shards::open(&paths)?))
+        (
+            config,
+            Files::Safetensors(Shards::open(&weight_files(model)?)?),
+        )
     };
     let mut config = DecoderConfig::parse(config)?;
     if files.have_another_head(&config)? {
@@ -116,9 +118,6 @@ pub(super) fn config_keys(model: &Path) -> Result<Map<String, Value>, WeightErro
 fn is_known(name: &str, config: &DecoderConfig) -> bool {
     name.ends_with("rotary_emb.inv_freq") || (config.output != OutputLayer::Head && name == HEAD)
 }
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 
 /// Tensors by Hugging Face's names, decoded when they are asked for.
 enum Files {
@@ -205,6 +204,11 @@ impl Shards {
         }
         Ok(shards)
     }
+}
+
+/// The files that a folder's model is made of.
+pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, WeightError> {
+    Ok(WeightFiles::find(folder)?.read)
 }
 
 /// The files of a folder with weights.
