@@ -250,6 +250,9 @@ fn tokens_that_the_model_has_no_words_for() {
     let error = open(serde_json::json!({"eos_token": "<end>"}))
         .err()
         .unwrap();
+    assert!(error.starts_with("no `eos_token`"), "{error}");
+    let more = serde_json::json!({"eos_token": "</s>", "additional_special_tokens": ["<end>"]});
+    let error = open(more).err().unwrap();
     assert!(
         error.contains("the id 340 (\"<end>\"), and the model 340 words"),
         "{error}"

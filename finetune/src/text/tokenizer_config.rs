@@ -95,18 +95,18 @@ impl TokenizerConfig {
     }
 
     /// Adds what only these files name to a tokenizer: a text that is a special token there is one
-    /// here, too. A token that only fills rows, and that a model of `vocab` words has no word for, is
-    /// left out.
+    /// here, too. Padding and the end that a model of `vocab` words has no word for are left out: rows
+    /// may be filled by another token, and a model without an end is refused.
     pub fn add_tokens(&self, tokenizer: &mut Tokenizer, vocab: usize) -> Result<(), ChatError> {
         let there = tokenizer.get_added_tokens_decoder();
         let texts: BTreeSet<&str> = there.values().map(|token| token.content.as_str()).collect();
-        let mut padding = self.value("pad_token").clone();
-        padding = added_token(&padding, true).map_or(Value::Null, |of| of.content.into());
         let next = tokenizer.get_vocab_size(true);
-        let fills_only = |token: &AddedToken, id: Option<u32>| {
-            let id = id.map_or(next, |id| id as usize);
+        let ends = ["pad_token", "eos_token"].map(|name| added_token(self.value(name), true));
+        let has_no_word = |token: &AddedToken, id: Option<u32>| {
+            let mut ends = ends.iter().flatten();
             let is_new = tokenizer.token_to_id(&token.content).is_none();
-            padding == token.content.as_str() && is_new && id >= vocab
+            let id = id.map_or(next, |id| id as usize);
+            is_new && id >= vocab && ends.any(|end| end.content == token.content)
         };
         let special: Vec<_> = self.special().collect();
         let mut tokens: Vec<(Option<u32>, AddedToken)> = Vec::new();
@@ -123,7 +123,7 @@ impl TokenizerConfig {
                 tokens.push((None, token));
             }
         }
-        tokens.retain(|(id, token)| !fills_only(token, *id));
+        tokens.retain(|(id, token)| !has_no_word(token, *id));
         let new: Vec<bool> = tokens
             .iter()
             .map(|(_, token)| tokenizer.token_to_id(&token.content).is_none())
