@@ -1,62 +1,16 @@
 //! From messages to token ids and back: a model's tokenizer and its chat template.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn_preference::data::{Content, Encode, Encoded, Example, Message, Text};
 use minijinja::Value;
 use minijinja::value::Serde;
-use thiserror::Error;
 use tokenizers::Tokenizer;
 
+use super::error::{ChatError, failed};
 use super::template::ChatTemplate;
 use crate::failure::Failure;
-
-/// Why a model's tokenizer cannot be used.
-#[derive(Debug, Error)]
-pub enum ChatError {
-    /// A file cannot be read, or is not what it should be.
-    #[error("{}: {source}", path.display())]
-    File {
-        /// Path of the file.
-        path: PathBuf,
-        /// The error of its reader.
-        source: Failure,
-    },
-    /// No token ends a text.
-    #[error("no `eos_token` in tokenizer_config.json that the tokenizer knows: found {0}")]
-    NoEnd(String),
-    /// A token of `tokenizer_config.json` would get another id than stands there.
-    #[error(
-        "tokenizer_config.json has {token:?} at the id {expected}, and tokenizer.json, which does \
-         not have it, would add it at {found}: save the tokenizer again by the program that made it"
-    )]
-    Id {
-        /// The token.
-        token: String,
-        /// Its id by `tokenizer_config.json`.
-        expected: u32,
-        /// The id behind those of `tokenizer.json`.
-        found: u32,
-    },
-    /// The tokenizer is another model's.
-    #[error("the tokenizer has the id {id} ({token:?}), and the model {vocab} words")]
-    Vocabulary {
-        /// The largest id.
-        id: u32,
-        /// The text of this id.
-        token: String,
-        /// Number of words of the model.
-        vocab: usize,
-    },
-}
-
-pub(super) fn failed(path: &Path, source: impl Into<Failure>) -> ChatError {
-    ChatError::File {
-        path: path.to_owned(),
-        source: source.into(),
-    }
-}
 
 /// A tokenizer, and the template that makes one text of a conversation.
 pub struct Chat {

@@ -12,7 +12,8 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::chat::{Chat, ChatError, failed};
+use super::chat::Chat;
+use super::error::{ChatError, failed};
 use super::template::ChatTemplate;
 use crate::failure::Failure;
 use crate::gguf::Gguf;

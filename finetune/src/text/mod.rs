@@ -2,6 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `error` | errors of tokenizers and templates |
 //! | `python_json`, `python_text` | JSON and values as Python writes them, for templates |
 //! | `source` | a template's source, for minijinja |
 //! | `chat` | a tokenizer with its template |
@@ -11,6 +12,7 @@
 //! | `open` | both from a folder, or from either |
 
 mod chat;
+mod error;
 pub(crate) mod gguf;
 mod open;
 mod python_json;
@@ -19,5 +21,6 @@ mod source;
 mod template;
 mod tokenizer_config;
 
-pub use chat::{Chat, ChatError};
+pub use chat::Chat;
+pub use error::ChatError;
 pub use template::{ChatTemplate, Raised, Rendered};

@@ -6,7 +6,8 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use tokenizers::Tokenizer;
 
-use super::chat::{Chat, ChatError, failed};
+use super::chat::Chat;
+use super::error::{ChatError, failed};
 use super::template::ChatTemplate;
 use super::tokenizer_config::{TokenizerConfig, read_object};
 use crate::gguf::Gguf;

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::chat::{ChatError, failed};
+use super::error::{ChatError, failed};
 
 /// `tokenizer_config.json` and the older and newer files that go before it, as transformers 5.24 reads
 /// them.
