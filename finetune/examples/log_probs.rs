@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let device = Device::default();
     let mut model = load(&args.model, &device)?;
     if let Some(folder) = &args.adapter {
-        model = load_adapter(model, folder, &device)?.0;
+        model = load_adapter(model, folder, &device)?;
     }
     let Input {
         mut ids,

@@ -2,12 +2,12 @@
 """Whether transformers and PEFT load what the program saves, and compute what it computes.
 
     cargo build --release -p finetune --bin finetune --example log_probs
-    python3 -m venv .venv && .venv/bin/pip install torch==2.15.0 transformers==5.23.0 peft==0.21.2
+    python3 -m venv .venv && .venv/bin/pip install torch==2.15.0 transformers==5.24.0 peft==0.21.2
     .venv/bin/python finetune/scripts/check.py
 
-For every family of tests/data it trains a few steps: all weights, merged adapters, adapters alone,
-and a reward model. Of each, other programs' log-probability of every token (their reward at the end
-of a row) is off by less than 1e-4, and their tokenizer gives the same ids.
+For every family of tests/data it trains a few steps: all weights, merged adapters (saved in f32, bf16 and
+f16), adapters alone, whose config names their base, and a reward model. Of each, other programs' log-probability
+of every token (their reward at the end of a row) is off by less than 1e-4, and their tokenizer gives the same ids.
 
     --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf --data PAIRS.jsonl.gz
 
@@ -64,16 +64,19 @@ def token_log_probs(model, ids):
         yield logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])[:, 0]
 
 
-def loaded(kind, folder):
+def loaded(kind, folder, dtype=torch.float32):
     model, report = kind.from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
     # transformers only warns of what is missing or left over.
     assert not any(report.values()), report
-    assert model.dtype == torch.float32, model.dtype
-    return model.eval()
+    # By the config.
+    assert model.dtype == dtype, model.dtype
+    # In f32, as this package computes with the numbers.
+    return kind.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
 
 
-def with_adapter(folder, base):
-    model = peft.PeftModel.from_pretrained(loaded(transformers.AutoModelForCausalLM, base), folder).eval()
+def with_adapter(folder):
+    # From the folder alone, wherever it is: its config names the base.
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     # And so does PEFT.
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         stored = set(file.keys())
@@ -92,8 +95,8 @@ def same_ids(folder, ids, conversations):
 def check(programs, model, data, work, rows, options):
     """Trains, and has other programs load it: the largest difference of each kind."""
     found = {}
-    for kind, more in dict(merged=[], full=["--full"], adapter=["--save", "adapter"],
-                           rewards=["--loss", "bradley_terry"]).items():
+    for kind, more in dict(merged=[], full=["--full"], bf16=["--save-dtype", "bf16"], f16=["--save-dtype", "f16"],
+                           adapter=["--save", "adapter"], rewards=["--loss", "bradley_terry"]).items():
         out = work / kind
         if kind == "adapter" and model.is_file():
             # PEFT wants a folder for a base: the one that was saved goes on.
@@ -102,7 +105,8 @@ def check(programs, model, data, work, rows, options):
         shutil.rmtree(f"{out}.run")
         if kind == "adapter":
             expected = ours(programs, model, rows, out)
-            theirs = list(token_log_probs(with_adapter(out, model), expected["ids"]))
+            same_ids(out, expected["ids"][len(rows["ids"]):], rows["conversations"])
+            theirs = list(token_log_probs(with_adapter(out), expected["ids"]))
             found[kind] = worst(theirs, expected["log_probs"])
             continue
         expected = ours(programs, out, rows)
@@ -114,7 +118,8 @@ def check(programs, model, data, work, rows, options):
             if scorer.config.pad_token_id not in (None, transformers.AutoTokenizer.from_pretrained(out).eos_token_id):
                 found["padded rewards"] = padded(scorer, expected)
         else:
-            theirs = list(token_log_probs(loaded(transformers.AutoModelForCausalLM, out), expected["ids"]))
+            dtype = dict(bf16=torch.bfloat16, f16=torch.float16).get(kind, torch.float32)
+            theirs = list(token_log_probs(loaded(transformers.AutoModelForCausalLM, out, dtype), expected["ids"]))
             found[kind] = worst(theirs, expected["log_probs"])
     return found
 

@@ -2,16 +2,16 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Gradients, Tensor};
+use burn::tensor::{Device, FloatDType, Gradients, Tensor};
 use finetune::{
-    AdapterError, Decoder, LoraOptions, TARGETS, UnknownTarget, WeightError, load, load_adapter,
-    save_adapter,
+    AdapterError, Decoder, LoraOptions, SaveError, Source, TARGETS, UnknownTarget, WeightError,
+    load, load_adapter, save_adapter,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize_to_file};
@@ -38,8 +38,7 @@ fn log_probs_are_those_of_peft() {
             difference(&plain, &theirs) > 0.1,
             "{family}: nothing to see"
         );
-        let (adapted, options) = load_adapter(base, &adapter(family), &Device::default()).unwrap();
-        assert_eq!((options.rank, options.alpha), (2, 4.0));
+        let adapted = load_adapter(base, &adapter(family), &Device::default()).unwrap();
         let merged = adapted.clone().merged();
         assert!(adapted.has_adapters() && !merged.has_adapters());
         for model in [&adapted, &merged] {
@@ -48,6 +47,41 @@ fn log_probs_are_those_of_peft() {
             assert!(worst < 2e-5, "{family}: {worst}");
         }
     }
+}
+
+/// Adapters of `llama` that begin in another way, or say rank, scale and places in another way.
+const KINDS: [&str; 8] = [
+    "eva",
+    "gaussian",
+    "layers",
+    "mica",
+    "orthogonal",
+    "patterns",
+    "regex",
+    "rslora",
+];
+
+#[test]
+fn every_kind_of_adapter_computes_what_it_does_in_peft() {
+    let device = Device::default();
+    for kind in KINDS {
+        let expected = Expected::read(&adapter(kind));
+        let theirs = expected.log_probs.concat();
+        let adapted = load_adapter(base("llama"), &adapter(kind), &device).unwrap();
+        let worst = difference(&log_probs(&adapted, &expected.ids), &theirs);
+        assert!(worst < 2e-5, "{kind}: {worst}");
+        // What is saved of it has a config of the usual kind, and is the same adapter.
+        let there = tempdir().unwrap();
+        let to = there.path().join("adapter");
+        save_adapter(&adapted, &source("llama"), &to, FloatDType::F32).unwrap();
+        let again = load_adapter(base("llama"), &to, &device).unwrap();
+        let worst = difference(&log_probs(&again, &expected.ids), &theirs);
+        assert!(worst < 2e-5, "{kind} again: {worst}");
+    }
+}
+
+fn source(family: &str) -> Source {
+    Source::find(&data(family), &[]).unwrap()
 }
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
@@ -65,17 +99,33 @@ fn read(folder: &Path) -> Tensors {
 fn what_is_saved_is_what_was_loaded() {
     for family in FAMILIES {
         let device = Device::default();
-        let (adapted, options) = load_adapter(base(family), &adapter(family), &device).unwrap();
+        let adapted = load_adapter(base(family), &adapter(family), &device).unwrap();
         let folder = tempdir().unwrap();
         let to = folder.path().join("adapter");
-        save_adapter(&adapted, &options, Path::new(family), &to).unwrap();
+        let save = |dtype| save_adapter(&adapted, &source(family), &to, dtype);
+        save(FloatDType::F32).unwrap();
         assert_eq!(read(&to), read(&adapter(family)), "{family}");
-        let (again, same) = load_adapter(base(family), &to, &device).unwrap();
-        assert_eq!(same, options);
+        let config = fs::read_to_string(to.join("adapter_config.json")).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
+        let theirs = fs::read_to_string(adapter(family).join("adapter_config.json")).unwrap();
+        let theirs: Value = serde_json::from_str(&theirs).unwrap();
+        for key in ["r", "lora_alpha", "rank_pattern", "alpha_pattern"] {
+            assert_eq!(config[key].as_f64(), theirs[key].as_f64(), "{key}");
+            assert_eq!(config[key].as_object(), theirs[key].as_object(), "{key}");
+        }
+        let names = |config: &Value| {
+            let names = config["target_modules"].as_array().unwrap().iter();
+            names.map(ToString::to_string).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(names(&config), names(&theirs));
+        // Whatever folder it is loaded from.
+        let base_of = config["base_model_name_or_path"].as_str().unwrap();
+        assert!(Path::new(base_of).is_absolute() && Path::new(base_of).ends_with(family));
+        let again = load_adapter(base(family), &to, &device).unwrap();
         let ids = Expected::read(&adapter(family)).ids;
         assert_eq!(log_probs(&again, &ids), log_probs(&adapted, &ids));
-        let error = save_adapter(&adapted, &options, Path::new(family), &to).unwrap_err();
-        assert!(matches!(error, WeightError::File { path, .. } if path == to));
+        let error = save(FloatDType::F32).unwrap_err();
+        assert!(matches!(error, SaveError::Weights(WeightError::File { path, .. }) if path == to));
     }
 }
 
@@ -102,6 +152,7 @@ fn changed(change: impl FnOnce(&mut Map<String, Value>, &mut Tensors)) -> TempDi
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of configs and their errors")]
 fn what_would_be_another_adapter_is_refused() {
     const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
     let open = |folder: &Path| load_adapter(base("qwen2"), folder, &Device::default());
@@ -112,12 +163,24 @@ fn what_would_be_another_adapter_is_refused() {
     open(changed(|_, _| ()).path()).unwrap();
     for (key, value) in [
         ("use_dora", json!(true)),
-        ("use_rslora", json!(true)),
+        ("use_rslora", json!("yes")),
         ("lora_bias", json!(true)),
         ("bias", json!("all")),
         ("fan_in_fan_out", json!(true)),
-        ("rank_pattern", json!({"q_proj": 4})),
-        ("alpha_pattern", json!({"q_proj": 4})),
+        ("rank_pattern", json!({"q_proj": 0})),
+        ("rank_pattern", json!({"(": 4})),
+        ("alpha_pattern", json!({"q_proj": "4"})),
+        ("layers_to_transform", json!("all")),
+        ("target_modules", json!("(")),
+        ("target_modules", json!(["q_proj", "lm_head"])),
+        ("target_modules", json!(3)),
+        ("init_lora_weights", json!("olora")),
+        ("init_lora_weights", json!("corda")),
+        ("init_lora_weights", json!("loftq")),
+        ("init_lora_weights", json!("lora_ga")),
+        ("trainable_token_indices", json!([1])),
+        ("target_parameters", json!(["x"])),
+        ("layer_replication", json!([[0, 1]])),
         ("modules_to_save", json!(["lm_head"])),
         ("init_lora_weights", json!("pissa")),
         ("what_comes_next", json!(1)),
@@ -136,9 +199,64 @@ fn what_would_be_another_adapter_is_refused() {
         shape,
     );
     fails(
-        &|_, tensors| drop(tensors.remove(A)),
-        &format!("no tensor `{A}`"),
+        &|config, _| drop(config.insert("rank_pattern".to_owned(), json!({"q_proj": 3}))),
+        shape,
     );
+    fails(
+        &|_, tensors| drop(tensors.remove(A)),
+        &format!("no tensor `{A}`: 1 of the 28 tensors"),
+    );
+    // No tensors, one half of them, those of a name that nobody reads, more than the config says.
+    fails(
+        &|_, tensors| tensors.clear(),
+        &format!("no tensor `{A}`: 28 of the 28 tensors"),
+    );
+    fails(
+        &|_, tensors| tensors.retain(|name, _| !name.contains("_proj.lora_B")),
+        "14 of the 28 tensors",
+    );
+    fails(
+        &|_, tensors| {
+            let other = |name: String| name.replace(".weight", ".default.weight");
+            let old = std::mem::take(tensors).into_iter();
+            *tensors = old.map(|(name, tensor)| (other(name), tensor)).collect();
+        },
+        "there is `base_model.model.model.layers.0.mlp.down_proj.lora_A.default.weight` instead",
+    );
+    fails(
+        &|config, _| drop(config.insert("target_modules".to_owned(), json!(["v_proj"]))),
+        &format!("`{A}`: `target_modules` of adapter_config.json ([\"v_proj\"]) does not name"),
+    );
+    fails(
+        &|config, _| drop(config.insert("layers_to_transform".to_owned(), json!([1]))),
+        &format!("`{A}`: `target_modules`"),
+    );
+    fails(
+        &|config, tensors| {
+            config.insert("target_modules".to_owned(), Value::Null);
+            tensors.clear();
+        },
+        "the file has no tensors",
+    );
+    // Whatever cannot change what is computed.
+    for (key, value) in [
+        ("target_modules", Value::Null),
+        ("target_modules", json!("all-linear")),
+        ("lora_dropout", json!(0.1)),
+        ("init_lora_weights", json!("Gaussian")),
+        ("init_lora_weights", json!(false)),
+        ("rank_pattern", Value::Null),
+        ("rank_pattern", json!({"lm_head": 4})),
+        ("what_comes_next", json!(false)),
+    ] {
+        let folder = changed(|config, _| drop(config.insert(key.to_owned(), value.clone())));
+        let ids = Expected::read(&adapter("qwen2")).ids;
+        let [usual, other] = [&adapter("qwen2"), folder.path()].map(|from| {
+            let adapted = open(from).unwrap();
+            log_probs(&adapted, &ids)
+        });
+        assert_eq!(usual, other, "{key}: {value}");
+    }
     let extra = A.replace("layers.0", "layers.2");
     let more = |tensors: &mut Tensors| tensors.insert(extra.clone(), tensors[A].clone());
     fails(&|_, tensors| drop(more(tensors)), &format!("`{extra}`"));
@@ -166,6 +284,11 @@ fn what_would_be_another_adapter_is_refused() {
         error,
         AdapterError::File(WeightError::Shape { .. })
     ));
+    let pickled = changed(|_, _| ());
+    let at = |name: &str| pickled.path().join(name);
+    fs::rename(at("adapter_model.safetensors"), at("adapter_model.bin")).unwrap();
+    let error = open(pickled.path()).unwrap_err().to_string();
+    assert!(error.contains("adapter_model.bin: pickled"), "{error}");
     for gone in ["adapter_config.json", "adapter_model.safetensors"] {
         let folder = changed(|_, _| ());
         let path = folder.path().join(gone);

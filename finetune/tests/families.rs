@@ -7,7 +7,9 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence};
-use finetune::{ConfigError, Decoder, DecoderConfig, SaveError, WeightError, load, save};
+use finetune::{
+    ConfigError, Decoder, DecoderConfig, SaveError, SaveOptions, WeightError, load, save,
+};
 use serde_json::{Value, json};
 use support::{Expected, FAMILIES, data, difference, log_probs};
 
@@ -147,7 +149,7 @@ fn what_is_saved_is_what_was_loaded() {
         let (decoder, expected) = read(family);
         let there = tempfile::tempdir().unwrap();
         let to = there.path().join("out");
-        save(&decoder, &data(family), &to).unwrap();
+        save(&decoder, &data(family), &to, &SaveOptions::default()).unwrap();
         let mut names: Vec<String> = fs::read_dir(&to)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -167,12 +169,18 @@ fn what_is_saved_is_what_was_loaded() {
         } else {
             assert_eq!(before, after, "{family}");
         }
-        let error = save(&decoder, &data(family), &to).unwrap_err();
+        let error = save(&decoder, &data(family), &to, &SaveOptions::default()).unwrap_err();
         assert!(matches!(error, SaveError::Weights(WeightError::File { path, .. }) if path == to));
     }
     let (decoder, _) = read("llama");
     let there = tempfile::tempdir().unwrap();
-    let error = save(&decoder, Path::new("/nowhere"), &there.path().join("out")).unwrap_err();
+    let error = save(
+        &decoder,
+        Path::new("/nowhere"),
+        &there.path().join("out"),
+        &SaveOptions::default(),
+    )
+    .unwrap_err();
     assert!(matches!(
         error,
         SaveError::Weights(WeightError::File { .. })

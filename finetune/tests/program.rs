@@ -4,171 +4,16 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use finetune::{OutputLayer, load, load_adapter};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use support::{FAMILIES, copy, data};
-use tempfile::{TempDir, tempdir};
-
-/// A folder of its own with a model, its tokenizer and rows.
-struct Place(TempDir);
-
-impl Place {
-    fn new(family: &str) -> Self {
-        let folder = tempdir().unwrap();
-        let to = |name: &str| folder.path().join(name);
-        copy(&data(family), &to("model"));
-        for entry in fs::read_dir(data("tokenizer")).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            let of_model = Path::new(&name).extension() != Some("jsonl".as_ref());
-            let place = if of_model { "model/" } else { "" };
-            fs::copy(data("tokenizer").join(&name), to(&format!("{place}{name}"))).unwrap();
-        }
-        Self(folder)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// Arguments without blanks in them; those of every run need not be said.
-    fn command(&self, arguments: &str) -> Command {
-        let mut all: Vec<&str> = arguments.split_whitespace().collect();
-        let usual = [
-            ("--model", "model"),
-            ("--data", "pairs.jsonl"),
-            ("--max-length", "32"),
-            ("--steps", "4"),
-            ("--evaluate-every", "4"),
-            ("--answers", "0"),
-        ];
-        let samples = all.contains(&"--sample");
-        for (name, value) in usual {
-            let of_training = ["--steps", "--evaluate-every", "--answers"].contains(&name);
-            if !(all.contains(&name) || samples && of_training) {
-                all.extend([name, value]);
-            }
-        }
-        let mut command = Command::new(env!("CARGO_BIN_EXE_finetune"));
-        command.args(all).current_dir(self.0.path());
-        command
-    }
-
-    /// A run that ends well.
-    fn run(&self, out: &str, arguments: &str) -> Run {
-        self.finish(out, &mut self.command(&format!("{arguments} --out {out}")))
-    }
-
-    fn finish(&self, out: &str, command: &mut Command) -> Run {
-        let done = command.output().unwrap();
-        let run = Run::new(self.path(out), &done);
-        assert!(done.status.success(), "{command:?}: {}", run.text);
-        run
-    }
-
-    /// What a run says that fails, and leaves nothing that could be taken for a result.
-    fn fails(&self, arguments: &str, text: &str) {
-        self.fails_as(
-            &mut self.command(&format!("{arguments} --out failed")),
-            text,
-        );
-    }
-
-    fn fails_as(&self, command: &mut Command, text: &str) {
-        let done = command.output().unwrap();
-        let error = String::from_utf8(done.stderr).unwrap();
-        assert!(!done.status.success(), "{command:?}");
-        assert!(error.contains(text), "{command:?}: {error}");
-        assert!(!error.contains("panicked"), "{error}");
-        for entry in fs::read_dir(self.0.path()).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            assert!(!name.starts_with('.'), "{name}");
-            let is_result = name == "failed" || name.starts_with("failed.json");
-            assert!(!is_result, "{name}");
-        }
-    }
-
-    fn text(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-}
-
-/// What a run has said and written.
-struct Run {
-    out: PathBuf,
-    text: String,
-}
-
-impl Run {
-    fn new(out: PathBuf, done: &Output) -> Self {
-        let text = [&done.stdout[..], &done.stderr].concat();
-        let text = String::from_utf8(text).unwrap();
-        Self { out, text }
-    }
-
-    /// Loss, accuracy, margin, and the log-probabilities of both sides; NaN where there is none.
-    fn row(&self, name: &str) -> Vec<f64> {
-        let start = format!("| {name} | ");
-        let line = self.text.lines().find_map(|line| line.strip_prefix(&start));
-        let line = line.unwrap_or_else(|| panic!("no row {name}: {}", self.text));
-        let numbers = line.trim_end_matches('|').split('|');
-        numbers
-            .map(|x| x.trim().parse().unwrap_or(f64::NAN))
-            .collect()
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.out.with_extension("run")
-    }
-
-    fn metrics(&self) -> String {
-        fs::read_to_string(self.folder().join("metrics.jsonl")).unwrap()
-    }
-
-    /// A number of each line that has it, and its step.
-    fn numbers(&self, of: &str, key: &str) -> Vec<(u64, f64)> {
-        let text = self.metrics();
-        let lines = text.lines().map(|line| -> Value {
-            let line = serde_json::from_str(line);
-            line.unwrap()
-        });
-        let numbers = lines.filter_map(|line| {
-            let step = line["step"].as_u64().unwrap();
-            Some((step, line[of][key].as_f64()?))
-        });
-        numbers.collect()
-    }
-
-    fn losses(&self) -> Vec<f64> {
-        let all = ["train", "held_out"].map(|of| self.numbers(of, "loss"));
-        let losses: Vec<f64> = all.concat().into_iter().map(|(_, loss)| loss).collect();
-        assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
-        losses
-    }
-
-    /// That the held-out loss has fallen.
-    fn learns(&self) {
-        self.losses();
-        let held_out = self.numbers("held_out", "loss");
-        let (first, last) = (held_out[0], held_out[held_out.len() - 1]);
-        assert!(first.0 == 0 && last.1 < first.1, "{held_out:?}");
-    }
-
-    fn checkpoints(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.folder()).unwrap();
-        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.contains("checkpoint")).collect()
-    }
-}
+use support::FAMILIES;
+use support::place::{Place, Run};
 
 /// Equal but for so much.
 fn near(a: &[f64], b: &[f64], most: f64) {
@@ -374,6 +219,7 @@ fn weights_of_fewer_bits() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a run of each kind of rows")]
 fn every_kind_of_rows() {
     let place = Place::new("qwen2");
     let down = place
@@ -692,6 +538,108 @@ fn losses_of_a_whole_step_are_not_split() {
     }
     // Others are, to the same numbers: above.
     place.run("split", "--loss orpo --budget 40");
+}
+
+/// Held-out losses and z₀ of a run on two rows, which are one step whatever `--batch` is, so that
+/// the trained weights are the same.
+fn measured(place: &Place, out: &str, rows: &str, arguments: &str) -> [Vec<f64>; 2] {
+    let text = place.text(rows);
+    let two: Vec<&str> = text.lines().take(2).collect();
+    place.write("two.jsonl", &two.join("\n"));
+    let usual = "--data two.jsonl --steps 3 --evaluate-every 3 --rate 0.02 --warm-up 0";
+    let run = place.run(out, &format!("{usual} --held-out-data {rows} {arguments}"));
+    ["loss", "kl"].map(|key| {
+        let numbers = run.numbers("held_out", key).into_iter();
+        numbers.map(|(_, number)| number).collect()
+    })
+}
+
+#[test]
+fn what_is_measured_does_not_depend_on_the_batch() {
+    let place = Place::new("llama");
+    for (i, (rows, loss)) in [
+        ("unpaired.jsonl", "kto"),
+        ("unpaired.jsonl", "bco"),
+        ("pairs.jsonl", "aot"),
+        (
+            "pairs.jsonl",
+            r#"{"loss":"with_sft","weight":1,"normalization":"token","objective":{"loss":"dpo"}}"#,
+        ),
+        (
+            "pairs.jsonl",
+            r#"{"loss":"orpo","nll_normalization":"token"}"#,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut count = 0;
+        let mut by = |more: &str| {
+            count += 1;
+            let arguments = format!("--loss {loss} {more}");
+            measured(&place, &format!("{i}-{count}"), rows, &arguments)
+        };
+        let whole = by("--batch 24");
+        let [losses, baselines] = &whole;
+        assert!(losses.len() == 2 && losses[0] != losses[1], "{losses:?}");
+        for batch in ["--batch 2", "--batch 3"] {
+            assert_eq!(by(batch), whole, "{loss} {batch}");
+        }
+        // By several forwards: rows of like length together, or those of one prompt.
+        for cut in ["--budget 120", "--budget 120 --shared-prefix"] {
+            let [of_cut, baselines_of_cut] = by(&format!("--batch 2 --workers 1 {cut}"));
+            near(&of_cut, losses, 2e-5);
+            near(&baselines_of_cut, baselines, 2e-4);
+        }
+    }
+}
+
+/// δ of the table is the one of the evaluation whose weights are saved.
+#[test]
+fn the_table_is_of_the_best_evaluation() {
+    let place = Place::new("llama");
+    let run = place.run(
+        "best",
+        "--data unpaired.jsonl --loss bco --steps 12 --evaluate-every 1 --rate 0.05 --warm-up 0",
+    );
+    let losses = run.numbers("held_out", "loss");
+    let best = losses[1..]
+        .iter()
+        .copied()
+        .min_by(|a, b| a.1.total_cmp(&b.1));
+    let (step, loss) = best.unwrap();
+    assert!(step < 12, "{losses:?}");
+    near(&run.row("after")[..1], &[loss], 1e-4);
+}
+
+/// AdamW's first step moves every weight by the rate, however small its gradient is, while that is
+/// larger than ε. Clipped at a norm of 1e-3, gradients are about 1e-5 here.
+#[test]
+fn small_gradients_move_weights_by_the_rate() {
+    let place = Place::new("llama");
+    let once = "--full --steps 1 --evaluate-every 1 --warm-up 0 --schedule constant";
+    let run = place.run("once", &format!("{once} --rate 0.001 --clip 0.001"));
+    let read = |folder: &Path| {
+        let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let mut numbers: Vec<(String, Vec<f32>)> = Vec::new();
+        for (name, tensor) in tensors.tensors() {
+            let (words, _) = tensor.data().as_chunks();
+            let of = words.iter().map(|word| f32::from_le_bytes(*word));
+            numbers.push((name, of.collect()));
+        }
+        numbers.sort_by(|a, b| a.0.cmp(&b.0));
+        numbers
+            .into_iter()
+            .flat_map(|(_, of)| of)
+            .collect::<Vec<_>>()
+    };
+    let [before, after] = [place.path("model"), run.out].map(|folder| read(&folder));
+    let moves = before.iter().zip(&after).map(|(a, b)| (a - b).abs());
+    let mut moves: Vec<f32> = moves.filter(|moved| *moved > 0.0).collect();
+    moves.sort_by(f32::total_cmp);
+    let median = moves[moves.len() / 2];
+    assert!((median / 0.001 - 1.0).abs() < 0.01, "{median}");
 }
 
 /// Starts a run, and interrupts it after some steps.
@@ -1106,7 +1054,7 @@ fn columns_of_other_names() {
         format!("{row}\n")
     };
     let rows = |shape: Value| (0..4).map(|i| row(i, shape.clone())).collect::<String>();
-    let usual = "--held-out 0.5 --steps 1";
+    let usual = "--held-out 0.5 --steps 1 --batch 2";
     let numbers = |out: &str, arguments: &str| {
         let run = place.run(out, &format!("{usual} {arguments}"));
         (run.row("before"), run.text)

@@ -2,202 +2,226 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use burn::module::Param;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData, TensorReadError};
 use safetensors::SafeTensors;
-use serde_json::{Map, Value, json};
-use thiserror::Error;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
 
-use super::error::json as parser;
-use super::error::{WeightError, file, format};
-use super::tensors::{bytes, floats, write_tensors};
+use super::adapter_config::AdapterConfig;
+use super::error::{AdapterError, SaveError, WeightError, file, format};
+use super::others::write_others;
+use super::source::Source;
+use super::tensors::{Stored, floats, write_tensors};
 use super::whole::write_folder;
-use crate::model::LoraOptions;
 use crate::model::decoder::Decoder;
 use crate::model::names::all_projections;
 use crate::model::projection::Adapter;
 
-/// An error of an adapter's files.
-#[derive(Debug, Error)]
-pub enum AdapterError {
-    /// A file or a tensor of it cannot be used.
-    #[error(transparent)]
-    File(#[from] WeightError),
-    /// An option of `adapter_config.json` that is not computed here.
-    #[error("adapter_config.json, `{key}`: expected {expected}, found {found}")]
-    Option {
-        /// Name of the key.
-        key: String,
-        /// Values that are computed here.
-        expected: String,
-        /// The value of the file.
-        found: String,
-    },
-}
-
-/// Saves the adapters as PEFT does: `adapter_config.json` and `adapter_model.safetensors`, in a
-/// folder that appears when all of it is written. `base` is what they were trained on.
+/// Saves the adapters as PEFT does: `adapter_config.json` and `adapter_model.safetensors`, and beside
+/// them tokenizer and templates of `base`, which they were trained on. The folder appears when all of
+/// it is written.
+///
+/// The config names `base` by its name on the hub or its absolute path, and the numbers are in
+/// `dtype`.
 ///
 /// # Errors
 ///
-/// `to` is there already, or a file cannot be written.
+/// `to` is there already, a file cannot be read or written, or a number is too large for `dtype`.
 pub fn save_adapter(
     decoder: &Decoder,
-    options: &LoraOptions,
-    base: &Path,
+    base: &Source,
     to: &Path,
-) -> Result<(), WeightError> {
+    dtype: FloatDType,
+) -> Result<(), SaveError> {
     let mut tensors = Vec::new();
-    for (projection, name) in all_projections(&mut decoder.clone()) {
-        if let Some(adapter) = &projection.adapter {
-            for (factor, part) in [(&adapter.a, "lora_A"), (&adapter.b, "lora_B")] {
-                let name = format!("base_model.model.{name}.{part}.weight");
-                tensors.push(bytes(&name, factor.val().transpose())?);
-            }
+    let mut sizes = Vec::new();
+    for (projection, module) in all_projections(&mut decoder.clone()) {
+        let size = projection.adapter.as_ref().map(|adapter| {
+            let [_, rank] = adapter.a.val().dims();
+            (rank, adapter.scale * rank as f64)
+        });
+        for (factor, part) in factors(projection.adapter.as_ref()) {
+            let data = factor.transpose().try_into_data();
+            let data = data.map_err(|error| WeightError::Read(TensorReadError::from(error)))?;
+            let name = tensor_name(&module, part);
+            tensors.push(Stored::new(name, dtype, &data)?);
         }
+        sizes.push((module, size));
     }
-    let config = json!({
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": options.rank,
-        "lora_alpha": options.alpha,
-        "lora_dropout": 0.0,
-        "target_modules": options.targets,
-        "bias": "none",
-        "fan_in_fan_out": false,
-        "inference_mode": true,
-    });
+    let config = format!("{:#}", config(base, &sizes));
     write_folder(to, |folder| {
+        write_others(&base.path, folder)?;
         write_tensors(&tensors, &folder.join("adapter_model.safetensors"))?;
         let path = folder.join("adapter_config.json");
-        fs::write(&path, format!("{config:#}")).map_err(file(&path))
+        Ok(fs::write(&path, config).map_err(file(&path))?)
     })
 }
 
-/// Keys of `adapter_config.json` that do not change what an adapter computes, whatever they say:
-/// its tensors tell which projections have one.
-const IRRELEVANT: [&str; 15] = [
-    "peft_type",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "exclude_modules",
-    "inference_mode",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_dropout",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-    "target_modules",
-    "task_type",
-];
+/// The name of a factor in PEFT's files.
+fn tensor_name(module: &str, part: &str) -> String {
+    format!("base_model.model.{module}.{part}.weight")
+}
 
-/// Rank and α, unless something else is on.
-fn options(config: &Map<String, Value>) -> Result<LoraOptions, AdapterError> {
-    let wrong = |key: &str, expected: &str, found: &Value| AdapterError::Option {
-        key: key.to_owned(),
-        expected: expected.to_owned(),
-        found: found.to_string(),
+fn factors(adapter: Option<&Adapter>) -> impl Iterator<Item = (Tensor<2>, &'static str)> {
+    let factors = adapter.map(|of| [(of.a.val(), "lora_A"), (of.b.val(), "lora_B")]);
+    factors.into_iter().flatten()
+}
+
+/// The config of adapters, from rank and α of each module that has one.
+fn config(base: &Source, sizes: &[(String, Option<(usize, f64)>)]) -> Value {
+    let adapted = || (sizes.iter()).filter_map(|(module, size)| Some((module, (*size)?)));
+    let (rank, alpha) = adapted().next().map_or((1, 1.0), |(_, size)| size);
+    // A projection that all layers adapt is named by its end.
+    let end = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
+    let is_everywhere = |of: &str| {
+        let mut alike = sizes.iter().filter(|(module, _)| end(module) == of);
+        alike.all(|(_, size)| size.is_some())
     };
-    let of = |key: &str| config.get(key).unwrap_or(&Value::Null);
-    if of("peft_type") != "LORA" {
-        return Err(wrong("peft_type", "LORA", of("peft_type")));
-    }
-    let rank = of("r").as_u64().filter(|rank| *rank > 0);
-    let rank = rank.ok_or_else(|| wrong("r", "an integer > 0", of("r")))?;
-    let alpha = of("lora_alpha").as_f64();
-    let alpha = alpha.ok_or_else(|| wrong("lora_alpha", "a number", of("lora_alpha")))?;
-    for (key, value) in config {
-        let is_off = match value {
-            Value::Null | Value::Bool(false) => true,
-            Value::Object(map) => map.is_empty(),
-            Value::Array(items) => items.is_empty(),
-            Value::String(text) => text == "none",
-            _ => false,
-        };
-        let is_known = ["r", "lora_alpha"].contains(&key.as_str())
-            || IRRELEVANT.contains(&key.as_str())
-            // Other beginnings than PEFT's own change the base as well.
-            || (key == "init_lora_weights" && value == true);
-        if !is_off && !is_known {
-            return Err(wrong(key, "nothing", value));
-        }
-    }
-    let targets = match of("target_modules") {
-        Value::Array(names) => names
-            .iter()
-            .filter_map(Value::as_str)
-            .map(str::to_owned)
-            .collect(),
-        _ => Vec::new(),
-    };
-    #[allow(clippy::cast_possible_truncation, reason = "a rank")]
-    let rank = rank as usize;
-    Ok(LoraOptions {
-        rank,
-        alpha,
-        targets,
+    let targets: BTreeSet<String> = adapted()
+        .map(|(module, _)| match end(module) {
+            end if is_everywhere(&end) => end,
+            _ => module.clone(),
+        })
+        .collect();
+    let ranks = adapted().filter(|(_, (other, _))| *other != rank);
+    let ranks = ranks.map(|(module, (rank, _))| (module.clone(), json!(rank)));
+    let alphas = adapted().filter(|(_, (_, other))| *other != alpha);
+    let alphas = alphas.map(|(module, (_, alpha))| (module.clone(), json!(alpha)));
+    json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.name(),
+        "revision": base.hub.as_ref().map(|hub| &hub.commit),
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": Value::Object(ranks.collect()),
+        "alpha_pattern": Value::Object(alphas.collect()),
+        "lora_dropout": 0.0,
+        "target_modules": targets,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
     })
 }
 
 /// Puts an adapter that PEFT wrote beside the projections of `decoder`.
 ///
+/// Rank and scale of each are those of its config, with `rank_pattern`, `alpha_pattern` and rsLoRA.
+/// Adapters that PEFT begins as gaussian, orthogonal, eva or mica load as well.
+///
 /// # Errors
 ///
-/// A file is missing or damaged, an option would change what is computed, or a tensor is of
-/// another model.
+/// A file is missing or damaged, an option would change what is computed, the file has not the
+/// tensors that the config asks for, or a tensor is of another model.
 pub fn load_adapter(
     mut decoder: Decoder,
     folder: &Path,
     device: &Device,
-) -> Result<(Decoder, LoraOptions), AdapterError> {
-    let path = folder.join("adapter_config.json");
-    let text = fs::read_to_string(&path).map_err(file(&path))?;
-    let config: Map<String, Value> = serde_json::from_str(&text).map_err(parser(&path))?;
-    let options = options(&config)?;
+) -> Result<Decoder, AdapterError> {
+    let config = AdapterConfig::read(folder)?;
+    // No layers' projections, and nothing that could stand beside them.
+    if let Some(module) = ["lm_head", "model.embed_tokens"]
+        .into_iter()
+        .find(|module| config.adapts(module) == Some(true))
+    {
+        return Err(AdapterError::Option {
+            key: "target_modules".to_owned(),
+            expected: "projections of layers alone".to_owned(),
+            found: format!("{module} among {}", config.targets),
+        });
+    }
     let path = folder.join("adapter_model.safetensors");
-    let all = fs::read(&path).map_err(file(&path))?;
+    let all = fs::read(&path).map_err(|source| {
+        let pickle = folder.join("adapter_model.bin");
+        if source.kind() == io::ErrorKind::NotFound && pickle.exists() {
+            AdapterError::Pickled(pickle)
+        } else {
+            file(&path)(source).into()
+        }
+    })?;
     let tensors = SafeTensors::deserialize(&all).map_err(format(&path))?;
     // Names that nobody has asked for.
     let mut left: BTreeSet<&str> = tensors.names().into_iter().collect();
-    let mut factor = |name: &str, shape: [usize; 2]| -> Result<Param<Tensor<2>>, WeightError> {
-        let view = tensors.tensor(name);
-        let view = view.map_err(|_| WeightError::Missing(name.to_owned()))?;
-        if view.shape() != shape {
-            return Err(WeightError::Shape {
-                name: name.to_owned(),
-                expected: shape.to_vec(),
-                found: view.shape().to_vec(),
-            });
+    let (mut asked, mut missing) = (0, Vec::new());
+    for (projection, module) in all_projections(&mut decoder) {
+        let names = ["lora_A", "lora_B"].map(|part| tensor_name(&module, part));
+        let stored = names.iter().find(|name| left.contains(name.as_str()));
+        match (config.adapts(&module), stored) {
+            (Some(false) | None, None) => continue,
+            (Some(false), Some(name)) => {
+                return Err(AdapterError::NotTargeted {
+                    name: name.clone(),
+                    targets: config.targets.to_string(),
+                });
+            }
+            (Some(true), _) | (None, Some(_)) => {}
         }
-        let numbers = floats(name, view.dtype(), view.data())?;
-        if let Some(place) = numbers.iter().position(|x| !x.is_finite()) {
-            let (name, value) = (name.to_owned(), numbers[place]);
-            return Err(WeightError::NotFinite { name, place, value });
+        asked += 2;
+        let gone = names.iter().filter(|name| !left.contains(name.as_str()));
+        let before = missing.len();
+        missing.extend(gone.cloned());
+        if missing.len() > before {
+            for name in &names {
+                left.remove(name.as_str());
+            }
+            continue;
         }
-        left.remove(name);
-        let tensor = Tensor::<2>::from_data(TensorData::new(numbers, shape), device);
-        Ok(Param::from_tensor(tensor.transpose()))
-    };
-    for (projection, name) in all_projections(&mut decoder) {
+        let (rank, scale) = config.size(&module);
         let [from, to] = projection.weight.val().dims();
-        let names = ["lora_A", "lora_B"];
-        let [a, b] = names.map(|part| format!("base_model.model.{name}.{part}.weight"));
-        if tensors.tensor(&a).is_ok() || tensors.tensor(&b).is_ok() {
-            projection.adapter = Some(Adapter {
-                a: factor(&a, [options.rank, from])?,
-                b: factor(&b, [to, options.rank])?,
-                scale: options.alpha / options.rank as f64,
-            });
+        let factor = |name: &str, shape| {
+            let view = tensors.tensor(name).map_err(format(&path))?;
+            factor(name, &view, shape, device)
+        };
+        projection.adapter = Some(Adapter {
+            a: factor(&names[0], [rank, from])?,
+            b: factor(&names[1], [to, rank])?,
+            scale,
+        });
+        for name in &names {
+            left.remove(name.as_str());
         }
     }
-    match left.pop_first() {
-        Some(name) => Err(WeightError::Unused(name.to_owned()).into()),
-        None => Ok((decoder, options)),
+    match (missing.first(), left.first()) {
+        (Some(name), other) => Err(AdapterError::Missing {
+            path,
+            name: name.clone(),
+            missing: missing.len(),
+            all: asked,
+            targets: config.targets.to_string(),
+            others: match other {
+                Some(other) => format!("there is `{other}` instead"),
+                None => "there are no others".to_owned(),
+            },
+        }),
+        (None, Some(name)) => Err(WeightError::Unused((*name).to_owned()).into()),
+        (None, None) if asked == 0 => Err(AdapterError::Empty(path)),
+        (None, None) => Ok(decoder),
     }
+}
+
+/// A factor from its tensor in the file, which has it transposed.
+fn factor(
+    name: &str,
+    view: &TensorView<'_>,
+    shape: [usize; 2],
+    device: &Device,
+) -> Result<Param<Tensor<2>>, WeightError> {
+    if view.shape() != shape {
+        return Err(WeightError::Shape {
+            name: name.to_owned(),
+            expected: shape.to_vec(),
+            found: view.shape().to_vec(),
+        });
+    }
+    let numbers = floats(name, view.dtype(), view.data())?;
+    if let Some(place) = numbers.iter().position(|x| !x.is_finite()) {
+        let (name, value) = (name.to_owned(), numbers[place]);
+        return Err(WeightError::NotFinite { name, place, value });
+    }
+    let tensor = Tensor::<2>::from_data(TensorData::new(numbers, shape), device);
+    Ok(Param::from_tensor(tensor.transpose()))
 }

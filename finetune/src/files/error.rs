@@ -1,9 +1,9 @@
-//! Errors of weights: files, names, shapes and numbers.
+//! Errors of weights and adapters: files, names, shapes and numbers.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::TensorReadError;
+use burn::tensor::{FloatDType, TensorReadError};
 use safetensors::{Dtype, SafeTensorError};
 use thiserror::Error;
 
@@ -83,6 +83,82 @@ pub enum WeightError {
         /// Value of the number.
         value: f32,
     },
+    /// A number is larger than the type that it should be saved in.
+    #[error(
+        "`{name}`: the number at {place} is {value}, more than {dtype:?} holds: save in another type"
+    )]
+    TooLarge {
+        /// Name of the tensor.
+        name: String,
+        /// Its index in the file's order.
+        place: usize,
+        /// Value of the number.
+        value: f32,
+        /// The type of the file.
+        dtype: FloatDType,
+    },
+}
+
+/// An error of an adapter's files.
+#[derive(Debug, Error)]
+pub enum AdapterError {
+    /// A file or a tensor of it cannot be used.
+    #[error(transparent)]
+    File(#[from] WeightError),
+    /// An option of `adapter_config.json` that is not computed here.
+    #[error("adapter_config.json, `{key}`: expected {expected}, found {found}")]
+    Option {
+        /// Name of the key.
+        key: String,
+        /// Values that are computed here.
+        expected: String,
+        /// The value of the file.
+        found: String,
+    },
+    /// Tensors that `target_modules` asks for are in no file: the adapter was not saved whole.
+    #[error(
+        "{}: no tensor `{name}`: {} of the {all} tensors that `target_modules` of adapter_config.json \
+         ({targets}) asks for are missing, and {others}; the adapter was not saved whole, or for \
+         another model",
+        path.display(),
+        missing,
+    )]
+    Missing {
+        /// Path of the file.
+        path: PathBuf,
+        /// Name of the first tensor that is missing.
+        name: String,
+        /// Number of tensors that are missing.
+        missing: usize,
+        /// Number of tensors that are asked for.
+        all: usize,
+        /// The `target_modules` of the config.
+        targets: String,
+        /// Description of what the file has besides.
+        others: String,
+    },
+    /// A file without any tensor, of a config that does not say which there should be.
+    #[error("{}: the file has no tensors: the adapter was not saved whole", .0.display())]
+    Empty(PathBuf),
+    /// Tensors of a projection that `target_modules` does not name.
+    #[error(
+        "`{name}`: `target_modules` of adapter_config.json ({targets}) does not name this projection, \
+         and other programs would not use it"
+    )]
+    NotTargeted {
+        /// Name of the tensor.
+        name: String,
+        /// The `target_modules` of the config.
+        targets: String,
+    },
+    /// The tensors are in a file of Python's pickles, which is not read.
+    #[error(
+        "{}: pickled tensors are not read. In Python: from safetensors.torch import save_file; \
+         save_file(torch.load(\"adapter_model.bin\", map_location=\"cpu\", weights_only=True), \
+         \"adapter_model.safetensors\")",
+        .0.display()
+    )]
+    Pickled(PathBuf),
 }
 
 /// An error of a model that is saved.

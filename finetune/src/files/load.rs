@@ -43,7 +43,10 @@ pub fn load_as(dtype: FloatDType, model: &Path, device: &Device) -> Result<Decod
         (gguf.config().map_err(file(model))?, Files::Gguf(gguf))
     } else {
         let config = DecoderConfig::values(model)?;
-        (config, Files::Safetensors(Shards::open(&files(model)?)?))
+        (
+            config,
+            Files::Safetensors(Shards::open(&weight_files(model)?)?),
+        )
     };
     let config = DecoderConfig::parse(config)?;
     let mut weights = Weights {
@@ -149,7 +152,7 @@ impl Shards {
 }
 
 /// The files with weights.
-fn files(folder: &Path) -> Result<Vec<PathBuf>, WeightError> {
+pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, WeightError> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,

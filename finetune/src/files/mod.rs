@@ -2,21 +2,27 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `error` | errors of weights |
-//! | `tensors` | tensors of safetensors files as numbers |
+//! | `error` | errors of weights and adapters |
+//! | `source` | a model by its path, or by its name in Hugging Face's cache |
+//! | `tensors` | tensors of safetensors files, and numbers of their types |
 //! | `whole` | files and folders that appear when they are whole |
 //! | `load`, `save` | a model, in Hugging Face's layout |
-//! | `adapter` | an adapter, in PEFT's |
+//! | `others` | tokenizer, templates and the rest beside the weights |
+//! | `adapter`, `adapter_config` | an adapter, in PEFT's |
 
 mod adapter;
+mod adapter_config;
 mod error;
 mod load;
+mod others;
 mod save;
+mod source;
 mod tensors;
 pub(crate) mod whole;
 
-pub use adapter::{AdapterError, load_adapter, save_adapter};
-pub use error::{SaveError, WeightError};
+pub use adapter::{load_adapter, save_adapter};
+pub use error::{AdapterError, SaveError, WeightError};
 pub use load::{load, load_as};
-pub use save::save;
+pub use save::{SaveOptions, save};
+pub use source::{Hub, Source, SourceError};
 pub use whole::write_whole;

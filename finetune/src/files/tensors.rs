@@ -1,25 +1,77 @@
-//! Tensors of safetensors files as numbers in f32.
+//! Tensors of safetensors files, and numbers of their types.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
-use burn::tensor::{Tensor, TensorReadError, bf16, f16};
+use burn::tensor::{FloatDType, TensorData, bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use serde::Deserialize;
+use serde_json::Value;
 
-use super::error::{WeightError, file, format};
+use super::error::{WeightError, file, format, json};
 
-/// A tensor in f32 as a file has it: name, shape, bytes.
-pub(crate) type Bytes = (String, Vec<usize>, Vec<u8>);
+/// A tensor as a file has it.
+pub(crate) struct Stored {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
 
-/// Writes tensors in f32, to the disk.
-pub(crate) fn write_tensors(tensors: &[Bytes], path: &Path) -> Result<(), WeightError> {
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-        (
-            name.as_str(),
-            view.expect("as many bytes as the shape says"),
-        )
+impl Stored {
+    /// The numbers of a tensor in another type, each rounded to the nearest.
+    pub(crate) fn new(
+        name: String,
+        dtype: FloatDType,
+        data: &TensorData,
+    ) -> Result<Self, WeightError> {
+        let numbers = || data.iter::<f32>();
+        let halves = |half: fn(f32) -> (bool, [u8; 2])| {
+            let is_lost = |x: f32| x.is_finite() && !half(x).0;
+            match numbers().enumerate().find(|(_, x)| is_lost(*x)) {
+                None => Ok(numbers().flat_map(|x| half(x).1).collect()),
+                Some((place, value)) => Err(WeightError::TooLarge {
+                    name: name.clone(),
+                    place,
+                    value,
+                    dtype,
+                }),
+            }
+        };
+        let (of_file, bytes) = match dtype {
+            FloatDType::F16 => {
+                let half = |x| (f16::from_f32(x).is_finite(), f16::from_f32(x).to_le_bytes());
+                (Dtype::F16, halves(half)?)
+            }
+            FloatDType::BF16 => {
+                let half = |x| {
+                    (
+                        bf16::from_f32(x).is_finite(),
+                        bf16::from_f32(x).to_le_bytes(),
+                    )
+                };
+                (Dtype::BF16, halves(half)?)
+            }
+            _ => (Dtype::F32, numbers().flat_map(f32::to_le_bytes).collect()),
+        };
+        Ok(Self {
+            name,
+            dtype: of_file,
+            shape: data.shape().to_vec(),
+            bytes,
+        })
+    }
+}
+
+/// Writes tensors to the disk.
+pub(crate) fn write_tensors(tensors: &[Stored], path: &Path) -> Result<(), WeightError> {
+    let views = tensors.iter().map(|tensor| {
+        let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes);
+        let view = view.expect("as many bytes as the shape says");
+        (tensor.name.as_str(), view)
     });
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     // safetensors writes a scratch file that only its owner may read, and renames it.
@@ -31,12 +83,33 @@ pub(crate) fn write_tensors(tensors: &[Bytes], path: &Path) -> Result<(), Weight
     written.sync_all().map_err(file(path))
 }
 
-/// A tensor as a file has it.
-pub(crate) fn bytes<const D: usize>(name: &str, tensor: Tensor<D>) -> Result<Bytes, WeightError> {
-    let shape = tensor.dims().to_vec();
-    let numbers = tensor.try_into_data().map_err(TensorReadError::from)?;
-    let bytes = numbers.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-    Ok((name.to_owned(), shape, bytes))
+/// The number type of each tensor of a file, as its header says; of those that are read.
+pub(crate) fn types(path: &Path) -> Result<BTreeMap<String, FloatDType>, WeightError> {
+    #[derive(Deserialize)]
+    struct Entry {
+        dtype: String,
+    }
+
+    let header = fs::File::open(path).and_then(|mut file| {
+        let mut size = [0; 8];
+        file.read_exact(&mut size)?;
+        let mut header = Vec::new();
+        let read = file.take(u64::from_le_bytes(size)).read_to_end(&mut header);
+        read.and(Ok(header))
+    });
+    let header = header.map_err(file(path))?;
+    let entries: BTreeMap<String, Value> = serde_json::from_slice(&header).map_err(json(path))?;
+    let typed = entries.into_iter().filter_map(|(name, entry)| {
+        let entry = Entry::deserialize(entry).ok()?;
+        let dtype = match entry.dtype.as_str() {
+            "F32" => FloatDType::F32,
+            "F16" => FloatDType::F16,
+            "BF16" => FloatDType::BF16,
+            _ => return None,
+        };
+        Some((name, dtype))
+    });
+    Ok(typed.collect())
 }
 
 /// The numbers of a tensor as f32, which holds f16 and bf16 exactly.

@@ -33,6 +33,11 @@ impl RunFolder {
         self.0.join("metrics.jsonl")
     }
 
+    /// The file of the run's options.
+    pub fn options(&self) -> PathBuf {
+        self.0.join("options.json")
+    }
+
     /// The figure of the metrics.
     pub fn figure(&self) -> PathBuf {
         self.0.join("metrics.svg")

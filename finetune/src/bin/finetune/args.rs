@@ -1,25 +1,31 @@
 //! The command line.
 
+use std::env;
 use std::path::PathBuf;
 
 use burn::tensor::{Device, FloatDType};
 use burn_preference::tokens::{Packing, Padding};
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use finetune::sampling::Sampling;
 use finetune::{
     Answering, Batching, Chat, ColumnNames, DataOptions, DataSource, Failure, LoraOptions,
     Schedule, TARGETS,
 };
+use serde_json::{Map, Value};
+
+use crate::options_file;
 
 /// Aligns a model that lies on disk, or has it answer prompts and a judge make pairs of the answers.
 #[derive(Parser, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub(crate) struct Args {
     /// A folder with `config.json`, `model*.safetensors`, `tokenizer.json` and
-    /// `tokenizer_config.json`, or a GGUF file of the architecture `llama`.
+    /// `tokenizer_config.json`, or a GGUF file of the architecture `llama`; or a name ORG/NAME, which
+    /// is looked for in the local cache of Hugging Face's tools.
     #[arg(help_heading = "Model and data", long)]
     pub(crate) model: PathBuf,
-    /// A PEFT adapter that is merged into the model before anything else.
+    /// A PEFT adapter (LoRA) that is merged into the model before anything else; a folder, or a name
+    /// as of `--model`.
     #[arg(help_heading = "Model and data", long)]
     pub(crate) adapter: Option<PathBuf>,
     /// Rows of JSON lines (also by gzip or zstd) or Parquet, in TRL's shapes: pairs, unpaired
@@ -94,7 +100,8 @@ pub(crate) struct Args {
     /// Optimiser steps; otherwise one epoch.
     #[arg(help_heading = "Steps", long)]
     pub(crate) steps: Option<usize>,
-    /// Pairs, unpaired completions or lists of an optimiser step.
+    /// Pairs, unpaired completions or lists of an optimiser step; what is held out is measured as a
+    /// whole.
     #[arg(help_heading = "Steps", long, default_value_t = 8)]
     pub(crate) batch: usize,
     /// Tokens of a forward, at most, padding included: a step is as many forwards as it takes. An
@@ -120,7 +127,7 @@ pub(crate) struct Args {
     /// The norm that gradients are clipped at.
     #[arg(help_heading = "Steps", long, default_value_t = 1.0)]
     pub(crate) clip: f64,
-    /// Weight decay of AdamW.
+    /// Weight decay of AdamW, whose β are 0.9 and 0.999, and whose ε is 1e-8.
     #[arg(help_heading = "Steps", long, default_value_t = 0.0)]
     pub(crate) weight_decay: f64,
     /// Compute activations again in the backward instead of keeping them, where Burn does.
@@ -156,6 +163,18 @@ pub(crate) struct Args {
     /// Kind of files that are saved as `OUT`.
     #[arg(help_heading = "Devices and files", long, value_enum, default_value_t = Save::Model)]
     pub(crate) save: Save,
+    /// The number type of what is saved; otherwise the input's (f32 for a GGUF file, and for an
+    /// adapter).
+    #[arg(help_heading = "Devices and files", long, value_enum)]
+    pub(crate) save_dtype: Option<Numbers>,
+    /// A file of options: a JSON object by the names of the flags, such as
+    /// '{"model": "m0", "rate": 1e-4, "full": true}'. The command line wins. A run writes its own as
+    /// `OUT.run/options.json`.
+    #[arg(help_heading = "Devices and files", long)]
+    pub(crate) config: Option<PathBuf>,
+    /// The options that were given, by the command line or by `--config`.
+    #[arg(skip)]
+    pub(crate) given: Map<String, Value>,
 
     /// Held-out prompts that the model answers before and after.
     #[arg(help_heading = "Answers", long, default_value_t = 2)]
@@ -173,7 +192,7 @@ pub(crate) struct Args {
         "held_out_data", "held_out", "group", "loss", "reference", "cache", "full", "rank", "alpha",
         "targets", "quantize", "steps", "batch", "budget", "workers", "shared_prefix", "rate", "schedule",
         "warm_up", "clip", "weight_decay", "gradient_checkpointing", "evaluate_every", "patience",
-        "no_check", "resume", "save", "answers",
+        "no_check", "resume", "save", "save_dtype", "answers",
     ])]
     pub(crate) sample: Option<usize>,
     /// Who says which answer is better: a folder with a reward model, or a command that reads
@@ -199,7 +218,7 @@ pub(crate) enum Bits {
     Q4,
 }
 
-/// The number type of frozen weights.
+/// The number type of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Numbers {
     F32,
@@ -229,7 +248,18 @@ impl Numbers {
 impl Args {
     /// Parses and checks the arguments of this process.
     pub(crate) fn checked() -> Result<Self, Failure> {
-        let mut args = Self::parse();
+        let command = Self::command();
+        let typed = options_file::with_file(env::args_os().collect(), &command)?;
+        let matches = command.clone().try_get_matches_from(typed);
+        let parsed = matches.and_then(|matches| {
+            let mut args = Self::from_arg_matches(&matches)?;
+            args.given = options_file::given(&command, &matches);
+            Ok(args)
+        });
+        let mut args = match parsed {
+            Ok(args) => args,
+            Err(error) => error.exit(),
+        };
         // Without a slash at its end, so that other names can be made of it.
         args.out = args.out.components().collect();
         check(&args)?;

@@ -8,11 +8,14 @@
 //! says the rest.
 
 mod args;
+mod card;
 mod objective;
 mod on_policy;
+mod options_file;
 mod report;
 mod session;
 mod settings;
+mod sources;
 
 use std::process::ExitCode;
 
@@ -28,6 +31,7 @@ use finetune::{
 use crate::args::Args;
 use crate::objective::ChosenObjective;
 use crate::session::Session;
+use crate::sources::Sources;
 
 fn main() -> ExitCode {
     match Args::checked().and_then(|args| run(&args)) {
@@ -41,11 +45,12 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<ExitCode, Failure> {
     let device = device(&args.device)?;
-    let mut base = load_as(args.dtype.dtype(), &args.model, &device)?;
-    if let Some(folder) = &args.adapter {
-        base = load_adapter(base, folder, &device)?.0.merged();
+    let sources = Sources::find(args)?;
+    let mut base = load_as(args.dtype.dtype(), &sources.model.path, &device)?;
+    if let Some(adapter) = &sources.adapter {
+        base = load_adapter(base, &adapter.path, &device)?.merged();
     }
-    let chat = Chat::open(&args.model, base.config())?;
+    let chat = Chat::open(&sources.model.path, base.config())?;
     let asked = args.max_length;
     let longest = base.config().window.unwrap_or(usize::MAX);
     if asked > longest {
@@ -71,7 +76,7 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
             "--model: a reward model has no words whose probability could be learnt".into(),
         );
     }
-    train(&Session::new(args, base, chat, device, objective)?)
+    train(&Session::new(args, sources, base, chat, device, objective)?)
 }
 
 /// Trains the objective on examples of the kind that it needs.

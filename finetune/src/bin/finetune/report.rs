@@ -16,34 +16,48 @@ pub(crate) fn print_costs(trained: &Trained) {
     }
 }
 
-/// Prints a row of held-out metrics for each model, of which the second one is trained.
-pub(crate) fn print_table(rows: &[(&str, Metrics)]) {
-    println!("| held out | loss | reward accuracy | margin | chosen | rejected |");
-    println!("|---|---|---|---|---|---|");
-    for (name, metrics) in rows {
-        print_row(name, metrics);
-    }
-    if let [(_, before), (_, after), ..] = rows
-        && after.get("loss") >= before.get("loss")
-    {
-        println!("look: the held-out loss has not fallen");
-    }
+/// Writes a row of held-out metrics for each model.
+pub(crate) fn table(rows: &[(String, Metrics)]) -> String {
+    let head = "| held out | loss | reward accuracy | margin | chosen | rejected |\n\
+                |---|---|---|---|---|---|\n";
+    let rows = rows.iter().map(|(name, metrics)| row(name, metrics));
+    head.to_owned() + &rows.collect::<String>()
 }
 
-fn print_row(name: &str, metrics: &Metrics) {
+fn row(name: &str, metrics: &Metrics) -> String {
     let get = |key| {
         metrics
             .get(key)
             .map_or("–".to_owned(), |value| format!("{value:.4}"))
     };
-    println!(
-        "| {name} | {} | {} | {} | {} | {} |",
+    format!(
+        "| {name} | {} | {} | {} | {} | {} |\n",
         get("loss"),
         get("rewards/accuracies"),
         get("rewards/margins"),
         get("logps/chosen"),
         get("logps/rejected"),
-    );
+    )
+}
+
+/// Says what is wrong with the losses before and after the training, and of what was saved.
+pub(crate) fn look_at_losses(rows: &[(String, Metrics)], is_rounded: bool) {
+    let losses: Vec<f64> = rows
+        .iter()
+        .filter_map(|(_, metrics)| metrics.get("loss"))
+        .collect();
+    let &[before, after, loaded] = losses.as_slice() else {
+        return;
+    };
+    if after >= before {
+        println!("look: the held-out loss has not fallen");
+    } else if is_rounded && loaded - after > 0.1 * (before - after) {
+        let lost = 100.0 * (loaded - after) / (before - after);
+        println!(
+            "look: {lost:.0}% of what the held-out loss has fallen is lost where the saved weights are \
+             rounded; --save-dtype f32 keeps it"
+        );
+    }
 }
 
 /// Prints answers of two models to the same prompts.

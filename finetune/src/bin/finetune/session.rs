@@ -7,34 +7,48 @@ use std::sync::atomic::AtomicBool;
 
 use burn::data::dataloader::BatchStrategy;
 use burn::module::Module;
-use burn::tensor::Device;
 use burn::tensor::quantization::QuantValue;
-use burn_preference::Frozen;
+use burn::tensor::{Device, FloatDType};
 use burn_preference::data::{Example, Labels, TokenBudget};
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
+use burn_preference::{Frozen, Metrics};
 use finetune::{
-    Batching, Chat, DataOptions, Decoder, Failure, ReferenceLogProbs, RunFolder, Splits,
-    StepContext, Task, Texts, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics,
-    load, load_adapter, save, save_adapter,
+    Batching, Chat, DataOptions, Decoder, Failure, ReferenceLogProbs, RunFolder, SaveOptions,
+    Splits, StepContext, Task, Texts, TrainOptions, Trainer, Workers, check_whole_steps,
+    draw_metrics, load_adapter, load_as, save, save_adapter,
 };
+use serde_json::{Map, Value};
 use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag::{register, register_conditional_shutdown};
 
 use crate::args::{Args, Bits, Numbers, ReferenceFrom, Save};
+use crate::card::Card;
 use crate::objective::ChosenObjective;
-use crate::report::{print_answers, print_costs, print_table};
+use crate::options_file;
+use crate::report::{look_at_losses, print_answers, print_costs, table};
 use crate::settings::contents;
+use crate::sources::Sources;
 
 /// A model, its tokenizer and an objective, ready for a run.
 pub(crate) struct Session<'a> {
     args: &'a Args,
+    sources: Sources,
     base: Decoder,
     chat: Chat,
     batching: Batching,
     folder: RunFolder,
     workers: usize,
     pub(crate) objective: ChosenObjective,
+}
+
+/// A model from the files that were saved.
+struct Loaded {
+    model: Decoder,
+    /// Name of its row in the table.
+    row: String,
+    /// True if numbers were rounded to half precision.
+    is_rounded: bool,
 }
 
 impl<'a> Session<'a> {
@@ -46,6 +60,7 @@ impl<'a> Session<'a> {
     /// to act on.
     pub(crate) fn new(
         args: &'a Args,
+        sources: Sources,
         base: Decoder,
         chat: Chat,
         device: Device,
@@ -75,6 +90,7 @@ impl<'a> Session<'a> {
         println!("objective: {}", objective.written);
         Ok(Self {
             args,
+            sources,
             base,
             chat,
             batching,
@@ -147,15 +163,24 @@ impl<'a> Session<'a> {
         if args.patience.is_some() && splits.held_out.is_empty() {
             return Err("--patience: nothing is held out that could be measured".into());
         }
-        let options = self.options(splits.train.len());
+        let examples = splits.train.len();
+        if args.batch > examples {
+            let batch = args.batch;
+            let all = "each step has all of them";
+            println!(
+                "look: --batch is {batch}, and there are {examples} examples to train on: {all}"
+            );
+        }
+        let options = self.options(examples);
         if self.objective.needs.whole_batch {
-            check_whole_steps(&self.batching, &options, &splits.train, &splits.held_out)?;
+            check_whole_steps(&self.batching, &options, &splits.train)?;
         }
         let frozen = self.frozen();
         let policy = self.policy(&frozen)?;
         let before = policy.valid();
         println!("{}", self.sizes(&policy));
         self.folder.create()?;
+        options_file::write(&self.given(), &self.folder.options())?;
         let all = splits.train.iter().chain(&splits.held_out);
         let sequences: Vec<Sequence> = all.flat_map(T::sequences).collect();
         let weights = args.fingerprint(&frozen)?;
@@ -164,6 +189,10 @@ impl<'a> Session<'a> {
         } else {
             None
         };
+        // An adapter alone is used on the base with all its bits, and compared with that.
+        let is_elsewhere = args.save == Save::Adapter && args.quantize.is_some();
+        let elsewhere = (is_elsewhere && reference.is_some())
+            .then(|| ReferenceLogProbs::Live(Box::new(Frozen::new(&self.base))));
         let stop = Arc::new(AtomicBool::new(false));
         let mut trainer = Trainer {
             task,
@@ -197,37 +226,137 @@ impl<'a> Session<'a> {
         }
 
         let policy = trained.policy.valid();
-        match args.save {
-            Save::Model => save(&policy, &args.model, &args.out)?,
-            Save::Adapter => save_adapter(&policy, &self.args.lora(), &args.model, &args.out)?,
-        }
-        println!("saved: {}", args.out.display());
-        let again = match args.save {
-            Save::Model => load(&args.out, &self.batching.device)?,
-            Save::Adapter => load_adapter(frozen, &args.out, &self.batching.device)?.0,
-        };
+        let loaded = self.save(&policy)?;
+        let mut rows = Vec::new();
         if !splits.held_out.is_empty() {
-            let loaded = match args.dtype {
-                Numbers::F32 => "loaded",
-                _ if args.save == Save::Adapter => "loaded",
-                // What stands on the disk is f32, and rounds otherwise.
-                _ => "loaded, f32",
-            };
-            let models = [("before", &before), ("after", &policy), (loaded, &again)];
-            let rows = models.map(|(name, model)| {
-                let metrics = trainer.measure(model, &splits.held_out);
-                metrics.map(|metrics| (name, metrics))
-            });
-            let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
-            print_table(&rows);
+            for (name, model) in [("before", &before), ("after", &policy)] {
+                rows.push((name.to_owned(), trainer.measure(model, &splits.held_out)?));
+            }
+            if let Some(reference) = &elsewhere {
+                trainer.context.reference = Some(reference);
+            }
+            let metrics = trainer.measure(&loaded.model, &splits.held_out)?;
+            rows.push((loaded.row, metrics));
+            print!("{}", table(&rows));
+            look_at_losses(&rows, loaded.is_rounded);
         }
+        let examples = [examples, splits.held_out.len()];
+        self.write_card(&rows, examples, &trainer.options)?;
         if !self.objective.learns_rewards() {
             let prompts = splits.held_out_prompts.iter().take(args.answers);
             let prompts: Vec<_> = prompts.cloned().collect();
             let answering = args.answering(&self.chat);
-            print_answers(&answering, &prompts, [&before, &again], args.seed)?;
+            print_answers(&answering, &prompts, [&before, &loaded.model], args.seed)?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Writes the card of what was saved, and prints its remarks.
+    fn write_card(
+        &self,
+        rows: &[(String, Metrics)],
+        examples: [usize; 2],
+        training: &TrainOptions,
+    ) -> Result<(), Failure> {
+        let remarks = self.remarks();
+        for remark in &remarks {
+            println!("look: {remark}");
+        }
+        let table = (!rows.is_empty()).then(|| table(rows));
+        let card = Card {
+            base: &self.sources.model,
+            adapter: self.sources.adapter.as_ref(),
+            is_adapter: self.args.save == Save::Adapter,
+            is_reward_model: self.objective.learns_rewards(),
+            objective: &self.objective.written,
+            examples,
+            training,
+            options: &self.given(),
+            table: table.as_deref(),
+            remarks: &remarks,
+        };
+        card.write(&self.args.out)
+    }
+
+    /// Saves what was trained, and loads it as other programs do.
+    fn save(&self, policy: &Decoder) -> Result<Loaded, Failure> {
+        let (args, device) = (self.args, &self.batching.device);
+        let dtype = args.save_dtype.map(Numbers::dtype);
+        let base = &self.sources.model;
+        let (saved, model) = match args.save {
+            Save::Model => {
+                let options = SaveOptions {
+                    dtype,
+                    ..Default::default()
+                };
+                let saved = save(policy, &base.path, &args.out, &options)?;
+                // As it was trained, or in f32, whatever the files have.
+                let same = saved == args.dtype.dtype();
+                let dtype = if same { saved } else { FloatDType::F32 };
+                (saved, load_as(dtype, &args.out, device)?)
+            }
+            Save::Adapter => {
+                let saved = dtype.unwrap_or(FloatDType::F32);
+                save_adapter(policy, base, &args.out, saved)?;
+                // On the weights that its config names, which have all their bits.
+                let base = self.base.clone();
+                (saved, load_adapter(base, &args.out, device)?)
+            }
+        };
+        println!("saved: {}", args.out.display());
+        let trained = match args.save {
+            Save::Model => args.dtype.dtype(),
+            Save::Adapter => FloatDType::F32,
+        };
+        let other = format!("loaded, {saved:?}").to_lowercase();
+        Ok(Loaded {
+            model,
+            row: if saved == trained {
+                "loaded".to_owned()
+            } else {
+                other
+            },
+            is_rounded: saved != FloatDType::F32,
+        })
+    }
+
+    /// Remarks for those who load what was saved.
+    fn remarks(&self) -> Vec<String> {
+        let args = self.args;
+        let mut remarks = Vec::new();
+        if let (Save::Adapter, Some(bits)) = (args.save, args.quantize) {
+            remarks.push(format!(
+                "The adapter was trained on weights of few bits ({}), which are in no file: `after` has \
+                 them, and `loaded` (with its reference) those of the base that adapter_config.json names.",
+                format!("{bits:?}").to_lowercase(),
+            ));
+        }
+        if args.save == Save::Adapter && self.sources.model.path.is_file() {
+            remarks.push(
+                "PEFT takes no GGUF file as the base of an adapter: name a folder with the same weights \
+                 in adapter_config.json, or save with `--save model`."
+                    .to_owned(),
+            );
+        }
+        if self.objective.learns_rewards() && self.chat.padding == self.chat.end {
+            remarks.push(
+                "The padding token of this tokenizer ends a text as well, and transformers would read \
+                 rewards before that end in rows that are padded: config.json has no `pad_token_id`, so \
+                 that transformers takes one row at a time."
+                    .to_owned(),
+            );
+        }
+        remarks
+    }
+
+    /// The options of this run, as `--config` reads them.
+    fn given(&self) -> Map<String, Value> {
+        let mut given = self.args.given.clone();
+        // Not the name of a file, which may change.
+        if let Some(loss) = given.get_mut("loss") {
+            *loss = self.objective.written.clone();
+        }
+        given
     }
 
     fn draw_metrics(&self) {
