@@ -204,7 +204,8 @@ fn a_model_takes_along_what_other_programs_read_and_nothing_of_its_past() {
     for name in along.iter().chain(&behind) {
         let path = model.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, if name.ends_with(".json") { "{}" } else { "x" }).unwrap();
+        let is_json = path.extension() == Some("json".as_ref());
+        fs::write(path, if is_json { "{}" } else { "x" }).unwrap();
     }
     let template = json_of(&model.join("tokenizer_config.json"))["chat_template"].clone();
     place.write("model/chat_template.jinja", template.as_str().unwrap());
@@ -399,8 +400,8 @@ fn options_of_a_file_and_those_of_a_run() {
             r#"{"rank": "four"}"#,
             "invalid value 'four' for '--rank <RANK>'",
         ),
-        (r#"["rank"]"#, "--config: wrong.json"),
-        ("{", "--config: wrong.json"),
+        (r#"["rank"]"#, "expected a JSON object of options"),
+        ("rank: 4", "--config: wrong.json: expected a JSON object"),
     ] {
         place.write("wrong.json", file);
         place.fails("--config wrong.json", text);

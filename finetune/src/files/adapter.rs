@@ -137,9 +137,10 @@ pub fn load_adapter(
     let path = folder.join("adapter_model.safetensors");
     let all = fs::read(&path).map_err(|source| {
         let pickle = folder.join("adapter_model.bin");
-        match source.kind() == io::ErrorKind::NotFound && pickle.exists() {
-            true => AdapterError::Pickled(pickle),
-            false => file(&path)(source).into(),
+        if source.kind() == io::ErrorKind::NotFound && pickle.exists() {
+            AdapterError::Pickled(pickle)
+        } else {
+            file(&path)(source).into()
         }
     })?;
     let tensors = SafeTensors::deserialize(&all).map_err(format(&path))?;
@@ -172,7 +173,7 @@ pub fn load_adapter(
         let (rank, scale) = config.size(&module);
         let [from, to] = projection.weight.val().dims();
         let factor = |name: &str, shape| {
-            let view = tensors.tensor(name).expect("a name of the file");
+            let view = tensors.tensor(name).map_err(format(&path))?;
             factor(name, &view, shape, device)
         };
         projection.adapter = Some(Adapter {
@@ -182,6 +183,16 @@ pub fn load_adapter(
         });
         for name in &names {
             left.remove(name.as_str());
+        }
+    }
+    for (name, copy) in copies(&decoder) {
+        // PEFT saves embeddings beside an adapter where it cannot tell whether they were trained.
+        if left.contains(name) {
+            let view = tensors.tensor(name).map_err(format(&path))?;
+            let numbers = floats(name, view.dtype(), view.data())?;
+            if copy.dims() == view.shape() && is_equal(&numbers, copy)? {
+                left.remove(name);
+            }
         }
     }
     match (missing.first(), left.first()) {
@@ -200,6 +211,27 @@ pub fn load_adapter(
         (None, None) if asked == 0 => Err(AdapterError::Empty(path)),
         (None, None) => Ok(decoder),
     }
+}
+
+/// Weights of the base that a file of an adapter may have a copy of, by their names there.
+fn copies(decoder: &Decoder) -> impl Iterator<Item = (&'static str, Tensor<2>)> {
+    let embedding = decoder.embedding.weight.val();
+    let head = match &decoder.head {
+        Some(head) => head.weight.val().transpose(),
+        None => embedding.clone(),
+    };
+    [
+        ("base_model.model.model.embed_tokens.weight", embedding),
+        ("base_model.model.lm_head.weight", head),
+    ]
+    .into_iter()
+}
+
+/// True if a tensor has these numbers, in its own type.
+fn is_equal(numbers: &[f32], tensor: Tensor<2>) -> Result<bool, WeightError> {
+    let data = tensor.try_into_data().map_err(TensorReadError::from)?;
+    let numbers = TensorData::new(numbers.to_vec(), data.shape().clone());
+    Ok(numbers.convert_dtype(data.dtype()) == data)
 }
 
 /// A factor from its tensor in the file, which has it transposed.

@@ -131,9 +131,10 @@ impl AdapterConfig {
     pub(super) fn size(&self, module: &str) -> (usize, f64) {
         let rank = first(&self.ranks, module).unwrap_or(self.rank);
         let alpha = first(&self.alphas, module).unwrap_or(self.alpha);
-        let divisor = match self.is_stabilized {
-            true => (rank as f64).sqrt(),
-            false => rank as f64,
+        let divisor = if self.is_stabilized {
+            (rank as f64).sqrt()
+        } else {
+            rank as f64
         };
         (rank, alpha / divisor)
     }
@@ -250,9 +251,10 @@ impl Layers {
             }
         };
         // Without a pattern, the first number of a name is that of its layer.
-        let patterns = match patterns.is_empty() {
-            true => vec!["[^.]*".to_owned()],
-            false => patterns,
+        let patterns = if patterns.is_empty() {
+            vec!["[^.]*".to_owned()]
+        } else {
+            patterns
         };
         let each = patterns.iter().flat_map(|pattern| {
             let whole = move |index| format!(r"^(?:.*?\.)??(?:{pattern})\.{index}\.");

@@ -114,14 +114,20 @@ impl Card<'_> {
         let mut lines = vec!["---".to_owned()];
         let hub = self.base.hub.as_ref().map(|hub| &hub.name);
         lines.extend(hub.map(|name| format!("base_model: {name}")));
-        lines.push(match self.is_adapter {
-            true => "library_name: peft".to_owned(),
-            false => "library_name: transformers".to_owned(),
-        });
-        lines.push(match self.is_reward_model {
-            true => "pipeline_tag: text-classification".to_owned(),
-            false => "pipeline_tag: text-generation".to_owned(),
-        });
+        let (library, task) = (
+            if self.is_adapter {
+                "peft"
+            } else {
+                "transformers"
+            },
+            if self.is_reward_model {
+                "text-classification"
+            } else {
+                "text-generation"
+            },
+        );
+        lines.push(format!("library_name: {library}"));
+        lines.push(format!("pipeline_tag: {task}"));
         lines.push("tags:".to_owned());
         let adapter = hub.map(|name| format!("base_model:adapter:{name}"));
         let of_adapter = ["lora".to_owned()].into_iter().chain(adapter);
