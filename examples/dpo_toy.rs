@@ -23,6 +23,7 @@ fn main() -> Result<(), Error> {
 
     // Once, before training: masks, padding, dropout, a reference that is not the policy's start.
     let check = FirstBatch::new(rows)?.pairs()?.with_vocab(VOCAB);
+    let check = check.with_parameters_of(&policy);
     let findings = check.check_against(
         |rows| rows.log_probs(&policy, Bigram::hidden),
         |rows| rows.log_probs(reference.model(), Bigram::hidden),
@@ -30,7 +31,8 @@ fn main() -> Result<(), Error> {
     )?;
     print!("{findings}");
 
-    let mut optimizer = AdamWConfig::new().init();
+    // As PyTorch and TRL have it: Burn's ε of 1e-5 shortens the steps of small gradients.
+    let mut optimizer = AdamWConfig::new().with_epsilon(1e-8).init();
 
     for step in 0..=20 {
         let relative = rows

@@ -52,7 +52,7 @@ fn main() -> Result<(), Error> {
     let config = config.with_desirable_weight(3.0);
     println!("weighted: {}", config.class_ratio(1, 3));
     let kto = config.init();
-    let mut optimizer = AdamWConfig::new().init();
+    let mut optimizer = AdamWConfig::new().with_epsilon(1e-8).init();
 
     for step in 0..=20 {
         // z₀ is a number, not a path for gradients: the policy without autodiff computes it.

@@ -36,7 +36,7 @@ fn main() -> Result<(), Error> {
     drop(reference);
 
     let ipo = IpoLossConfig::new().with_tau(0.5).init();
-    let mut optimizer = AdamWConfig::new().init();
+    let mut optimizer = AdamWConfig::new().with_epsilon(1e-8).init();
     for step in 0..=20 {
         let relative = tokens
             .log_probs(&policy, Bigram::hidden)?

@@ -22,7 +22,7 @@ fn train<B: Observe<Rewards = Tensor<2>> + Clone>(
     batch: impl Fn(&Bigram) -> Result<B, Error>,
 ) -> Result<(), Error> {
     let mut policy = Bigram::new(&Device::default());
-    let mut optimizer = AdamWConfig::new().init();
+    let mut optimizer = AdamWConfig::new().with_epsilon(1e-8).init();
     for step in 0..=20 {
         let lists = batch(&policy)?;
         let output: LossOutput<Tensor<2>> = objective.forward(lists.clone());

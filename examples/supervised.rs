@@ -116,10 +116,13 @@ fn train(directory: &Path, epochs: usize, done: usize) -> Dpo {
     } else {
         training
     };
-    let optimizer = AdamWConfig::new().init();
-    training
-        .launch(Learner::new(Dpo::new(&device), optimizer, 0.01))
-        .model
+    let optimizer = AdamWConfig::new().with_epsilon(1e-8).init();
+    let result = training.launch(Learner::new(Dpo::new(&device), optimizer, 0.01));
+    // A run that failed returns a model as well: that of the last step before.
+    if let Some(error) = result.error {
+        panic!("the run failed: {error}");
+    }
+    result.model
 }
 
 fn report(name: &str, model: &Dpo) -> Vec<f32> {

@@ -178,6 +178,7 @@ fn main() {
         loss: config.init(),
         reducer: Arc::new(Local),
     };
+    let optimizer = AdamWConfig::new().with_epsilon(1e-8).init();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let result = SupervisedTraining::new(directory.path(), Arc::new(train), valid)
         .metrics((
@@ -190,7 +191,11 @@ fn main() {
         .renderer(Box::new(Lines::default()))
         .with_application_logger(None)
         .num_epochs(8)
-        .launch(Learner::new(model.clone(), AdamWConfig::new().init(), 0.01));
+        .launch(Learner::new(model.clone(), optimizer, 0.01));
+    // A run that failed returns a model as well: that of the last step before.
+    if let Some(error) = result.error {
+        panic!("the run failed: {error}");
+    }
 
     let examples: Vec<_> = examples
         .iter()

@@ -20,7 +20,7 @@ fn main() -> Result<(), Error> {
     let pairs = toy::pairs(&device);
     let rows = &pairs.tokens;
     let tdpo = TdpoLossConfig::new().with_beta(0.5).init();
-    let mut optimizer = AdamWConfig::new().init();
+    let mut optimizer = AdamWConfig::new().with_epsilon(1e-8).init();
 
     for step in 0..=20 {
         // Each model runs once: its hidden states serve the KL and the log-probabilities.

@@ -1,7 +1,7 @@
 //! Fitting the denoiser, and aligning a copy of it.
 
 use burn::module::Module;
-use burn::optim::{AdamWConfig, GradientsParams};
+use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bool, Device, Tensor};
 use burn_preference::{
     BatchMetrics, DpoLossConfig, Error, Frozen, KlEstimate, KtoLossConfig, Metrics, Objective,
@@ -61,6 +61,12 @@ pub fn reward(point: Point) -> f32 {
     point[1]
 }
 
+/// AdamW with the ε of PyTorch: Burn's 1e-5 shortens the steps of small gradients.
+fn optimizer() -> ModuleOptimizer {
+    let config = AdamWConfig::new().with_epsilon(1e-8);
+    config.with_weight_decay(0.0).init()
+}
+
 /// Fits the denoiser to the data.
 pub fn base_model(
     plan: &Plan,
@@ -69,7 +75,7 @@ pub fn base_model(
     rng: &mut ChaCha8Rng,
 ) -> Result<Denoiser, Error> {
     let mut model = Denoiser::new(&device.clone().autodiff());
-    let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
+    let mut optimizer = optimizer();
     for step in 0..plan.base_steps {
         let points: Vec<Point> = (0..256).map(|_| data(rng)).collect();
         let draws: Vec<Draw> = points.iter().map(|_| Draw::new(rng)).collect();
@@ -133,7 +139,7 @@ pub fn align(
 ) -> Result<Denoiser, Error> {
     let reference = Frozen::new(base);
     let mut policy = base.clone();
-    let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
+    let mut optimizer = optimizer();
     let dpo = DpoLossConfig::new().with_beta(SCALE).init();
     let kto = KtoLossConfig::new().with_beta(SCALE).init();
     for step in 0..plan.steps {

@@ -13,7 +13,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use burn::tensor::Device;
-use burn_preference::data::{Message, Text};
+use burn_preference::data::{Example, Message, Text};
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use clap::Parser;
 use finetune::{Chat, OutputLayer, load, load_adapter};
@@ -62,7 +62,9 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
             let messages = messages
                 .iter()
                 .map(|said| Message::new(&said.role, &said.content));
-            ids.push(chat.prompt(&Text::Conversation(messages.collect()))?);
+            ids.push(chat.prompt(&Example::prompt_only(Text::Conversation(
+                messages.collect(),
+            )))?);
         }
     }
     let (mut log_probs, mut rewards) = (Vec::new(), Vec::new());

@@ -73,12 +73,12 @@ impl ColumnNames {
     pub fn pairs(&self, as_conversation: bool) -> Result<PairFormat, Failure> {
         let used = ["--chosen-column", "--rejected-column", "--implicit-prompt"];
         self.check("pairs", &used)?;
-        let usual = PairFormat::default();
+        let [chosen, rejected] = self.sides().map(str::to_owned);
         Ok(PairFormat {
             prompt: self.prompt(as_conversation),
             implicit_prompt: self.implicit_prompt,
-            chosen: self.chosen_column.clone().unwrap_or(usual.chosen),
-            rejected: self.rejected_column.clone().unwrap_or(usual.rejected),
+            chosen,
+            rejected,
         })
     }
 
@@ -90,10 +90,9 @@ impl ColumnNames {
     pub fn unpaired(&self, as_conversation: bool) -> Result<UnpairedFormat, Failure> {
         let used = ["--completion-column", "--label-column"];
         self.check("unpaired completions", &used)?;
-        let usual = UnpairedFormat::default();
         Ok(UnpairedFormat {
             prompt: self.prompt(as_conversation),
-            completion: self.completion_column.clone().unwrap_or(usual.completion),
+            completion: self.completion().to_owned(),
             label: self.label().to_owned(),
         })
     }
@@ -108,7 +107,7 @@ impl ColumnNames {
         let usual = RankedFormat::default();
         Ok(RankedFormat {
             prompt: self.prompt(as_conversation),
-            responses: self.responses_column.clone().unwrap_or(usual.responses),
+            responses: self.responses().to_owned(),
             order: match &self.scores_column {
                 Some(name) => ScoreField::Scores(name.clone()),
                 None => usual.order,
@@ -116,9 +115,27 @@ impl ColumnNames {
         })
     }
 
+    /// The columns of a pair's answers.
+    pub(crate) fn sides(&self) -> [&str; 2] {
+        [
+            self.chosen_column.as_deref().unwrap_or("chosen"),
+            self.rejected_column.as_deref().unwrap_or("rejected"),
+        ]
+    }
+
+    /// The column of an unpaired completion.
+    pub(crate) fn completion(&self) -> &str {
+        self.completion_column.as_deref().unwrap_or("completion")
+    }
+
     /// The column of the label of unpaired completions.
-    pub fn label(&self) -> &str {
+    pub(crate) fn label(&self) -> &str {
         self.label_column.as_deref().unwrap_or("label")
+    }
+
+    /// The column of a list of answers.
+    pub(crate) fn responses(&self) -> &str {
+        self.responses_column.as_deref().unwrap_or("responses")
     }
 
     fn prompt(&self, as_conversation: bool) -> PromptFormat {
@@ -149,7 +166,9 @@ impl ColumnNames {
         ];
         let unused = |(name, given): &(&str, bool)| *given && !used.contains(name);
         match given.into_iter().find(unused) {
-            Some((name, _)) => Err(format!("{name}: the objective takes {rows}").into()),
+            Some((name, _)) => {
+                Err(format!("{name}: {rows} are read, and it says nothing of them").into())
+            }
             None => Ok(()),
         }
     }

@@ -1,19 +1,19 @@
 //! From the rows of a file to examples as token ids: read, split by conversation, tokenized,
 //! truncated, reported.
 
+use std::collections::HashSet;
+use std::fmt::Debug;
 use std::path::Path;
-use std::sync::Arc;
 
-use burn::data::dataset::transform::SelectionDataset;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn_preference::data::{
-    DataError, Desirable, Example, Format, JsonLines, Labels, Message, Mismatched, Object, OnError,
-    PairFormat, ParquetFile, PromptFormat, RankedFormat, Text, TokenizeOptions, Tokenized,
-    Truncation, UnpairedFormat, WithMismatched, split_by,
+    DataError, Desirable, Example, Format, Json, Labels, Message, Mismatched, OnError, Preference,
+    PromptOnly, Scores, Text, TokenizeOptions, Tokenized, Truncation, WithMismatched, split_by,
 };
 
 use crate::columns::ColumnNames;
 use crate::failure::Failure;
+use crate::source::{DataSource, RowKind, load_rows, raw};
 use crate::text::Chat;
 
 /// Options of reading: lengths, the split, and what becomes of bad rows.
@@ -39,6 +39,12 @@ pub struct DataOptions {
 /// Examples as token ids.
 pub type Examples<L> = Vec<Example<Vec<u32>, L>>;
 
+/// Examples as texts.
+pub type Texts<L> = Vec<Example<Text, L>>;
+
+/// A prompt with the columns of its row.
+pub type Prompt = Example<Text, PromptOnly>;
+
 /// Examples to train on, and examples of other conversations to measure on.
 #[derive(Debug, Clone)]
 pub struct Splits<L> {
@@ -47,7 +53,7 @@ pub struct Splits<L> {
     /// Examples to measure on.
     pub held_out: Examples<L>,
     /// Prompts of the held-out examples, as the file has them.
-    pub held_out_prompts: Vec<Text>,
+    pub held_out_prompts: Vec<Prompt>,
 }
 
 impl DataOptions {
@@ -63,31 +69,78 @@ impl DataOptions {
         chat.converses() && !self.plain
     }
 
-    /// The format of pairs.
+    /// The pairs of a file.
     ///
     /// # Errors
     ///
-    /// A column is named that such rows do not have.
-    pub fn pairs(&self, chat: &Chat) -> Result<PairFormat, Failure> {
-        self.columns.pairs(self.as_conversation(chat))
+    /// The file has rows of another kind, a column is named that pairs do not have, or a row cannot
+    /// be read.
+    pub fn pairs(&self, path: &Path, chat: &Chat) -> Result<Texts<Preference>, Failure> {
+        self.expect(path, RowKind::Pairs)?;
+        let format = self.columns.pairs(self.as_conversation(chat))?;
+        self.texts(path, format)
     }
 
-    /// The format of unpaired completions.
+    /// The unpaired completions of a file. Of pairs, the chosen completions are desirable, and the
+    /// rejected ones are not.
     ///
     /// # Errors
     ///
     /// As [`pairs`](Self::pairs).
-    pub fn unpaired(&self, chat: &Chat) -> Result<UnpairedFormat, Failure> {
-        self.columns.unpaired(self.as_conversation(chat))
+    pub fn unpaired(&self, path: &Path, chat: &Chat) -> Result<Texts<Desirable>, Failure> {
+        let as_conversation = self.as_conversation(chat);
+        if self.kind(path)? != Some(RowKind::Pairs) {
+            self.expect(path, RowKind::Unpaired)?;
+            return self.texts(path, self.columns.unpaired(as_conversation)?);
+        }
+        let pairs = self.texts(path, self.columns.pairs(as_conversation)?)?;
+        let unpaired: Vec<_> = pairs.iter().flat_map(Example::unpair).collect();
+        println!(
+            "{}: {} pairs, taken as {} unpaired completions: the chosen ones desirable, the \
+             rejected ones not",
+            path.display(),
+            pairs.len(),
+            unpaired.len()
+        );
+        Ok(unpaired)
     }
 
-    /// The format of lists with scores.
+    /// The lists with scores of a file.
     ///
     /// # Errors
     ///
     /// As [`pairs`](Self::pairs).
-    pub fn ranked(&self, chat: &Chat) -> Result<RankedFormat, Failure> {
-        self.columns.ranked(self.as_conversation(chat))
+    pub fn ranked(&self, path: &Path, chat: &Chat) -> Result<Texts<Scores>, Failure> {
+        self.expect(path, RowKind::Lists)?;
+        let format = self.columns.ranked(self.as_conversation(chat))?;
+        self.texts(path, format)
+    }
+
+    /// The kind of a file's rows, by the columns of the first one that can be read.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened.
+    pub fn kind(&self, path: &Path) -> Result<Option<RowKind>, Failure> {
+        let kind = RowKind::of(path, &self.columns);
+        kind.map_err(|error| self.columns.explain(error))
+    }
+
+    /// That the rows of a file are of this kind, or of none, whose error names what is missing.
+    fn expect(&self, path: &Path, expected: RowKind) -> Result<(), Failure> {
+        let found = match self.kind(path)? {
+            Some(found) if found != expected => found,
+            _ => return Ok(()),
+        };
+        let help = match found {
+            RowKind::Pairs => "--loss dpo and the like take them, and so do kto and bco",
+            RowKind::Unpaired => "--loss kto or bco takes them",
+            RowKind::Lists => {
+                "--loss rrhf or lipo takes them; `Example::pairs` of the library makes pairs"
+            }
+        };
+        let path = path.display();
+        Err(format!("{path}: {found}, and the objective takes {expected} ({help})").into())
     }
 
     fn on_error(&self) -> OnError {
@@ -98,23 +151,8 @@ impl DataOptions {
         }
     }
 
-    /// True if the first row of a file that can be read has a label, as unpaired completions have.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be opened.
-    pub fn is_unpaired(&self, path: &Path) -> Result<bool, Failure> {
-        let row = raw(path)?.next();
-        let label = row.as_ref().and_then(|row| row.get(self.columns.label()));
-        Ok(label.is_some_and(|label| !label.is_null()))
-    }
-
-    /// The examples of a file of JSON lines, compressed by gzip or not, or of Parquet (`.parquet`).
-    fn texts<F: Format>(
-        &self,
-        path: &Path,
-        format: F,
-    ) -> Result<Vec<Example<Text, F::Label>>, Failure> {
+    /// The examples of a file.
+    fn texts<F: Format>(&self, path: &Path, format: F) -> Result<Texts<F::Label>, Failure> {
         // Rows may lack a system message, and so may all of them if nobody asks for one.
         let system = self.columns.system_column.as_deref();
         let has = |name: &str| Ok(raw(path)?.any(|row| row.get(name).is_some()));
@@ -124,11 +162,7 @@ impl DataOptions {
             let path = path.display();
             return Err(format!("--system-column: no row of {path} has a column `{name}`").into());
         }
-        let loaded = if is_parquet(path) {
-            ParquetFile::new(path, format).load(self.on_error())
-        } else {
-            JsonLines::new(path, format).load(self.on_error())
-        };
+        let loaded = load_rows(path, format, self.on_error());
         let loaded = loaded.map_err(|error| self.columns.explain(error))?;
         for error in &loaded.skipped {
             eprintln!("left out: {error}");
@@ -136,53 +170,39 @@ impl DataOptions {
         Ok(loaded.examples)
     }
 
-    /// Reads the examples of `train`, and holds some of them out unless `held_out` is a file of its own.
+    /// Reads the examples of `train` by `texts`, and holds some of them out unless `held_out` has
+    /// files.
     ///
     /// # Errors
     ///
     /// A row cannot be read or tokenized or has no column to group by, or nothing is left to train
     /// on or to measure.
-    pub fn read<F>(
+    pub fn read<L: Labels>(
         &self,
-        train: &Path,
-        held_out: Option<&Path>,
-        format: F,
+        train: &[DataSource],
+        held_out: &[DataSource],
+        texts: impl Fn(&Path) -> Result<Texts<L>, Failure>,
         chat: &Chat,
-    ) -> Result<Splits<F::Label>, Failure>
-    where
-        F: Format + Clone,
-        F::Label: Labels,
-    {
-        let texts = self.texts(train, format.clone())?;
-        let column = |example: &Example<Text, F::Label>| match &self.group {
-            Some(column) => example.columns.get(column).map(ToString::to_string),
-            None => Some(format!("{:?}", example.prompt)),
-        };
-        if let Some(example) = texts.iter().find(|example| column(example).is_none()) {
-            let line = example.line.unwrap_or_default();
-            let name = self.group.as_deref().unwrap_or_default();
-            return Err(format!("--group: line {line} has no column `{name}`").into());
-        }
-        let texts = Arc::new(InMemDataset::new(texts));
-        let all = (0..texts.len()).collect();
-        let (train, measured, kept) = if let Some(path) = held_out {
-            let measured = Arc::new(InMemDataset::new(self.texts(path, format)?));
-            let kept = (0..measured.len()).collect();
-            (all, measured, kept)
-        } else {
-            let group = |row: &_| column(row).unwrap_or_default();
-            let split = split_by(&texts, self.held_out, self.seed, group)?;
+    ) -> Result<Splits<L>, Failure> {
+        let files = self.files(train, &texts)?;
+        let (train, measured) = if held_out.is_empty() {
+            let all: Vec<_> = files.iter().flat_map(|(_, texts)| texts.clone()).collect();
+            let split = split_by(&InMemDataset::new(all), self.held_out, self.seed, |row| {
+                self.group(row).unwrap_or_default()
+            })?;
             println!(
                 "groups: {} train, {} held out",
                 split.train_groups, split.held_out_groups
             );
-            (split.train, Arc::clone(&texts), split.held_out)
+            (some(&files, &split.train), some(&files, &split.held_out))
+        } else {
+            (files, self.files(held_out, &texts)?)
         };
-        let (train, _) = self.tokens("train", texts, train, chat)?;
-        let (held_out, held_out_prompts) = if self.held_out == 0.0 && held_out.is_none() {
+        let (train, _) = self.split("train", train, chat)?;
+        let (held_out, held_out_prompts) = if self.held_out == 0.0 && held_out.is_empty() {
             (Vec::new(), Vec::new())
         } else {
-            self.tokens("held out", measured, kept, chat)?
+            self.split("held out", measured, chat)?
         };
         Ok(Splits {
             train,
@@ -191,15 +211,94 @@ impl DataOptions {
         })
     }
 
+    /// The examples of each file, or those of its share.
+    fn files<L: Clone + Debug + Send + Sync + 'static>(
+        &self,
+        sources: &[DataSource],
+        texts: impl Fn(&Path) -> Result<Texts<L>, Failure>,
+    ) -> Result<Vec<(DataSource, Texts<L>)>, Failure> {
+        let file = |source: &DataSource| {
+            let (path, texts) = (source.path.display(), texts(&source.path)?);
+            if let Some(error) = texts.iter().find_map(|row| self.group(row).err()) {
+                return Err(format!("--group: {path}: {error}").into());
+            }
+            if source.share == 1.0 {
+                return Ok((source.clone(), texts));
+            }
+            // The split's own seed would hold more of the rows out that the share has taken.
+            let seed = self.seed.wrapping_add(1);
+            let texts = InMemDataset::new(texts);
+            let share = split_by(&texts, source.share, seed, |row| {
+                self.group(row).unwrap_or_default()
+            })?;
+            let (taken, all) = (share.held_out.len(), texts.len());
+            if taken == 0 {
+                return Err(format!("--data {source}: none of {all} rows is taken").into());
+            }
+            println!(
+                "{path}: {taken} of {all} rows are taken, a share of {}",
+                source.share
+            );
+            let taken = share.held_out.iter().map(|index| texts.get(*index));
+            Ok((source.clone(), taken.collect::<Result<_, _>>()?))
+        };
+        sources.iter().map(file).collect()
+    }
+
+    /// The group of a row, or what its line has instead.
+    fn group<L>(&self, row: &Example<Text, L>) -> Result<String, String> {
+        let Some(column) = &self.group else {
+            return Ok(format!("{:?}", row.prompt));
+        };
+        let line = row.line.unwrap_or_default();
+        match row.columns.get(column) {
+            Some(Json::NotJson(found)) => Err(format!("line {line}: `{column}` is {found}")),
+            Some(value) => Ok(value.to_string()),
+            None => {
+                let names = row.columns.iter().map(|(name, _)| format!("`{name}`"));
+                let names: Vec<_> = names.collect();
+                Err(match names.is_empty() {
+                    true => format!("line {line} has no column `{column}`"),
+                    false => format!("line {line} has no column `{column}`: {}", names.join(", ")),
+                })
+            }
+        }
+    }
+
+    /// A split as token ids, and the prompts of its examples.
+    fn split<L: Labels>(
+        &self,
+        name: &str,
+        files: Vec<(DataSource, Texts<L>)>,
+        chat: &Chat,
+    ) -> Result<(Examples<L>, Vec<Prompt>), Failure> {
+        let is_one = files.len() == 1;
+        let (mut examples, mut prompts) = (Vec::new(), Vec::new());
+        for (source, texts) in files {
+            let name = match is_one {
+                true => name.to_owned(),
+                false => format!("{name}, {}:", source.path.display()),
+            };
+            let (more, of_them) = self.tokens(&name, texts, chat)?;
+            examples.extend(more);
+            prompts.extend(of_them);
+        }
+        if examples.is_empty() {
+            let what = "the file, --held-out and --max-length say how many there are; \
+                        --held-out 0 measures nothing";
+            return Err(format!("no row of the split `{name}` is left: {what}").into());
+        }
+        Ok((examples, prompts))
+    }
+
     fn tokens<L: Labels>(
         &self,
         name: &str,
-        texts: Arc<InMemDataset<Example<Text, L>>>,
-        indices: Vec<usize>,
+        texts: Texts<L>,
         chat: &Chat,
-    ) -> Result<(Examples<L>, Vec<Text>), Failure> {
-        let texts = SelectionDataset::<InMemDataset<_>, _>::from_indices_checked(texts, indices);
+    ) -> Result<(Examples<L>, Vec<Prompt>), Failure> {
         let options = TokenizeOptions::new(self.truncation()).with_on_error(self.on_error());
+        let texts = InMemDataset::new(texts);
         let tokens = Tokenized::new(texts, |text| chat.encode(text), options)?;
         let mut report = tokens.report().clone();
         if let Some(group) = &self.group {
@@ -208,13 +307,8 @@ impl DataOptions {
         }
         print!("{name} {report}");
         look_for_special_tokens(tokens.texts(), chat)?;
-        if tokens.is_empty() {
-            let what = "the file, --held-out and --max-length say how many there are; \
-                        --held-out 0 measures nothing";
-            return Err(format!("no row of the split `{name}` is left: {what}").into());
-        }
         let kept = tokens.kept().iter().map(|index| tokens.texts().get(*index));
-        let prompts = kept.map(|example| example.map(|example| example.prompt));
+        let prompts = kept.map(|example| example.map(prompt));
         let prompts = prompts.collect::<Result<_, _>>()?;
         Ok((tokens.iter().collect::<Result<_, _>>()?, prompts))
     }
@@ -237,21 +331,54 @@ impl DataOptions {
         })
     }
 
-    /// The prompts of a file, each of them once, whatever else its rows have.
+    /// The prompts of some files, whatever else their rows have. Rows with the same prompt and the
+    /// same arguments of a template are one, with the columns of the first one.
     ///
     /// # Errors
     ///
     /// A row cannot be read or has no prompt.
-    pub fn prompts(&self, path: &Path, chat: &Chat) -> Result<Vec<Text>, Failure> {
-        let mut prompts: Vec<Text> = Vec::new();
-        let format: PromptFormat = self.columns.prompts(self.as_conversation(chat))?;
-        for example in self.texts(path, format)? {
-            if !prompts.contains(&example.prompt) {
-                prompts.push(example.prompt);
-            }
+    pub fn prompts(&self, sources: &[DataSource], chat: &Chat) -> Result<Vec<Prompt>, Failure> {
+        let format = self.columns.prompts(self.as_conversation(chat))?;
+        let files = self.files(sources, |path| self.texts(path, format.clone()))?;
+        let rows: Vec<Prompt> = files.into_iter().flat_map(|(_, texts)| texts).collect();
+        let all = rows.len();
+        let mut known = HashSet::new();
+        let is_new = |row: &Prompt| {
+            let arguments = ["tools", "chat_template_kwargs"].map(|name| row.columns.get(name));
+            known.insert(format!("{:?}{arguments:?}", row.prompt))
+        };
+        let prompts: Vec<Prompt> = rows.into_iter().filter(is_new).collect();
+        if prompts.len() < all {
+            let different = prompts.len();
+            println!(
+                "{all} rows have {different} different prompts: each is answered for its first row"
+            );
         }
         Ok(prompts)
     }
+}
+
+/// The prompt of an example, with its columns.
+fn prompt<L>(example: Example<Text, L>) -> Prompt {
+    let mut prompt = Example::prompt_only(example.prompt);
+    (prompt.columns, prompt.line) = (example.columns, example.line);
+    prompt
+}
+
+/// Some of the examples of several files, by their places in all of them.
+fn some<L: Labels>(
+    files: &[(DataSource, Texts<L>)],
+    places: &[usize],
+) -> Vec<(DataSource, Texts<L>)> {
+    let mut first = 0;
+    let file = |(source, texts): &(DataSource, Texts<L>)| {
+        let here = first..first + texts.len();
+        first = here.end;
+        let places = places.iter().filter(|place| here.contains(place));
+        let some = places.map(|place| texts[place - here.start].clone());
+        (source.clone(), some.collect())
+    };
+    files.iter().map(file).collect()
 }
 
 /// Says how many conversations have a special token of the model in what is said: a template was
@@ -278,18 +405,4 @@ fn look_for_special_tokens<L: Labels>(
         );
     }
     Ok(())
-}
-
-/// The rows of a file that can be read, without a format.
-fn raw(path: &Path) -> Result<Box<dyn Iterator<Item = Object>>, DataError> {
-    let row = |row: Result<(usize, Object), DataError>| row.ok().map(|(_, row)| row);
-    Ok(if is_parquet(path) {
-        Box::new(ParquetFile::new(path, ()).raw()?.filter_map(row))
-    } else {
-        Box::new(JsonLines::new(path, ()).raw()?.filter_map(row))
-    })
-}
-
-fn is_parquet(path: &Path) -> bool {
-    path.extension().is_some_and(|end| end == "parquet")
 }

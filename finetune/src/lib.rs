@@ -13,7 +13,7 @@
 //! | `model` | the decoder and its adapters |
 //! | `text` | tokenizer and chat template |
 //! | `files` | weights and adapters on disk |
-//! | `columns`, `data` | names of columns; rows of a file as examples |
+//! | `source`, `columns`, `data` | files; names of columns; rows of files as examples |
 //! | `training` | the loop |
 //! | `answers` | a model's answers and their judges |
 
@@ -36,11 +36,14 @@ mod gguf;
 #[cfg(feature = "program")]
 mod model;
 #[cfg(feature = "program")]
+mod source;
+#[cfg(feature = "program")]
 mod text;
 #[cfg(feature = "program")]
 mod training;
 
 #[cfg(feature = "program")]
 pub use {
-    answers::*, columns::*, data::*, failure::Failure, files::*, model::*, text::*, training::*,
+    answers::*, columns::*, data::*, failure::Failure, files::*, model::*, source::*, text::*,
+    training::*,
 };

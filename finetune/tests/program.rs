@@ -317,9 +317,139 @@ fn every_kind_of_rows() {
         "unknown variant `all`",
     );
     place.fails(r#"--loss {"loss":"dpo","beta":-1}"#, "`beta` is -1");
-    place.fails("--data unpaired.jsonl", "unpaired.jsonl:1: `chosen`");
+    place.fails(
+        "--data unpaired.jsonl",
+        "unpaired.jsonl: unpaired completions, and the objective takes pairs (--loss kto",
+    );
+    place.fails(
+        "--data ranked.jsonl --loss kto",
+        "ranked.jsonl: lists, and the objective takes unpaired completions",
+    );
+    place.fails(
+        "--loss rrhf",
+        "pairs.jsonl: pairs, and the objective takes lists",
+    );
     place.fails("--loss simpo --reference live", "has no reference");
     place.fails("--reference live --cache kept", "nothing is kept");
+}
+
+/// KTO takes pairs, as two unpaired completions each.
+#[test]
+fn pairs_as_unpaired_completions() {
+    let place = Place::new("qwen2");
+    let mut unpaired = String::new();
+    for line in place.text("pairs.jsonl").lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        for (side, label) in [("chosen", true), ("rejected", false)] {
+            let row = json!({"prompt": row["prompt"], "completion": row[side], "label": label});
+            unpaired += &format!("{row}\n");
+        }
+    }
+    place.write("both.jsonl", &unpaired);
+    let pairs = place.run("pairs", "--loss kto");
+    let both = place.run("both", "--loss kto --data both.jsonl");
+    let said = "pairs.jsonl: 24 pairs, taken as 48 unpaired completions";
+    assert!(pairs.text.contains(said), "{}", pairs.text);
+    assert_eq!(pairs.losses(), both.losses());
+    let after = [&pairs, &both].map(|run| format!("{:?}", run.row("after")));
+    assert_eq!(after[0], after[1]);
+}
+
+#[test]
+fn several_files_and_shares_of_them() {
+    let place = Place::new("llama");
+    let rows = place.text("pairs.jsonl");
+    let (first, second) = rows.split_at(rows.match_indices('\n').nth(9).unwrap().0 + 1);
+    place.write("first.jsonl", first);
+    place.write("second.jsonl", second);
+    let whole = place.run("whole", "");
+    let both = "--data first.jsonl --data second.jsonl";
+    let parts = place.run("parts", both);
+    assert_eq!(whole.losses(), parts.losses());
+    assert_eq!(whole.row("after"), parts.row("after"));
+    assert!(
+        parts.text.contains("train, first.jsonl: rows: "),
+        "{}",
+        parts.text
+    );
+
+    let shared = |out: &str, more: &str| place.run(out, &format!("{both}:0.5 {more}"));
+    let half = shared("half", "");
+    let said = "second.jsonl: 7 of 14 rows are taken, a share of 0.5";
+    assert!(half.text.contains(said), "{}", half.text);
+    assert_eq!(half.losses(), shared("again", "").losses());
+    assert_ne!(half.losses(), shared("other", "--seed 1").losses());
+    place.fails(
+        "--data pairs.jsonl:1.5",
+        "a share of pairs.jsonl in (0, 1], found 1.5",
+    );
+    place.fails("--data pairs.jsonl:0", "in (0, 1], found 0");
+    place.fails("--data pairs.jsonl:0.001", "none of 24 rows is taken");
+    place.fails("--data model", "model is a folder: name its files");
+    place.fails("--data pairs.jsonl:half", "pairs.jsonl:half: No such file");
+    // Another share is another run.
+    place.fails_as(
+        place
+            .command(&format!("{both}:0.4 --resume"))
+            .args(["--out", "half"]),
+        "half is there already",
+    );
+    place.fails(
+        "--held-out-data pairs.jsonl --group topic",
+        "--group: nothing is split or shared",
+    );
+}
+
+/// The model is shown the tools of a row, and its other columns stay beside the answers.
+#[test]
+fn columns_of_prompts() {
+    let place = Place::new("llama");
+    let config = place.text("model/tokenizer_config.json");
+    let wants_tools =
+        r"{{- bos_token }}{%- if not tools %}{{ raise_exception('no tools') }}{% endif %}";
+    let with_tools = config.replace("{{- bos_token }}", wants_tools);
+    assert_ne!(config, with_tools);
+    place.write("model/tokenizer_config.json", &with_tools);
+    let rows = place.text("pairs.jsonl");
+    let columns = r#""id": 7, "tools": [{"z": 1, "a": 2}], "kl": NaN, "label": true, "prompt""#;
+    let rows = rows.replace(r#""prompt""#, columns);
+    place.write("tools.jsonl", &rows);
+    let run = place.run("trained", "--data tools.jsonl --held-out 0.2 --answers 2");
+    assert_eq!(run.text.matches("  after: ").count(), 2, "{}", run.text);
+
+    let mut sample = place
+        .command("--data tools.jsonl --sample 4 --answer-tokens 12 --temperature 1 --out pairs2");
+    // Which reads a column of the row.
+    sample.args([
+        "--score",
+        r#"sed 's/.*"id"://; s/[,}].*//' | awk '{print $1 * NR}'"#,
+    ]);
+    let said = place.finish("pairs2", &mut sample);
+    let left = "look: the column `kl` is left out of the pairs: JSON does not have <NaN>";
+    assert!(said.text.contains(left), "{}", said.text);
+    let pairs = place.text("pairs2.jsonl");
+    for line in pairs.lines() {
+        assert!(
+            line.contains(r#""id":7,"tools":[{"z":1,"a":2}],"chosen_score""#),
+            "{line}"
+        );
+        let row: Value = serde_json::from_str(line).unwrap();
+        assert_ne!(row["chosen"], row["rejected"]);
+        assert!(
+            row.get("label").is_none() && row.get("kl").is_none(),
+            "{line}"
+        );
+    }
+    place.run("next", "--data pairs2.jsonl").losses();
+    let twice = format!("{rows}{rows}");
+    place.write("twice.jsonl", &twice);
+    let mut sample = place.command("--data twice.jsonl --sample 2 --answer-tokens 1 --out pairs3");
+    let said = place.finish("pairs3", sample.args(["--score", "awk '{print NR}'"]));
+    assert!(
+        said.text.contains("48 rows have 24 different prompts"),
+        "{}",
+        said.text
+    );
 }
 
 /// Errors of the first batch end a run before its first step; warnings are printed.
@@ -405,6 +535,108 @@ fn losses_of_a_whole_step_are_not_split() {
     }
     // Others are, to the same numbers: above.
     place.run("split", "--loss orpo --budget 40");
+}
+
+/// Held-out losses and z₀ of a run on two rows, which are one step whatever `--batch` is, so that
+/// the trained weights are the same.
+fn measured(place: &Place, out: &str, rows: &str, arguments: &str) -> [Vec<f64>; 2] {
+    let text = place.text(rows);
+    let two: Vec<&str> = text.lines().take(2).collect();
+    place.write("two.jsonl", &two.join("\n"));
+    let usual = "--data two.jsonl --steps 3 --evaluate-every 3 --rate 0.02 --warm-up 0";
+    let run = place.run(out, &format!("{usual} --held-out-data {rows} {arguments}"));
+    ["loss", "kl"].map(|key| {
+        let numbers = run.numbers("held_out", key).into_iter();
+        numbers.map(|(_, number)| number).collect()
+    })
+}
+
+#[test]
+fn what_is_measured_does_not_depend_on_the_batch() {
+    let place = Place::new("llama");
+    for (i, (rows, loss)) in [
+        ("unpaired.jsonl", "kto"),
+        ("unpaired.jsonl", "bco"),
+        ("pairs.jsonl", "aot"),
+        (
+            "pairs.jsonl",
+            r#"{"loss":"with_sft","weight":1,"normalization":"token","objective":{"loss":"dpo"}}"#,
+        ),
+        (
+            "pairs.jsonl",
+            r#"{"loss":"orpo","nll_normalization":"token"}"#,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut count = 0;
+        let mut by = |more: &str| {
+            count += 1;
+            let arguments = format!("--loss {loss} {more}");
+            measured(&place, &format!("{i}-{count}"), rows, &arguments)
+        };
+        let whole = by("--batch 24");
+        let [losses, baselines] = &whole;
+        assert!(losses.len() == 2 && losses[0] != losses[1], "{losses:?}");
+        for batch in ["--batch 2", "--batch 3"] {
+            assert_eq!(by(batch), whole, "{loss} {batch}");
+        }
+        // By several forwards: rows of like length together, or those of one prompt.
+        for cut in ["--budget 120", "--budget 120 --shared-prefix"] {
+            let [of_cut, baselines_of_cut] = by(&format!("--batch 2 --workers 1 {cut}"));
+            near(&of_cut, losses, 2e-5);
+            near(&baselines_of_cut, baselines, 2e-4);
+        }
+    }
+}
+
+/// δ of the table is the one of the evaluation whose weights are saved.
+#[test]
+fn the_table_is_of_the_best_evaluation() {
+    let place = Place::new("llama");
+    let run = place.run(
+        "best",
+        "--data unpaired.jsonl --loss bco --steps 12 --evaluate-every 1 --rate 0.05 --warm-up 0",
+    );
+    let losses = run.numbers("held_out", "loss");
+    let best = losses[1..]
+        .iter()
+        .copied()
+        .min_by(|a, b| a.1.total_cmp(&b.1));
+    let (step, loss) = best.unwrap();
+    assert!(step < 12, "{losses:?}");
+    near(&run.row("after")[..1], &[loss], 1e-4);
+}
+
+/// AdamW's first step moves every weight by the rate, however small its gradient is, while that is
+/// larger than ε. Clipped at a norm of 1e-3, gradients are about 1e-5 here.
+#[test]
+fn small_gradients_move_weights_by_the_rate() {
+    let place = Place::new("llama");
+    let once = "--full --steps 1 --evaluate-every 1 --warm-up 0 --schedule constant";
+    let run = place.run("once", &format!("{once} --rate 0.001 --clip 0.001"));
+    let read = |folder: &Path| {
+        let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let mut numbers: Vec<(String, Vec<f32>)> = Vec::new();
+        for (name, tensor) in tensors.tensors() {
+            let (words, _) = tensor.data().as_chunks();
+            let of = words.iter().map(|word| f32::from_le_bytes(*word));
+            numbers.push((name, of.collect()));
+        }
+        numbers.sort_by(|a, b| a.0.cmp(&b.0));
+        numbers
+            .into_iter()
+            .flat_map(|(_, of)| of)
+            .collect::<Vec<_>>()
+    };
+    let [before, after] = [place.path("model"), run.out].map(|folder| read(&folder));
+    let moves = before.iter().zip(&after).map(|(a, b)| (a - b).abs());
+    let mut moves: Vec<f32> = moves.filter(|moved| *moved > 0.0).collect();
+    moves.sort_by(f32::total_cmp);
+    let median = moves[moves.len() / 2];
+    assert!((median / 0.001 - 1.0).abs() < 0.01, "{median}");
 }
 
 /// Starts a run, and interrupts it after some steps.
@@ -898,9 +1130,6 @@ fn columns_of_other_names() {
         text.contains("such as `<|user|>`: was a template"),
         "{text}"
     );
-    place.fails(
-        "--label-column good",
-        "--label-column: the objective takes pairs",
-    );
+    place.fails("--label-column good", "--label-column: pairs are read");
     place.fails("--roles bot", "a name and the role that it stands for");
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use burn_preference::data::{Message, Text};
+use burn_preference::data::{Example, Message, Text};
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use finetune::sampling::Sampling;
 use finetune::{Answering, Chat, Decoder, load};
@@ -29,7 +29,7 @@ fn the_capital_of_france() {
     assert_eq!(model.num_params(), 134_515_008);
 
     let question = Message::new("user", "What is the capital of France?");
-    let question = Text::Conversation(vec![question]);
+    let question = Example::prompt_only(Text::Conversation(vec![question]));
     let prompt = chat.prompt(&question).unwrap();
     let text = "The capital of France is Paris.";
     let answer = [chat.ids(text).unwrap(), vec![chat.end]].concat();

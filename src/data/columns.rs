@@ -31,9 +31,10 @@ pub(super) fn is_text(name: &str, value: &Json) -> bool {
     }
 }
 
-fn is_message(value: &Json) -> bool {
-    let has = |name| value.get(name).is_some();
-    (has("role") && has("content")) || (has("from") && has("value"))
+/// Whether an object is a message, with a role at least.
+pub(super) fn is_message(value: &Json) -> bool {
+    let has = |name| value.get(name).is_some_and(|role| role.as_str().is_some());
+    has("role") || has("from")
 }
 
 /// Names of columns as an error or a report lists them.

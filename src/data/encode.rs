@@ -1,8 +1,10 @@
 use std::borrow::Cow;
+use std::error::Error;
 
 use super::error::RowError;
+use super::example::Example;
 use super::json::{Json, Object};
-use super::message::Message;
+use super::message::{Message, Text};
 
 /// The question to a tokenizer: the ids of one whole text, and nothing but that text.
 ///
@@ -80,6 +82,73 @@ impl From<(Vec<u32>, Vec<bool>)> for Encoded {
     fn from((ids, counted): (Vec<u32>, Vec<bool>)) -> Self {
         let counted = Some(counted);
         Self { ids, counted }
+    }
+}
+
+/// Whatever a tokenizer fails with.
+pub(super) type TokenizerError = Box<dyn Error + Send + Sync>;
+
+impl<L> Example<Text, L> {
+    /// The token ids of the prompt, up to where an answer begins: for an answer that a policy is to
+    /// write. The tokenizer is asked as [`Tokenized`](super::Tokenized) asks it, with the tools and
+    /// the template's arguments of the row.
+    ///
+    /// # Errors
+    ///
+    /// The tokenizer refuses the prompt, or `tools` or `chat_template_kwargs` is something else.
+    pub fn prompt_ids<R, E>(
+        &self,
+        tokenizer: impl Fn(Encode<'_>) -> Result<R, E>,
+    ) -> Result<Vec<u32>, TokenizerError>
+    where
+        R: Into<Encoded>,
+        E: Into<TokenizerError>,
+    {
+        let content = match &self.prompt {
+            Text::Plain(text) => Content::Plain(text),
+            Text::Conversation(messages) => Content::Conversation(messages),
+        };
+        Ok(ask(&tokenizer, content, true, &self.columns)?.ids)
+    }
+}
+
+/// Asks a tokenizer for one whole text of a row with these columns.
+pub(super) fn ask<R, E>(
+    tokenizer: &impl Fn(Encode<'_>) -> Result<R, E>,
+    content: Content<'_>,
+    add_generation_prompt: bool,
+    columns: &Object,
+) -> Result<Encoded, TokenizerError>
+where
+    R: Into<Encoded>,
+    E: Into<TokenizerError>,
+{
+    let is_conversation = content.as_conversation().is_some();
+    // Columns of these names mean something else beside strings.
+    let tools = if is_conversation {
+        tools(columns)?
+    } else {
+        None
+    };
+    let chat_template_kwargs = if is_conversation {
+        chat_template_kwargs(columns)?
+    } else {
+        Object::empty()
+    };
+    let encode = Encode {
+        content,
+        add_generation_prompt,
+        tools: tools.as_deref(),
+        chat_template_kwargs,
+        columns,
+    };
+    let encoded: Encoded = tokenizer(encode).map_err(Into::into)?.into();
+    match &encoded.counted {
+        Some(counted) if counted.len() != encoded.ids.len() => {
+            let (ids, marks) = (encoded.ids.len(), counted.len());
+            Err(format!("a mask of {marks} for {ids} ids").into())
+        }
+        _ => Ok(encoded),
     }
 }
 

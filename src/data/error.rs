@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::columns::list;
 use crate::error::InvalidInput;
 
 /// A row that does not fit its format: the field, what was expected there and what was found.
@@ -23,6 +24,18 @@ impl RowError {
             expected: expected.to_string(),
             found: found.to_string(),
         }
+    }
+
+    /// The same error; if its field is a column that is missing, with those that there are.
+    pub(super) fn among(self, columns: &[String]) -> Self {
+        if self.found != "nothing" || self.field.contains(['.', '[']) {
+            return self;
+        }
+        let found = match columns {
+            [] => "nothing in a row without columns".to_owned(),
+            names => format!("nothing beside {}", list(names.iter().map(String::as_str))),
+        };
+        Self { found, ..self }
     }
 
     /// The path of the field.

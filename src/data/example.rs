@@ -5,7 +5,7 @@ use super::label::{Desirable, Preference, PromptOnly, Scores, fits_f32};
 use crate::error::InvalidInput;
 use crate::tokens::Sequence;
 
-/// A prompt, its completions and what is known of them: `T` is [`Text`] or `Vec<u32>`, token ids.
+/// A prompt, its completions and what is known of them: `T` is [`Text`](crate::data::Text) or `Vec<u32>`, token ids.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example<T, L> {
     /// The prompt that is completed.

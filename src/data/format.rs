@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::columns::{is_text, list};
+use super::columns::{is_message, is_text, list};
 use super::encode::{chat_template_kwargs, tools};
 use super::error::RowError;
 use super::example::Example;
@@ -167,7 +167,9 @@ impl PromptFormat {
                 .map(|(i, value)| message(&format!("{field}[{i}]"), value))
                 .collect::<Result<_, _>>()
                 .map(Text::Conversation),
-            Json::Object(_) => Ok(Text::Conversation(vec![message(field, value)?])),
+            Json::Object(_) if is_message(&value) => {
+                Ok(Text::Conversation(vec![message(field, value)?]))
+            }
             other => Err(RowError::new(field, TEXT, other.kind())),
         }
     }

@@ -7,7 +7,7 @@ use burn::data::dataset::{Dataset, DatasetError};
 use super::error::DataError;
 use super::example::Example;
 use super::format::Format;
-use super::lines::{JsonLines, content, is_gzip, next_line};
+use super::lines::{FileKind, JsonLines, content, next_line, parquet};
 use super::load::parse;
 use super::message::Text;
 use crate::error::InvalidInput;
@@ -40,9 +40,14 @@ impl<F: Format> JsonLines<F> {
     pub fn open(self) -> Result<IndexedLines<F>, DataError> {
         let failed = |source| DataError::file(&self.path, source);
         let mut file = File::open(&self.path).map_err(failed)?;
-        if is_gzip(&mut file).map_err(failed)? {
-            let text = "compressed files have no random access: `read` or `load` it, or unpack it";
-            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
+        match FileKind::of(&mut file).map_err(failed)? {
+            FileKind::Lines => {}
+            FileKind::Parquet => return Err(failed(parquet())),
+            FileKind::Gzip | FileKind::Zstd => {
+                let text =
+                    "compressed files have no random access: `read` or `load` it, or unpack it";
+                return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
+            }
         }
         let lines = index(&mut file, self.max_line_bytes).map_err(failed)?;
         Ok(IndexedLines {

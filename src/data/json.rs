@@ -1,16 +1,20 @@
 use std::fmt;
 use std::ops::Index;
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor,
+};
+use serde::ser::{Error as _, Serialize, SerializeMap, Serializer};
 use serde_json::{Number, Value};
 
 /// A value of JSON whose objects keep the order of their keys and have no key twice.
 ///
 /// A chat template prints the arguments of tools, and a model is trained on their order;
 /// `serde_json`'s own `Value` sorts them. Its feature `preserve_order` would change every map of
-/// your program, so rows have a type of their own. `Display` and `Serialize`
-/// write JSON.
+/// your program, so rows have a type of their own. `Display` and `Serialize` write JSON.
+///
+/// A column that nobody reads may hold anything. So a value that JSON does not have is a value
+/// here, [`NotJson`](Self::NotJson), and an error only where it is read or serialised.
 ///
 /// ```
 /// use burn_preference::data::Json;
@@ -39,6 +43,9 @@ pub enum Json {
     Array(Vec<Json>),
     /// An object: fields in their order.
     Object(Object),
+    /// A value of a file that JSON does not have, such as NaN or bytes: its description. It
+    /// cannot be serialised.
+    NotJson(String),
 }
 
 impl Json {
@@ -93,7 +100,7 @@ impl Json {
     }
 
     /// The kind of the value, for errors.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &str {
         match self {
             Self::Null => "null",
             Self::Bool(_) => "true or false",
@@ -102,14 +109,34 @@ impl Json {
             Self::Array(items) if items.is_empty() => "an empty list",
             Self::Array(_) => "a list",
             Self::Object(_) => "an object",
+            Self::NotJson(description) => description,
         }
     }
 }
 
-/// As compact JSON.
+/// As compact JSON; what JSON does not have is its description in angle brackets.
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
+        let separator = |place: usize| if place > 0 { "," } else { "" };
+        match self {
+            Self::NotJson(description) => write!(f, "<{description}>"),
+            Self::Array(items) => {
+                f.write_str("[")?;
+                for (place, item) in items.iter().enumerate() {
+                    write!(f, "{}{item}", separator(place))?;
+                }
+                f.write_str("]")
+            }
+            Self::Object(object) => {
+                f.write_str("{")?;
+                for (place, (name, value)) in object.iter().enumerate() {
+                    let name = serde_json::to_string(name).map_err(|_| fmt::Error)?;
+                    write!(f, "{}{name}:{value}", separator(place))?;
+                }
+                f.write_str("}")
+            }
+            single => f.write_str(&serde_json::to_string(single).map_err(|_| fmt::Error)?),
+        }
     }
 }
 
@@ -153,17 +180,33 @@ impl Serialize for Json {
             Self::String(text) => serializer.serialize_str(text),
             Self::Array(items) => items.serialize(serializer),
             Self::Object(object) => object.serialize(serializer),
+            Self::NotJson(description) => {
+                let message = format!("JSON does not have this value: {description}");
+                Err(S::Error::custom(message))
+            }
         }
     }
 }
 
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyValue)
+        AnyValue { marks: false }.deserialize(deserializer)
     }
 }
 
-struct AnyValue;
+/// Reads a value; where `marks`, as [`marked`] has prepared it.
+#[derive(Clone, Copy)]
+struct AnyValue {
+    marks: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for AnyValue {
+    type Value = Json;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
 impl<'de> Visitor<'de> for AnyValue {
     type Value = Json;
@@ -205,7 +248,7 @@ impl<'de> Visitor<'de> for AnyValue {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Json, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = access.next_element()? {
+        while let Some(item) = access.next_element_seed(self)? {
             items.push(item);
         }
         Ok(Json::Array(items))
@@ -213,8 +256,14 @@ impl<'de> Visitor<'de> for AnyValue {
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Json, A::Error> {
         let mut fields = Vec::new();
-        while let Some(field) = access.next_entry()? {
-            fields.push(field);
+        while let Some(name) = access.next_key()? {
+            fields.push((name, access.next_value_seed(self)?));
+        }
+        if self.marks
+            && let [(name, Json::String(description))] = fields.as_slice()
+            && name == MARK
+        {
+            return Ok(Json::NotJson(description.clone()));
         }
         // How `serde_json` hands numbers over where somebody turned on `arbitrary_precision`.
         if let [(name, Json::String(digits))] = fields.as_slice()
@@ -224,6 +273,94 @@ impl<'de> Visitor<'de> for AnyValue {
             return Ok(Json::Number(number));
         }
         Object::from_fields(fields).map(Json::Object)
+    }
+}
+
+/// The only key of an object that stands for a value which JSON does not have.
+const MARK: &str = "$burn_preference::NotJson";
+
+/// Reads a value; what JSON does not have is [`Json::NotJson`].
+///
+/// `json.dumps` of Python writes NaN and Infinity, and halves of characters.
+pub(super) fn read_value(text: &[u8]) -> Result<Json, serde_json::Error> {
+    serde_json::from_slice(text).or_else(|error| {
+        let marked = marked(text).ok_or(error)?;
+        let mut reader = serde_json::Deserializer::from_slice(&marked);
+        let value = AnyValue { marks: true }.deserialize(&mut reader)?;
+        reader.end().map(|()| value)
+    })
+}
+
+/// Reads a row; its values as [`read_value`] does.
+pub(super) fn read_row(text: &[u8]) -> Result<Object, serde_json::Error> {
+    serde_json::from_slice(text).or_else(|error| match read_value(text) {
+        Ok(Json::Object(row)) => Ok(row),
+        _ => Err(error),
+    })
+}
+
+/// The same text with a mark in the place of each value that JSON does not have; `None` where there
+/// is none.
+fn marked(text: &[u8]) -> Option<Vec<u8>> {
+    if text.windows(MARK.len()).any(|some| some == MARK.as_bytes()) {
+        return None;
+    }
+    let mut marked = Vec::with_capacity(text.len());
+    let mut marks = 0;
+    let mut rest = text;
+    while let Some(&first) = rest.first() {
+        let end = match first {
+            b'"' => string_end(rest)?,
+            b'{' | b'}' | b'[' | b']' | b',' | b':' | b' ' | b'\t' | b'\n' | b'\r' => 1,
+            _ => {
+                let is_end = |byte: &u8| b"{}[],:\" \t\n\r".contains(byte);
+                rest.iter().position(is_end).unwrap_or(rest.len())
+            }
+        };
+        let (token, after) = rest.split_at(end);
+        let is_name = || after.trim_ascii_start().first() == Some(&b':');
+        match not_json(token) {
+            Some(description) if !is_name() => {
+                let mark = [(MARK, Json::String(description))].into_iter();
+                marked.extend(Json::Object(mark.collect()).to_string().into_bytes());
+                marks += 1;
+            }
+            _ => marked.extend(token),
+        }
+        rest = after;
+    }
+    (marks > 0).then_some(marked)
+}
+
+/// The number of bytes of the string that a text begins with.
+fn string_end(text: &[u8]) -> Option<usize> {
+    let mut place = 1;
+    loop {
+        match text.get(place)? {
+            b'"' => return Some(place + 1),
+            b'\\' => place += 2,
+            _ => place += 1,
+        }
+    }
+}
+
+/// The description of a string or a number that JSON does not have.
+fn not_json(token: &[u8]) -> Option<String> {
+    if token.starts_with(b"\"") {
+        let error = serde_json::from_slice::<String>(token).err()?.to_string();
+        let error = error.split(" at line").next().unwrap_or_default();
+        return Some(format!("a string that is none ({error})"));
+    }
+    let token = std::str::from_utf8(token).ok()?;
+    match token {
+        "NaN" | "Infinity" | "-Infinity" => Some(token.to_owned()),
+        _ if token.ends_with(|last: char| last.is_ascii_digit()) => {
+            let number = token.parse::<f64>().ok()?;
+            number
+                .is_infinite()
+                .then(|| format!("{token}, which is beyond f64"))
+        }
+        _ => None,
     }
 }
 

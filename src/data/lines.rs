@@ -7,13 +7,14 @@ use flate2::read::MultiGzDecoder;
 use super::error::DataError;
 use super::example::Example;
 use super::format::Format;
-use super::json::Object;
+use super::json::{Object, read_row};
 use super::load::{Loaded, OnError, parse};
 use super::message::Text;
+use super::zstd::ZstdReader;
 use crate::error::InvalidInput;
 
-/// A file of JSON lines, compressed by gzip or not, with the format and the longest length of its
-/// rows.
+/// A file of JSON lines, compressed by gzip, by zstd or not, with the format and the longest length
+/// of its rows.
 ///
 /// A line is a row, and a row that fits the format is an example. Blank lines are no rows. Numbers
 /// of lines count from 1, and errors name them.
@@ -84,11 +85,13 @@ impl<F> JsonLines<F> {
     ) -> Result<impl Iterator<Item = Result<(usize, Object), DataError>>, DataError> {
         let failed = |source| DataError::file(&self.path, source);
         let mut file = File::open(&self.path).map_err(failed)?;
-        let packed = is_gzip(&mut file).map_err(failed)?;
-        let mut reader: Box<dyn BufRead> = if packed {
-            Box::new(BufReader::new(MultiGzDecoder::new(BufReader::new(file))))
-        } else {
-            Box::new(BufReader::new(file))
+        let kind = FileKind::of(&mut file).map_err(failed)?;
+        let file = BufReader::new(file);
+        let mut reader: Box<dyn BufRead> = match kind {
+            FileKind::Gzip => Box::new(BufReader::new(MultiGzDecoder::new(file))),
+            FileKind::Zstd => Box::new(BufReader::new(ZstdReader::new(file))),
+            FileKind::Lines => Box::new(file),
+            FileKind::Parquet => return Err(failed(parquet())),
         };
         let mut number = 0;
         let mut broken = false;
@@ -124,11 +127,36 @@ impl<F> JsonLines<F> {
     }
 
     pub(super) fn object(&self, line: usize, text: &[u8]) -> Result<Object, DataError> {
-        serde_json::from_slice(text).map_err(|source| DataError::Json {
-            path: self.path.clone(),
-            line,
-            source,
+        read_row(text).map_err(|source| match another_kind(text) {
+            Some(kind) if line == 1 => {
+                DataError::file(&self.path, io::Error::new(io::ErrorKind::InvalidData, kind))
+            }
+            _ => DataError::Json {
+                path: self.path.clone(),
+                line,
+                source,
+            },
         })
+    }
+}
+
+/// The kind of a file whose first line is no row and could be none, with what makes JSON lines of
+/// it.
+fn another_kind(first: &[u8]) -> Option<&'static str> {
+    match first {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            Some("text in UTF-16: `iconv -f UTF-16 -t UTF-8 FILE > FILE.jsonl` makes UTF-8 of it")
+        }
+        [b'[', ..] => Some(
+            "one JSON array and no JSON lines, of which each is an object: \
+             `jq -c '.[]' FILE > FILE.jsonl` makes lines of it",
+        ),
+        [b'{', ..] => None,
+        _ if first.contains(&b'{') && std::str::from_utf8(first).is_ok() => None,
+        _ => Some(
+            "no JSON lines. Of CSV and others DuckDB makes them: \
+             `duckdb -c \"COPY (FROM 'rows.csv') TO 'rows.jsonl' (FORMAT json)\"`",
+        ),
     }
 }
 
@@ -201,11 +229,33 @@ pub(super) fn next_line(
     }
 }
 
-pub(super) fn is_gzip(file: &mut File) -> io::Result<bool> {
-    let mut magic = Vec::new();
-    file.take(2).read_to_end(&mut magic)?;
-    file.rewind()?;
-    Ok(magic == [0x1f, 0x8b])
+/// The kind of a file, by its first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FileKind {
+    Lines,
+    Gzip,
+    Zstd,
+    Parquet,
+}
+
+impl FileKind {
+    /// The kind of a file, which is at its beginning afterwards.
+    pub(super) fn of(file: &mut File) -> io::Result<Self> {
+        let mut magic = Vec::new();
+        file.take(4).read_to_end(&mut magic)?;
+        file.rewind()?;
+        Ok(match magic.as_slice() {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd] => Self::Zstd,
+            b"PAR1" => Self::Parquet,
+            _ => Self::Lines,
+        })
+    }
+}
+
+pub(super) fn parquet() -> io::Error {
+    let text = "a Parquet file and no JSON lines: `ParquetFile` reads it";
+    io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
 /// A line without its end and without the byte order mark with which some editors begin a file,

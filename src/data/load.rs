@@ -60,9 +60,10 @@ pub(super) fn parse<F: Format>(
     line: usize,
     row: Object,
 ) -> Result<Example<Text, F::Label>, DataError> {
+    let columns: Vec<String> = row.iter().map(|(name, _)| name.to_owned()).collect();
     let mut example = format
         .parse(row)
-        .map_err(|source| DataError::row(path, line, source))?;
+        .map_err(|source| DataError::row(path, line, source.among(&columns)))?;
     example.line = Some(line);
     Ok(example)
 }

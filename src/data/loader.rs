@@ -50,7 +50,8 @@ where
     I: Send + Sync + 'static,
 {
     /// Makes batches of `batch_size` examples, the last one of an epoch smaller, from `cursor` on.
-    /// An example that cannot be read is an error in its place, and the others go on.
+    /// An example that cannot be read is an error in its place, and the others go on; burn-train ends
+    /// the run there, and says so in `LearningResult::error` alone.
     ///
     /// # Errors
     ///

@@ -74,6 +74,7 @@ mod tokenized;
 mod transcript;
 mod truncate;
 mod turns;
+mod zstd;
 
 pub use budget::TokenBudget;
 pub use collate::{Collator, PairTokens, RankedTokens, UnpairedTokens};

@@ -98,7 +98,8 @@ pub struct Report {
     pub longer: Option<(usize, usize)>,
     /// Best score less worst, of ranked lists.
     pub score_gaps: Option<Spread>,
-    /// The number of kept pairs whose completions are the same tokens: they teach nothing.
+    /// The number of kept pairs whose completions have the same tokens that count: they teach
+    /// nothing.
     pub identical_pairs: usize,
     /// The number of kept lists whose scores are all the same: they order nothing.
     pub tied_lists: usize,
@@ -260,7 +261,7 @@ impl Report {
         let [chosen, rejected] = sequences else {
             unreachable!("a pair has two completions");
         };
-        self.identical_pairs += usize::from(chosen.ids() == rejected.ids());
+        self.identical_pairs += usize::from(counted(chosen).eq(counted(rejected)));
         let (longer, shorter) = self.longer.get_or_insert((0, 0));
         *longer += usize::from(chosen.length() > rejected.length());
         *shorter += usize::from(chosen.length() < rejected.length());
@@ -272,6 +273,14 @@ impl Report {
         self.tied_lists += usize::from(best == worst);
         self.score_gaps.get_or_insert_default().add(best - worst);
     }
+}
+
+/// The tokens of a completion that count.
+fn counted(sequence: &Sequence) -> impl Iterator<Item = u32> {
+    let counts = |place: usize| sequence.counted().is_none_or(|marks| marks[place]);
+    let ids = sequence.completion().iter().enumerate();
+    ids.filter(move |(place, _)| counts(*place))
+        .map(|(_, id)| *id)
 }
 
 /// Whether a completion begins with at least two of the tokens that its prompt ends with.
@@ -327,7 +336,10 @@ impl fmt::Display for Report {
             0 => Ok(()),
             count => writeln!(f, "look: {count} {what}"),
         };
-        look(self.identical_pairs, "pairs of two identical completions")?;
+        look(
+            self.identical_pairs,
+            "pairs whose completions are the same in what counts",
+        )?;
         look(self.tied_lists, "lists without an order")?;
         let moved = format!(
             "prompts that end otherwise before a completion, by {} tokens at most",

@@ -2,10 +2,9 @@ use std::error::Error;
 
 use burn::data::dataset::{Dataset, DatasetError};
 
-use super::encode::{Content, Encode, Encoded, chat_template_kwargs, tools};
+use super::encode::{Content, Encode, Encoded, TokenizerError, ask};
 use super::error::DataError;
 use super::example::Example;
-use super::json::Object;
 use super::label::Labels;
 use super::load::OnError;
 use super::message::{Message, Text};
@@ -190,7 +189,7 @@ impl<D, T> Tokenized<D, T> {
                         start,
                         encode: |messages: &[Message], open: bool| {
                             let content = Content::Conversation(messages);
-                            self.ask(content, open, &example.columns)
+                            ask(&self.tokenizer, content, open, &example.columns)
                                 .map(|encoded| encoded.ids)
                         },
                     };
@@ -227,15 +226,19 @@ impl<D, T> Tokenized<D, T> {
     }
 
     /// The ids of a prompt that do not depend on what it says after its system messages.
-    fn frame<L, R, E>(&self, example: &Example<Text, L>, prompt: &[u32]) -> Result<Frame, Failed>
+    fn frame<L, R, E>(
+        &self,
+        example: &Example<Text, L>,
+        prompt: &[u32],
+    ) -> Result<Frame, TokenizerError>
     where
         T: Fn(Encode<'_>) -> Result<R, E>,
         R: Into<Encoded>,
-        E: Into<Failed>,
+        E: Into<TokenizerError>,
     {
         let columns = &example.columns;
         let other = match &example.prompt {
-            Text::Plain(_) => self.ask(Content::Plain(""), true, columns)?,
+            Text::Plain(_) => ask(&self.tokenizer, Content::Plain(""), true, columns)?,
             Text::Conversation(messages) => {
                 let is_said = |message: &Message| !message.is_system();
                 let Some(first) = messages.iter().position(is_said) else {
@@ -244,7 +247,12 @@ impl<D, T> Tokenized<D, T> {
                 // Not blank, which some templates refuse.
                 let other = Message::new(&messages[first].role, ".");
                 let messages = [&messages[..first], &[other]].concat();
-                self.ask(Content::Conversation(&messages), true, columns)?
+                ask(
+                    &self.tokenizer,
+                    Content::Conversation(&messages),
+                    true,
+                    columns,
+                )?
             }
         };
         Ok(Frame::of(prompt, &other.ids))
@@ -259,80 +267,41 @@ impl<D, T> Tokenized<D, T> {
     fn ids<L, R, E>(
         &self,
         example: &Example<Text, L>,
-    ) -> Result<(Vec<u32>, Vec<(Encoded, Option<Vec<Message>>)>), Failed>
+    ) -> Result<(Vec<u32>, Vec<(Encoded, Option<Vec<Message>>)>), TokenizerError>
     where
         T: Fn(Encode<'_>) -> Result<R, E>,
         R: Into<Encoded>,
-        E: Into<Failed>,
+        E: Into<TokenizerError>,
     {
         let columns = &example.columns;
-        let open = match &example.prompt {
-            Text::Plain(text) => Content::Plain(text),
-            Text::Conversation(messages) => Content::Conversation(messages),
-        };
-        let alone = self.ask(open, true, columns)?.ids;
+        let alone = example.prompt_ids(&self.tokenizer)?;
         let with = |completion: &Text| match (&example.prompt, completion) {
             (Text::Plain(prompt), Text::Plain(completion)) => {
                 let text = format!("{prompt}{completion}");
-                Ok((self.ask(Content::Plain(&text), false, columns)?, None))
+                Ok((
+                    ask(&self.tokenizer, Content::Plain(&text), false, columns)?,
+                    None,
+                ))
             }
             (Text::Conversation(prompt), Text::Conversation(completion)) => {
                 let messages = [prompt.as_slice(), completion].concat();
-                let encoded = self.ask(Content::Conversation(&messages), false, columns)?;
+                let encoded = ask(
+                    &self.tokenizer,
+                    Content::Conversation(&messages),
+                    false,
+                    columns,
+                )?;
                 Ok((encoded, Some(messages)))
             }
             _ => Err("a string beside a conversation in one example".into()),
         };
         let whole = example.completions().iter().map(with);
-        Ok((alone, whole.collect::<Result<_, Failed>>()?))
-    }
-
-    fn ask<R, E>(
-        &self,
-        content: Content<'_>,
-        add_generation_prompt: bool,
-        columns: &Object,
-    ) -> Result<Encoded, Failed>
-    where
-        T: Fn(Encode<'_>) -> Result<R, E>,
-        R: Into<Encoded>,
-        E: Into<Failed>,
-    {
-        let is_conversation = content.as_conversation().is_some();
-        // Columns of these names mean something else beside strings.
-        let tools = if is_conversation {
-            tools(columns)?
-        } else {
-            None
-        };
-        let chat_template_kwargs = if is_conversation {
-            chat_template_kwargs(columns)?
-        } else {
-            Object::empty()
-        };
-        let encode = Encode {
-            content,
-            add_generation_prompt,
-            tools: tools.as_deref(),
-            chat_template_kwargs,
-            columns,
-        };
-        let encoded: Encoded = (self.tokenizer)(encode).map_err(Into::into)?.into();
-        match &encoded.counted {
-            Some(counted) if counted.len() != encoded.ids.len() => {
-                let (ids, marks) = (encoded.ids.len(), counted.len());
-                Err(format!("a mask of {marks} for {ids} ids").into())
-            }
-            _ => Ok(encoded),
-        }
+        Ok((alone, whole.collect::<Result<_, TokenizerError>>()?))
     }
 }
 
-/// Whatever a tokenizer fails with.
-type Failed = Box<dyn Error + Send + Sync>;
-
-impl From<Failure<Failed>> for Failed {
-    fn from(failure: Failure<Failed>) -> Self {
+impl From<Failure<TokenizerError>> for TokenizerError {
+    fn from(failure: Failure<TokenizerError>) -> Self {
         match failure {
             Failure::Tokenizer(error) => error,
             Failure::Rewritten(message) => message.into(),

@@ -220,7 +220,35 @@ impl From<&Linear> for LmHead {
     }
 }
 
-/// A head of tied embeddings.
+/// The head of tied embeddings: the embedding that looks the ids up, read a second time.
+///
+/// Use one field twice, never two fields. A clone of the embedding in a second field, or a `Param`
+/// cloned into another layer, is the same parameter only until the first step: Burn's optimiser
+/// moves one of the two, and the model that trains is another one.
+/// [`FirstBatch::with_parameters_of`](crate::training::first_batch::FirstBatch::with_parameters_of)
+/// finds it.
+///
+/// ```
+/// use burn::module::Module;
+/// use burn::nn::{Embedding, EmbeddingConfig};
+/// use burn::tensor::{Device, Int, Tensor};
+/// use burn_preference::LmHead;
+///
+/// #[derive(Module, Debug)]
+/// struct Tied {
+///     embedding: Embedding, // and no second field for the head
+/// }
+///
+/// impl Tied {
+///     fn hidden(&self, ids: Tensor<2, Int>) -> (Tensor<3>, LmHead) {
+///         (self.embedding.forward(ids), LmHead::from(&self.embedding))
+///     }
+/// }
+/// # let model = Tied { embedding: EmbeddingConfig::new(9, 4).init(&Device::default()) };
+/// # let (hidden, head) = model.hidden(Tensor::from_ints([[1, 2]], &Device::default()));
+/// # assert_eq!(head.logits(hidden)?.dims(), [1, 2, 9]);
+/// # Ok::<(), burn_preference::InvalidInput>(())
+/// ```
 impl From<&Embedding> for LmHead {
     fn from(embedding: &Embedding) -> Self {
         Self::new(embedding.weight.val())

@@ -14,7 +14,8 @@ use crate::part::Normalization;
 /// f-DPO (2309.16240) compares g(ρ) = f′(e^ρ) of the two completions instead of ρ. The constant
 /// of f′ cancels in the difference; here it is chosen so that g(0) = 0, and rewards start at 0.
 /// A g is for differences only: pointwise objectives must not take it. Exponents are clamped to 80,
-/// as in TRL, so that f32 gradients stay finite; beyond that g is constant.
+/// so that f32 gradients stay finite; beyond that g is constant. (TRL clamps those of α-divergences
+/// alone.)
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(rename_all = "snake_case")]

@@ -20,6 +20,18 @@
 //!
 //! The examples `supervised` and `supervised_kto` are whole programs. Means are weighted by what
 //! they count: an epoch's accuracy is that of all its pairs, whatever the batches.
+//!
+//! Three habits of burn-train 0.22 that a run must know:
+//!
+//! - **`launch` returns a model also when the run failed**: that of the last step before. The reason
+//!   is in [`LearningResult::error`](burn::train::LearningResult::error) alone: a row that cannot be
+//!   read, a metric that is not there, a worker under `multi` that panics. Look at it before you use
+//!   the model. On one device a panic of the step goes through.
+//! - **`grads_accumulation(n)` sums** the gradients of `n` batches, as `multi` sums those of its
+//!   workers. Of means it makes a step n times as large; clipping and AdamW's moments see it so. Give
+//!   each batch its share by [`LossOutput::normalized_by`] the number of examples of all of them.
+//! - **`ddp` reduces as its config says**: with `ReduceOperation::Sum` such shares add up to the mean
+//!   over all workers; `Mean` divides by the number of workers once more.
 
 use std::sync::{Arc, OnceLock};
 

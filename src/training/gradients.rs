@@ -82,7 +82,7 @@ pub fn clip_by_global_norm<M: Module>(
     Ok((clip.grads, norm))
 }
 
-/// One number per gradient, each parameter once: a tied one has several places.
+/// One number per gradient, each parameter once.
 struct PerGradient<'a, F> {
     grads: &'a GradientsParams,
     seen: HashSet<ParamId>,

@@ -20,7 +20,10 @@
 //!
 //! - for another batch size, or another layout of the head: the order of their sums is another one;
 //! - on another processor, whose vectors are shorter or longer;
-//! - on GPUs, whose atomic additions have no order.
+//! - on GPUs, whose atomic additions have no order;
+//! - for several workers of burn-train's `multi`, which adds gradients in the order in which workers
+//!   finish. Only the sum of two has no order: two workers without accumulated gradients. What
+//!   [`Threads`](reducer::Threads) sums (z₀, δ, counts) has the same bits for any number of workers.
 //!
 //! Lists break ties by their own order, on every device. Burn's sort does not say which of two equal
 //! values comes first. [`AotLoss`](crate::AotLoss) then has the same losses, and its gradient may go to either

@@ -183,7 +183,11 @@ fn prompts_of_rows_of_any_kind() {
     assert!(ids.sequences().is_empty());
     assert_eq!(ids.clone().with_counted(&[]).unwrap(), ids);
     for (row, field, found) in [
-        (r#"{"chosen": "a", "rejected": "b"}"#, "prompt", "nothing"),
+        (
+            r#"{"chosen": "a", "rejected": "b"}"#,
+            "prompt",
+            "nothing beside `chosen`, `rejected`",
+        ),
         (r#"{"prompt": null}"#, "prompt", "null"),
         (r#"{"prompt": []}"#, "prompt", "an empty list"),
         (
@@ -280,7 +284,7 @@ fn errors_name_file_line_and_field() {
     let text = "a string or a list of messages";
     says(
         second(r#"{"chosen": "a"}"#),
-        &format!("4: `rejected`: expected {text}, found nothing"),
+        &format!("4: `rejected`: expected {text}, found nothing beside `chosen`"),
     );
     says(
         second(r#"{"chosen": 3, "rejected": "b"}"#),
@@ -346,7 +350,7 @@ fn errors_name_file_line_and_field() {
     };
     assert_eq!(
         (line, source.field(), source.found()),
-        (1, "rejected", "nothing")
+        (1, "rejected", "nothing beside `chosen`")
     );
     assert_eq!(source.expected(), text);
     let missing = JsonLines::new("/nowhere/rows.jsonl", PairFormat::default()).open();
@@ -603,10 +607,10 @@ fn the_report_counts_what_is_kept() {
     let text = report.to_string();
     for line in [
         "rows: 3 kept, 2 dropped",
-        "row 3: nothing of the prompt would be left",
+        "row 3: nothing of what the prompt says would be left",
         "shortened: 1 prompts, 0 completions",
         "tokens of prompts: 1 to 6, mean 3.3",
-        "look: 1 pairs of two identical completions",
+        "look: 1 pairs whose completions are the same in what counts",
     ] {
         assert!(text.contains(line), "{text}");
     }

@@ -1,7 +1,8 @@
 //! The check of the first batch: every finding is provoked alone, and a healthy batch has none.
 
 use burn::module::{Lora, Module};
-use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
+use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_preference::tokens::{Padding, Sequence, TokenBatch, TokenTensors};
 use burn_preference::training::first_batch::{Finding, Findings, FirstBatch, Severity, Side};
@@ -182,7 +183,9 @@ fn first(rows: usize, ids: Vec<i32>, counted: Vec<bool>, padded: Vec<bool>) -> F
     let mask = |mask: Vec<bool>| Tensor::from_data(TensorData::new(mask, shape), &device());
     let ids = Tensor::from_data(TensorData::new(ids, shape), &device());
     let rows = TokenTensors::new(ids, mask(counted), mask(padded)).unwrap();
-    FirstBatch::new(rows).unwrap().with_vocab(VOCAB)
+    let first = FirstBatch::new(rows).unwrap().with_vocab(VOCAB);
+    // A module without parameters: the models here have tensors.
+    first.with_parameters_of(&DropoutConfig::new(0.0).init())
 }
 
 fn dpo(y: RelativeLogProbs) -> Result<Tensor<1>, InvalidInput> {
@@ -242,8 +245,9 @@ fn what_could_not_be_checked_is_said() {
     let findings = batch.check_policy(|rows| policy.log_probs(rows)).unwrap();
     assert!(findings.is_empty(), "{findings}");
     let said = findings.not_checked();
-    assert_eq!(said.len(), 4, "{findings}");
-    for (said, start) in said.iter().zip(["ids", "labels", "padding", "causality"]) {
+    let starts = ["ids", "labels", "tied weights", "padding", "causality"];
+    assert_eq!(said.len(), starts.len(), "{findings}");
+    for (said, start) in said.iter().zip(starts) {
         assert!(said.starts_with(start), "{said}");
     }
 }
@@ -489,6 +493,62 @@ fn adapters_that_nothing_matches() {
     assert_eq!(only(&check(&model)), Finding::NoAdapter);
     let adapted = model.apply_lora(Lora::new(2, 4.0));
     assert!(check(&adapted).is_empty());
+}
+
+/// An embedding, and a head that may be the same parameter in a second field.
+#[derive(Module, Debug)]
+struct Tied {
+    body: Embedding,
+    head: Option<Embedding>,
+}
+
+#[test]
+fn a_parameter_in_two_fields() {
+    let policy = Model::new(1);
+    let check = |model: &Tied| {
+        let batch = Batch::pairs().first().pairs().unwrap();
+        let batch = batch.with_parameters_of(model);
+        batch.check_policy(|rows| policy.log_probs(rows)).unwrap()
+    };
+    let embedding = || EmbeddingConfig::new(VOCAB, WIDTH).init(&device().autodiff());
+    let body = embedding();
+    let with_head = |head| Tied {
+        body: body.clone(),
+        head,
+    };
+    let frozen = embedding().no_grad();
+    let twice_frozen = Tied {
+        body: frozen.clone(),
+        head: Some(frozen),
+    };
+    for healthy in [with_head(None), with_head(Some(embedding())), twice_frozen] {
+        assert!(check(&healthy).is_empty());
+    }
+    let two_fields = with_head(Some(body.clone()));
+    let found = only(&check(&two_fields));
+    assert_eq!(
+        found,
+        Finding::SharedParameter {
+            parameters: 1,
+            fields: ["body.weight", "head.weight"].map(str::to_owned),
+        }
+    );
+    assert_eq!(found.severity(), Severity::Error);
+    let text = found.to_string();
+    assert!(
+        text.contains("`head.weight` is `body.weight` again"),
+        "{text}"
+    );
+
+    // What it warns of: a step parts them.
+    let weight = |embedding: &Embedding| embedding.weight.val();
+    let both = |model: &Tied| [weight(&model.body), weight(model.head.as_ref().unwrap())];
+    let [ours, theirs] = both(&two_fields);
+    let grads = (ours + theirs).sum().backward();
+    let grads = GradientsParams::from_grads(grads, &two_fields);
+    let stepped = SgdConfig::new().init().step(1.0, two_fields, grads);
+    let [ours, theirs] = both(&stepped).map(to_vec);
+    assert_ne!(ours, theirs);
 }
 
 #[test]

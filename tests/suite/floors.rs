@@ -1,5 +1,5 @@
 //! The dependency map of ARCHITECTURE.md, enforced: imports point to lower floors only, no files
-//! import one another in a circle, and every path that the map names is there.
+//! import one another in a circle, and the paths and orders of the map are those of the tree.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -317,6 +317,49 @@ fn imports_point_down() {
         }
     }
     assert!(checked > 200, "only {checked}: is the reader broken?");
+}
+
+/// The tables of ARCHITECTURE.md list the files of a room from the bottom up, in groups.
+#[test]
+fn files_are_listed_from_the_bottom_up() {
+    let files = crate_files();
+    let graph = graph(&files);
+    let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let map = fs::read_to_string(map).unwrap();
+    let (_, table) = map.split_once("| room | files |").expect("a table");
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    let mut checked = 0;
+    for row in rows {
+        let (room, listed) = row[2..].split_once(" | ").expect("two cells");
+        let module = |path: &str| -> Name {
+            let path = path.trim_end_matches(".rs").trim_end_matches('/');
+            path.split('/').map(str::to_owned).collect()
+        };
+        let room = module(code(room).next().expect("a room"));
+        let groups: Vec<Vec<Name>> = listed
+            .split(';')
+            .map(|group| {
+                code(group)
+                    .map(|file| [&room[..], &module(file)].concat())
+                    .collect()
+            })
+            .collect();
+        let group = |file: &Name| groups.iter().position(|group| group.contains(file));
+        for (file, targets) in &graph {
+            for target in targets {
+                let (Some(above), Some(below)) = (group(file), group(target)) else {
+                    continue;
+                };
+                let (from, to) = (file.join("/"), target.join("/"));
+                assert!(below < above, "`{from}` stands before `{to}`");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 100, "only {checked}: is the reader broken?");
 }
 
 /// The code of a line: what stands between backticks.

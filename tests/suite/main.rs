@@ -14,6 +14,7 @@ mod data;
 mod denoiser;
 mod determinism;
 mod extremes;
+mod files;
 mod first_batch;
 mod floors;
 mod gradients;

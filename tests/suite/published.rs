@@ -529,6 +529,8 @@ fn roles_of_other_names() {
         ("prompt[0].from", "function_call")
     );
     assert!(error.expected().contains("human"), "{error}");
+    let object = r#"{"prompt": {"full_text": "Q"}, "completion": "A", "label": 1}"#;
+    assert_eq!(refused(&usual, object).found(), "an object");
     let error = refused(&usual, &json("human", "from", "content"));
     assert_eq!(
         (error.field(), error.found()),

@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::Path;
 
+use burn::nn::{Initializer, LinearConfig};
+use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use burn_preference::{
@@ -97,6 +99,24 @@ fn logits_that_no_machine_holds_are_never_made() {
     let grads = sum.sum().backward();
     let grad = weight.grad(&grads).unwrap().narrow(0, 0, 1);
     assert!((to_vec(grad)[0] - 4.0).abs() < 1e-3);
+}
+
+/// And with Burn's default of 1e-5 it does not: 1e-6 / (1e-6 + ε).
+#[test]
+fn a_small_gradient_moves_a_weight_by_the_rate() {
+    let moved = |config: AdamWConfig| {
+        let device = device().autodiff();
+        let linear = LinearConfig::new(1, 1).with_initializer(Initializer::Zeros);
+        let model = linear.init(&device);
+        let grads = (model.weight.val() * 1e-6).sum().backward();
+        let grads = GradientsParams::from_grads(grads, &model);
+        let model = config.init().step(1e-3, model, grads);
+        -to_vec(model.weight.val().reshape([1]))[0] / 1e-3
+    };
+    let as_torch = moved(AdamWConfig::new().with_epsilon(1e-8));
+    assert!((as_torch - 1.0).abs() < 0.01, "{as_torch}");
+    let by_default = moved(AdamWConfig::new());
+    assert!((by_default - 1.0 / 11.0).abs() < 1e-3, "{by_default}");
 }
 
 /// Names of tests stand in lines that begin with "Shown by": functions, then their file.

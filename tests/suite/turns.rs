@@ -641,7 +641,7 @@ fn scores_fit_a_tensor() {
     );
     let error = of("[1, 1e999]").unwrap_err().to_string();
     assert!(
-        error.contains("1: `scores`: number out of range at column"),
+        error.contains("1: `scores[1]`: expected a number, found 1e999, which is beyond f64"),
         "{error}"
     );
     let text = || vec![Text::Plain("a".into())];

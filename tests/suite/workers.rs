@@ -1,12 +1,13 @@
 //! One large batch, unequal micro-batches, two workers of burn-train's `MultiDevice` and two
 //! burn-remote servers take the same steps, for objectives that need something of the whole window.
 
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
-use burn::data::dataset::InMemDataset;
+use burn::data::dataset::{Dataset, DatasetError, InMemDataset};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, SgdConfig};
 use burn::tensor::{DType, Device, Tensor};
@@ -290,22 +291,26 @@ fn rows_of(window: usize) -> Vec<Row> {
 
 fn launch(
     model: Model,
-    rows: Vec<Row>,
+    rows: impl Dataset<Row> + 'static,
     batch: usize,
     devices: Vec<Device>,
 ) -> LearningResult<Model> {
-    let loader = |rows: Vec<Row>| -> Arc<dyn DataLoader<Rows>> {
-        DataLoaderBuilder::new(Collate)
-            .batch_size(batch)
-            .set_device(devices[0].clone())
-            .build(InMemDataset::new(rows))
-    };
+    fn loader(
+        rows: impl Dataset<Row> + 'static,
+        batch: usize,
+        device: &Device,
+    ) -> Arc<dyn DataLoader<Rows>> {
+        let loader = DataLoaderBuilder::new(Collate).batch_size(batch);
+        loader.set_device(device.clone()).build(rows)
+    }
+    let train = loader(rows, batch, &devices[0]);
+    let valid = loader(InMemDataset::new(Vec::new()), batch, &devices[0]);
     let directory = tempfile::tempdir().unwrap();
     let strategy = ExecutionStrategy::multi(
         devices.iter().map(|d| d.clone().autodiff()).collect(),
         MultiDeviceOptim::OptimMainDevice,
     );
-    SupervisedTraining::new(directory.path(), loader(rows), loader(Vec::new()))
+    SupervisedTraining::new(directory.path(), train, valid)
         .with_training_strategy(strategy.into())
         .with_application_logger(None)
         .renderer(Box::new(Lines::default()))
@@ -321,7 +326,8 @@ fn by_workers(kind: Kind, devices: [Device; 2]) -> Vec<f64> {
         let of = move |window| rows_of(window)[4 * part..4 * part + 4].to_vec();
         (0..WINDOWS).flat_map(of)
     };
-    let result = launch(model, half(0).chain(half(1)).collect(), 4, devices.into());
+    let rows = InMemDataset::new(half(0).chain(half(1)).collect());
+    let result = launch(model, rows, 4, devices.into());
     assert!(result.error.is_none(), "{:?}", result.error);
     result.model.numbers()
 }
@@ -340,7 +346,7 @@ fn micro_batches_and_workers_take_the_steps_of_one_large_batch() {
         let what = format!("{kind:?}");
         assert_close(&unequal, &whole, tolerance(DType::F32), &what);
         assert_close(&workers, &whole, tolerance(DType::F32), &what);
-        // The workers' order changes no bit.
+        // Whoever comes first: the sum of two numbers has no order. That of three has one.
         assert_eq!(by_workers(kind, [flex.clone(), flex.clone()]), workers);
     }
 }
@@ -409,7 +415,7 @@ fn uneven_shards_fail_in_time() {
     let reducer = Threads::new(2, Duration::from_millis(300)).unwrap();
     let model = Model::new(Kind::Kto, Arc::new(reducer), &flex);
     // Four rows for the first worker, five for the second: one batch and two.
-    let rows = (0..9).map(|i| Row { window: 0, i }).collect();
+    let rows = InMemDataset::new((0..9).map(|i| Row { window: 0, i }).collect());
     let start = Instant::now();
     let result = launch(model, rows, 4, vec![flex.clone(), flex]);
     assert!(start.elapsed() < Duration::from_secs(30));
@@ -421,4 +427,45 @@ fn uneven_shards_fail_in_time() {
         error.contains("1 of 2 workers came within 300ms"),
         "{error}"
     );
+}
+
+/// Rows of which one cannot be read.
+struct Damaged {
+    rows: Vec<Row>,
+    at: usize,
+}
+
+impl Dataset<Row> for Damaged {
+    fn get(&self, index: usize) -> Result<Row, DatasetError> {
+        if index == self.at {
+            return Err(DatasetError::new(io::Error::other("row 5 is damaged")));
+        }
+        Ok(self.rows[index])
+    }
+
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+}
+
+/// What the guide tells users to look at: burn-train returns the model of the steps before.
+#[test]
+fn a_run_that_failed_returns_a_model_and_its_error() {
+    let flex = Device::flex();
+    let model = || Model::new(Kind::Dpo, Arc::new(Local), &flex);
+    let rows: Vec<Row> = (0..8).map(|i| Row { window: 0, i }).collect();
+    let damaged = Damaged {
+        rows: rows.clone(),
+        at: 5,
+    };
+    let result = launch(model(), damaged, 2, vec![flex.clone()]);
+    let error = result.error.expect("a row is damaged").to_string();
+    assert!(error.contains("row 5 is damaged"), "{error}");
+    // Two steps were taken, of rows 0 to 3.
+    let two_steps = InMemDataset::new(rows[..4].to_vec());
+    let expected = launch(model(), two_steps, 2, vec![flex.clone()]);
+    assert!(expected.error.is_none());
+    let same = result.model.numbers() == expected.model.numbers();
+    assert!(same, "{:?}", result.model.numbers());
+    assert_ne!(result.model.numbers(), model().numbers());
 }

@@ -29,9 +29,11 @@ pub struct Plan {
     pub every: usize,
 }
 
+/// AdamW with the ε of PyTorch: Burn's 1e-5 shortens the steps of small gradients.
 pub fn optimizer() -> ModuleOptimizer {
     let clipping = GradientClippingConfig::Norm(1.0);
     AdamWConfig::new()
+        .with_epsilon(1e-8)
         .with_weight_decay(0.0)
         .with_grad_clipping(Some(clipping))
         .init()

@@ -1,10 +1,13 @@
 //! Answers of a model to prompts, and pairs of them.
 
-use burn_preference::data::{Message, Text};
+use std::sync::Arc;
+
+use burn_preference::data::{Json, Message, Object, Text};
 use burn_preference::tokens::Sequence;
 use rand_chacha::ChaCha8Rng;
-use serde_json::{Value, json};
+use serde::Serialize;
 
+use crate::data::Prompt;
 use crate::failure::Failure;
 use crate::model::Decoder;
 use crate::sampling::{Sampling, best_and_worst, draw_answers};
@@ -13,19 +16,57 @@ use crate::text::Chat;
 /// An answer of a model to a prompt.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The prompt, as the file has it.
-    pub prompt: Text,
+    /// The prompt, with the columns of its row.
+    pub prompt: Arc<Prompt>,
     /// The answer's text.
     pub text: String,
     /// Prompt and answer as token ids.
     pub ids: Sequence,
 }
 
+/// Columns that a row with other answers has in another meaning.
+const REPLACED: [&str; 7] = [
+    "prompt",
+    "chosen",
+    "rejected",
+    "completion",
+    "label",
+    "responses",
+    "scores",
+];
+
 impl Answer {
-    /// The line that a judge reads.
-    pub fn to_json(&self) -> Value {
-        json!({"prompt": self.prompt, "completion": self.text})
+    /// The line that a judge reads: `prompt` and `completion`, with the other columns of the row.
+    ///
+    /// # Errors
+    ///
+    /// The prompt has something that JSON does not have.
+    pub fn to_json(&self) -> Result<Object, Failure> {
+        let mut row = Object::default();
+        row.insert("completion", Json::from(&*self.text));
+        row.insert("prompt", json(&self.prompt.prompt)?);
+        for (name, value) in carried(&self.prompt) {
+            row.insert(name, value);
+        }
+        Ok(row)
     }
+}
+
+/// The columns of a prompt's row that keep their meaning beside other answers.
+fn carried(prompt: &Prompt) -> impl Iterator<Item = (&str, Json)> {
+    let is_carried = |(name, value): &(&str, &Json)| !REPLACED.contains(name) && is_json(value);
+    let columns = prompt.columns.iter().filter(is_carried);
+    columns.map(|(name, value)| (name, value.clone()))
+}
+
+/// Whether a value can be written as JSON.
+pub fn is_json(value: &Json) -> bool {
+    serde_json::to_writer(std::io::sink(), value).is_ok()
+}
+
+/// A value in the order of its fields, which `serde_json` would sort.
+fn json(value: &impl Serialize) -> Result<Json, Failure> {
+    Ok(serde_json::from_str(&serde_json::to_string(value)?)?)
 }
 
 /// Options of answers, and the tokenizer that they are made with.
@@ -44,7 +85,7 @@ impl Answering<'_> {
     /// # Errors
     ///
     /// The prompt cannot be tokenized.
-    pub fn fits(&self, prompt: &Text) -> Result<bool, Failure> {
+    pub fn fits(&self, prompt: &Prompt) -> Result<bool, Failure> {
         Ok(self.chat.prompt(prompt)?.len() <= self.max_prompt)
     }
 
@@ -58,7 +99,7 @@ impl Answering<'_> {
     pub fn answer(
         &self,
         model: &Decoder,
-        prompt: &Text,
+        prompt: &Prompt,
         count: usize,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Answer>, Failure> {
@@ -73,9 +114,10 @@ impl Answering<'_> {
         let answers = draw_answers(&prompts, &self.chat.ends, sampling, &device, rng, |words| {
             model.next(words, &mut cache)
         });
+        let prompt = Arc::new(prompt.clone());
         let answers = answers.into_iter().map(|words| {
             Ok(Answer {
-                prompt: prompt.clone(),
+                prompt: Arc::clone(&prompt),
                 text: self.chat.decode(&words)?.trim().to_owned(),
                 ids: Sequence::new(&ids, &words),
             })
@@ -98,18 +140,30 @@ fn within_window(sampling: Sampling, model: &Decoder, prompt: usize) -> Result<S
     })
 }
 
-/// The best of a prompt's answers against the worst one, as a row of TRL's shape; none if all are equally good.
-pub fn best_pair(answers: &[Answer], scores: &[f64]) -> Option<Value> {
-    let (best, worst) = best_and_worst(scores)?;
-    let side = |i: usize| match answers[i].prompt {
-        Text::Conversation(_) => json!([Message::new("assistant", &answers[i].text)]),
-        Text::Plain(_) => json!(answers[i].text),
+/// The best of a prompt's answers against the worst one, as a row of TRL's shape with the other
+/// columns of the prompt's row; none if both are equally good or the same.
+///
+/// # Errors
+///
+/// The prompt has something that JSON does not have.
+pub fn best_pair(answers: &[Answer], scores: &[f64]) -> Result<Option<Object>, Failure> {
+    let sides = best_and_worst(scores);
+    let Some((best, worst)) = sides.filter(|(b, w)| answers[*b].text != answers[*w].text) else {
+        return Ok(None);
     };
-    Some(json!({
-        "prompt": answers[best].prompt,
-        "chosen": side(best),
-        "rejected": side(worst),
-        "chosen_score": scores[best],
-        "rejected_score": scores[worst],
-    }))
+    let prompt = &answers[best].prompt;
+    let side = |i: usize| match prompt.prompt {
+        Text::Conversation(_) => json(&[Message::new("assistant", &answers[i].text)]),
+        Text::Plain(_) => Ok(Json::from(&*answers[i].text)),
+    };
+    let mut row = Object::default();
+    row.insert("prompt", json(&prompt.prompt)?);
+    row.insert("chosen", side(best)?);
+    row.insert("rejected", side(worst)?);
+    for (name, value) in carried(prompt) {
+        row.insert(name, value);
+    }
+    row.insert("chosen_score", Json::from(scores[best]));
+    row.insert("rejected_score", Json::from(scores[worst]));
+    Ok(Some(row))
 }

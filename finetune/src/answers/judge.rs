@@ -10,8 +10,8 @@ use crate::training::{Batching, rewards};
 
 /// A judge of answers.
 pub enum Judge {
-    /// A command of the shell: it reads a line of JSON an answer, `{"prompt": …, "completion": …}`,
-    /// and writes a number a line, higher for better.
+    /// A command of the shell: it reads a line of JSON an answer, `{"prompt": …, "completion": …}`
+    /// with the other columns of the row, and writes a number a line, higher for better.
     Command(String),
     /// A reward model, such as this program trains with `--loss bradley_terry`.
     Model(Box<Decoder>, Batching),
@@ -51,10 +51,9 @@ fn by_command(command: &str, answers: &[Answer]) -> Result<Vec<f64>, Failure> {
         .stdout(Stdio::piped())
         .spawn()?;
     let mut input = child.stdin.take().expect("piped");
-    let lines: Vec<String> = answers
-        .iter()
-        .map(|answer| format!("{}\n", answer.to_json()))
-        .collect();
+    let line = |answer: &Answer| Ok(format!("{}\n", serde_json::to_string(&answer.to_json()?)?));
+    let lines = answers.iter().map(line);
+    let lines = lines.collect::<Result<Vec<String>, Failure>>()?;
     // A program may answer before it has read everything: write beside reading.
     let writer = std::thread::spawn(move || {
         lines

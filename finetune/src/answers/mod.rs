@@ -3,5 +3,5 @@
 mod answer;
 mod judge;
 
-pub use answer::{Answer, Answering, best_pair};
+pub use answer::{Answer, Answering, best_pair, is_json};
 pub use judge::Judge;

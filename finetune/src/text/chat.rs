@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn_preference::data::{Content, Encode, Encoded, Message, Text};
+use burn_preference::data::{Content, Encode, Encoded, Example, Message, Text};
 use minijinja::Value;
 use minijinja::value::Serde;
 use thiserror::Error;
@@ -109,18 +109,13 @@ impl Chat {
         )
     }
 
-    /// The ids of a prompt, up to where an answer begins.
+    /// The ids of an example's prompt, up to where an answer begins.
     ///
     /// # Errors
     ///
     /// As [`encode`](Self::encode).
-    pub fn prompt(&self, prompt: &Text) -> Result<Vec<u32>, Failure> {
-        match prompt {
-            Text::Plain(text) => self.open_text(text),
-            Text::Conversation(messages) => Ok(self
-                .render(messages, None, true, &Value::from(Serde(())))?
-                .0),
-        }
+    pub fn prompt<L>(&self, example: &Example<Text, L>) -> Result<Vec<u32>, Failure> {
+        example.prompt_ids(|text| self.encode(text))
     }
 
     /// The ids of a text that may go on: with its special tokens, but for an end.

@@ -4,7 +4,7 @@ use burn::data::dataloader::BatchStrategy;
 use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::Device;
 use burn_preference::SequenceLogProbs;
-use burn_preference::data::{Collator, Example, TokenBudget};
+use burn_preference::data::{Collator, Desirable, Example, TokenBudget};
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
 
 use crate::data::Examples;
@@ -78,5 +78,30 @@ impl Batching {
             parts.push(part);
         }
         parts
+    }
+
+    /// Cuts sequences into forwards, by their places: all in their order if they fit into one, and
+    /// otherwise those of one prompt, or of like length, together.
+    pub(super) fn forwards(&self, sequences: &[Sequence]) -> Vec<Vec<usize>> {
+        let cut = |places: Vec<usize>| -> Vec<Vec<usize>> {
+            let alone = |&i: &usize| {
+                let [prompt, completion] = [sequences[i].prompt(), sequences[i].completion()];
+                Example::unpaired(prompt.to_vec(), completion.to_vec(), true)
+            };
+            let parts = self.parts(places.iter().map(alone).collect());
+            let mut places = places.into_iter();
+            let mut next = |part: Examples<Desirable>| places.by_ref().take(part.len()).collect();
+            parts.into_iter().map(&mut next).collect()
+        };
+        let mut places: Vec<usize> = (0..sequences.len()).collect();
+        let forwards = cut(places.clone());
+        if forwards.len() < 2 {
+            return forwards;
+        }
+        match self.packing {
+            Some(_) => places.sort_by_key(|&i| sequences[i].prompt()),
+            None => places.sort_by_key(|&i| sequences[i].ids().len()),
+        }
+        cut(places)
     }
 }

@@ -30,12 +30,14 @@ pub(super) struct State {
 }
 
 /// The evaluation with the smallest held-out loss so far.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Best {
     /// The step before the evaluation.
     pub(super) step: usize,
     /// The held-out loss.
     pub(super) loss: f64,
+    /// The statistics of the task that the loss was measured with.
+    pub(super) task: Value,
 }
 
 /// A run between two steps.
@@ -74,11 +76,13 @@ impl Checkpoint {
         })
     }
 
-    /// Keeps the weights of an evaluation if its loss is the smallest so far.
-    pub(super) fn keep_best(&mut self, loss: f64) {
+    /// Keeps the weights of an evaluation, and the statistics of its task, if its loss is the
+    /// smallest so far.
+    pub(super) fn keep_best(&mut self, loss: f64, task: Value) {
         let step = self.state.step;
-        if self.state.best.is_none_or(|best| loss < best.loss) {
-            self.state.best = Some(Best { step, loss });
+        let best = self.state.best.as_ref();
+        if best.is_none_or(|best| loss < best.loss) {
+            self.state.best = Some(Best { step, loss, task });
             self.state.stale = 0;
             self.best_policy = self.policy.clone();
         } else {

@@ -11,7 +11,8 @@ use burn_preference::tokens::Sequence;
 use burn_preference::training::metrics::Observe;
 use burn_preference::training::state::{KlEstimate, RunningMean};
 use burn_preference::{
-    Frozen, InvalidInput, Metrics, Ranked, RelativeLogProbs, Unpaired, WithBaseline, WithShift,
+    Frozen, InvalidInput, Metrics, Objective, Ranked, RelativeLogProbs, Unpaired, WithBaseline,
+    WithShift,
 };
 use serde_json::{Value, json};
 
@@ -54,6 +55,10 @@ where
     Collator: Batcher<Example<Vec<u32>, T::Label>, T>,
 {
     type Label = T::Label;
+
+    fn whole_batch(&self) -> bool {
+        self.objective.whole_batch()
+    }
 
     fn part(
         &self,
@@ -117,6 +122,10 @@ impl Task for WithKlEstimate {
         sequences
     }
 
+    fn whole_batch(&self) -> bool {
+        self.objective.whole_batch()
+    }
+
     fn begin(
         &mut self,
         model: &Decoder,
@@ -174,6 +183,10 @@ impl WithRewardShift {
 
 impl Task for WithRewardShift {
     type Label = Desirable;
+
+    fn whole_batch(&self) -> bool {
+        self.objective.whole_batch()
+    }
 
     fn part(
         &self,

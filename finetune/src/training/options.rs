@@ -19,7 +19,7 @@ pub struct TrainOptions {
     pub warm_up: usize,
     /// The norm that gradients are clipped at.
     pub clip: f64,
-    /// Weight decay of AdamW.
+    /// Weight decay of AdamW, whose ε is 1e-8.
     pub weight_decay: f64,
     /// Number of steps between two evaluations.
     pub evaluate_every: usize,

@@ -24,6 +24,18 @@ pub trait Part {
         context: &StepContext<'_>,
     ) -> Result<(Tensor<1>, BatchMetrics), Failure>;
 
+    /// The same losses and metrics by as many forwards as the budget asks for, for a model without
+    /// autodiff.
+    ///
+    /// # Errors
+    ///
+    /// As [`losses`](Self::losses).
+    fn measure(
+        &self,
+        model: &Decoder,
+        context: &StepContext<'_>,
+    ) -> Result<(Tensor<1>, BatchMetrics), Failure>;
+
     /// Findings of [`FirstBatch`] about the examples; `tolerance` is that of
     /// [`FirstBatch::with_tolerance`].
     ///
@@ -118,16 +130,29 @@ where
     })
 }
 
+impl<T, Y, B: Observe + Clone> TypedPart<'_, T, Y, B> {
+    fn of_values(&self, values: Y) -> Result<(Tensor<1>, BatchMetrics), Failure> {
+        let batch = (self.batch)(&self.tokens, values)?;
+        let output = self.objective.forward(batch.clone());
+        Ok((output.losses(), BatchMetrics::observe(&batch, &output)))
+    }
+}
+
 impl<T: CollatedTokens, Y: CompletionValues, B: Observe + Clone> Part for TypedPart<'_, T, Y, B> {
     fn losses(
         &self,
         model: &Decoder,
         context: &StepContext<'_>,
     ) -> Result<(Tensor<1>, BatchMetrics), Failure> {
-        let values = Y::compute(model, self.tokens.tokens(), context)?;
-        let batch = (self.batch)(&self.tokens, values)?;
-        let output = self.objective.forward(batch.clone());
-        Ok((output.losses(), BatchMetrics::observe(&batch, &output)))
+        self.of_values(Y::compute(model, self.tokens.tokens(), context)?)
+    }
+
+    fn measure(
+        &self,
+        model: &Decoder,
+        context: &StepContext<'_>,
+    ) -> Result<(Tensor<1>, BatchMetrics), Failure> {
+        self.of_values(Y::measure(model, self.tokens.tokens(), context)?)
     }
 
     fn check(

@@ -22,7 +22,11 @@ pub trait Task: Sync {
         example.sequences()
     }
 
-    /// Prepares what all parts of a step have in common, before the first of them.
+    /// True if the loss of an example depends on the rest of its batch.
+    fn whole_batch(&self) -> bool;
+
+    /// Prepares what all parts of a step, or of what is measured, have in common, before the first
+    /// of them.
     ///
     /// # Errors
     ///

@@ -28,6 +28,10 @@ use crate::data::Examples;
 use crate::failure::Failure;
 use crate::model::Decoder;
 
+/// ε of AdamW, as PyTorch and TRL have it. Burn's 1e-5 is as large as a gradient of a large model
+/// that is clipped at norm 1 (1/√N a weight), whose step it would halve.
+const ADAM_EPSILON: f32 = 1e-8;
+
 /// The result of training.
 #[derive(Debug)]
 pub struct Trained {
@@ -61,8 +65,7 @@ pub struct Trainer<'a, T: Task> {
     pub stop: Arc<AtomicBool>,
 }
 
-/// Checks that every step, and every batch that is measured, is one forward: for objectives whose
-/// loss is of a whole step.
+/// Checks that every step is one forward: for objectives whose loss is of a whole step.
 ///
 /// # Errors
 ///
@@ -71,27 +74,21 @@ pub fn check_whole_steps<L: Clone + Send + Sync + 'static>(
     batching: &Batching,
     options: &TrainOptions,
     train: &[Example<Vec<u32>, L>],
-    held_out: &[Example<Vec<u32>, L>],
 ) -> Result<(), Failure>
 where
     TokenBudget<L>: BatchStrategy<Example<Vec<u32>, L>>,
 {
-    let check = |name: &str, examples: Vec<_>| match batching.parts(examples).len() {
-        0 | 1 => Ok(()),
-        parts => Err(format!(
-            "{name} takes {parts} forwards, and the loss of this objective is of all of its \
-             examples at once: raise --budget, or lower --batch"
-        )),
-    };
     let train = Arc::new(InMemDataset::new(train.to_vec()));
     let mut cursor = Cursor::new(train.len(), options.seed);
     for step in 1..=options.steps {
         let examples = next_examples(&cursor, &train, options.batch)?;
         cursor.advance(examples.len());
-        check(&format!("step {step}"), examples)?;
-    }
-    for examples in held_out.chunks(options.batch) {
-        check("an evaluation", examples.to_vec())?;
+        let forwards = batching.parts(examples).len();
+        if forwards > 1 {
+            let what = "the loss of this objective is of all of its examples at once: raise --budget, \
+                        or lower --batch";
+            return Err(format!("step {step} takes {forwards} forwards, and {what}").into());
+        }
     }
     Ok(())
 }
@@ -164,7 +161,7 @@ where
                 let metrics = self.measure(&run.policy, held_out)?;
                 write_held_out(&mut log, step, &metrics)?;
                 progress.measured(step, &metrics);
-                run.keep_best(loss_of(&metrics, step)?);
+                run.keep_best(loss_of(&metrics, step)?, self.task.state());
             }
             if measured || stop {
                 run.state.task = self.task.state();
@@ -180,11 +177,15 @@ where
         }
         progress.finish();
         let ended = run.state.step == self.options.steps || !self.is_patient(&run.state);
+        let policy = match run.state.best {
+            Some(best) => {
+                self.task.restore(best.task)?;
+                run.best_policy
+            }
+            None => run.policy,
+        };
         Ok(Trained {
-            policy: match run.state.best {
-                Some(_) => run.best_policy,
-                None => run.policy,
-            },
+            policy,
             examples,
             seconds,
             interrupted: self.stop.load(Ordering::Relaxed) && !ended,
@@ -198,9 +199,12 @@ where
         examples: usize,
         resume: bool,
     ) -> Result<Checkpoint, Failure> {
-        let decay = self.options.weight_decay;
         #[allow(clippy::cast_possible_truncation, reason = "Burn takes it as f32")]
-        let optimizer = AdamWConfig::new().with_weight_decay(decay as f32).init();
+        let decay = self.options.weight_decay as f32;
+        let optimizer = AdamWConfig::new()
+            .with_epsilon(ADAM_EPSILON)
+            .with_weight_decay(decay)
+            .init();
         let run = Checkpoint {
             state: State {
                 step: 0,
@@ -294,7 +298,8 @@ where
         Ok((gradients, metrics))
     }
 
-    /// Metrics of examples that nothing is trained on, in batches as large as a step's.
+    /// Metrics of examples that nothing is trained on, all at once: a z₀ and a loss of a whole batch
+    /// are those of all of them, however many a step has. A δ is that of the rewards in training.
     ///
     /// # Errors
     ///
@@ -305,17 +310,19 @@ where
         examples: &[Example<Vec<u32>, T::Label>],
     ) -> Result<Metrics, Failure> {
         let model = policy.valid();
+        let parts = match self.task.whole_batch() {
+            true => vec![examples.to_vec()],
+            false => self.context.batching.parts(examples.to_vec()),
+        };
+        self.task.begin(&model, &parts, &self.context)?;
+        let parts = self.workers.map(parts, |examples| {
+            let part = self.task.part(examples, self.context.batching)?;
+            let (_, metrics) = part.measure(&model, &self.context)?;
+            Ok(metrics.read()?)
+        })?;
         let mut all = Metrics::default();
-        for examples in examples.chunks(self.options.batch) {
-            let parts = self.context.batching.parts(examples.to_vec());
-            self.task.begin(&model, &parts, &self.context)?;
-            let parts = self.workers.map(parts, |examples| {
-                let part = self.task.part(examples, self.context.batching)?;
-                part.losses(&model, &self.context)
-            })?;
-            for (_, metrics) in parts {
-                all.merge(&metrics.read()?);
-            }
+        for metrics in &parts {
+            all.merge(metrics);
         }
         Ok(all)
     }

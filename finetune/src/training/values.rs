@@ -1,6 +1,6 @@
 //! Values that a model gives completions: log-probabilities, log-ratios or rewards.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use burn_preference::tokens::{TokenBatch, TokenTensors};
 use burn_preference::training::first_batch::{Findings, FirstBatch};
 use burn_preference::{RelativeLogProbs, SequenceLogProbs};
@@ -51,6 +51,43 @@ pub trait CompletionValues: Sized {
         context: &StepContext<'_>,
     ) -> Result<Self, Failure>;
 
+    /// Joins the values of several batches, in the order of `rows`: places among all of them.
+    ///
+    /// # Errors
+    ///
+    /// They do not fit together.
+    fn join(batches: &[Self], rows: Tensor<1, Int>) -> Result<Self, Failure>;
+
+    /// Computes the values of tokens of any number, by as many forwards as the budget asks for.
+    ///
+    /// For a model without autodiff: of another one, each forward would keep its graph.
+    ///
+    /// # Errors
+    ///
+    /// As [`compute`](Self::compute).
+    fn measure(
+        model: &Decoder,
+        tokens: &TokenBatch,
+        context: &StepContext<'_>,
+    ) -> Result<Self, Failure> {
+        let forwards = context.batching.forwards(&tokens.sequences);
+        if forwards.len() < 2 {
+            return Self::compute(model, tokens, context);
+        }
+        let values = forwards.iter().map(|places| {
+            let sequences = places.iter().map(|&i| tokens.sequences[i].clone());
+            let tokens = context.batching.tokens(sequences.collect())?;
+            Self::compute(model, &tokens, context)
+        });
+        let values = values.collect::<Result<Vec<_>, Failure>>()?;
+        let mut rows = vec![0_i64; tokens.len()];
+        for (row, place) in (0..).zip(forwards.concat()) {
+            rows[place] = row;
+        }
+        let rows = Tensor::from_data(rows.as_slice(), &context.batching.device);
+        Self::join(&values, rows)
+    }
+
     /// Checks a first batch with the model, and with `losses` of the values where they tell more.
     ///
     /// # Errors
@@ -78,6 +115,13 @@ impl CompletionValues for SequenceLogProbs {
         context.batching.log_probs(model, tokens)
     }
 
+    fn join(batches: &[Self], rows: Tensor<1, Int>) -> Result<Self, Failure> {
+        let sums = batches.iter().map(Self::sum).collect();
+        let lengths = batches.iter().map(Self::lengths).collect();
+        let [sums, lengths] = [sums, lengths].map(|of| Tensor::cat(of, 0).select(0, rows.clone()));
+        Ok(Self::new(sums, lengths.int())?)
+    }
+
     fn check(
         first: FirstBatch,
         model: &Decoder,
@@ -87,6 +131,7 @@ impl CompletionValues for SequenceLogProbs {
     ) -> Result<Findings, Failure> {
         first
             .with_vocab(model.config().vocab)
+            .with_parameters_of(model)
             .check_policy(|tokens| hidden(model, tokens))
     }
 }
@@ -100,6 +145,14 @@ impl CompletionValues for RelativeLogProbs {
         context.relative(model, tokens)
     }
 
+    fn join(batches: &[Self], rows: Tensor<1, Int>) -> Result<Self, Failure> {
+        let side = |of: fn(&Self) -> &SequenceLogProbs| {
+            let batches: Vec<_> = batches.iter().map(|batch| of(batch).clone()).collect();
+            SequenceLogProbs::join(&batches, rows.clone())
+        };
+        Ok(side(Self::policy)?.relative_to(side(Self::reference)?)?)
+    }
+
     fn check(
         first: FirstBatch,
         model: &Decoder,
@@ -108,6 +161,7 @@ impl CompletionValues for RelativeLogProbs {
         losses: impl FnMut(Self) -> Result<Tensor<1>, Failure>,
     ) -> Result<Findings, Failure> {
         let reference = context.reference()?;
+        let first = first.with_parameters_of(model);
         first.with_vocab(model.config().vocab).check_against(
             |tokens| hidden(model, tokens),
             |rows| match reference {
@@ -127,6 +181,10 @@ impl CompletionValues for Tensor<1> {
         rewards(model, tokens)
     }
 
+    fn join(batches: &[Self], rows: Tensor<1, Int>) -> Result<Self, Failure> {
+        Ok(Self::cat(batches.to_vec(), 0).select(0, rows))
+    }
+
     /// By the body's hidden states: nothing trained the head above them, so that its
     /// log-probabilities are not compared with chance.
     fn check(
@@ -136,7 +194,9 @@ impl CompletionValues for Tensor<1> {
         _: &StepContext<'_>,
         _: impl FnMut(Self) -> Result<Tensor<1>, Failure>,
     ) -> Result<Findings, Failure> {
-        first.check_policy(|tokens| hidden(model, tokens))
+        first
+            .with_parameters_of(model)
+            .check_policy(|tokens| hidden(model, tokens))
     }
 }
 

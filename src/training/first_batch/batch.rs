@@ -1,6 +1,8 @@
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 
+use super::finding::Finding;
+use super::parameters;
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::reference::Frozen;
@@ -21,19 +23,20 @@ pub(super) enum Labels {
 ///
 /// | finding | from | needs |
 /// |---|---|---|
-/// | [`NothingCounts`](super::Finding::NothingCounts), [`EverythingCounts`](super::Finding::EverythingCounts), [`PaddingCounts`](super::Finding::PaddingCounts) | the masks | |
-/// | [`OutsideVocabulary`](super::Finding::OutsideVocabulary) | ids | [`with_vocab`](Self::with_vocab) |
-/// | [`WorseThanChance`](super::Finding::WorseThanChance) | the policy | the same, and 32 counted tokens |
-/// | [`IdenticalSides`](super::Finding::IdenticalSides), [`PromptsDiffer`](super::Finding::PromptsDiffer) | pairs | [`pairs`](Self::pairs) |
-/// | [`LengthTellsLabel`](super::Finding::LengthTellsLabel) | lengths and labels: p < 1%, which takes 8 pairs at least | [`pairs`](Self::pairs) or [`unpaired`](Self::unpaired) |
-/// | [`NoAdapter`](super::Finding::NoAdapter) | the policy's parameters | [`with_adapters_of`](Self::with_adapters_of) |
-/// | [`NoGradient`](super::Finding::NoGradient), [`Random`](super::Finding::Random) | two passes | |
-/// | [`NotFinite`](super::Finding::NotFinite), [`AboveZero`](super::Finding::AboveZero), [`CountsOtherTokens`](super::Finding::CountsOtherTokens) | the same | |
-/// | [`NotAtReference`](super::Finding::NotAtReference), [`LossNotFinite`](super::Finding::LossNotFinite) | a pass of policy and reference | [`check_against`](Self::check_against) |
-/// | [`PaddingReaches`](super::Finding::PaddingReaches) | a pass with another id in the padding | a row with padding |
-/// | [`AloneDiffers`](super::Finding::AloneDiffers) | the row with most padding, alone and without it | two rows, or padding |
-/// | [`SeesTheFuture`](super::Finding::SeesTheFuture) | two passes with another last token | a row with two counted tokens |
-/// | [`SeesNeighbours`](super::Finding::SeesNeighbours), [`PackedDiffers`](super::Finding::PackedDiffers) | packed rows | [`check_packed`](Self::check_packed) |
+/// | [`NothingCounts`](Finding::NothingCounts), [`EverythingCounts`](Finding::EverythingCounts), [`PaddingCounts`](Finding::PaddingCounts) | the masks | |
+/// | [`OutsideVocabulary`](Finding::OutsideVocabulary) | ids | [`with_vocab`](Self::with_vocab) |
+/// | [`WorseThanChance`](Finding::WorseThanChance) | the policy | the same, and 32 counted tokens |
+/// | [`IdenticalSides`](Finding::IdenticalSides), [`PromptsDiffer`](Finding::PromptsDiffer) | pairs | [`pairs`](Self::pairs) |
+/// | [`LengthTellsLabel`](Finding::LengthTellsLabel) | lengths and labels: p < 1%, which takes 8 pairs at least | [`pairs`](Self::pairs) or [`unpaired`](Self::unpaired) |
+/// | [`SharedParameter`](Finding::SharedParameter) | the policy's parameters | [`with_parameters_of`](Self::with_parameters_of) |
+/// | [`NoAdapter`](Finding::NoAdapter) | the same | [`with_adapters_of`](Self::with_adapters_of) |
+/// | [`NoGradient`](Finding::NoGradient), [`Random`](Finding::Random) | two passes | |
+/// | [`NotFinite`](Finding::NotFinite), [`AboveZero`](Finding::AboveZero), [`CountsOtherTokens`](Finding::CountsOtherTokens) | the same | |
+/// | [`NotAtReference`](Finding::NotAtReference), [`LossNotFinite`](Finding::LossNotFinite) | a pass of policy and reference | [`check_against`](Self::check_against) |
+/// | [`PaddingReaches`](Finding::PaddingReaches) | a pass with another id in the padding | a row with padding |
+/// | [`AloneDiffers`](Finding::AloneDiffers) | the row with most padding, alone and without it | two rows, or padding |
+/// | [`SeesTheFuture`](Finding::SeesTheFuture) | two passes with another last token | a row with two counted tokens |
+/// | [`SeesNeighbours`](Finding::SeesNeighbours), [`PackedDiffers`](Finding::PackedDiffers) | packed rows | [`check_packed`](Self::check_packed) |
 ///
 /// What follows from one finding is not reported again: a policy with dropout is not also told
 /// that it differs from its reference. What a check had no means to look at stands in
@@ -45,6 +48,8 @@ pub struct FirstBatch {
     pub(super) tokens: TokenTensors,
     pub(super) labels: Labels,
     pub(super) vocab: Option<usize>,
+    /// Findings of the policy's parameters; none where nobody showed them.
+    pub(super) parameters: Option<Vec<Finding>>,
     /// Number of adapters of a policy that is meant to have some.
     pub(super) adapters: Option<usize>,
     pub(super) tolerance: f64,
@@ -72,6 +77,7 @@ impl FirstBatch {
             tokens: TokenTensors::new(ids, completion_mask, pad_mask)?,
             labels: Labels::None,
             vocab: None,
+            parameters: None,
             adapters: None,
             tolerance: 1e-4,
         })
@@ -139,12 +145,22 @@ impl FirstBatch {
         }
     }
 
-    /// Says that the policy is meant to have LoRA adapters, and looks whether `policy` has any.
+    /// Looks at the parameters of `policy`, the module that the optimiser gets: whether one of them
+    /// stands in two fields.
+    pub fn with_parameters_of<M: Module>(self, policy: &M) -> Self {
+        Self {
+            parameters: Some(parameters::findings(policy)),
+            ..self
+        }
+    }
+
+    /// Says that the policy is meant to have LoRA adapters, looks whether `policy` has any, and at
+    /// its parameters as [`with_parameters_of`](Self::with_parameters_of) does.
     pub fn with_adapters_of<M: Module>(self, policy: &M) -> Self {
         let adapters = Frozen::without_adapters(policy).map_or(0, |(_, count)| count);
         Self {
             adapters: Some(adapters),
-            ..self
+            ..self.with_parameters_of(policy)
         }
     }
 

@@ -36,6 +36,10 @@ impl<'a> Check<'a> {
             Labels::Lists(_) => not_checked.push("scores against lengths: of lists they are not"),
             Labels::None => not_checked.push("labels: say `pairs`, `unpaired` or `lists`"),
         }
+        match &batch.parameters {
+            Some(of_parameters) => findings.extend(of_parameters.iter().cloned()),
+            None => not_checked.push("tied weights: say `with_parameters_of`"),
+        }
         if batch.adapters == Some(0) {
             findings.push(Finding::NoAdapter);
         }

@@ -152,10 +152,27 @@ pub enum Finding {
          group with the model's parameters."
     )]
     NoAdapter,
+    /// A trainable parameter that stands in two fields of the policy: the first step parts them.
+    #[error(
+        "{} in more than one field of the policy; the first: `{}` is `{}` again. An optimiser moves \
+         one of the two, and they part in the first step. Keep a tied weight in one field and read it \
+         twice, as `LmHead::from(&self.embedding)` does; a frozen copy of the policy belongs into \
+         `Frozen`.",
+        count(*parameters, "trainable parameter stands", "trainable parameters stand"),
+        fields[1],
+        fields[0]
+    )]
+    SharedParameter {
+        /// Number of such parameters.
+        parameters: usize,
+        /// The first two fields of the first one, in the order of the module.
+        fields: [String; 2],
+    },
     /// No gradient flows out of the policy's log-probabilities.
     #[error(
         "The policy's log-probabilities carry no gradient: nothing would train. Make the model on \
-         an autodiff device, and pass it neither through `valid()` nor `Frozen`."
+         an autodiff device, and pass it neither through `valid()` nor `Frozen`, nor a clone of it \
+         through `no_grad()`: clones share whether a weight trains until somebody reads it."
     )]
     NoGradient,
     /// Log-probabilities that are NaN or infinite.

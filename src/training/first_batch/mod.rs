@@ -41,7 +41,8 @@
 //! let rows = vec![Sequence::new(&[0], &[1, 2]), Sequence::new(&[0], &[3, 4, 8])];
 //! let batch = TokenBatch::new(rows, Padding::new(7), &Device::default())?;
 //! let dpo = DpoLossConfig::new().init();
-//! let findings = FirstBatch::new(&batch)?.pairs()?.with_vocab(9).check_against(
+//! let first = FirstBatch::new(&batch)?.pairs()?.with_vocab(9).with_parameters_of(&policy);
+//! let findings = first.check_against(
 //!     |rows| rows.log_probs(&policy, Model::forward),
 //!     |rows| rows.log_probs(reference.model(), Model::forward),
 //!     |y| Ok(dpo.forward(Pair::from_concatenated(&y)?).losses()),
@@ -61,6 +62,7 @@ mod findings;
 mod host;
 mod length;
 mod packed;
+mod parameters;
 mod policy;
 
 pub use batch::FirstBatch;

@@ -8,7 +8,8 @@ use burn_preference::tokens::{Packing, Padding};
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use finetune::sampling::Sampling;
 use finetune::{
-    Answering, Batching, Chat, ColumnNames, DataOptions, Failure, LoraOptions, Schedule, TARGETS,
+    Answering, Batching, Chat, ColumnNames, DataOptions, DataSource, Failure, LoraOptions,
+    Schedule, TARGETS,
 };
 use serde_json::{Map, Value};
 
@@ -27,14 +28,25 @@ pub(crate) struct Args {
     /// as of `--model`.
     #[arg(help_heading = "Model and data", long)]
     pub(crate) adapter: Option<PathBuf>,
-    /// Rows of JSON lines (gzip or not) or Parquet, in TRL's shapes: pairs, unpaired completions or
-    /// lists, as the objective takes them. With `--sample`, anything with prompts. Columns of other
-    /// names: see below.
-    #[arg(help_heading = "Model and data", long)]
-    pub(crate) data: PathBuf,
-    /// Rows to measure on; otherwise some of `--data` are held out.
-    #[arg(help_heading = "Model and data", long, conflicts_with_all = ["held_out", "group"])]
-    pub(crate) held_out_data: Option<PathBuf>,
+    /// Rows of JSON lines (also by gzip or zstd) or Parquet, in TRL's shapes: pairs, unpaired
+    /// completions or lists, as the objective takes them; unpaired ones may be pairs. With
+    /// `--sample`, anything with prompts. Columns of other names: see below. Several files:
+    /// `--data a.jsonl --data b.parquet:0.5` takes half of the groups of rows of the second one.
+    #[arg(
+        help_heading = "Model and data",
+        long,
+        required = true,
+        value_name = "FILE[:SHARE]"
+    )]
+    pub(crate) data: Vec<DataSource>,
+    /// Rows to measure on, of one file or several; otherwise some of `--data` are held out.
+    #[arg(
+        help_heading = "Model and data",
+        long,
+        value_name = "FILE[:SHARE]",
+        conflicts_with = "held_out"
+    )]
+    pub(crate) held_out_data: Vec<DataSource>,
     /// Share of the groups of rows that are held out; with 0 nothing is measured.
     #[arg(help_heading = "Model and data", long, default_value_t = 0.1)]
     pub(crate) held_out: f64,
@@ -88,7 +100,8 @@ pub(crate) struct Args {
     /// Optimiser steps; otherwise one epoch.
     #[arg(help_heading = "Steps", long)]
     pub(crate) steps: Option<usize>,
-    /// Pairs, unpaired completions or lists of an optimiser step.
+    /// Pairs, unpaired completions or lists of an optimiser step; what is held out is measured as a
+    /// whole.
     #[arg(help_heading = "Steps", long, default_value_t = 8)]
     pub(crate) batch: usize,
     /// Tokens of a forward, at most, padding included: a step is as many forwards as it takes. An
@@ -114,7 +127,7 @@ pub(crate) struct Args {
     /// The norm that gradients are clipped at.
     #[arg(help_heading = "Steps", long, default_value_t = 1.0)]
     pub(crate) clip: f64,
-    /// Weight decay of AdamW.
+    /// Weight decay of AdamW, whose β are 0.9 and 0.999, and whose ε is 1e-8.
     #[arg(help_heading = "Steps", long, default_value_t = 0.0)]
     pub(crate) weight_decay: f64,
     /// Compute activations again in the backward instead of keeping them, where Burn does.
@@ -183,7 +196,8 @@ pub(crate) struct Args {
     ])]
     pub(crate) sample: Option<usize>,
     /// Who says which answer is better: a folder with a reward model, or a command that reads
-    /// `{"prompt": …, "completion": …}` line by line and writes a number a line.
+    /// `{"prompt": …, "completion": …}`, with the other columns of the row, line by line and writes
+    /// a number a line.
     #[arg(help_heading = "On-policy pairs", long, requires = "sample")]
     pub(crate) score: Option<String>,
 }
@@ -339,6 +353,11 @@ fn check(args: &Args) -> Result<(), Failure> {
     };
     if let Some((name, number, range)) = numbers.into_iter().find(is_wrong) {
         return Err(format!("{name}: a number {range}, found {number}").into());
+    }
+    let mut files = args.data.iter().chain(&args.held_out_data);
+    if args.group.is_some() && !args.held_out_data.is_empty() && files.all(|file| file.share == 1.0)
+    {
+        return wrong("--group: nothing is split or shared where --held-out-data has the rows");
     }
     if args.full && args.dtype != Numbers::F32 {
         return wrong("--dtype: all weights are trained with --full, in f32");

@@ -24,8 +24,8 @@ use burn_preference::data::{Desirable, PairTokens, RankedTokens, UnpairedTokens}
 use burn_preference::needs::{ColumnKind, Examples, Values};
 use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 use finetune::{
-    Chat, DataOptions, Failure, OutputLayer, Plain, Splits, WithKlEstimate, WithRewardShift,
-    completions, load_adapter, load_as, reward_lists,
+    Chat, DataOptions, Failure, OutputLayer, Plain, RowKind, Splits, WithKlEstimate,
+    WithRewardShift, completions, load_adapter, load_as, reward_lists,
 };
 
 use crate::args::Args;
@@ -68,7 +68,8 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
         on_policy::write_pairs(args, &base, &chat, &device, count, judge)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let objective = ChosenObjective::read(&args.loss, args.data_options().is_unpaired(&args.data)?)
+    let kind = args.data_options().kind(&args.data[0].path)?;
+    let objective = ChosenObjective::read(&args.loss, kind == Some(RowKind::Unpaired))
         .map_err(|error| format!("--loss {}: {error}", args.loss))?;
     if is_reward_model && !objective.learns_rewards() {
         return Err(

@@ -1,17 +1,19 @@
 //! On-policy pairs: the model answers, a judge scores, best against worst become rows.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
+use burn_preference::data::Object;
 use finetune::{
-    Answer, Chat, Decoder, Failure, Judge, OutputLayer, best_pair, load_as, write_whole,
+    Answer, Chat, Decoder, Failure, Judge, OutputLayer, Prompt, best_pair, is_json, load_as,
+    write_whole,
 };
 use indicatif::ProgressBar;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use serde_json::Value;
 
 use crate::args::Args;
 
@@ -47,8 +49,9 @@ pub(crate) fn write_pairs(
         println!("look: {long} of {all} prompts are longer than --max-length, and not answered");
     }
     if prompts.is_empty() {
-        return Err(format!("{}: no prompt to answer", args.data.display()).into());
+        return Err("--data: no prompt to answer".into());
     }
+    look_for_columns(&prompts);
     let bar = ProgressBar::new(prompts.len() as u64).with_message("answers");
     let mut answers = Vec::new();
     for (i, prompt) in prompts.iter().enumerate() {
@@ -74,9 +77,8 @@ pub(crate) fn write_pairs(
     let scores = judge.scores(&answers);
     let scores = scores.map_err(|error| keep(args, &answers, &error))?;
     let each = answers.chunks(count).zip(scores.chunks(count));
-    let rows: Vec<_> = each
-        .filter_map(|(answers, scores)| best_pair(answers, scores))
-        .collect();
+    let rows = each.filter_map(|(answers, scores)| best_pair(answers, scores).transpose());
+    let rows = rows.collect::<Result<Vec<_>, _>>()?;
     println!(
         "{} prompts, {} pairs; mean score {:.4}",
         prompts.len(),
@@ -84,18 +86,30 @@ pub(crate) fn write_pairs(
         scores.iter().sum::<f64>() / scores.len() as f64
     );
     if rows.is_empty() {
-        return Err("all answers to each prompt have one score: there is no pair".into());
+        let what = "are one text or have one score: there is no pair";
+        return Err(format!("the best and the worst answer to each prompt {what}").into());
     }
     write_lines(to, &rows)?;
     println!("pairs: {}", to.display());
     Ok(())
 }
 
+/// Names the columns that cannot be written as JSON.
+fn look_for_columns(prompts: &[Prompt]) {
+    let columns = prompts.iter().flat_map(|prompt| prompt.columns.iter());
+    let left: BTreeMap<_, _> = columns.filter(|(_, value)| !is_json(value)).collect();
+    for (name, value) in left {
+        println!("look: the column `{name}` is left out of the pairs: JSON does not have {value}");
+    }
+}
+
 /// Writes lines of JSON into a file that appears when all of them are there.
-fn write_lines(to: &Path, rows: &[Value]) -> Result<(), Failure> {
+fn write_lines(to: &Path, rows: &[Object]) -> Result<(), Failure> {
     write_whole(to, |scratch| {
         let written = fs::File::create(scratch).and_then(|mut file| {
-            rows.iter().try_for_each(|row| writeln!(file, "{row}"))?;
+            for row in rows {
+                writeln!(file, "{}", serde_json::to_string(row)?)?;
+            }
             file.sync_all()
         });
         Ok(written.map_err(|error| format!("{}: {error}", to.display()))?)
@@ -105,8 +119,8 @@ fn write_lines(to: &Path, rows: &[Value]) -> Result<(), Failure> {
 /// The judge has failed, and the answers took long: they stay in `OUT.answers.jsonl`.
 fn keep(args: &Args, answers: &[Answer], error: &Failure) -> Failure {
     let to = args.beside_out(".answers.jsonl");
-    let rows: Vec<Value> = answers.iter().map(Answer::to_json).collect();
-    match write_lines(&to, &rows) {
+    let rows: Result<Vec<_>, _> = answers.iter().map(Answer::to_json).collect();
+    match rows.and_then(|rows| write_lines(&to, &rows)) {
         Ok(()) => format!("{error}; the answers are in {}", to.display()).into(),
         Err(other) => format!("{error}; the answers could not be kept: {other}").into(),
     }

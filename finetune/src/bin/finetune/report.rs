@@ -1,8 +1,7 @@
 //! Reports at the end of a run: a table, answers, and its costs.
 
 use burn_preference::Metrics;
-use burn_preference::data::Text;
-use finetune::{Answering, Chat, Decoder, Failure, Trained};
+use finetune::{Answering, Chat, Decoder, Failure, Prompt, Trained};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -64,7 +63,7 @@ pub(crate) fn look_at_losses(rows: &[(String, Metrics)], is_rounded: bool) {
 /// Prints answers of two models to the same prompts.
 pub(crate) fn print_answers(
     answering: &Answering<'_>,
-    prompts: &[Text],
+    prompts: &[Prompt],
     models: [&Decoder; 2],
     seed: u64,
 ) -> Result<(), Failure> {

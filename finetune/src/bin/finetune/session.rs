@@ -1,5 +1,6 @@
 //! A run: reference, policy, training, and what is saved.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -8,14 +9,14 @@ use burn::data::dataloader::BatchStrategy;
 use burn::module::Module;
 use burn::tensor::quantization::QuantValue;
 use burn::tensor::{Device, FloatDType};
-use burn_preference::data::{Example, Format, Labels, TokenBudget};
+use burn_preference::data::{Example, Labels, TokenBudget};
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
 use burn_preference::{Frozen, Metrics};
 use finetune::{
     Batching, Chat, DataOptions, Decoder, Failure, ReferenceLogProbs, RunFolder, SaveOptions,
-    Splits, StepContext, Task, TrainOptions, Trainer, Workers, check_whole_steps, draw_metrics,
-    load_adapter, load_as, save, save_adapter,
+    Splits, StepContext, Task, Texts, TrainOptions, Trainer, Workers, check_whole_steps,
+    draw_metrics, load_adapter, load_as, save, save_adapter,
 };
 use serde_json::{Map, Value};
 use signal_hook::consts::TERM_SIGNALS;
@@ -103,19 +104,15 @@ impl<'a> Session<'a> {
         self.args.data_options()
     }
 
-    /// Reads the examples of this run.
-    pub(crate) fn read<F>(
+    /// Reads the examples of this run, each file by `texts`.
+    pub(crate) fn read<L: Labels>(
         &self,
-        format: impl Fn(&DataOptions, &Chat) -> Result<F, Failure>,
-    ) -> Result<Splits<F::Label>, Failure>
-    where
-        F: Format + Clone,
-        F::Label: Labels,
-    {
-        let (train, held_out) = (&self.args.data, self.args.held_out_data.as_deref());
+        texts: impl Fn(&DataOptions, &Path, &Chat) -> Result<Texts<L>, Failure>,
+    ) -> Result<Splits<L>, Failure> {
+        let (train, held_out) = (&self.args.data, &self.args.held_out_data);
         let options = self.data_options();
-        let format = format(&options, &self.chat)?;
-        options.read(train, held_out, format, &self.chat)
+        let texts = |path: &Path| texts(&options, path, &self.chat);
+        options.read(train, held_out, texts, &self.chat)
     }
 
     /// The frozen weights: the base, in few bits where adapters stand on few bits.
@@ -166,10 +163,15 @@ impl<'a> Session<'a> {
         if args.patience.is_some() && splits.held_out.is_empty() {
             return Err("--patience: nothing is held out that could be measured".into());
         }
-        let examples = splits.train.len();
-        let options = self.options(examples);
+        let count = splits.train.len();
+        if args.batch > count {
+            let batch = args.batch;
+            let all = "each step has all of them";
+            println!("look: --batch is {batch}, and there are {count} examples to train on: {all}");
+        }
+        let options = self.options(count);
         if self.objective.needs.whole_batch {
-            check_whole_steps(&self.batching, &options, &splits.train, &splits.held_out)?;
+            check_whole_steps(&self.batching, &options, &splits.train)?;
         }
         let frozen = self.frozen();
         let policy = self.policy(&frozen)?;
@@ -236,7 +238,7 @@ impl<'a> Session<'a> {
             print!("{}", table(&rows));
             look_at_losses(&rows, loaded.is_rounded);
         }
-        let examples = [examples, splits.held_out.len()];
+        let examples = [count, splits.held_out.len()];
         self.write_card(&rows, examples, &trainer.options)?;
         if !self.objective.learns_rewards() {
             let prompts = splits.held_out_prompts.iter().take(args.answers);
