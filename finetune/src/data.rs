@@ -257,9 +257,10 @@ impl DataOptions {
             None => {
                 let names = row.columns.iter().map(|(name, _)| format!("`{name}`"));
                 let names: Vec<_> = names.collect();
-                Err(match names.is_empty() {
-                    true => format!("line {line} has no column `{column}`"),
-                    false => format!("line {line} has no column `{column}`: {}", names.join(", ")),
+                Err(if names.is_empty() {
+                    format!("line {line} has no column `{column}`")
+                } else {
+                    format!("line {line} has no column `{column}`: {}", names.join(", "))
                 })
             }
         }
@@ -275,9 +276,10 @@ impl DataOptions {
         let is_one = files.len() == 1;
         let (mut examples, mut prompts) = (Vec::new(), Vec::new());
         for (source, texts) in files {
-            let name = match is_one {
-                true => name.to_owned(),
-                false => format!("{name}, {}:", source.path.display()),
+            let name = if is_one {
+                name.to_owned()
+            } else {
+                format!("{name}, {}:", source.path.display())
             };
             let (more, of_them) = self.tokens(&name, texts, chat)?;
             examples.extend(more);

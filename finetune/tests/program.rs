@@ -219,6 +219,7 @@ fn weights_of_fewer_bits() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a run of each kind of rows")]
 fn every_kind_of_rows() {
     let place = Place::new("qwen2");
     let down = place
@@ -342,7 +343,8 @@ fn pairs_as_unpaired_completions() {
         let row: Value = serde_json::from_str(line).unwrap();
         for (side, label) in [("chosen", true), ("rejected", false)] {
             let row = json!({"prompt": row["prompt"], "completion": row[side], "label": label});
-            unpaired += &format!("{row}\n");
+            unpaired.push_str(&row.to_string());
+            unpaired.push('\n');
         }
     }
     place.write("both.jsonl", &unpaired);
@@ -1051,7 +1053,7 @@ fn columns_of_other_names() {
         format!("{row}\n")
     };
     let rows = |shape: Value| (0..4).map(|i| row(i, shape.clone())).collect::<String>();
-    let usual = "--held-out 0.5 --steps 1";
+    let usual = "--held-out 0.5 --steps 1 --batch 2";
     let numbers = |out: &str, arguments: &str| {
         let run = place.run(out, &format!("{usual} {arguments}"));
         (run.row("before"), run.text)

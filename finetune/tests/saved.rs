@@ -204,8 +204,8 @@ fn a_model_takes_along_what_other_programs_read_and_nothing_of_its_past() {
     for name in along.iter().chain(&behind) {
         let path = model.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let is_json = path.extension() == Some("json".as_ref());
-        fs::write(path, if is_json { "{}" } else { "x" }).unwrap();
+        let is_json = path.extension().is_some_and(|end| end == "json");
+        fs::write(&path, if is_json { "{}" } else { "x" }).unwrap();
     }
     let template = json_of(&model.join("tokenizer_config.json"))["chat_template"].clone();
     place.write("model/chat_template.jinja", template.as_str().unwrap());
@@ -367,7 +367,7 @@ fn options_of_a_file_and_those_of_a_run() {
     assert_eq!(
         written,
         json!({"rate": 0.01, "targets": ["q_proj", "v_proj"], "loss": {"loss": "ipo", "tau": 0.5},
-               "skip-errors": true, "rank": 4, "model": "model", "data": "pairs.jsonl", "max-length": 32,
+               "skip-errors": true, "rank": 4, "model": "model", "data": ["pairs.jsonl"], "max-length": 32,
                "steps": 4, "evaluate-every": 4, "answers": 0, "out": "of_line"})
     );
     let of_file = json_of(&of_file.folder().join("options.json"));

@@ -132,7 +132,7 @@ pub enum AdapterError {
         missing: usize,
         /// Number of tensors that are asked for.
         all: usize,
-        /// `target_modules`.
+        /// The `target_modules` of the config.
         targets: String,
         /// Description of what the file has besides.
         others: String,
@@ -148,7 +148,7 @@ pub enum AdapterError {
     NotTargeted {
         /// Name of the tensor.
         name: String,
-        /// `target_modules`.
+        /// The `target_modules` of the config.
         targets: String,
     },
     /// The tensors are in a file of Python's pickles, which is not read.

@@ -310,9 +310,10 @@ where
         examples: &[Example<Vec<u32>, T::Label>],
     ) -> Result<Metrics, Failure> {
         let model = policy.valid();
-        let parts = match self.task.whole_batch() {
-            true => vec![examples.to_vec()],
-            false => self.context.batching.parts(examples.to_vec()),
+        let parts = if self.task.whole_batch() {
+            vec![examples.to_vec()]
+        } else {
+            self.context.batching.parts(examples.to_vec())
         };
         self.task.begin(&model, &parts, &self.context)?;
         let parts = self.workers.map(parts, |examples| {

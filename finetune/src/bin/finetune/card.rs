@@ -114,20 +114,16 @@ impl Card<'_> {
         let mut lines = vec!["---".to_owned()];
         let hub = self.base.hub.as_ref().map(|hub| &hub.name);
         lines.extend(hub.map(|name| format!("base_model: {name}")));
-        let (library, task) = (
-            if self.is_adapter {
-                "peft"
-            } else {
-                "transformers"
-            },
-            if self.is_reward_model {
-                "text-classification"
-            } else {
-                "text-generation"
-            },
-        );
-        lines.push(format!("library_name: {library}"));
-        lines.push(format!("pipeline_tag: {task}"));
+        lines.push(if self.is_adapter {
+            "library_name: peft".to_owned()
+        } else {
+            "library_name: transformers".to_owned()
+        });
+        lines.push(if self.is_reward_model {
+            "pipeline_tag: text-classification".to_owned()
+        } else {
+            "pipeline_tag: text-generation".to_owned()
+        });
         lines.push("tags:".to_owned());
         let adapter = hub.map(|name| format!("base_model:adapter:{name}"));
         let of_adapter = ["lora".to_owned()].into_iter().chain(adapter);

@@ -163,13 +163,15 @@ impl<'a> Session<'a> {
         if args.patience.is_some() && splits.held_out.is_empty() {
             return Err("--patience: nothing is held out that could be measured".into());
         }
-        let count = splits.train.len();
-        if args.batch > count {
+        let examples = splits.train.len();
+        if args.batch > examples {
             let batch = args.batch;
             let all = "each step has all of them";
-            println!("look: --batch is {batch}, and there are {count} examples to train on: {all}");
+            println!(
+                "look: --batch is {batch}, and there are {examples} examples to train on: {all}"
+            );
         }
-        let options = self.options(count);
+        let options = self.options(examples);
         if self.objective.needs.whole_batch {
             check_whole_steps(&self.batching, &options, &splits.train)?;
         }
@@ -238,7 +240,7 @@ impl<'a> Session<'a> {
             print!("{}", table(&rows));
             look_at_losses(&rows, loaded.is_rounded);
         }
-        let examples = [count, splits.held_out.len()];
+        let examples = [examples, splits.held_out.len()];
         self.write_card(&rows, examples, &trainer.options)?;
         if !self.objective.learns_rewards() {
             let prompts = splits.held_out_prompts.iter().take(args.answers);
