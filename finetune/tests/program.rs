@@ -219,7 +219,6 @@ fn weights_of_fewer_bits() {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "a run of each kind of rows")]
 fn every_kind_of_rows() {
     let place = Place::new("qwen2");
     let down = place
