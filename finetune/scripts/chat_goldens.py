@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What transformers renders, for finetune/tests/chat_template.rs.
 
-    python3 -m venv target/chat && target/chat/bin/pip install transformers==5.23.0 jinja2==3.1.6
+    python3 -m venv target/chat && target/chat/bin/pip install transformers==5.24.0 jinja2==3.1.6
     target/chat/bin/python finetune/scripts/chat_goldens.py
 
 The templates in finetune/tests/data/chat are ours: they use the constructs of five families (ChatML, Llama 3,
@@ -19,6 +19,8 @@ import argparse
 import datetime
 import importlib.util
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import jinja2
@@ -132,6 +134,14 @@ SNIPPETS = [
     "{{ none is iterable }}{{ 'a' is iterable }}{{ 3 is iterable }}{{ {} is mapping }}{{ [] is sequence }}{{ 'a' is string }}{{ 1 is number }}{{ true is boolean }}",
     "{{ messages | first | tojson }}{{ (messages | last).role }}{{ [3, 1, 2] | sort }}{{ [1, 1] | unique | list }}", "{{ 'abc' | length }}{{ '<&>' | e }}{{ '  a ' | trim }}",
     "{{ [1, 'a', none, true] }}{{ {'a': 'b'} }}", "{{ '%s' | format('a') }}{{ 'a' | replace('a', 'b') }}{{ x | default('d') }}{{ '' | default('d', true) }}",
+    "{{ 1e-5 | string }} {{ 1e16 ~ '' }} {{ 'a' ~ 1e-7 ~ 1e22 ~ 0.5 ~ none ~ true ~ missing }} {{ -1e-5 ~ 2 * 1e-6 ~ 3 }}",
+    "{{ [1e-5, 1e16, 0.5, -0.0] }} {{ {'a': 1e-5, 1: [none, {}]} }} {{ (1e-5,) }} {{ (1e16, 'a') }} {{ [[1e-5], {'b': (1, 2)}] }}",
+    "{{ messages | map(attribute='content') | list }}", "{{ [\"it's\", 'a\"b', 'c\\\\d', '\\n', 'e\u0301', '\u0301', '\u00a0', '\u200b', '\U000e0001', '👋🏽'] }}",
+    "{{ 1e-5 | trim }} {{ 1e16 | upper }} {{ 1e-5 | e }} {{ [1e-5, 'a', none] | join('|') }} {{ [1e-5] | map('string') | first }}",
+    "{{ [{'a': {'b': 1e-5}}] | join(', ', attribute='a.b') }} {{ 'abc' | join('-') }} {{ 1e-5 | replace('e', 'E') }}",
+    "{% set x = 1e-5 ~ '!' %}{{ x }}{% if 1e-5 ~ '' == '1e-05' and not 1e16 ~ '' != '1e+16' %}same{% endif %}{{ 'a' ~ (1e-5 if true else 2) ~ [1e-5][0] }}",
+    "{{ '{} {}'.format(1e-5, 'x') }} {{ '{:.1f} {}'.format(1.25, 1e16) }}", "{% raw %}{{ a ~ b }}{% endraw %}{# {{ a ~ #}{{ '}}' ~ '%}' ~ 1e-5 }}",
+    "a\r\n{% if true %}\r\nb{{ 'c\r\nd' }}\r\n{% endif %}\re\r\n", "a\r\n  {%- if true %}\r\n  b\r\n  {%- endif %}\r\n\r\n",
     "{{ raise_exception('no') }}", "{{ 1 + 'a' }}", "{{ messages[5].role }}", "{{ bos_token + eos_token }}", "{{ dict(a=1) | tojson }}",
     "{% set content %}<{{ messages[0].role }}>{% endset %}{{ content }}", "{% filter upper %}abc{% endfilter %}", "{% with a = 1 %}{{ a }}{% endwith %}{{ a }}",
     "{% if messages[0].role != 'user' or not (tools and add_generation_prompt) %}a{% elif 1 < 2 <= 2 %}b{% endif %}",
@@ -144,6 +154,51 @@ def snippet(tokens, source):
         return {"source": source, "text": tokens.apply_chat_template(CONVERSATIONS["odd characters"], **call)}
     except (jinja2.exceptions.TemplateError, TypeError):
         return {"source": source}
+
+
+# Blocks that begin or end with blanks, or are nothing else, and a tokenizer that drops blanks.
+BLANKS = ["a {% generation %} b c {% endgeneration %} d", "a{% generation %}   {% endgeneration %} d", "a {% generation %} b{% endgeneration %}",
+          "ab{% generation %}c{% endgeneration %}d e", "a{% generation %}{% endgeneration %}b {% generation %}c {% endgeneration %}",
+          "{% generation %} {% endgeneration %}a{% generation %}b  {% endgeneration %} {% generation %}  c{% endgeneration %}"]
+
+
+def blanks():
+    words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokens = PreTrainedTokenizerFast(tokenizer_object=words)
+    call = dict(tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    mask = lambda source: tokens.apply_chat_template([user("")], chat_template=source, **call)["assistant_masks"]
+    return {"tokenizer": json.loads(words.to_str()), "masks": [[source, mask(source)] for source in BLANKS]}
+
+
+# What stands beside tokenizer.json, in new and old files. The words 340 and following are free.
+FLAGS = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+NAMED = {"bos_token": BOS, "eos_token": EOS}
+BESIDE = [
+    {"tokenizer_config.json": {**NAMED, "added_tokens_decoder": {
+        "340": {**FLAGS, "content": "<tool>", "special": False}, "341": {**FLAGS, "content": "<x>", "lstrip": True}}, "pad_token": "<pad>"}},
+    {"tokenizer_config.json": {**NAMED, "eos_token": "<end>", "additional_special_tokens": ["<x>", "<tool>"]}},
+    {"tokenizer_config.json": {**NAMED, "extra_special_tokens": {"image_token": "<x>"}, "other_token": "<tool>"}},
+    {"tokenizer_config.json": {**NAMED}, "special_tokens_map.json": {"eos_token": {**FLAGS, "content": "<end>"}},
+     "added_tokens.json": {"<tool>": 340, "<end>": 341}},
+    {"tokenizer_config.json": {**NAMED, "eos_token": "er"}}, {"tokenizer_config.json": {**NAMED, "split_special_tokens": True}},
+    {"tokenizer_config.json": {**NAMED, "added_tokens_decoder": {"0": {**FLAGS, "content": BOS, "rstrip": True}}},
+     "special_tokens_map.json": {"eos_token": "<x>"}},
+]
+TEXT = f"{BOS} weather <tool> <x><end>her{EOS}<pad>"
+NAMES = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ image_token }}|{{ other_token }}"
+
+
+def beside(files):
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(DATA / "tokenizer.json", folder)
+        for name, content in files.items():
+            Path(folder, name).write_text(json.dumps(content))
+        tokens = PreTrainedTokenizerFast.from_pretrained(folder)
+    names = tokens.apply_chat_template([user("")], chat_template=NAMES, tokenize=False)
+    ids = tokens(TEXT, add_special_tokens=False)["input_ids"]
+    return {"files": files, "text": TEXT, "ids": ids, "template": NAMES, "names": names, "end": tokens.eos_token_id,
+            "decoded": tokens.decode(ids, skip_special_tokens=True)}
 
 
 def tokenizer():
@@ -206,6 +261,8 @@ def main():
         "now": str(Noon.now()), "bos_token": BOS, "eos_token": EOS,
         "tools": TOOLS, "conversations": CONVERSATIONS, "templates": families,
         "snippets": [snippet(tokens, source) for source in SNIPPETS],
+        "blanks": blanks(),
+        "beside": [beside(files) for files in BESIDE],
     }
     out = args.originals or DATA / "goldens.json"
     out.write_text(json.dumps(goldens, ensure_ascii=False, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")

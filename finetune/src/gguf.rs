@@ -5,16 +5,16 @@
 //! magic, version u32, tensors u64, entries u64
 //! entries   key, type, value
 //! tensors   name, dimensions (fastest first), type, offset from the end of the header,
-//!           rounded up to 32
+//!           rounded up to `general.alignment` (32)
 //! F32       as it is
 //! Q8_0      32 numbers: f16 d, 32 × i8 q           value q·d
 //! Q4_1      32 numbers: f16 d, f16 m, 16 bytes     value q·d + m, low nibbles first
 //! ```
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
 use std::path::Path;
+use std::{fmt, fs};
 
 use burn::tensor::f16;
 use serde_json::{Map, Value as Json, json};
@@ -25,6 +25,32 @@ enum Value {
     Number(f64),
     Text(String),
     List(Vec<Value>),
+}
+
+impl Value {
+    /// Tells whether a key with this value, which is not known, turns nothing on.
+    fn is_off(&self, key: &str) -> bool {
+        match self {
+            Self::Number(number) => {
+                let multiplies = key.contains("scale") || key.contains("factor");
+                // Scores times 1 would not be divided by √head_dim.
+                let of_scores = key.starts_with("attention");
+                *number == 0.0 || multiplies && !of_scores && *number == 1.0
+            }
+            Self::Text(text) => text.is_empty(),
+            Self::List(items) => items.is_empty(),
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Text(text) => write!(f, "{text:?}"),
+            Self::List(items) => write!(f, "a list of {}", items.len()),
+        }
+    }
 }
 
 /// A tensor of the file: its shape, its number type and where its numbers begin.
@@ -101,6 +127,11 @@ impl Reader<'_> {
     }
 }
 
+fn unexpected(key: &str, expected: &str, found: Option<&Value>) -> io::Error {
+    let found = found.map_or("nothing".to_owned(), Value::to_string);
+    invalid(format!("`{key}`: expected {expected}, found {found}"))
+}
+
 fn invalid(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
@@ -120,7 +151,12 @@ impl Gguf {
             let (name, kind) = (file.text()?, file.u32()?);
             Ok((name, file.value(kind)?))
         };
-        let metadata = (0..entries).map(&mut entry).collect::<io::Result<_>>()?;
+        let metadata: HashMap<_, _> = (0..entries).map(&mut entry).collect::<io::Result<_>>()?;
+        if metadata.len() != entries {
+            return Err(invalid(
+                "a key of the metadata stands there twice".to_owned(),
+            ));
+        }
         let tensor = |_| {
             let name = file.text()?;
             let rank = file.u32()?;
@@ -135,14 +171,53 @@ impl Gguf {
             };
             Ok((name, info))
         };
-        let tensors = (0..tensors).map(tensor).collect::<io::Result<_>>()?;
-        let data = file.at.next_multiple_of(32);
-        Ok(Self {
+        let count = tensors;
+        let tensors: HashMap<_, _> = (0..count).map(tensor).collect::<io::Result<_>>()?;
+        if tensors.len() != count {
+            return Err(invalid("a tensor stands there twice".to_owned()));
+        }
+        let header = file.at;
+        let mut gguf = Self {
             bytes,
             metadata,
             tensors,
-            data,
-        })
+            data: header,
+        };
+        let alignment = gguf.size_or("general.alignment", 32)?;
+        let data = (alignment > 0).then(|| header.checked_next_multiple_of(alignment));
+        let wrong = || invalid(format!("`general.alignment`: {alignment}"));
+        gguf.data = data.flatten().ok_or_else(wrong)?;
+        Ok(gguf)
+    }
+
+    /// Tells whether a key of the metadata is there.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.metadata.contains_key(key)
+    }
+
+    /// A size of the metadata, or `default` where the file does not say one.
+    fn size_or(&self, key: &str, default: usize) -> io::Result<usize> {
+        if self.has(key) {
+            self.size(key)
+        } else {
+            Ok(default)
+        }
+    }
+
+    /// Refuses keys that begin with `prefix`, unless they turn nothing on or `known` has the rest of
+    /// their name.
+    pub(crate) fn refuse_others(&self, prefix: &str, known: &[&str]) -> io::Result<()> {
+        let others = self.metadata.iter().filter(|(key, value)| {
+            let name = key.strip_prefix(prefix);
+            name.is_some_and(|name| !known.contains(&name) && !value.is_off(name))
+        });
+        match others.min_by_key(|(key, _)| *key) {
+            Some((key, value)) => {
+                let what = "not read, and may change what the model computes; found";
+                Err(invalid(format!("`{key}`: {what} {value}")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// A number of the metadata, as a size.
@@ -159,9 +234,7 @@ impl Gguf {
     pub(crate) fn number(&self, key: &str) -> io::Result<f64> {
         match self.metadata.get(key) {
             Some(Value::Number(number)) => Ok(*number),
-            other => Err(invalid(format!(
-                "`{key}`: expected a number, found {other:?}"
-            ))),
+            other => Err(unexpected(key, "a number", other)),
         }
     }
 
@@ -190,10 +263,7 @@ impl Gguf {
         let Some(Value::List(items)) = self.metadata.get(key) else {
             return Err(invalid(format!("`{key}`: expected a list")));
         };
-        let parse = |item| {
-            let found = || invalid(format!("`{key}`: expected {expected}, found {item:?}"));
-            parse(item).ok_or_else(found)
-        };
+        let parse = |item: &Value| parse(item).ok_or_else(|| unexpected(key, expected, Some(item)));
         items.iter().map(parse).collect()
     }
 
@@ -263,12 +333,15 @@ impl Gguf {
         let there = renamed(name, |pair| pair);
         let numbers = self.tensor(&there)?;
         let shape = self.tensors[&there].shape.clone();
+        let heads = self.size("llama.attention.head_count")?;
         let heads = match name {
-            name if name.ends_with("q_proj.weight") => "llama.attention.head_count",
-            name if name.ends_with("k_proj.weight") => "llama.attention.head_count_kv",
+            name if name.ends_with("q_proj.weight") => heads,
+            name if name.ends_with("k_proj.weight") => {
+                self.size_or("llama.attention.head_count_kv", heads)?
+            }
             _ => return Ok((shape, numbers)),
         };
-        let (heads, rows) = (self.size(heads)?, shape[0]);
+        let rows = shape[0];
         if heads == 0 || !rows.is_multiple_of(2 * heads) {
             return Err(invalid(format!("`{there}`: {rows} rows of {heads} heads")));
         }
@@ -285,9 +358,7 @@ impl Gguf {
     pub(crate) fn text(&self, key: &str) -> io::Result<&str> {
         match self.metadata.get(key) {
             Some(Value::Text(text)) => Ok(text),
-            other => Err(invalid(format!(
-                "`{key}`: expected a text, found {other:?}"
-            ))),
+            other => Err(unexpected(key, "a text", other)),
         }
     }
 
@@ -298,29 +369,88 @@ impl Gguf {
             let what = format!("`general.architecture`: expected llama, found {family}");
             return Err(invalid(what));
         }
-        let size = |key: &str| self.size(&format!("llama.{key}"));
-        let config = json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_act": "silu",
-            "hidden_size": size("embedding_length")?,
-            "intermediate_size": size("feed_forward_length")?,
-            "num_hidden_layers": size("block_count")?,
-            "num_attention_heads": size("attention.head_count")?,
-            "num_key_value_heads": size("attention.head_count_kv")?,
-            "max_position_embeddings": size("context_length")?,
-            "vocab_size": self.texts("tokenizer.ggml.tokens")?.len(),
-            "rms_norm_eps": self.shortest("llama.attention.layer_norm_rms_epsilon")?,
-            "rope_theta": self.shortest("llama.rope.freq_base")?,
-            "tie_word_embeddings": !self.tensors.contains_key("output.weight"),
-            "bos_token_id": self.size("tokenizer.ggml.bos_token_id")?,
-            "eos_token_id": self.size("tokenizer.ggml.eos_token_id")?,
-            "pad_token_id": self.padding()?,
-        });
-        match config {
-            Json::Object(config) => Ok(config),
-            _ => unreachable!("an object"),
+        if let Ok(kind) = self.text("general.type")
+            && kind != "model"
+        {
+            return Err(invalid(format!(
+                "`general.type`: expected model, found {kind}"
+            )));
         }
+        self.check_computation()?;
+        let size = |key: &str| self.size(&format!("llama.{key}"));
+        let heads = size("attention.head_count")?;
+        let mut config = Map::new();
+        let mut set = |key: &str, value: Json| config.insert(key.to_owned(), value);
+        set("architectures", json!(["LlamaForCausalLM"]));
+        set("model_type", "llama".into());
+        set("hidden_act", "silu".into());
+        set("hidden_size", size("embedding_length")?.into());
+        set("intermediate_size", size("feed_forward_length")?.into());
+        set("num_hidden_layers", size("block_count")?.into());
+        set("num_attention_heads", heads.into());
+        let kv_heads = self.size_or("llama.attention.head_count_kv", heads)?;
+        set("num_key_value_heads", kv_heads.into());
+        if self.has("llama.attention.key_length") {
+            set("head_dim", size("attention.key_length")?.into());
+        }
+        set("max_position_embeddings", size("context_length")?.into());
+        let words = self.texts("tokenizer.ggml.tokens")?.len();
+        set("vocab_size", words.into());
+        let epsilon = self.shortest("llama.attention.layer_norm_rms_epsilon")?;
+        set("rms_norm_eps", epsilon.into());
+        if self.has("llama.rope.freq_base") {
+            set("rope_theta", self.shortest("llama.rope.freq_base")?.into());
+        }
+        let tied = !self.tensors.contains_key("output.weight");
+        set("tie_word_embeddings", tied.into());
+        if self.has("tokenizer.ggml.bos_token_id") {
+            set("bos_token_id", self.id("bos_token_id")?.into());
+        }
+        set("eos_token_id", self.id("eos_token_id")?.into());
+        set("pad_token_id", self.padding()?.into());
+        Ok(config)
+    }
+
+    /// Refuses what would have this program compute another model than the file's.
+    fn check_computation(&self) -> io::Result<()> {
+        let number = |key: &str| self.has(key).then(|| self.number(key)).transpose();
+        // As llama.cpp reads them: `none` turns the others off, and without a type it is linear.
+        let kind = self.text("llama.rope.scaling.type").unwrap_or("linear");
+        let plain = |factor: Option<f64>| matches!(factor, None | Some(0.0 | 1.0));
+        for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+            let factor = number(key)?;
+            if kind == "linear" && !plain(factor) {
+                let by = factor.unwrap_or_default();
+                let what = format!("positions divided by {by}, which is not implemented");
+                return Err(invalid(format!("`{key}`: {what}")));
+            }
+        }
+        if !["none", "linear"].contains(&kind) {
+            let what = format!("expected none or linear, found {kind}");
+            return Err(invalid(format!("`llama.rope.scaling.type`: {what}")));
+        }
+        let heads = self.size("llama.attention.head_count")?.max(1);
+        let head_dim = self.size("llama.embedding_length")? / heads;
+        let head_dim = self.size_or("llama.attention.key_length", head_dim)?;
+        for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
+            let found = self.size_or(key, head_dim)?;
+            if found != head_dim {
+                let what = format!("expected {head_dim}, the width of a head, found {found}");
+                return Err(invalid(format!("`{key}`: {what}")));
+            }
+        }
+        if number("llama.attention.causal")?.is_some_and(|causal| causal != 1.0) {
+            return Err(invalid(
+                "`llama.attention.causal`: expected true".to_owned(),
+            ));
+        }
+        self.refuse_others("llama.", &READ)?;
+        let parts = self.size_or("split.count", 1)?;
+        if parts > 1 {
+            let what = format!("one of {parts} parts; join them by llama-gguf-split --merge");
+            return Err(invalid(format!("`split.count`: {what}")));
+        }
+        self.refuse_others("adapter.", &[])
     }
 
     /// A number that the file has as f32, with the fewest digits that mean it: 1e-5, not
@@ -342,16 +472,37 @@ impl Gguf {
 
     /// The id that fills rows: of a file that names none, the one that ends a text.
     pub(crate) fn padding(&self) -> io::Result<u32> {
-        if self
-            .metadata
-            .contains_key("tokenizer.ggml.padding_token_id")
-        {
+        if self.has("tokenizer.ggml.padding_token_id") {
             self.id("padding_token_id")
         } else {
             self.id("eos_token_id")
         }
     }
 }
+
+/// Keys of `llama.` that are read, or change no logits of a model that is not refused before.
+const READ: [&str; 20] = [
+    "attention.causal",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "vocab_size",
+];
 
 /// GGUF's names beside Hugging Face's; longer ones before their ends.
 const NAMES: [[&str; 2]; 12] = [

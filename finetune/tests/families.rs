@@ -2,14 +2,17 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence};
 use finetune::{
-    ConfigError, Decoder, DecoderConfig, SaveError, SaveOptions, WeightError, load, save,
+    Activation, ConfigError, Decoder, DecoderConfig, OutputLayer, SaveError, SaveOptions,
+    WeightError, load, remarks, save,
 };
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use support::{Expected, FAMILIES, data, difference, log_probs};
 
@@ -132,6 +135,273 @@ fn what_would_be_another_model_is_refused_by_name() {
         DecoderConfig::read(Path::new("/nowhere")),
         Err(ConfigError::File { .. })
     ));
+}
+
+/// Where a key is missing, what transformers 5.24 assumes; null is off.
+#[test]
+fn keys_that_are_missing_have_the_defaults_of_their_family() {
+    let without = |family: &str, keys: &[&str]| {
+        let mut config = config(family);
+        config.retain(|key, _| !keys.contains(&key.as_str()));
+        config
+    };
+    let parse = |config| DecoderConfig::parse(config).unwrap();
+    let gemma = parse(without(
+        "gemma2",
+        &[
+            "query_pre_attn_scalar",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "hidden_activation",
+            "layer_types",
+            "sliding_window",
+            "head_dim",
+            "num_key_value_heads",
+            "tie_word_embeddings",
+        ],
+    ));
+    assert_eq!(gemma.attention_divisor, 16.0);
+    assert_eq!(gemma.attention_softcap, Some(50.0));
+    assert_eq!(gemma.logit_softcap, Some(30.0));
+    assert_eq!(gemma.activation, Activation::GeluTanh);
+    assert_eq!((gemma.head_dim, gemma.kv_heads), (256, 4));
+    assert_eq!(gemma.window, Some(4096));
+    assert_eq!(gemma.output, OutputLayer::Tied);
+    let with = |family: &str, changes: &[(&str, Value)]| {
+        let mut config = config(family);
+        for (key, value) in changes {
+            config.insert((*key).to_owned(), value.clone());
+        }
+        DecoderConfig::parse(config).map_err(|error| error.to_string())
+    };
+    let off = [
+        ("attn_logit_softcapping", Value::Null),
+        ("final_logit_softcapping", Value::Null),
+        // What Gemma 2 does not read.
+        ("hidden_act", json!("gelu")),
+    ];
+    let off = with("gemma2", &off).unwrap();
+    assert_eq!((off.attention_softcap, off.logit_softcap), (None, None));
+    let error = with("gemma2", &[("query_pre_attn_scalar", Value::Null)]).unwrap_err();
+    assert!(error.contains("found null"), "{error}");
+
+    let llama = parse(without(
+        "llama",
+        &["hidden_act", "rms_norm_eps", "head_dim"],
+    ));
+    assert_eq!((llama.activation, llama.epsilon), (Activation::Silu, 1e-6));
+    assert_eq!(llama.head_dim, 6);
+    let qwen3 = parse(without("qwen3", &["head_dim"]));
+    assert_eq!(qwen3.head_dim, 128);
+    let error = DecoderConfig::parse(without("mistral", &["num_key_value_heads"]));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("a divisor of 4 heads, found 8"), "{error}");
+
+    let mistral = parse(without("mistral", &["sliding_window"]));
+    assert_eq!(mistral.window, Some(4096));
+    let unused = [
+        ("use_sliding_window", json!(false)),
+        ("sliding_window", json!(8)),
+    ];
+    assert_eq!(with("mistral", &unused).unwrap().window, Some(8));
+    let none = [("sliding_window", Value::Null)];
+    assert_eq!(with("mistral", &none).unwrap().window, None);
+    // Qwen's first layers have none, and its files may name one that is not used.
+    for (uses, first, expected) in [(true, 1, Some(8)), (true, 2, None), (false, 0, None)] {
+        let mut config = without("qwen2", &["layer_types"]);
+        config.insert("use_sliding_window".into(), json!(uses));
+        config.insert("max_window_layers".into(), json!(first));
+        config.insert("sliding_window".into(), json!(8));
+        assert_eq!(parse(config).window, expected);
+    }
+    // Rotary positions: an empty object, what is outside, and 1 as a factor.
+    let mut old = without("llama3", &["rope_parameters"]);
+    old.insert("rope_scaling".into(), json!({}));
+    assert_eq!(parse(old.clone()).rope.theta, 1e4);
+    old.insert(
+        "rope_scaling".into(),
+        json!({"type": "linear", "factor": 1.0}),
+    );
+    assert_eq!(parse(old.clone()).rope.scaling, None);
+    let scaling = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+    old.insert("rope_scaling".into(), scaling);
+    let original = |config| parse(config).rope.scaling.unwrap().original;
+    assert_eq!(original(old.clone()), 64.0);
+    old.insert("original_max_position_embeddings".into(), json!(16));
+    assert_eq!(original(old), 16.0);
+}
+
+#[test]
+fn keys_that_turn_nothing_on_or_belong_to_tools() {
+    let with = |key: &str, value: &Value| {
+        let mut config = config("qwen2");
+        config.insert(key.to_owned(), value.clone());
+        DecoderConfig::parse(config).map_err(|error| error.to_string())
+    };
+    let plain = DecoderConfig::parse(config("qwen2")).unwrap();
+    for (key, value) in [
+        ("use_mrope", json!(false)),
+        ("unsloth_fixed", json!(true)),
+        ("unsloth_version", json!("2026.1")),
+        ("_attn_implementation", json!("sdpa")),
+        ("max_sequence_length", json!(4096)),
+        ("rope_scaling", json!({})),
+        ("rope_scaling", Value::Null),
+        ("quantization_config", Value::Null),
+        ("quantization_config", json!({})),
+        ("torch_dtype", json!("bfloat16")),
+        ("temperature", json!(0.7)),
+        ("decoder_start_token_id", json!(1)),
+        ("resid_pdrop", json!(0.1)),
+        ("logit_scale", json!(1.0)),
+        ("partial_rotary_factor", json!(1.0)),
+        ("router_aux_loss_coef", json!(0.0)),
+        ("mlp_only_layers", json!([])),
+        ("clip_qkv", Value::Null),
+        ("neuron_name", json!("")),
+        ("num_labels", json!(2)),
+    ] {
+        assert_eq!(with(key, &value).as_ref(), Ok(&plain), "{key}: {value}");
+    }
+    for (key, value) in [
+        ("use_mrope", json!(true)),
+        ("logit_scale", json!(0.1)),
+        ("embedding_multiplier", json!(0.0)),
+        ("attention_multiplier", json!(1.0)),
+        ("partial_rotary_factor", json!(0.5)),
+        ("rope_interleaved", json!(true)),
+        ("clip_qkv", json!(8)),
+        ("quantization_config", json!({"bits": 4})),
+        ("per_layer_config", json!({"0": {"num_attention_heads": 2}})),
+    ] {
+        let error = with(key, &value).unwrap_err();
+        assert!(error.starts_with(&format!("`{key}`")), "{error}");
+    }
+}
+
+/// Tensors of a folder, to be written with others.
+fn tensors(folder: &Path) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
+    let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = |(name, tensor): (String, TensorView<'_>)| {
+        (name, (tensor.shape().to_vec(), tensor.data().to_vec()))
+    };
+    file.tensors().into_iter().map(tensor).collect()
+}
+
+fn write(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<u8>)>) {
+    let views = tensors.iter().map(|(name, (shape, bytes))| {
+        (
+            name,
+            TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap(),
+        )
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+/// Of a model whose config ties the head: as transformers has it, the head of the file if it differs.
+#[test]
+fn a_head_beside_a_tied_embedding() {
+    const HEAD: &str = "lm_head.weight";
+    const EMBEDDING: &str = "model.embed_tokens.weight";
+    let device = Device::default();
+    let folder = tempfile::tempdir().unwrap();
+    support::copy(&data("llama"), folder.path());
+    let path = folder.path().join("model.safetensors");
+    let expected = Expected::read(&data("llama"));
+    let tied = tensors(folder.path());
+    let loaded = || {
+        let decoder = load(folder.path(), &device).unwrap();
+        let remarks = remarks(folder.path(), &decoder).unwrap();
+        (log_probs(&decoder, &expected.ids), decoder, remarks)
+    };
+    let (plain, _, none) = loaded();
+    assert_eq!(none, Vec::<String>::new());
+    // A copy, under both names or only the head's.
+    let mut both = tied.clone();
+    both.insert(HEAD.to_owned(), tied[EMBEDDING].clone());
+    write(&path, &both);
+    let (copied, decoder, none) = loaded();
+    assert_eq!(decoder.config().output, OutputLayer::Tied);
+    assert_eq!((copied, none.len()), (plain.clone(), 0));
+    both.remove(EMBEDDING);
+    write(&path, &both);
+    assert_eq!(loaded().0, plain);
+
+    // Another one: as if the config said that they are not tied.
+    let mut other = tied.clone();
+    let (shape, bytes) = &tied[EMBEDDING];
+    let reversed = bytes.chunks(4).rev().flatten().copied().collect();
+    other.insert(HEAD.to_owned(), (shape.clone(), reversed));
+    write(&path, &other);
+    let (untied, decoder, said) = loaded();
+    assert_eq!(decoder.config().output, OutputLayer::Head);
+    assert!(
+        matches!(&said[..], [said] if said.contains("`lm_head.weight`")),
+        "{said:?}"
+    );
+    assert!(difference(&untied, &plain) > 0.1);
+    // What is saved says so itself.
+    let to = folder.path().join("out");
+    save(&decoder, folder.path(), &to, &SaveOptions::default()).unwrap();
+    let again = load(&to, &device).unwrap();
+    assert_eq!(log_probs(&again, &expected.ids), untied);
+    assert_eq!(remarks(&to, &again).unwrap(), Vec::<String>::new());
+    let mut config = config("llama");
+    config.insert("tie_word_embeddings".into(), json!(false));
+    let config = Value::Object(config).to_string();
+    fs::write(folder.path().join("config.json"), config).unwrap();
+    let (said, _, none) = loaded();
+    assert_eq!((said, none.len()), (untied, 0));
+}
+
+/// One file goes before shards, as in transformers, and what is not read is named.
+#[test]
+fn a_single_file_beside_shards() {
+    let device = Device::default();
+    let folder = tempfile::tempdir().unwrap();
+    support::copy(&data("llama3"), folder.path());
+    let expected = Expected::read(&data("llama3"));
+    let shards = load(folder.path(), &device).unwrap();
+    assert!(remarks(folder.path(), &shards).unwrap().is_empty());
+    // A shard of another save.
+    let stale = "model-00001-of-00009.safetensors";
+    fs::write(folder.path().join(stale), "another").unwrap();
+    let again = load(folder.path(), &device).unwrap();
+    let said = remarks(folder.path(), &again).unwrap();
+    assert!(
+        matches!(&said[..], [said] if said.starts_with(stale)),
+        "{said:?}"
+    );
+
+    let single = folder.path().join("model.safetensors");
+    let there = folder.path().join("out");
+    save(&shards, folder.path(), &there, &SaveOptions::default()).unwrap();
+    let mut other = tensors(&there);
+    let (_, norm) = other.get_mut("model.norm.weight").unwrap();
+    norm[..4].copy_from_slice(&7_f32.to_le_bytes());
+    write(&single, &other);
+    let decoder = load(folder.path(), &device).unwrap();
+    let [shards, one] = [&shards, &decoder].map(|model| log_probs(model, &expected.ids));
+    assert!(difference(&shards, &one) > 0.01);
+    let said = remarks(folder.path(), &decoder).unwrap();
+    let named =
+        |said: &String| said.contains("model.safetensors.index.json") && said.contains(stale);
+    assert!(matches!(&said[..], [said] if named(said)), "{said:?}");
+
+    // Weights of another kind alone.
+    let bare = tempfile::tempdir().unwrap();
+    fs::copy(
+        data("llama").join("config.json"),
+        bare.path().join("config.json"),
+    )
+    .unwrap();
+    fs::write(bare.path().join("pytorch_model.bin"), "").unwrap();
+    let error = load(bare.path(), &device).unwrap_err();
+    assert!(
+        matches!(&error, WeightError::NoWeights { found, .. } if found == &["pytorch_model.bin"])
+    );
+    assert!(error.to_string().contains("pytorch_model.bin"), "{error}");
 }
 
 #[test]

@@ -49,6 +49,19 @@ pub enum WeightError {
     /// A tensor that this decoder has no place for: the model computes something else.
     #[error("`{0}`: this decoder has no such tensor, so that it would compute another model")]
     Unused(String),
+    /// A folder has no file of weights that is read.
+    #[error(
+        "{}: no model.safetensors and no model.safetensors.index.json; found {}, which are not read: \
+         save the model by transformers' save_pretrained",
+        folder.display(),
+        found.join(", ")
+    )]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+        /// Its files that may have weights, in other formats or under other names.
+        found: Vec<String>,
+    },
     /// The index names a file outside the folder.
     #[error("`{0}` is no file of the folder")]
     Outside(String),

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -18,11 +17,14 @@ use super::tensors::floats;
 use crate::gguf::Gguf;
 use crate::model::config::{DecoderConfig, OutputLayer};
 use crate::model::decoder::Decoder;
-use crate::model::names::{norms, projections};
+use crate::model::names::{EMBEDDING, HEAD, norms, projections};
 use crate::model::projection::Projection;
 
-/// Loads a model into f32: a folder with `config.json` and `model.safetensors`, or the shards that
+/// Loads a model into f32: a folder with `config.json` and `model.safetensors`, or else the shards that
 /// `model.safetensors.index.json` names; or a GGUF file of the architecture `llama`.
+///
+/// An `lm_head.weight` that differs from the embedding is the head even where the config ties them,
+/// as in transformers; [`remarks`] says so.
 ///
 /// # Errors
 ///
@@ -48,7 +50,10 @@ pub fn load_as(dtype: FloatDType, model: &Path, device: &Device) -> Result<Decod
             Files::Safetensors(Shards::open(&weight_files(model)?)?),
         )
     };
-    let config = DecoderConfig::parse(config)?;
+    let mut config = DecoderConfig::parse(config)?;
+    if files.have_another_head(&config)? {
+        config.output = OutputLayer::Head;
+    }
     let mut weights = Weights {
         left: files.names(),
         files,
@@ -60,6 +65,40 @@ pub fn load_as(dtype: FloatDType, model: &Path, device: &Device) -> Result<Decod
         Some(name) => Err(WeightError::Unused(name.clone())),
         None => Ok(decoder),
     }
+}
+
+/// Sentences about what a model's files hold and `decoder`, loaded from them, was not made of.
+///
+/// # Errors
+///
+/// A file cannot be read.
+pub fn remarks(model: &Path, decoder: &Decoder) -> Result<Vec<String>, WeightError> {
+    if model.is_file() {
+        return Ok(Vec::new());
+    }
+    let mut remarks = Vec::new();
+    let WeightFiles { read, unread } = WeightFiles::find(model)?;
+    if let (false, [first, ..]) = (unread.is_empty(), read.as_slice()) {
+        let name = first.file_name().unwrap_or_default().to_string_lossy();
+        let more = if read.len() > 1 {
+            " and its shards"
+        } else {
+            ""
+        };
+        remarks.push(format!(
+            "{}: not read, since {name}{more} goes before, as in transformers",
+            unread.join(", ")
+        ));
+    }
+    let said = DecoderConfig::read(model)?.output;
+    if (said, decoder.config().output) == (OutputLayer::Tied, OutputLayer::Head) {
+        remarks.push(
+            "config.json ties the head to the embedding, but the weights have an `lm_head.weight` \
+             that differs: it is the head, as in transformers, and is saved as one"
+                .to_owned(),
+        );
+    }
+    Ok(remarks)
 }
 
 pub(super) fn open_gguf(path: &Path) -> Result<Gguf, WeightError> {
@@ -74,10 +113,10 @@ pub(super) fn config_keys(model: &Path) -> Result<Map<String, Value>, WeightErro
     Ok(DecoderConfig::values(model)?)
 }
 
-/// Names of what files hold besides weights: tables of rotary positions, a copy of a tied head.
+/// Names of what files hold besides weights: tables of rotary positions, a copy of a tied head, the
+/// head that a reward model has no use for.
 fn is_known(name: &str, config: &DecoderConfig) -> bool {
-    name.ends_with("rotary_emb.inv_freq")
-        || (config.output == OutputLayer::Tied && name == "lm_head.weight")
+    name.ends_with("rotary_emb.inv_freq") || (config.output != OutputLayer::Head && name == HEAD)
 }
 
 /// Tensors by Hugging Face's names, decoded when they are asked for.
@@ -92,6 +131,22 @@ impl Files {
             Self::Safetensors(shards) => shards.tensors.keys().cloned().collect(),
             Self::Gguf(file) => file.names().collect(),
         }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Safetensors(shards) => shards.tensors.contains_key(name),
+            Self::Gguf(file) => file.names().any(|there| there == name),
+        }
+    }
+
+    /// Tells whether there is a head that is not the embedding to which the config ties it.
+    fn have_another_head(&self, config: &DecoderConfig) -> Result<bool, WeightError> {
+        let is_tied = config.output == OutputLayer::Tied;
+        if !is_tied || !self.has(EMBEDDING) || !self.has(HEAD) {
+            return Ok(false);
+        }
+        Ok(self.tensor(EMBEDDING)? != self.tensor(HEAD)?)
     }
 
     /// Shape and numbers of a tensor that is there.
@@ -151,22 +206,70 @@ impl Shards {
     }
 }
 
-/// The files with weights.
+/// The files that a folder's model is made of.
 pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, WeightError> {
+    Ok(WeightFiles::find(folder)?.read)
+}
+
+/// The files of a folder with weights.
+struct WeightFiles {
+    /// Those that the model is made of, in transformers' order: one file, or an index's shards.
+    read: Vec<PathBuf>,
+    /// Names of others that have weights of a model.
+    unread: Vec<String>,
+}
+
+impl WeightFiles {
+    fn find(folder: &Path) -> Result<Self, WeightError> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        let read = match (single.is_file(), index.is_file()) {
+            (true, _) => vec![single],
+            (false, true) => shards(folder, &index)?,
+            (false, false) => {
+                let found = weights_of_other_names(folder, &[])?;
+                if found.is_empty() {
+                    fs::metadata(&single).map_err(file(&single))?;
+                }
+                let folder = folder.to_owned();
+                return Err(WeightError::NoWeights { folder, found });
+            }
+        };
+        let unread = weights_of_other_names(folder, &read)?;
+        Ok(Self { read, unread })
+    }
+}
+
+/// Names of a folder's files that look like weights or an index of a model, but for those that are
+/// `read`.
+fn weights_of_other_names(folder: &Path, read: &[PathBuf]) -> Result<Vec<String>, WeightError> {
+    let is_single = read.iter().any(|path| path.ends_with("model.safetensors"));
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(file(folder))? {
+        let path = entry.map_err(file(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let ours = name.starts_with("model") && name.ends_with(".safetensors");
+        // Other formats of the same weights stand beside them in many folders.
+        let others = [".safetensors", ".bin", ".pth", ".gguf"];
+        let others = read.is_empty() && others.iter().any(|end| name.ends_with(end));
+        let index = is_single && name == "model.safetensors.index.json";
+        if (ours || others || index) && !read.contains(&path) {
+            names.push(name.into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The files that an index names.
+fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, WeightError> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
 
-    let path = folder.join("model.safetensors.index.json");
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(vec![folder.join("model.safetensors")]);
-        }
-        Err(source) => return Err(file(&path)(source)),
-    };
-    let index: Index = serde_json::from_str(&text).map_err(json(&path))?;
+    let text = fs::read_to_string(index).map_err(file(index))?;
+    let index: Index = serde_json::from_str(&text).map_err(json(index))?;
     let files: BTreeSet<String> = index.weight_map.into_values().collect();
     // Names of the index are files of the folder, and nowhere else.
     if let Some(file) = files
@@ -177,6 +280,7 @@ pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, WeightError> {
     }
     Ok(files.into_iter().map(|file| folder.join(file)).collect())
 }
+
 /// Weights by Hugging Face's names, on their way into a decoder.
 struct Weights {
     files: Files,
@@ -259,7 +363,10 @@ impl Weights {
         }
         self.norm(&mut decoder.norm, "model.norm", gemma)?;
         let shape = [config.vocab, config.hidden];
-        let embedding = self.take("model.embed_tokens.weight", &shape)?;
+        // Either name will do where they are one.
+        let is_head = config.output == OutputLayer::Tied && !self.left.contains(EMBEDDING);
+        let name = if is_head { HEAD } else { EMBEDDING };
+        let embedding = self.take(name, &shape)?;
         decoder.embedding.weight = self.param(embedding, shape);
         if let Some(head) = &mut decoder.head {
             self.linear(head, "lm_head")?;

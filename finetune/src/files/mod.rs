@@ -22,7 +22,7 @@ pub(crate) mod whole;
 
 pub use adapter::{load_adapter, save_adapter};
 pub use error::{AdapterError, SaveError, WeightError};
-pub use load::{load, load_as};
+pub use load::{load, load_as, remarks};
 pub use save::{SaveOptions, save};
 pub use source::{Hub, Source, SourceError};
 pub use whole::write_whole;

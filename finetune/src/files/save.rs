@@ -15,7 +15,7 @@ use super::tensors::{Stored, types, write_tensors};
 use super::whole::write_folder;
 use crate::model::config::OutputLayer;
 use crate::model::decoder::Decoder;
-use crate::model::names::{norms, projections};
+use crate::model::names::{EMBEDDING, HEAD, norms, projections};
 use crate::model::projection::Projection;
 use crate::text::Chat;
 
@@ -86,7 +86,8 @@ impl Types {
                 stored.extend(types(&path)?);
             }
         }
-        let embedding = stored.get(EMBEDDING).copied();
+        // Where they are one, the input may have it under either name.
+        let embedding = stored.get(EMBEDDING).or(stored.get(HEAD)).copied();
         let usual = dtype.or(embedding).unwrap_or(FloatDType::F32);
         Ok(Self { usual, stored })
     }
@@ -96,11 +97,13 @@ impl Types {
     }
 }
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-
 /// The config of the input, of this decoder and its type.
 fn config(decoder: &Decoder, from: &Path, types: &Types) -> Result<Map<String, Value>, SaveError> {
     let mut config = config_keys(from)?;
+    // A file may tie a head that differs from the embedding.
+    if decoder.config().output == OutputLayer::Head {
+        config.insert("tie_word_embeddings".to_owned(), false.into());
+    }
     // As it is in the input, it says nothing else.
     let is_kept = !types.stored.is_empty()
         && ["dtype", "torch_dtype"]

@@ -5,6 +5,11 @@ use burn::nn::RmsNorm;
 use super::decoder::{Decoder, Layer};
 use super::projection::Projection;
 
+/// The embedding's name in Hugging Face's files.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The head's name there.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
 /// The projections of a layer, and what Hugging Face calls them.
 pub(crate) fn projections(layer: &mut Layer) -> [(&mut Projection, &'static str); 7] {
     [

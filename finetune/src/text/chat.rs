@@ -26,6 +26,19 @@ pub enum ChatError {
     /// No token ends a text.
     #[error("no `eos_token` in tokenizer_config.json that the tokenizer knows: found {0}")]
     NoEnd(String),
+    /// A token of `tokenizer_config.json` would get another id than stands there.
+    #[error(
+        "tokenizer_config.json has {token:?} at the id {expected}, and tokenizer.json, which does \
+         not have it, would add it at {found}: save the tokenizer again by the program that made it"
+    )]
+    Id {
+        /// The token.
+        token: String,
+        /// Its id by `tokenizer_config.json`.
+        expected: u32,
+        /// The id behind those of `tokenizer.json`.
+        found: u32,
+    },
     /// The tokenizer is another model's.
     #[error("the tokenizer has the id {id} ({token:?}), and the model {vocab} words")]
     Vocabulary {
@@ -181,7 +194,7 @@ impl Chat {
         &self,
         folder: &Path,
         beginning: Option<u32>,
-        template: Option<&str>,
+        template: Option<serde_json::Value>,
     ) -> Result<(), ChatError> {
         let path = folder.join("tokenizer.json");
         self.tokenizer
@@ -199,7 +212,7 @@ impl Chat {
         }
         // An empty one would make conversations of nothing.
         if let Some(template) = template {
-            config["chat_template"] = template.into();
+            config["chat_template"] = template;
         }
         let path = folder.join("tokenizer_config.json");
         fs::write(&path, format!("{config:#}")).map_err(|error| failed(&path, error))

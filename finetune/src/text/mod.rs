@@ -2,9 +2,11 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `python_json` | JSON as Python writes it, for templates |
-//! | `template` | a model's own chat template |
+//! | `python_json`, `python_text` | JSON and values as Python writes them, for templates |
+//! | `source` | a template's source, for minijinja |
 //! | `chat` | a tokenizer with its template |
+//! | `tokenizer_config` | special tokens and templates of a folder |
+//! | `template` | a model's own chat template |
 //! | `gguf` | both from the metadata of a GGUF file |
 //! | `open` | both from a folder, or from either |
 
@@ -12,7 +14,10 @@ mod chat;
 pub(crate) mod gguf;
 mod open;
 mod python_json;
+mod python_text;
+mod source;
 mod template;
+mod tokenizer_config;
 
 pub use chat::{Chat, ChatError};
 pub use template::{ChatTemplate, Raised, Rendered};

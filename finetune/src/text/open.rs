@@ -1,7 +1,5 @@
 //! The tokenizer of a model: from the files of its folder, or from its GGUF file.
 
-use std::fs;
-use std::io;
 use std::path::Path;
 
 use serde_json::Value;
@@ -10,6 +8,7 @@ use tokenizers::Tokenizer;
 
 use super::chat::{Chat, ChatError, failed};
 use super::template::ChatTemplate;
+use super::tokenizer_config::{TokenizerConfig, read_object};
 use crate::gguf::Gguf;
 use crate::model::config::DecoderConfig;
 
@@ -28,7 +27,7 @@ impl Chat {
             let file = Gguf::open(model).map_err(|error| failed(model, error))?;
             Self::from_gguf(&file).map_err(|error| failed(model, error))?
         } else {
-            Self::from_folder(model)?
+            Self::from_folder(model, config.vocab)?
         };
         let words = chat.tokenizer.get_vocab(true);
         match words.into_iter().max_by_key(|(_, id)| *id) {
@@ -41,7 +40,7 @@ impl Chat {
         }
     }
 
-    fn from_folder(folder: &Path) -> Result<Self, ChatError> {
+    fn from_folder(folder: &Path, vocab: usize) -> Result<Self, ChatError> {
         let path = folder.join("tokenizer.json");
         let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| failed(&path, error))?;
         // Files of other programs may cut and pad, which would lose data.
@@ -49,27 +48,26 @@ impl Chat {
             .with_truncation(None)
             .map_err(|error| failed(&path, error))?;
         tokenizer.with_padding(None);
-        let path = folder.join("tokenizer_config.json");
-        let config = read_json(&path)?.ok_or_else(|| failed(&path, "No such file"))?;
+        let config = TokenizerConfig::read(folder)?;
+        config.add_tokens(&mut tokenizer, vocab)?;
+        let splits = config.value("split_special_tokens") == &Value::Bool(true);
+        tokenizer.set_encode_special_tokens(splits);
         let token = |name: &str| {
-            let text = config[name]
-                .as_str()
-                .or_else(|| config[name]["content"].as_str());
-            text.and_then(|text| tokenizer.token_to_id(text))
+            let mut named = config.named().filter(|(known, _)| *known == name);
+            tokenizer.token_to_id(&named.next()?.1.content)
         };
-        let end =
-            token("eos_token").ok_or_else(|| ChatError::NoEnd(config["eos_token"].to_string()))?;
+        let end = token("eos_token")
+            .ok_or_else(|| ChatError::NoEnd(config.value("eos_token").to_string()))?;
         let padding = token("pad_token").unwrap_or(end);
-        let has_template =
-            !config["chat_template"].is_null() || folder.join("chat_template.jinja").exists();
+        let has_template = !config.templates.is_empty();
         let template = has_template
-            .then(|| ChatTemplate::open(folder, OffsetDateTime::now_utc()))
+            .then(|| ChatTemplate::from_config(&config, OffsetDateTime::now_utc()))
             .transpose()
-            .map_err(|error| failed(&path, error))?;
+            .map_err(|error| failed(folder, error))?;
         let mut chat = Self::new(tokenizer, template, end, padding);
         let path = folder.join("generation_config.json");
-        if let Some(generation) = read_json(&path)? {
-            let ends = &generation["eos_token_id"];
+        if let Some(generation) = read_object(&path)? {
+            let ends = generation.get("eos_token_id").unwrap_or(&Value::Null);
             let several = ends
                 .as_array()
                 .cloned()
@@ -79,17 +77,5 @@ impl Chat {
                 .extend(ids.filter_map(|id| u32::try_from(id).ok()));
         }
         Ok(chat)
-    }
-}
-
-/// A file of JSON, if there is one.
-fn read_json(path: &Path) -> Result<Option<Value>, ChatError> {
-    match fs::read_to_string(path) {
-        Ok(text) => {
-            let json = serde_json::from_str(&text);
-            json.map(Some).map_err(|error| failed(path, error))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(path, error)),
     }
 }

@@ -4,22 +4,24 @@
 //! What transformers adds to Jinja is here: `raise_exception`, `strftime_now`, its `tojson`,
 //! Python's string methods, `break` and `continue`, and blocks of `{% generation %}`.
 //! `tests/chat_template.rs` compares texts and masks with transformers' own. What is known to
-//! differ: inside a list that is printed, or joined by `~`, a number like 1e-7 is written as Rust
-//! does, not as Python's 1e-07; `%` between texts is an error.
+//! differ: the filter `format` writes a number like 1e-7 as Rust does, not as Python's 1e-07; `%`
+//! between texts is an error.
 
 use std::error::Error as StdError;
+use std::fmt;
 use std::ops::Range;
 use std::path::Path;
-use std::{fmt, fs};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use serde_json::Value as Json;
 use time::OffsetDateTime;
 
-use super::python_json::{number, to_json};
+use super::python_json::to_json;
+use super::python_text;
+use super::source::{GENERATION, prepared};
+use super::tokenizer_config::TokenizerConfig;
 
 /// A compiled template and the special tokens that it may write.
 #[derive(Debug)]
@@ -43,21 +45,16 @@ pub struct Rendered {
 }
 
 impl Rendered {
-    /// The mask of the tokens that the assistant says, from their bytes in the text (`tokenizers` calls them
-    /// offsets): those from the one that holds a block's first byte to the one that holds its
-    /// last, as in transformers.
+    /// The mask of the tokens that the assistant says, from their bytes in the text (`tokenizers` calls
+    /// them offsets): those that overlap a block, as in transformers 5.24.
     pub fn assistant_mask(&self, offsets: &[(usize, usize)]) -> Option<Vec<bool>> {
-        let blocks = self.assistant.as_ref()?;
-        let mut mask = vec![false; offsets.len()];
-        for block in blocks.iter().filter(|block| !block.is_empty()) {
-            let holds = |byte: usize| offsets.iter().position(|o| (o.0..o.1).contains(&byte));
-            let Some(first) = holds(block.start) else {
-                continue;
-            };
-            let last = holds(block.end - 1).unwrap_or(offsets.len() - 1);
-            mask[first..=last].fill(true);
-        }
-        Some(mask)
+        let mut blocks = self.assistant.as_ref()?.iter().peekable();
+        let spoken = offsets.iter().map(|&(start, end)| {
+            // Both are in order.
+            while blocks.next_if(|block| start >= block.end).is_some() {}
+            blocks.peek().is_some_and(|block| end > block.start)
+        });
+        Some(spoken.collect())
     }
 }
 
@@ -90,14 +87,10 @@ impl ChatTemplate {
         environment.add_test("iterable", |value: &Value| {
             !value.is_none() && value.try_iter().is_ok()
         });
-        environment.set_formatter(|out, state, value| {
-            if value.kind() == ValueKind::Number {
-                Ok(out.write_str(&number(value)?)?)
-            } else {
-                minijinja::escape_formatter(out, state, value)
-            }
-        });
-        environment.add_template_owned(NAME, generation_as_filter(source))?;
+        environment.add_filter("string", python_text::text);
+        environment.add_filter("join", python_text::join);
+        environment.set_formatter(|out, _, value| Ok(out.write_str(&python_text::text(value)?)?));
+        environment.add_template_owned(NAME, prepared(source))?;
         Ok(Self {
             environment,
             special: Vec::new(),
@@ -107,7 +100,7 @@ impl ChatTemplate {
     }
 
     /// Compiles the template of a folder with a model's `tokenizer_config.json` and, in newer ones,
-    /// `chat_template.jinja`, which goes before.
+    /// `chat_template.jinja` and `additional_chat_templates`, which go before.
     ///
     /// # Errors
     ///
@@ -116,35 +109,37 @@ impl ChatTemplate {
         folder: &Path,
         now: OffsetDateTime,
     ) -> Result<Self, Box<dyn StdError + Send + Sync>> {
-        let config = fs::read_to_string(folder.join("tokenizer_config.json"))?;
-        let config: Json = serde_json::from_str(&config)?;
-        let beside = folder.join("chat_template.jinja");
-        // Several may have names: `default`, and `tool_use` for conversations with tools.
-        let named = |name: &str| {
-            let of_name = config["chat_template"].as_array()?.iter();
-            of_name.clone().find(|one| one["name"] == name)?["template"].as_str()
-        };
-        let source = if beside.exists() {
-            fs::read_to_string(&beside)?
-        } else {
-            let one = config["chat_template"]
-                .as_str()
-                .or_else(|| named("default"));
-            one.ok_or("tokenizer_config.json has no chat_template")?
-                .to_owned()
-        };
-        let mut template = Self::new(&source, now)?;
-        if let (false, Some(source)) = (beside.exists(), named("tool_use")) {
-            template.with_tools = Some(Box::new(Self::new(source, now)?));
+        let config = TokenizerConfig::read(folder)?;
+        if config.templates.is_empty() {
+            return Err(
+                "no chat_template.jinja, and no chat_template in tokenizer_config.json".into(),
+            );
         }
-        for (name, token) in config.as_object().into_iter().flatten() {
-            // A text, or an object that holds it.
-            let text = token.as_str().or_else(|| token["content"].as_str());
-            if let (true, Some(text)) = (name.ends_with("_token"), text) {
-                template = template.with_special_token(name, text);
-            }
+        Ok(Self::from_config(&config, now)?)
+    }
+
+    /// Of files that have a template. Several have names: `default`, and `tool_use` for conversations
+    /// with tools.
+    pub(super) fn from_config(
+        config: &TokenizerConfig,
+        now: OffsetDateTime,
+    ) -> Result<Self, Error> {
+        let source = |name: &str| config.templates.get(name).map(String::as_str);
+        // With tools, such a model has a template all the same.
+        let refused = "{{ raise_exception('none of the chat templates is named default') }}";
+        let mut template = Self::new(source("default").unwrap_or(refused), now)?;
+        if let Some(source) = source("tool_use") {
+            template.use_with_tools(Self::new(source, now)?);
+        }
+        for (name, token) in config.named() {
+            template = template.with_special_token(name, &token.content);
         }
         Ok(template)
+    }
+
+    /// Another template for conversations with tools.
+    pub(super) fn use_with_tools(&mut self, template: Self) {
+        self.with_tools = Some(Box::new(template));
     }
 
     /// A special token by the name that templates know it by, such as `bos_token`.
@@ -281,44 +276,6 @@ impl fmt::Display for Raised {
 }
 
 impl StdError for Raised {}
-
-/// A name that no template has.
-const GENERATION: &str = "__generation__";
-
-/// `{% generation %}` and its end as blocks that minijinja knows: a filter that marks what is
-/// rendered, and a scope around it, since what is set inside stays there.
-fn generation_as_filter(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        out.push_str(before);
-        let Some(end) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let inside = &tag[2..end];
-        let trimmed = inside.trim_matches(['-', '+']).trim();
-        let blocks = match trimmed {
-            "generation" => Some(("with".to_owned(), format!("filter {GENERATION}"))),
-            "endgeneration" => Some(("endfilter".to_owned(), "endwith".to_owned())),
-            _ => None,
-        };
-        if let Some((first, second)) = blocks {
-            let sign = |sign: Option<char>| sign.filter(|sign| "-+".contains(*sign));
-            let left = sign(inside.chars().next()).map_or(String::new(), String::from);
-            let right = sign(inside.chars().next_back()).map_or(String::new(), String::from);
-            out.extend([
-                "{%", &left, " ", &first, " %}{% ", &second, " ", &right, "%}",
-            ]);
-        } else {
-            out.push_str(&tag[..end + 2]);
-        }
-        rest = &tag[end + 2..];
-    }
-    out.push_str(rest);
-    out
-}
 
 /// Two characters for private use that the template does not.
 fn unused_marks(source: &str) -> [char; 2] {

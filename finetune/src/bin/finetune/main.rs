@@ -25,7 +25,7 @@ use burn_preference::needs::{ColumnKind, Examples, Values};
 use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 use finetune::{
     Chat, DataOptions, Failure, OutputLayer, Plain, RowKind, Splits, WithKlEstimate,
-    WithRewardShift, completions, load_adapter, load_as, reward_lists,
+    WithRewardShift, completions, load_adapter, load_as, remarks, reward_lists,
 };
 
 use crate::args::Args;
@@ -47,6 +47,9 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
     let device = device(&args.device)?;
     let sources = Sources::find(args)?;
     let mut base = load_as(args.dtype.dtype(), &sources.model.path, &device)?;
+    for remark in remarks(&sources.model.path, &base)? {
+        println!("look: {remark}");
+    }
     if let Some(adapter) = &sources.adapter {
         base = load_adapter(base, &adapter.path, &device)?.merged();
     }

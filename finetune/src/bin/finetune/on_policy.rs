@@ -9,7 +9,7 @@ use burn::tensor::{Device, FloatDType};
 use burn_preference::data::Object;
 use finetune::{
     Answer, Chat, Decoder, Failure, Judge, OutputLayer, Prompt, best_pair, is_json, load_as,
-    write_whole,
+    remarks, write_whole,
 };
 use indicatif::ProgressBar;
 use rand::SeedableRng;
@@ -135,6 +135,9 @@ fn judge_of(args: &Args, judge: &str, chat: &Chat, device: &Device) -> Result<Ju
     let model = load_as(FloatDType::F32, folder, device)?;
     if model.config().output != OutputLayer::Reward {
         return Err(format!("--score: {judge} is no reward model").into());
+    }
+    for remark in remarks(folder, &model)? {
+        println!("look: {judge}: {remark}");
     }
     // Rewards are of token ids: both have to mean the same by them.
     if !chat.is_the_same(&Chat::open(folder, model.config())?) {
