@@ -151,15 +151,19 @@ fn changed(change: impl FnOnce(&mut Map<String, Value>, &mut Tensors)) -> TempDi
     folder
 }
 
+const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+
+fn open(folder: &Path) -> Result<Decoder, AdapterError> {
+    load_adapter(base("qwen2"), folder, &Device::default())
+}
+
+fn fails(change: impl FnOnce(&mut Map<String, Value>, &mut Tensors), text: &str) {
+    let error = open(changed(change).path()).unwrap_err().to_string();
+    assert!(error.contains(text), "{error}");
+}
+
 #[test]
-#[expect(clippy::too_many_lines, reason = "a table of configs and their errors")]
-fn what_would_be_another_adapter_is_refused() {
-    const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
-    let open = |folder: &Path| load_adapter(base("qwen2"), folder, &Device::default());
-    let fails = |change: &dyn Fn(&mut Map<String, Value>, &mut Tensors), text: &str| {
-        let error = open(changed(change).path()).unwrap_err().to_string();
-        assert!(error.contains(text), "{error}");
-    };
+fn options_of_another_adapter_are_refused() {
     open(changed(|_, _| ()).path()).unwrap();
     for (key, value) in [
         ("use_dora", json!(true)),
@@ -189,34 +193,38 @@ fn what_would_be_another_adapter_is_refused() {
         ("lora_alpha", Value::Null),
     ] {
         fails(
-            &|config, _| drop(config.insert(key.to_owned(), value.clone())),
+            |config, _| drop(config.insert(key.to_owned(), value.clone())),
             &format!("`{key}`"),
         );
     }
     let shape = "expected the shape [3, 24], found [2, 24]";
     fails(
-        &|config, _| drop(config.insert("r".to_owned(), json!(3))),
+        |config, _| drop(config.insert("r".to_owned(), json!(3))),
         shape,
     );
     fails(
-        &|config, _| drop(config.insert("rank_pattern".to_owned(), json!({"q_proj": 3}))),
+        |config, _| drop(config.insert("rank_pattern".to_owned(), json!({"q_proj": 3}))),
         shape,
     );
+}
+
+#[test]
+fn a_file_has_the_tensors_that_its_config_asks_for() {
     fails(
-        &|_, tensors| drop(tensors.remove(A)),
+        |_, tensors| drop(tensors.remove(A)),
         &format!("no tensor `{A}`: 1 of the 28 tensors"),
     );
     // No tensors, one half of them, those of a name that nobody reads, more than the config says.
     fails(
-        &|_, tensors| tensors.clear(),
+        |_, tensors| tensors.clear(),
         &format!("no tensor `{A}`: 28 of the 28 tensors"),
     );
     fails(
-        &|_, tensors| tensors.retain(|name, _| !name.contains("_proj.lora_B")),
+        |_, tensors| tensors.retain(|name, _| !name.contains("_proj.lora_B")),
         "14 of the 28 tensors",
     );
     fails(
-        &|_, tensors| {
+        |_, tensors| {
             let other = |name: String| name.replace(".weight", ".default.weight");
             let old = std::mem::take(tensors).into_iter();
             *tensors = old.map(|(name, tensor)| (other(name), tensor)).collect();
@@ -224,49 +232,30 @@ fn what_would_be_another_adapter_is_refused() {
         "there is `base_model.model.model.layers.0.mlp.down_proj.lora_A.default.weight` instead",
     );
     fails(
-        &|config, _| drop(config.insert("target_modules".to_owned(), json!(["v_proj"]))),
+        |config, _| drop(config.insert("target_modules".to_owned(), json!(["v_proj"]))),
         &format!("`{A}`: `target_modules` of adapter_config.json ([\"v_proj\"]) does not name"),
     );
     fails(
-        &|config, _| drop(config.insert("layers_to_transform".to_owned(), json!([1]))),
+        |config, _| drop(config.insert("layers_to_transform".to_owned(), json!([1]))),
         &format!("`{A}`: `target_modules`"),
     );
     fails(
-        &|config, tensors| {
+        |config, tensors| {
             config.insert("target_modules".to_owned(), Value::Null);
             tensors.clear();
         },
         "the file has no tensors",
     );
-    // Whatever cannot change what is computed.
-    for (key, value) in [
-        ("target_modules", Value::Null),
-        ("target_modules", json!("all-linear")),
-        ("lora_dropout", json!(0.1)),
-        ("init_lora_weights", json!("Gaussian")),
-        ("init_lora_weights", json!(false)),
-        ("rank_pattern", Value::Null),
-        ("rank_pattern", json!({"lm_head": 4})),
-        ("what_comes_next", json!(false)),
-    ] {
-        let folder = changed(|config, _| drop(config.insert(key.to_owned(), value.clone())));
-        let ids = Expected::read(&adapter("qwen2")).ids;
-        let [usual, other] = [&adapter("qwen2"), folder.path()].map(|from| {
-            let adapted = open(from).unwrap();
-            log_probs(&adapted, &ids)
-        });
-        assert_eq!(usual, other, "{key}: {value}");
-    }
     let extra = A.replace("layers.0", "layers.2");
     let more = |tensors: &mut Tensors| tensors.insert(extra.clone(), tensors[A].clone());
-    fails(&|_, tensors| drop(more(tensors)), &format!("`{extra}`"));
+    fails(|_, tensors| drop(more(tensors)), &format!("`{extra}`"));
     // Of a place that is known, and no factor.
     let other = A.replace("lora_A", "lora_magnitude_vector");
     let more = |tensors: &mut Tensors| tensors.insert(other.clone(), tensors[A].clone());
-    fails(&|_, tensors| drop(more(tensors)), &format!("`{other}`"));
+    fails(|_, tensors| drop(more(tensors)), &format!("`{other}`"));
     let turn = |tensors: &mut Tensors| tensors.get_mut(A).unwrap().0.reverse();
     fails(
-        &|_, tensors| turn(tensors),
+        |_, tensors| turn(tensors),
         "expected the shape [2, 24], found [24, 2]",
     );
     let spoil = |tensors: &mut Tensors| {
@@ -274,7 +263,7 @@ fn what_would_be_another_adapter_is_refused() {
         bytes[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
     };
     fails(
-        &|_, tensors| spoil(tensors),
+        |_, tensors| spoil(tensors),
         &format!("`{A}`: the number at 1 is NaN"),
     );
 
@@ -298,6 +287,41 @@ fn what_would_be_another_adapter_is_refused() {
             matches!(error, AdapterError::File(WeightError::File { path: of, .. }) if of == path)
         );
     }
+}
+
+#[test]
+fn what_cannot_change_an_adapter_stops_nothing() {
+    let ids = Expected::read(&adapter("qwen2")).ids;
+    let usual = log_probs(&open(&adapter("qwen2")).unwrap(), &ids);
+    for (key, value) in [
+        ("target_modules", Value::Null),
+        ("target_modules", json!("all-linear")),
+        ("lora_dropout", json!(0.1)),
+        ("init_lora_weights", json!("Gaussian")),
+        ("init_lora_weights", json!(false)),
+        ("rank_pattern", Value::Null),
+        ("rank_pattern", json!({"lm_head": 4})),
+        ("what_comes_next", json!(false)),
+    ] {
+        let folder = changed(|config, _| drop(config.insert(key.to_owned(), value.clone())));
+        let other = log_probs(&open(folder.path()).unwrap(), &ids);
+        assert_eq!(usual, other, "{key}: {value}");
+    }
+    // A copy of the base's embedding, which PEFT saves where it cannot tell; and another one.
+    let model = fs::read(data("qwen2").join("model.safetensors")).unwrap();
+    let model = SafeTensors::deserialize(&model).unwrap();
+    let embedding = model.tensor("model.embed_tokens.weight").unwrap();
+    let name = "base_model.model.model.embed_tokens.weight";
+    let with = |spoiled: u8| {
+        changed(|_, tensors| {
+            let mut bytes = embedding.data().to_vec();
+            bytes[0] ^= spoiled;
+            tensors.insert(name.to_owned(), (embedding.shape().to_vec(), bytes));
+        })
+    };
+    assert_eq!(usual, log_probs(&open(with(0).path()).unwrap(), &ids));
+    let error = open(with(1).path()).unwrap_err().to_string();
+    assert!(error.contains(name), "{error}");
 }
 
 #[test]

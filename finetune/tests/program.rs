@@ -219,7 +219,6 @@ fn weights_of_fewer_bits() {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "a run of each kind of rows")]
 fn every_kind_of_rows() {
     let place = Place::new("qwen2");
     let down = place
@@ -318,6 +317,32 @@ fn every_kind_of_rows() {
         "unknown variant `all`",
     );
     place.fails(r#"--loss {"loss":"dpo","beta":-1}"#, "`beta` is -1");
+    place.fails("--loss simpo --reference live", "has no reference");
+    place.fails("--reference live --cache kept", "nothing is kept");
+}
+
+/// KTO takes pairs, as two unpaired completions each.
+#[test]
+fn pairs_as_unpaired_completions() {
+    let place = Place::new("qwen2");
+    let both = |line: &str| {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let side = |(side, label)| {
+            let row = json!({"prompt": row["prompt"], "completion": row[side], "label": label});
+            format!("{row}\n")
+        };
+        [("chosen", true), ("rejected", false)].map(side).concat()
+    };
+    let unpaired: String = place.text("pairs.jsonl").lines().map(both).collect();
+    place.write("both.jsonl", &unpaired);
+    let pairs = place.run("pairs", "--loss kto");
+    let both = place.run("both", "--loss kto --data both.jsonl");
+    let said = "pairs.jsonl: 24 pairs, taken as 48 unpaired completions";
+    assert!(pairs.text.contains(said), "{}", pairs.text);
+    assert_eq!(pairs.losses(), both.losses());
+    let after = [&pairs, &both].map(|run| format!("{:?}", run.row("after")));
+    assert_eq!(after[0], after[1]);
+
     place.fails(
         "--data unpaired.jsonl",
         "unpaired.jsonl: unpaired completions, and the objective takes pairs (--loss kto",
@@ -330,31 +355,6 @@ fn every_kind_of_rows() {
         "--loss rrhf",
         "pairs.jsonl: pairs, and the objective takes lists",
     );
-    place.fails("--loss simpo --reference live", "has no reference");
-    place.fails("--reference live --cache kept", "nothing is kept");
-}
-
-/// KTO takes pairs, as two unpaired completions each.
-#[test]
-fn pairs_as_unpaired_completions() {
-    let place = Place::new("qwen2");
-    let mut unpaired = String::new();
-    for line in place.text("pairs.jsonl").lines() {
-        let row: Value = serde_json::from_str(line).unwrap();
-        for (side, label) in [("chosen", true), ("rejected", false)] {
-            let row = json!({"prompt": row["prompt"], "completion": row[side], "label": label});
-            unpaired.push_str(&row.to_string());
-            unpaired.push('\n');
-        }
-    }
-    place.write("both.jsonl", &unpaired);
-    let pairs = place.run("pairs", "--loss kto");
-    let both = place.run("both", "--loss kto --data both.jsonl");
-    let said = "pairs.jsonl: 24 pairs, taken as 48 unpaired completions";
-    assert!(pairs.text.contains(said), "{}", pairs.text);
-    assert_eq!(pairs.losses(), both.losses());
-    let after = [&pairs, &both].map(|run| format!("{:?}", run.row("after")));
-    assert_eq!(after[0], after[1]);
 }
 
 #[test]

@@ -400,8 +400,8 @@ fn options_of_a_file_and_those_of_a_run() {
             r#"{"rank": "four"}"#,
             "invalid value 'four' for '--rank <RANK>'",
         ),
-        (r#"["rank"]"#, "--config: wrong.json"),
-        ("{", "--config: wrong.json"),
+        (r#"["rank"]"#, "expected a JSON object of options"),
+        ("rank: 4", "--config: wrong.json: expected a JSON object"),
     ] {
         place.write("wrong.json", file);
         place.fails("--config wrong.json", text);

@@ -49,7 +49,7 @@ impl NllNormalization {
     ///
     /// Panics if the column has the tokens of the step and the mean is per sequence: the number
     /// would act on nothing.
-    pub(crate) fn nll_of<B>(&self, column: &WithNll<B>) -> Tensor<1> {
+    pub(crate) fn nll_of<B>(self, column: &WithNll<B>) -> Tensor<1> {
         match (self, column.tokens_per_example) {
             (_, None) => self.nll(&column.nll_of),
             (Self::Token, Some(tokens)) => -column.nll_of.unmodified().sum() * tokens.recip(),

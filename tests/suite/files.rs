@@ -8,6 +8,8 @@ use burn_preference::data::{
     Encode, Example, Json, JsonLines, Object, OnError, PairFormat, ParquetFile, PromptFormat,
     RankedFormat, Scores, Text, Tokenized, Truncation, UnpairedFormat,
 };
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -333,4 +335,55 @@ fn a_prompt_alone_is_asked_for_with_its_tools() {
     assert_eq!(example.prompt_ids(tokenizer).unwrap(), [1, 2]);
     let refused = |_: Encode<'_>| Err::<Vec<u32>, _>("no");
     assert_eq!(example.prompt_ids(refused).unwrap_err().to_string(), "no");
+}
+
+/// The codec of one column is another one in the file's footer.
+#[test]
+fn a_compression_that_is_not_known_is_named() {
+    let mut bytes = fs::read(golden("snappy.parquet")).unwrap();
+    // Name and codec, as Thrift writes them: Snappy is 1, LZO is 3.
+    let (snappy, lzo) = (b"margin\x15\x02", b"margin\x15\x06");
+    // The last one is the footer's.
+    let mut places = bytes.windows(snappy.len());
+    let place = places.rposition(|some| some == snappy).unwrap();
+    bytes[place..place + lzo.len()].copy_from_slice(lzo);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    fs::write(&path, bytes).unwrap();
+    let rows = |prompt: &str| ParquetFile::new(&path, PromptFormat::from(prompt)).read();
+    let first = |prompt: &str| rows(prompt).unwrap().next().unwrap();
+    assert!(first("chosen").is_ok());
+    let error = first("margin").unwrap_err().to_string();
+    for says in [
+        "rows.parquet:1: `margin`: expected",
+        "compressed by LZO",
+        "duckdb -c",
+    ] {
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+/// Whatever is damaged is an error where it is read, and no panic.
+#[test]
+fn damaged_files_are_read_or_refused() {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    let (mut read, mut refused) = (0, 0);
+    for name in [
+        "features", "types", "zstd", "lz4", "brotli", "gzip", "pages_1", "pages_2",
+    ] {
+        let bytes = fs::read(golden(&format!("{name}.parquet"))).unwrap();
+        for _ in 0..25 {
+            let mut damaged = bytes.clone();
+            let place = rng.random_range(4..bytes.len() - 8);
+            damaged[place] = rng.random();
+            fs::write(&path, damaged).unwrap();
+            match ParquetFile::new(&path, ()).raw() {
+                Ok(rows) => read += rows.count(),
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(read > 100 && refused > 10, "{read} {refused}");
 }

@@ -185,6 +185,16 @@ pub fn load_adapter(
             left.remove(name.as_str());
         }
     }
+    for (name, copy) in copies(&decoder) {
+        // PEFT saves embeddings beside an adapter where it cannot tell whether they were trained.
+        if left.contains(name) {
+            let view = tensors.tensor(name).map_err(format(&path))?;
+            let numbers = floats(name, view.dtype(), view.data())?;
+            if copy.dims() == view.shape() && is_equal(&numbers, copy)? {
+                left.remove(name);
+            }
+        }
+    }
     match (missing.first(), left.first()) {
         (Some(name), other) => Err(AdapterError::Missing {
             path,
@@ -201,6 +211,27 @@ pub fn load_adapter(
         (None, None) if asked == 0 => Err(AdapterError::Empty(path)),
         (None, None) => Ok(decoder),
     }
+}
+
+/// Weights of the base that a file of an adapter may have a copy of, by their names there.
+fn copies(decoder: &Decoder) -> impl Iterator<Item = (&'static str, Tensor<2>)> {
+    let embedding = decoder.embedding.weight.val();
+    let head = match &decoder.head {
+        Some(head) => head.weight.val().transpose(),
+        None => embedding.clone(),
+    };
+    [
+        ("base_model.model.model.embed_tokens.weight", embedding),
+        ("base_model.model.lm_head.weight", head),
+    ]
+    .into_iter()
+}
+
+/// True if a tensor has these numbers, in its own type.
+fn is_equal(numbers: &[f32], tensor: Tensor<2>) -> Result<bool, WeightError> {
+    let data = tensor.try_into_data().map_err(TensorReadError::from)?;
+    let numbers = TensorData::new(numbers.to_vec(), data.shape().clone());
+    Ok(numbers.convert_dtype(data.dtype()) == data)
 }
 
 /// A factor from its tensor in the file, which has it transposed.

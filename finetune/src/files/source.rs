@@ -29,7 +29,7 @@ pub struct Hub {
 pub enum SourceError {
     /// There is no such path, and the cache has no such model.
     #[error(
-        "{name}: no such file or folder, and not in the cache {} either, where `hf download {name}` puts \\
+        "{name}: no such file or folder, and not in the cache {} either, where `hf download {name}` puts \
          it if it is a model of the hub",
         cache.display()
     )]

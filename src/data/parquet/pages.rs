@@ -29,6 +29,12 @@ impl Pages {
         chunk: &ColumnChunkMetaData,
         rows: usize,
     ) -> Result<Self, ParquetError> {
+        let start = chunk.dictionary_page_offset();
+        let start = start.unwrap_or_else(|| chunk.data_page_offset());
+        if start < 0 || chunk.compressed_size() < 0 {
+            let text = "its pages begin before the file";
+            return Err(ParquetError::General(text.to_owned()));
+        }
         let Compression::ZSTD(_) = chunk.compression() else {
             return Ok(Self {
                 pages: SerializedPageReader::new(file, chunk, rows, None)?,

@@ -61,6 +61,15 @@ impl LeafType {
 impl Rows {
     pub(super) fn open(file: File) -> Result<Self, ParquetError> {
         let metadata = ParquetMetaDataReader::new().parse_and_finish(&file)?;
+        // A row has an entry in each leaf at least.
+        let is_whole = |group: &RowGroupMetaData| {
+            let mut leaves = group.columns().iter();
+            group.num_rows() >= 0 && leaves.all(|leaf| leaf.num_values() >= group.num_rows())
+        };
+        if !metadata.row_groups().iter().all(is_whole) {
+            let text = "it says that it has more rows than its columns have";
+            return Err(ParquetError::General(text.to_owned()));
+        }
         let schema = metadata.file_metadata().schema_descr();
         let mut columns: Vec<Column> = Vec::new();
         let mut leaf = 0;
@@ -138,9 +147,9 @@ impl Column {
             let chunk = group.column(self.first + place);
             let pages = Pages::new(Arc::clone(file), chunk, rows).map_err(|error| {
                 format!(
-                    "a column compressed by {}, which is not read here ({error}); DuckDB makes \
-                     JSON lines of it: COPY (FROM 'rows.parquet') TO 'rows.jsonl.gz' (FORMAT \
-                     json, COMPRESSION gzip)",
+                    "a column compressed by {} whose pages cannot be read ({error}); DuckDB may \
+                     make JSON lines of it: `duckdb -c \"COPY (FROM 'rows.parquet') TO \
+                     'rows.jsonl' (FORMAT json)\"`",
                     chunk.compression_codec()
                 )
             })?;

@@ -27,7 +27,8 @@ pub(crate) fn with_file(typed: Vec<OsString>, command: &Command) -> Result<Vec<O
         Failure::from(format!("--config: {}: {what}", path.display()))
     };
     let text = fs::read_to_string(&path).map_err(|error| fails(&error))?;
-    let options: Map<String, Value> = serde_json::from_str(&text).map_err(|error| fails(&error))?;
+    let options: Map<String, Value> = serde_json::from_str(&text)
+        .map_err(|error| fails(&format!("expected a JSON object of options: {error}")))?;
     let of_line = names(&typed);
     let mut all: Vec<OsString> = typed.iter().take(1).cloned().collect();
     for (name, value) in &options {
