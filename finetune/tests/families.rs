@@ -272,6 +272,7 @@ fn keys_that_turn_nothing_on_or_belong_to_tools() {
         ("rope_interleaved", json!(true)),
         ("clip_qkv", json!(8)),
         ("quantization_config", json!({"bits": 4})),
+        ("quantization", json!({"bits": 4, "group_size": 64})),
         ("per_layer_config", json!({"0": {"num_attention_heads": 2}})),
     ] {
         let error = with(key, &value).unwrap_err();

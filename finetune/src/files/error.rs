@@ -51,13 +51,13 @@ pub enum WeightError {
     Unused(String),
     /// A folder has no file of weights that is read.
     #[error(
-        "{}: no model.safetensors and no model.safetensors.index.json; found {}, which are not read: \
-         save the model by transformers' save_pretrained",
+        "{}: no model.safetensors and no model.safetensors.index.json; found {}, which is \
+         not read: save the model by transformers' save_pretrained",
         folder.display(),
         found.join(", ")
     )]
     NoWeights {
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
         /// Its files that may have weights, in other formats or under other names.
         found: Vec<String>,

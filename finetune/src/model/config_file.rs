@@ -348,10 +348,13 @@ impl DecoderConfig {
             _ => false,
         };
         keys.refuse("mlp_bias")?;
-        if let Some(quantized) = keys.get("quantization_config").filter(|of| !is_off("", of)) {
-            let expected = "nothing (quantised weights are not read; load the model that they \
-                            were made from)";
-            return Err(wrong("quantization_config", expected, quantized));
+        // Those of transformers, of older compressed-tensors and of MLX.
+        for key in ["quantization_config", "compression_config", "quantization"] {
+            if let Some(quantized) = keys.get(key).filter(|value| !is_off(key, value)) {
+                let expected = "nothing (quantised weights are not read: load the model that they \
+                                were made from)";
+                return Err(wrong(key, expected, quantized));
+            }
         }
         let config = Self {
             hidden,
@@ -390,7 +393,7 @@ fn output(keys: &mut Keys, gemma: bool) -> Result<OutputLayer, ConfigError> {
     let tied = keys.flag("tie_word_embeddings")?.unwrap_or(gemma);
     let architecture = match keys.get("architectures") {
         Some(Value::Array(names)) if names.len() == 1 => names[0].clone(),
-        Some(other) if !is_off("", &other) => {
+        Some(other) if !is_off("architectures", &other) => {
             return Err(wrong("architectures", "one name", other));
         }
         _ => Value::String("ForCausalLM".to_owned()),
@@ -488,8 +491,12 @@ fn rope(keys: &mut Keys) -> Result<Rope, ConfigError> {
     let theta = keys.number("rope_theta")?;
     // What the model was first trained on; newer files have it inside.
     let original = keys.number("original_max_position_embeddings")?;
-    let old = keys.get("rope_scaling").filter(|old| !is_off("", old));
-    let new = keys.get("rope_parameters").filter(|new| !is_off("", new));
+    let old = keys
+        .get("rope_scaling")
+        .filter(|old| !is_off("rope_scaling", old));
+    let new = keys
+        .get("rope_parameters")
+        .filter(|new| !is_off("rope_parameters", new));
     let name = match (&old, &new) {
         (Some(old), Some(new)) if old != new => {
             return Err(wrong("rope_scaling", "nothing beside rope_parameters", old));

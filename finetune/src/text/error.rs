@@ -26,7 +26,7 @@ pub enum ChatError {
          not have it, would add it at {found}: save the tokenizer again by the program that made it"
     )]
     Id {
-        /// The token.
+        /// Text of the token.
         token: String,
         /// Its id by `tokenizer_config.json`.
         expected: u32,

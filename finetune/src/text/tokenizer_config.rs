@@ -1,4 +1,4 @@
-//! What the files beside `tokenizer.json` say: special tokens and templates.
+//! Special tokens and templates from the files beside `tokenizer.json`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
