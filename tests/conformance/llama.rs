@@ -13,7 +13,7 @@ use burn_preference::{
 use serde_json::Value;
 
 use crate::support::llama::{Llama, folder, hidden, load};
-use crate::support::{assert_close, bools, by_hidden, device, to_vec};
+use crate::support::{ZipEqual, assert_close, bools, by_hidden, device, to_vec};
 use crate::{all_numbers, read};
 
 /// f32 against f64: what TRL's own f32 run differs by, and a little more.
@@ -143,7 +143,7 @@ fn dpo_batch() {
     let per_token = to_vec(policy.log_probs());
     let counted = to_vec(policy.mask().float());
     let expected = all_numbers(&f64s["per_token_logps"]);
-    for ((ours, counted), theirs) in per_token.iter().zip(counted).zip(expected) {
+    for ((ours, counted), theirs) in per_token.iter().zip_equal(counted).zip_equal(expected) {
         assert_close(&[*ours], &[theirs * counted], TOLERANCE, "per token");
     }
     let (policy, reference) = (policy.sequence(), reference.sequence());

@@ -18,6 +18,7 @@ mod scalar;
 mod small;
 mod steps;
 
+use crate::support::ZipEqual;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -251,7 +252,7 @@ impl Report {
             let text = format!("{}: {key} has {a} values instead of {b}", case.name());
             return self.mismatches.push(text);
         }
-        for (i, (&a, &b)) in ours.iter().zip(expected).enumerate() {
+        for (i, (&a, &b)) in ours.iter().zip_equal(expected).enumerate() {
             let b = match b {
                 // Nothing flows into what has no tokens: a peer writes 0, NaN or null there, and
                 // what we have is of a sum that nothing can move.

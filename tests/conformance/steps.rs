@@ -38,7 +38,7 @@ use serde_json::{Map, Value};
 
 use crate::map::{Difference, Uniform};
 use crate::number;
-use crate::support::{bools, by_hidden, device, f64s, to_vec, token_log_probs};
+use crate::support::{ZipEqual, bools, by_hidden, device, f64s, to_vec, token_log_probs};
 
 /// Of the largest number of a list: everything is f64 here.
 const TOLERANCE: f64 = 1e-12;
@@ -426,7 +426,7 @@ fn compare(
             "margin" => tolerance,
             _ => tolerance * largest,
         };
-        for (i, (a, b)) in ours.iter().zip(expected).enumerate() {
+        for (i, (a, b)) in ours.iter().zip_equal(expected).enumerate() {
             // Written so that a NaN fails.
             let close = (a - b).abs() <= allowed;
             if !close {

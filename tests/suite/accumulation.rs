@@ -24,7 +24,7 @@ use burn_preference::{
 };
 
 use crate::support::bigram::Bigram;
-use crate::support::{assert_close, device, to_vec};
+use crate::support::{ZipEqual, assert_close, device, to_vec};
 
 struct Step {
     policy: Bigram,
@@ -233,7 +233,7 @@ impl Step {
         ];
         let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
         let error = |g: Vec<f64>, whole: &[f64]| {
-            let difference: Vec<f64> = g.iter().zip(whole).map(|(a, b)| a - b).collect();
+            let difference: Vec<f64> = g.iter().zip_equal(whole).map(|(a, b)| a - b).collect();
             norm(&difference) / norm(whole)
         };
         let by_sizes = |sizes| error(self.accumulated(self.parts(sizes), &dpo), &of_whole[0]);

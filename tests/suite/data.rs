@@ -24,7 +24,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use crate::support::device::device;
-use crate::support::{cases, to_vec};
+use crate::support::{ZipEqual, cases, to_vec};
 
 struct File {
     _dir: TempDir,
@@ -750,7 +750,7 @@ fn mismatched_completions_are_another_prompts() {
     let sequences: Vec<&Sequence> = items.iter().map(|x| &x.label.sequence).collect();
     // Example 0 passes over example 1 (its own prompt) and example 2 (too long).
     let expected = [(1, 30), (1, 30), (2, 30), (3, 10)];
-    for (sequence, (prompt, completion)) in sequences.iter().zip(expected) {
+    for (sequence, (prompt, completion)) in sequences.iter().zip_equal(expected) {
         assert_eq!(**sequence, Sequence::new(&[prompt], &[completion]));
     }
     // A batch of one has another prompt's completion as well.

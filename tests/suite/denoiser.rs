@@ -8,6 +8,7 @@ use burn_preference::{
 };
 
 use crate::denoiser_likelihood::log_probs;
+use crate::support::ZipEqual;
 use crate::support::device::device;
 
 /// The noise ε of two examples, shared by chosen and rejected, policy and reference.
@@ -44,7 +45,7 @@ fn relative() -> Pair<RelativeLogProbs> {
 fn check(losses: Tensor<1>, expected: &[f64]) {
     let found: Vec<f64> = losses.into_data().iter().collect();
     assert_eq!(found.len(), expected.len());
-    for (found, expected) in found.iter().zip(expected) {
+    for (found, expected) in found.iter().zip_equal(expected) {
         assert!(
             (found - expected).abs() < 1e-12,
             "{found} is not {expected}"

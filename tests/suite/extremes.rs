@@ -20,8 +20,8 @@ use proptest::sample::select;
 use crate::scalar::{self, Row};
 use crate::subjects::{self, MAX_EXPONENT, PairSubject};
 use crate::support::{
-    Lists, PairResult, Pairs, assert_close, bools, cases, dtypes, error, f64s, floats, ints,
-    sequence, to_vec, tolerance, wide_dtypes,
+    Lists, PairResult, Pairs, ZipEqual, assert_close, bools, cases, dtypes, error, f64s, floats,
+    ints, sequence, to_vec, tolerance, wide_dtypes,
 };
 
 /// 2¹⁰⁰ ≈ 1.3e30, 2⁻²⁰ ≈ 1e-6.
@@ -633,7 +633,7 @@ fn lists_of_two_are_pairs() {
         (0.0, 1e4),
     ] {
         let check = |name: &str, ours: [f64; 3], pair: [f64; 3]| {
-            for (a, b) in ours.into_iter().zip(pair) {
+            for (a, b) in ours.into_iter().zip_equal(pair) {
                 assert!(
                     (a - b).abs() <= 2e-6 * b.abs(),
                     "{name} of {w}, {l}: {ours:?} {pair:?}"

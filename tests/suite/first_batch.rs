@@ -12,7 +12,7 @@ use burn_preference::{
 };
 use proptest::prelude::*;
 
-use crate::support::{bools, cases, device, f64s, floats, ints, keeps_nan, to_vec};
+use crate::support::{ZipEqual, bools, cases, device, f64s, floats, ints, keeps_nan, to_vec};
 
 const VOCAB: usize = 11;
 const WIDTH: usize = 6;
@@ -247,7 +247,7 @@ fn what_could_not_be_checked_is_said() {
     let said = findings.not_checked();
     let starts = ["ids", "labels", "tied weights", "padding", "causality"];
     assert_eq!(said.len(), starts.len(), "{findings}");
-    for (said, start) in said.iter().zip(starts) {
+    for (said, start) in said.iter().zip_equal(starts) {
         assert!(said.starts_with(start), "{said}");
     }
 }
@@ -699,7 +699,7 @@ fn a_reference_that_is_not_the_start() {
     };
     let ratios: Vec<f64> = values(&policy)
         .iter()
-        .zip(values(&reference))
+        .zip_equal(values(&reference))
         .map(|(a, b)| a - b)
         .collect();
     assert!((ratios[row] - log_ratio).abs() < 1e-5);

@@ -8,7 +8,7 @@ use burn_preference::training::gradients::clip_by_global_norm;
 use proptest::prelude::*;
 
 use crate::support::device::dtypes;
-use crate::support::{cases, device, to_vec};
+use crate::support::{ZipEqual, cases, device, to_vec};
 
 #[derive(Module, Debug)]
 struct Model {
@@ -64,7 +64,7 @@ proptest! {
             let close = |a: f64, b: f64| (a - b).abs() <= 1e-5 * b.abs().max(1e-30);
             prop_assert!(close(norm, expected), "{norm} {expected}");
             let factor = (max_norm / expected).min(1.0);
-            for (ours, value) in clipped.iter().zip(&values) {
+            for (ours, value) in clipped.iter().zip_equal(&values) {
                 prop_assert!(close(*ours, value * factor), "{ours} {value} {factor}");
             }
         }
@@ -78,7 +78,7 @@ fn half_precision_and_extremes() {
         // The sum of squares, 2.5e9, is beyond f16.
         let (clipped, norm) = model.clipped(&[3e4, 0.0, 4e4], dtype, 5.0);
         assert!((norm / 5e4 - 1.0).abs() < 4e-3, "{dtype:?} {norm}");
-        for (ours, expected) in clipped.iter().zip([3.0, 0.0, 4.0]) {
+        for (ours, expected) in clipped.iter().zip_equal([3.0, 0.0, 4.0]) {
             assert!((ours - expected).abs() < 2e-2, "{dtype:?} {ours}");
         }
     }

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use crate::problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, Shaping, TRAINABLE, noise, values};
 use crate::subjects;
 use crate::support::{
-    assert_close, bools, cases, device, elsewhere, error, keeps_nan, to_vec, tolerance,
+    ZipEqual, assert_close, bools, cases, device, elsewhere, error, keeps_nan, to_vec, tolerance,
 };
 
 prop_compose! {
@@ -68,9 +68,9 @@ proptest! {
             let from_logits = problem.run(How { from_logits: true, ..how });
             let [ours, theirs] = [from_hidden, from_logits]
                 .map(|result| [result.log_probs, result.hidden, result.weight, result.bias]);
-            for (ours, theirs) in ours.iter().zip(&theirs) {
+            for (ours, theirs) in ours.iter().zip_equal(&theirs) {
                 prop_assert_eq!(ours.len(), theirs.len());
-                for (&a, &b) in ours.iter().zip(theirs) {
+                for (&a, &b) in ours.iter().zip_equal(theirs) {
                     prop_assert!(error(a, b) < tolerance(dtype));
                 }
             }
@@ -477,7 +477,12 @@ fn what_is_not_finite_stays_where_it_is() {
             let ours = problem.run(how);
             assert_eq!(ours.log_probs.len(), clean.log_probs.len());
             assert_eq!(ours.hidden.len(), clean.hidden.len());
-            for (row, (a, b)) in ours.log_probs.iter().zip(&clean.log_probs).enumerate() {
+            for (row, (a, b)) in ours
+                .log_probs
+                .iter()
+                .zip_equal(&clean.log_probs)
+                .enumerate()
+            {
                 assert!(
                     if row == 1 {
                         a.is_nan()
@@ -487,7 +492,7 @@ fn what_is_not_finite_stays_where_it_is() {
                     "{how:?} {row}"
                 );
             }
-            for (index, (a, b)) in ours.hidden.iter().zip(&clean.hidden).enumerate() {
+            for (index, (a, b)) in ours.hidden.iter().zip_equal(&clean.hidden).enumerate() {
                 assert!(if index / 5 == 1 {
                     a.is_nan()
                 } else {

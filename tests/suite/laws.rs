@@ -17,8 +17,8 @@ use proptest::prelude::*;
 use crate::objectives::any_pairs;
 use crate::subjects::{self, PairSubject, rows};
 use crate::support::{
-    Lists, PairResult, Pairs, UnpairedCompletions, assert_close, bools, cases, error, f64s, floats,
-    sequence, to_vec,
+    Lists, PairResult, Pairs, UnpairedCompletions, ZipEqual, assert_close, bools, cases, error,
+    f64s, floats, sequence, to_vec,
 };
 
 /// The reward scale at which the laws are checked.
@@ -46,7 +46,7 @@ proptest! {
             let losses = |pairs: &Pairs| run(&subject, pairs, DType::F64).losses;
             let plain = losses(&pairs);
             let same = |other: &[f64], law: &str| {
-                for (a, b) in other.iter().zip(&plain) {
+                for (a, b) in other.iter().zip_equal(&plain) {
                     assert!(error(*a, *b) < 1e-9, "{name}: {law}: {a} instead of {b}");
                 }
             };
@@ -77,7 +77,7 @@ proptest! {
                 // Log-probs stay ≤ 0 where a log-odds is taken of them.
                 let chosen = better.chosen.iter().zip(&better.chosen_len);
                 let chosen = chosen.map(|(x, &n)| up(x).min(-0.001 * n as f64).max(*x)).collect();
-                for (a, b) in losses(&Pairs { chosen, ..better }).iter().zip(&plain) {
+                for (a, b) in losses(&Pairs { chosen, ..better }).iter().zip_equal(&plain) {
                     prop_assert!(*a <= b + 1e-9 * (1.0 + b.abs()), "{name}: a larger margin costs more");
                 }
             }
@@ -106,13 +106,13 @@ proptest! {
             let back = pairs.map(reversed, reversed);
             let columns_matter = reversed(&(subject.losses)(&rows(&back), &rows(&back)))
                 .iter()
-                .zip(&same_columns)
+                .zip_equal(&same_columns)
                 .any(|(a, b)| error(*a, *b) > 1e-12);
             if columns_matter {
                 continue;
             }
             let permuted = run(&subject, &back, DType::F64).losses;
-            for (a, b) in reversed(&permuted).iter().zip(&plain) {
+            for (a, b) in reversed(&permuted).iter().zip_equal(&plain) {
                 prop_assert!(error(*a, *b) < 1e-12, "{}: {a} instead of {b}", subject.name);
             }
         }
@@ -124,7 +124,7 @@ proptest! {
         let of = |config: DpoLossConfig| losses(&config.init(), &pairs);
         let clean = of(dpo.clone());
         let near = |other: Vec<f64>, tolerance: f64| {
-            clean.iter().zip(&other).all(|(a, b)| error(*b, *a) < tolerance)
+            clean.iter().zip_equal(&other).all(|(a, b)| error(*b, *a) < tolerance)
         };
 
         // Noise → 0, α → 0: DPO. α = 1: forward KL.
@@ -148,7 +148,7 @@ proptest! {
         let (kept, flipped) = (losses(&robust, &pairs), losses(&robust, &flipped));
         let expected: Vec<f64> = kept
             .iter()
-            .zip(&flipped)
+            .zip_equal(&flipped)
             .map(|(k, f)| (1.0 - rate) * k + rate * f)
             .collect();
         prop_assert!(near(expected, 1e-11));
@@ -171,7 +171,7 @@ proptest! {
     fn many_objectives_contain_dpo(pairs in any_pairs(), beta in 0.02..1.0_f64) {
         let expected = losses(&DpoLossConfig::new().with_beta(beta).init(), &pairs);
         let same = |name: &str, ours: &[f64], tolerance: f64| {
-            for (a, b) in ours.iter().zip(&expected) {
+            for (a, b) in ours.iter().zip_equal(&expected) {
                 assert!(error(*a, *b) <= tolerance, "{name}: {a} instead of {b}");
             }
         };
@@ -247,7 +247,7 @@ proptest! {
             let pair = BradleyTerryLossConfig::new().with_centering_weight(weight);
             let list = to_vec(list.init().forward(lists.clone()).losses());
             let pair = to_vec(pair.init().forward(says.clone()).losses());
-            for (a, b) in list.iter().zip(&pair) {
+            for (a, b) in list.iter().zip_equal(&pair) {
                 prop_assert!(error(*a, *b) < 1e-12, "two rewards of a list: {a} instead of {b}");
             }
         }
@@ -257,7 +257,7 @@ proptest! {
         let simpo = pairs.run_policy(&simpo, DType::F64).losses;
         let alpha = AlphaPoLossConfig::new().with_beta(beta).with_alpha(1e-12).init();
         let alpha = pairs.run_policy(&alpha, DType::F64).losses;
-        for (a, b) in alpha.iter().zip(&simpo) {
+        for (a, b) in alpha.iter().zip_equal(&simpo) {
             prop_assert!(error(*a, *b) < 1e-9, "alphapo, α → 0");
         }
     }
@@ -275,7 +275,7 @@ proptest! {
                 baseline: z0,
             };
             let (losses, _, grads) = batch.run(&KtoLossConfig::new().init(), DType::F64);
-            for (loss, grad) in losses.iter().zip(&grads) {
+            for (loss, grad) in losses.iter().zip_equal(&grads) {
                 prop_assert!((0.0..=1.0).contains(loss));
                 let pull = if desirable { -grad } else { *grad };
                 prop_assert!(pull >= 0.0);

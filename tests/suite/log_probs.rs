@@ -4,7 +4,9 @@ use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use burn_preference::{SequenceLogProbs, TokenLogProbs};
 use proptest::prelude::*;
 
-use crate::support::{assert_close, cases, device, error, f64s, ints, sequence, to_vec, tolerance};
+use crate::support::{
+    ZipEqual, assert_close, cases, device, error, f64s, ints, sequence, to_vec, tolerance,
+};
 
 /// A batch of logits `[batch][time][vocab]`, tokens and masks as nested vectors.
 #[derive(Debug, Clone)]
@@ -123,7 +125,7 @@ proptest! {
         // Another width may sum in another order.
         let (ours, theirs) = (padded.sums(), batch.sums());
         prop_assert_eq!(ours.len(), theirs.len());
-        for (a, b) in ours.into_iter().zip(theirs) {
+        for (a, b) in ours.into_iter().zip_equal(theirs) {
             prop_assert!(error(a, b) < 1e-14);
         }
 

@@ -18,7 +18,9 @@ use burn_preference::{
 use proptest::prelude::*;
 
 use crate::scalar;
-use crate::support::{assert_close, bools, cases, device, error, f64s, leaf, sequence, to_vec};
+use crate::support::{
+    ZipEqual, assert_close, bools, cases, device, error, f64s, leaf, sequence, to_vec,
+};
 
 /// Two pairs of ragged token log-probs: completions of 4 and 2, of 1 and 3 tokens.
 fn tokens(leaf: Tensor<1>) -> Pair<TokenLogProbs> {
@@ -211,7 +213,7 @@ fn nll_terms_and_logs_are_of_the_unmodified_completion() {
         assert_ne!(to_vec(batch.chosen.policy().sum()), [-15.0, -0.5]);
         let losses = |o: &dyn Objective<ReferencedPair>| to_vec(o.forward(batch.clone()).losses());
         let nll = |with: &dyn Objective<ReferencedPair>| -> Vec<f64> {
-            let both = losses(with).into_iter().zip(losses(&dpo));
+            let both = losses(with).into_iter().zip_equal(losses(&dpo));
             both.map(|(with, without)| with - without).collect()
         };
         let per_sequence = nll(&with_sft(NllNormalization::Sequence));
@@ -240,8 +242,9 @@ fn nll_terms_and_logs_are_of_the_unmodified_completion() {
             .map(to_vec)
         };
         let ([orpo, cpo, slic, asft], [_, no_cpo, no_slic, _]) = (free(1.0), free(0.0));
-        let less =
-            |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a - b).collect() };
+        let less = |a: &[f64], b: &[f64]| -> Vec<f64> {
+            a.iter().zip_equal(b).map(|(a, b)| a - b).collect()
+        };
         assert_close(&orpo, &[15.0 / 4.0, 0.5], 1e-14, "ORPO");
         assert_close(&asft, &[15.0 / 4.0, 0.5], 1e-14, "ASFT");
         assert_close(&less(&cpo, &no_cpo), &[15.0 / 4.0, 0.5], 1e-14, "CPO");
@@ -466,7 +469,7 @@ proptest! {
         let their_logits = theirs.matmul(their_weight.repeat_dim(0, 2));
         let plain = sequence_kl(logits, their_logits, mask()).unwrap();
         assert_close(&to_vec(ours.clone()), &to_vec(plain.clone()), 1e-12, "KL");
-        for (ours, plain) in gradients(&ours).iter().zip(gradients(&plain)) {
+        for (ours, plain) in gradients(&ours).iter().zip_equal(gradients(&plain)) {
             assert_close(ours, &plain, 1e-12, "gradient");
         }
     }
@@ -579,7 +582,7 @@ fn an_nll_column_is_used() {
     let nll = |output: LossOutput<Pair<Tensor<1>>>, without: &[f64]| -> Vec<f64> {
         to_vec(output.losses())
             .iter()
-            .zip(without)
+            .zip_equal(without)
             .map(|(a, b)| a - b)
             .collect()
     };

@@ -28,7 +28,7 @@ use burn_preference::{
 };
 
 use crate::scalar::{log_softmax, logsumexp, sigmoid, softmax};
-use crate::support::{assert_close, bools, f64s, ints, leaf, sequence, to_vec};
+use crate::support::{ZipEqual, assert_close, bools, f64s, ints, leaf, sequence, to_vec};
 
 /// What is claimed of an objective, in words, and the check of it.
 pub type Statement = (&'static str, fn());
@@ -688,7 +688,7 @@ fn bco_bound() {
     for delta in [-2.0, 0.0, 0.7] {
         let shifted = WithShift::new(batch.clone(), f64s(&[delta])).unwrap();
         let above = to_vec(bco.forward(shifted).losses());
-        assert!(dpo.iter().zip(above).all(|(dpo, bco)| bco > *dpo));
+        assert!(dpo.iter().zip_equal(above).all(|(dpo, bco)| bco > *dpo));
     }
 }
 

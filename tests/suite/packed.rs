@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use crate::support::device::device;
 use crate::support::llama::{Llama, LlamaConfig, Visible};
-use crate::support::{cases, to_vec};
+use crate::support::{ZipEqual, cases, to_vec};
 
 const VOCAB: usize = 23;
 
@@ -392,7 +392,7 @@ fn three_ways<M: Model>(
 fn assert_close(ours: &[f64], theirs: &[f64]) {
     assert_eq!(ours.len(), theirs.len());
     let largest = theirs.iter().fold(1.0, |a: f64, b| a.max(b.abs()));
-    for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
+    for (i, (a, b)) in ours.iter().zip_equal(theirs).enumerate() {
         assert!((a - b).abs() < 2e-5 * largest, "{i}: {a} and {b}");
     }
 }

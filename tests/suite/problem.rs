@@ -4,7 +4,7 @@ use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use burn_preference::log_probs::WithStatistics;
 use burn_preference::{LmHead, TokenLogProbs, TokenStatistics};
 
-use crate::support::{assert_close, bools, device, ints, to_vec};
+use crate::support::{ZipEqual, assert_close, bools, device, ints, to_vec};
 
 /// A small problem in f64: everything that the head needs, and what multiplies each column.
 #[derive(Debug, Clone)]
@@ -263,8 +263,11 @@ impl Problem {
             tolerance,
             &what("log-probs"),
         );
-        for (index, (ours, expected)) in
-            ours.statistics.iter().zip(&expected.statistics).enumerate()
+        for (index, (ours, expected)) in ours
+            .statistics
+            .iter()
+            .zip_equal(&expected.statistics)
+            .enumerate()
         {
             let what = what(&format!("statistic {index}"));
             if index == 2 && how.dtype != DType::F64 {

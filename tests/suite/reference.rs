@@ -11,7 +11,7 @@ use burn_preference::{
 };
 
 use crate::support::bigram::Bigram;
-use crate::support::{assert_close, device, elsewhere, to_vec};
+use crate::support::{ZipEqual, assert_close, device, elsewhere, to_vec};
 
 const VOCAB: usize = 7;
 
@@ -344,7 +344,7 @@ fn a_moving_reference_follows_by_path() {
     let moved = reference.moved_toward(&b, 0.25).unwrap();
     let expected: Vec<f64> = weights(&a)
         .iter()
-        .zip(weights(&b))
+        .zip_equal(weights(&b))
         .map(|(a, b)| 0.75 * a + 0.25 * b)
         .collect();
     crate::support::assert_close(&weights(moved.model()), &expected, 1e-6, "mixed");

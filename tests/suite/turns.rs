@@ -15,6 +15,7 @@ use burn_preference::data::{
 };
 use burn_preference::tokens::{Padding, Sequence};
 
+use crate::support::ZipEqual;
 use crate::support::device::device;
 
 const KEEP: Truncation = Truncation::Drop { max_length: 999 };
@@ -955,7 +956,7 @@ fn parquet_holds_the_same_rows() {
         raw.iter().map(|(line, _)| *line).collect::<Vec<_>>(),
         [1, 2, 3]
     );
-    for (example, (_, row)) in rows.iter().zip(&raw) {
+    for (example, (_, row)) in rows.iter().zip_equal(&raw) {
         for field in ["prompt", "chosen", "rejected"] {
             assert!(row.get(field).is_some());
         }
@@ -966,7 +967,12 @@ fn parquet_holds_the_same_rows() {
     let prompts = ParquetFile::new(path, PromptFormat::default());
     let prompts = prompts.load(OnError::Stop).unwrap().examples;
     assert_eq!(prompts.len(), 3);
-    assert!(prompts.iter().zip(&rows).all(|(p, r)| p.prompt == r.prompt));
+    assert!(
+        prompts
+            .iter()
+            .zip_equal(&rows)
+            .all(|(p, r)| p.prompt == r.prompt)
+    );
 
     let other = PairFormat {
         chosen: "score".into(),

@@ -26,7 +26,7 @@ use burn_preference::{
 
 use super::renderer::Lines;
 use crate::support::bigram::Bigram;
-use crate::support::{assert_close, to_vec, tolerance};
+use crate::support::{ZipEqual, assert_close, to_vec, tolerance};
 
 const VOCAB: u32 = 7;
 
@@ -389,7 +389,7 @@ fn local_statistics_would_not_do() {
         let local = gradient(&model, &[&rows[..3], &rows[3..]], true);
         let worst = whole
             .iter()
-            .zip(&local)
+            .zip_equal(&local)
             .map(|(a, b)| (a - b).abs())
             .fold(0.0, f64::max);
         assert!(worst > 1e-3, "{kind:?}: {worst}");

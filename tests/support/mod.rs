@@ -24,6 +24,21 @@ pub fn cases(usual: u32) -> ProptestConfig {
     ProptestConfig::with_cases(asked.map_or(usual, |asked| asked.parse().unwrap()))
 }
 
+/// Two lists side by side.
+pub trait ZipEqual: ExactSizeIterator + Sized {
+    /// As `zip`; panics if one list is longer, which `zip` would not compare to its end.
+    fn zip_equal<O>(self, other: O) -> std::iter::Zip<Self, O::IntoIter>
+    where
+        O: IntoIterator<IntoIter: ExactSizeIterator>,
+    {
+        let other = other.into_iter();
+        assert_eq!(self.len(), other.len(), "lists of different lengths");
+        self.zip(other)
+    }
+}
+
+impl<I: ExactSizeIterator> ZipEqual for I {}
+
 pub fn f64s(values: &[f64]) -> Tensor<1> {
     floats(values, DType::F64)
 }
@@ -283,7 +298,7 @@ pub fn error(ours: f64, expected: f64) -> f64 {
 #[track_caller]
 pub fn assert_close(ours: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     assert_eq!(ours.len(), expected.len(), "{what}: length");
-    for (i, (&a, &b)) in ours.iter().zip(expected).enumerate() {
+    for (i, (&a, &b)) in ours.iter().zip_equal(expected).enumerate() {
         let e = error(a, b);
         assert!(
             e <= tolerance,
