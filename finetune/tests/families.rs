@@ -260,11 +260,23 @@ fn keys_that_turn_nothing_on_or_belong_to_tools() {
         ("clip_qkv", Value::Null),
         ("neuron_name", json!("")),
         ("num_labels", json!(2)),
+        ("is_causal", json!(true)),
+        ("use_bidirectional_attention", json!(false)),
+        // transformers passes over what `default` does not have.
+        (
+            "rope_parameters",
+            json!({"rope_type": "default", "rope_theta": 10000.0, "factor": 8.0}),
+        ),
     ] {
         assert_eq!(with(key, &value).as_ref(), Ok(&plain), "{key}: {value}");
     }
     for (key, value) in [
         ("use_mrope", json!(true)),
+        // Where the off value is the switch.
+        ("is_causal", json!(false)),
+        ("is_causal", json!(0)),
+        ("is_causal", Value::Null),
+        ("use_bidirectional_attention", json!(true)),
         ("logit_scale", json!(0.1)),
         ("embedding_multiplier", json!(0.0)),
         ("attention_multiplier", json!(1.0)),
@@ -277,6 +289,33 @@ fn keys_that_turn_nothing_on_or_belong_to_tools() {
     ] {
         let error = with(key, &value).unwrap_err();
         assert!(error.starts_with(&format!("`{key}`")), "{error}");
+    }
+    let mut old = config("qwen2");
+    old.remove("rope_parameters");
+    let scaling = json!({"type": "default", "factor": 8.0, "attention_factor": 2.0});
+    old.insert("rope_scaling".into(), scaling);
+    assert_eq!(DecoderConfig::parse(old.clone()).unwrap().rope, plain.rope);
+    let other = json!({"type": "default", "full_attention": {"rope_type": "yarn"}});
+    old.insert("rope_scaling".into(), other);
+    let error = DecoderConfig::parse(old).unwrap_err().to_string();
+    assert!(
+        error.starts_with("`rope_scaling.full_attention`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn errors_of_keys_name_their_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config("llama");
+    config.insert("is_causal".into(), json!(false));
+    let path = folder.path().join("config.json");
+    fs::write(&path, Value::Object(config).to_string()).unwrap();
+    let expected = format!("{}: `is_causal`: expected true", path.display());
+    let read = DecoderConfig::read(folder.path()).unwrap_err().to_string();
+    let loaded = load(folder.path(), &Device::default()).map(|_| ());
+    for error in [read, loaded.unwrap_err().to_string()] {
+        assert!(error.starts_with(&expected), "{error}");
     }
 }
 

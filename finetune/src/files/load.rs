@@ -40,17 +40,17 @@ pub fn load(model: &Path, device: &Device) -> Result<Decoder, WeightError> {
 ///
 /// As [`load`]; a weight that is not finite in this type is one, too.
 pub fn load_as(dtype: FloatDType, model: &Path, device: &Device) -> Result<Decoder, WeightError> {
-    let (config, files) = if model.is_file() {
+    let (mut config, files) = if model.is_file() {
         let gguf = open_gguf(model)?;
-        (gguf.config().map_err(file(model))?, Files::Gguf(gguf))
+        let keys = gguf.config().map_err(file(model))?;
+        (DecoderConfig::of_file(model, keys)?, Files::Gguf(gguf))
     } else {
-        let config = DecoderConfig::values(model)?;
+        let config = DecoderConfig::read(model)?;
         (
             config,
             Files::Safetensors(Shards::open(&weight_files(model)?)?),
         )
     };
-    let mut config = DecoderConfig::parse(config)?;
     if files.have_another_head(&config)? {
         config.output = OutputLayer::Head;
     }

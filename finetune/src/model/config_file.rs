@@ -42,13 +42,21 @@ pub enum ConfigError {
     /// A key that this program does not know, and that may change what the model computes.
     #[error(
         "`{key}`: an unknown key of the family {family}: it may change what the model computes; \
-         remove it from config.json if it does not"
+         remove it if it does not"
     )]
     Unknown {
         /// Name of the key.
         key: String,
         /// Family of the model, its `model_type`.
         family: String,
+    },
+    /// The keys of a file are not those of a model that this decoder computes.
+    #[error("{}: {source}", path.display())]
+    Keys {
+        /// Path of the file.
+        path: PathBuf,
+        /// The error of one of its keys.
+        source: Box<ConfigError>,
     },
 }
 
@@ -126,6 +134,28 @@ const IRRELEVANT: &[&str] = &[
     "use_flash_attention",
     "use_flash_attention_2",
     "use_flash_attn",
+];
+
+/// Keys that are not read and whose off value is the switch: transformers looks at them in every
+/// family, and another value than true is another model.
+const ON: &[(&str, &str)] = &[(
+    "is_causal",
+    "true: attention in both directions is not computed",
+)];
+
+/// Keys that a type of rotary positions has, and that transformers passes over under `default`.
+const OF_SCALED_ROPE: &[&str] = &[
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "factor",
+    "high_freq_factor",
+    "long_factor",
+    "low_freq_factor",
+    "mscale",
+    "mscale_all_dim",
+    "short_factor",
+    "truncate",
 ];
 
 /// Tells whether no value of a key changes what a trained model computes.
@@ -268,6 +298,15 @@ impl Keys {
         }
     }
 
+    /// A key that has to be true or missing; null turns it off.
+    fn needs_on(&mut self, key: &str, expected: &str) -> Result<(), ConfigError> {
+        self.asked.push(key.to_owned());
+        match self.values.get(key) {
+            None | Some(Value::Bool(true)) => Ok(()),
+            Some(other) => Err(wrong(key, expected, other)),
+        }
+    }
+
     /// The first key that nobody asked for and that may change what the model computes.
     fn unknown(&self) -> Option<&String> {
         let mut unknown = self.values.iter().filter(|(key, value)| {
@@ -285,7 +324,15 @@ impl DecoderConfig {
     ///
     /// The file cannot be read, or says something that this decoder does not compute.
     pub fn read(folder: &Path) -> Result<Self, ConfigError> {
-        Self::parse(Self::values(folder)?)
+        Self::of_file(&folder.join("config.json"), Self::values(folder)?)
+    }
+
+    /// Parses keys that stand in the file at `path`, which errors name.
+    pub(crate) fn of_file(path: &Path, values: Map<String, Value>) -> Result<Self, ConfigError> {
+        Self::parse(values).map_err(|error| ConfigError::Keys {
+            path: path.to_owned(),
+            source: Box::new(error),
+        })
     }
 
     pub(crate) fn values(folder: &Path) -> Result<Map<String, Value>, ConfigError> {
@@ -348,6 +395,9 @@ impl DecoderConfig {
             _ => false,
         };
         keys.refuse("mlp_bias")?;
+        for (key, expected) in ON {
+            keys.needs_on(key, expected)?;
+        }
         // Those of transformers, of older compressed-tensors and of MLX.
         for key in ["quantization_config", "compression_config", "quantization"] {
             if let Some(quantized) = keys.get(key).filter(|value| !is_off(key, value)) {
@@ -533,7 +583,12 @@ fn rope(keys: &mut Keys) -> Result<Rope, ConfigError> {
         .to_owned();
     let inside = inner.number("original_max_position_embeddings")?;
     let scaling = match kind.as_str() {
-        "default" => None,
+        "default" => {
+            inner
+                .asked
+                .extend(OF_SCALED_ROPE.iter().map(|key| (*key).to_owned()));
+            None
+        }
         // Positions divided by 1.
         "linear" if inner.number("factor")? == Some(1.0) => None,
         "llama3" => {
