@@ -262,9 +262,22 @@ fn tokens_that_the_model_has_no_words_for() {
     }});
     let error = open(far).err().unwrap();
     assert!(
-        error.contains("\"<tool>\" at the id 339") && error.contains("at 340"),
+        error.contains("tokenizer_config.json: \"<tool>\" has the id 339")
+            && error.contains("at 340"),
         "{error}"
     );
+    // Ids of an older file: the error names it.
+    let older = folder.path().join("added_tokens.json");
+    fs::write(&older, r#"{"<tool>": 339}"#).unwrap();
+    let error = open(serde_json::json!({"eos_token": "</s>"}))
+        .err()
+        .unwrap();
+    assert!(
+        error.contains("added_tokens.json: \"<tool>\" has the id 339")
+            && !error.contains("tokenizer_config.json"),
+        "{error}"
+    );
+    fs::remove_file(older).unwrap();
     let error = open(serde_json::json!({"eos_token": null})).err().unwrap();
     assert!(error.contains("eos_token"), "{error}");
 }

@@ -20,15 +20,18 @@ pub enum ChatError {
     /// No token ends a text.
     #[error("no `eos_token` in tokenizer_config.json that the tokenizer knows: found {0}")]
     NoEnd(String),
-    /// A token of `tokenizer_config.json` would get another id than stands there.
+    /// A token of `tokenizer_config.json` or `added_tokens.json` would get another id than stands there.
     #[error(
-        "tokenizer_config.json has {token:?} at the id {expected}, and tokenizer.json, which does \
-         not have it, would add it at {found}: save the tokenizer again by the program that made it"
+        "{}: {token:?} has the id {expected}, and tokenizer.json, which does not have it, would add \
+         it at {found}: save the tokenizer again by the program that made it",
+        path.display()
     )]
     Id {
+        /// Path of the file that has the id.
+        path: PathBuf,
         /// Text of the token.
         token: String,
-        /// Its id by `tokenizer_config.json`.
+        /// Its id by this file.
         expected: u32,
         /// The id behind those of `tokenizer.json`.
         found: u32,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
@@ -14,6 +14,8 @@ use super::error::{ChatError, failed};
 /// them.
 pub(super) struct TokenizerConfig {
     values: Map<String, Value>,
+    /// File that the ids of `added` stand in.
+    ids: PathBuf,
     /// By their ids.
     added: BTreeMap<u32, AddedToken>,
     /// By their names: `default`, and `tool_use` for conversations with tools.
@@ -49,6 +51,7 @@ impl TokenizerConfig {
         let mut config = Self {
             templates: templates(folder, &values)?,
             values,
+            ids: path,
             added,
         };
         let path = folder.join("added_tokens.json");
@@ -62,6 +65,7 @@ impl TokenizerConfig {
                 let token = AddedToken::from(text.clone(), special.contains(&text));
                 config.added.insert(number.ok_or_else(wrong)?, token);
             }
+            config.ids = path;
         }
         Ok(config)
     }
@@ -137,6 +141,7 @@ impl TokenizerConfig {
             {
                 let token = token.content;
                 return Err(ChatError::Id {
+                    path: self.ids.clone(),
                     token,
                     expected,
                     found,
