@@ -140,7 +140,7 @@ const IRRELEVANT: &[&str] = &[
 /// family, and another value than true is another model.
 const ON: &[(&str, &str)] = &[(
     "is_causal",
-    "true: attention in both directions is not computed",
+    "true (attention in both directions is not computed)",
 )];
 
 /// Keys that a type of rotary positions has, and that transformers passes over under `default`.
