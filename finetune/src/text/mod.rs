@@ -6,6 +6,7 @@
 //! | `python_json`, `python_text` | JSON and values as Python writes them, for templates |
 //! | `source` | a template's source, for minijinja |
 //! | `chat` | a tokenizer with its template |
+//! | `unwritten` | what a row says and the template does not write |
 //! | `tokenizer_config` | special tokens and templates of a folder |
 //! | `template` | a model's own chat template |
 //! | `gguf` | both from the metadata of a GGUF file |
@@ -20,7 +21,9 @@ mod python_text;
 mod source;
 mod template;
 mod tokenizer_config;
+mod unwritten;
 
 pub use chat::Chat;
 pub use error::ChatError;
 pub use template::{ChatTemplate, Raised, Rendered};
+pub use unwritten::Unwritten;
