@@ -6,9 +6,9 @@
 //! | `python_json`, `python_text` | JSON and values as Python writes them, for templates |
 //! | `source` | a template's source, for minijinja |
 //! | `chat` | a tokenizer with its template |
-//! | `unwritten` | what a row says and the template does not write |
 //! | `tokenizer_config` | special tokens and templates of a folder |
 //! | `template` | a model's own chat template |
+//! | `unwritten` | what a row says and the template does not write |
 //! | `gguf` | both from the metadata of a GGUF file |
 //! | `open` | both from a folder, or from either |
 

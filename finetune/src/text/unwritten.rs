@@ -1,4 +1,4 @@
-//! What a row says, and the chat template of the model does not write.
+//! Parts of a row that the chat template of the model does not write.
 
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
@@ -54,8 +54,8 @@ const SAYS: [&str; 5] = [
 ];
 
 impl Chat {
-    /// What the template does not write of an example: what may be changed and the rendering stays the
-    /// same. Nothing of an example that cannot be rendered, whose error the tokens have.
+    /// Finds what the template does not write of an example: it may be changed, and the rendering stays
+    /// the same. Nothing of an example that cannot be rendered, whose error the tokens have.
     ///
     /// # Errors
     ///
