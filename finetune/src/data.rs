@@ -1,7 +1,7 @@
 //! From the rows of a file to examples as token ids: read, split by conversation, tokenized,
 //! truncated, reported.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use burn_preference::data::{
 use crate::columns::ColumnNames;
 use crate::failure::Failure;
 use crate::source::{DataSource, RowKind, load_rows, raw};
-use crate::text::Chat;
+use crate::text::{Chat, Unwritten};
 
 /// Options of reading: lengths, the split, and what becomes of bad rows.
 #[derive(Debug, Clone)]
@@ -300,6 +300,7 @@ impl DataOptions {
         chat: &Chat,
     ) -> Result<(Examples<L>, Vec<Prompt>), Failure> {
         let options = TokenizeOptions::new(self.truncation()).with_on_error(self.on_error());
+        let unwritten = unwritten(&format!("the split `{name}`"), &texts, chat)?;
         let texts = InMemDataset::new(texts);
         let tokens = Tokenized::new(texts, |text| chat.encode(text), options)?;
         let mut report = tokens.report().clone();
@@ -307,7 +308,27 @@ impl DataOptions {
             report.unread_columns.remove(group);
             report.unread_texts.remove(group);
         }
+        // Instructions that the template does not write are none.
+        let of_role = |role: &str| Unwritten::Content(role.to_owned());
+        if ["system", "developer"]
+            .map(of_role)
+            .iter()
+            .any(|role| unwritten.contains_key(role))
+        {
+            let is_written = |text: &Text| {
+                let first = text.as_conversation().and_then(<[Message]>::first);
+                first.is_some_and(|first| {
+                    let is_system = ["system", "developer"].contains(&first.role.as_str());
+                    is_system && !unwritten.contains_key(&of_role(&first.role))
+                })
+            };
+            let written = tokens.texts().iter();
+            let written =
+                written.filter(|row| row.as_ref().is_ok_and(|row| is_written(&row.prompt)));
+            report.system_prompts = written.count();
+        }
         print!("{name} {report}");
+        say_unwritten(&unwritten, tokens.texts().len());
         look_for_special_tokens(tokens.texts(), chat)?;
         let kept = tokens.kept().iter().map(|index| tokens.texts().get(*index));
         let prompts = kept.map(|example| example.map(prompt));
@@ -356,6 +377,7 @@ impl DataOptions {
                 "{all} rows have {different} different prompts: each is answered for its first row"
             );
         }
+        say_unwritten(&unwritten("the prompts", &prompts, chat)?, prompts.len());
         Ok(prompts)
     }
 }
@@ -381,6 +403,35 @@ fn some<L: Labels>(
         (source.clone(), some.collect())
     };
     files.iter().map(file).collect()
+}
+
+/// Number of examples whose rendering is compared with others.
+const RENDERED: usize = 64;
+
+/// What the template does not write of the first examples, and of how many of them.
+fn unwritten<L>(
+    name: &str,
+    examples: &Texts<L>,
+    chat: &Chat,
+) -> Result<BTreeMap<Unwritten, usize>, Failure> {
+    let mut unwritten = BTreeMap::new();
+    for example in examples.iter().take(RENDERED) {
+        let found = chat.unwritten(example).map_err(|error| {
+            let line = example.line.map(|line| format!(", line {line}"));
+            format!("{name}{}: {error}", line.unwrap_or_default())
+        })?;
+        for what in found {
+            *unwritten.entry(what).or_default() += 1;
+        }
+    }
+    Ok(unwritten)
+}
+
+fn say_unwritten(unwritten: &BTreeMap<Unwritten, usize>, examples: usize) {
+    let of = examples.min(RENDERED);
+    for (what, count) in unwritten {
+        println!("look: {what} ({count} of {of} examples)");
+    }
 }
 
 /// Says how many conversations have a special token of the model in what is said: a template was

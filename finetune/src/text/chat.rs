@@ -9,7 +9,7 @@ use minijinja::value::Serde;
 use tokenizers::Tokenizer;
 
 use super::error::{ChatError, failed};
-use super::template::ChatTemplate;
+use super::template::{ChatTemplate, Rendered};
 use crate::failure::Failure;
 
 /// A tokenizer, and the template that makes one text of a conversation.
@@ -102,14 +102,25 @@ impl Chat {
         add_generation_prompt: bool,
         kwargs: &Value,
     ) -> Result<(Vec<u32>, Option<Vec<bool>>), Failure> {
-        let template = self.template.as_ref();
-        let template = template.ok_or("a conversation, and the model has no chat template")?;
-        let messages = Value::from(Serde(messages));
-        let rendered = template.render(messages, tools, add_generation_prompt, kwargs)?;
+        let rendered = self.rendered(messages, tools, add_generation_prompt, kwargs)?;
         // The template wrote the special tokens: none is added.
         let encoding = self.tokenizer.encode(rendered.text.as_str(), false)?;
         let mask = rendered.assistant_mask(encoding.get_offsets());
         Ok((encoding.get_ids().to_vec(), mask))
+    }
+
+    /// A conversation as its template writes it.
+    pub(super) fn rendered(
+        &self,
+        messages: &[Message],
+        tools: Option<Value>,
+        add_generation_prompt: bool,
+        kwargs: &Value,
+    ) -> Result<Rendered, Failure> {
+        let template = self.template.as_ref();
+        let template = template.ok_or("a conversation, and the model has no chat template")?;
+        let messages = Value::from(Serde(messages));
+        Ok(template.render(messages, tools, add_generation_prompt, kwargs)?)
     }
 
     /// Texts of the special tokens, which a template writes and nobody says.

@@ -8,6 +8,7 @@
 //! | `chat` | a tokenizer with its template |
 //! | `tokenizer_config` | special tokens and templates of a folder |
 //! | `template` | a model's own chat template |
+//! | `unwritten` | what a row says and the template does not write |
 //! | `gguf` | both from the metadata of a GGUF file |
 //! | `open` | both from a folder, or from either |
 
@@ -20,7 +21,9 @@ mod python_text;
 mod source;
 mod template;
 mod tokenizer_config;
+mod unwritten;
 
 pub use chat::Chat;
 pub use error::ChatError;
 pub use template::{ChatTemplate, Raised, Rendered};
+pub use unwritten::Unwritten;
