@@ -8,7 +8,8 @@ use std::path::Path;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn_preference::data::{
     DataError, Desirable, Example, Format, Json, Labels, Message, Mismatched, OnError, Preference,
-    PromptOnly, Scores, Text, TokenizeOptions, Tokenized, Truncation, WithMismatched, split_by,
+    PromptOnly, Report, Scores, Text, TokenizeOptions, Tokenized, Truncation, WithMismatched,
+    split_by,
 };
 
 use crate::columns::ColumnNames;
@@ -167,7 +168,24 @@ impl DataOptions {
         for error in &loaded.skipped {
             eprintln!("left out: {error}");
         }
+        self.look_for_roles(path)?;
         Ok(loaded.examples)
+    }
+
+    /// Names the roles of `--roles` that no message of a file has.
+    fn look_for_roles(&self, path: &Path) -> Result<(), Failure> {
+        let mut left: Vec<_> = self.columns.roles.iter().map(|(name, _)| name).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        for row in raw(path).map_err(|error| self.columns.explain(error))? {
+            left.retain(|name| !row.iter().any(|(_, value)| has_role(value, name)));
+        }
+        for name in left {
+            let path = path.display();
+            println!("look: --roles: no message of {path} is of the role `{name}`");
+        }
+        Ok(())
     }
 
     /// Reads the examples of `train` by `texts`, and holds some of them out unless `held_out` has
@@ -333,6 +351,24 @@ impl DataOptions {
         })
     }
 
+    /// Names the columns of prompts that may be meant for the model; answers are not.
+    fn look_for_unread(&self, prompts: &[Prompt]) {
+        let mut report = Report::default();
+        for prompt in prompts {
+            report.read(prompt);
+        }
+        let names = &self.columns;
+        let [chosen, rejected] = names.sides();
+        let answers = [chosen, rejected, names.completion(), names.responses()];
+        let unread = report.unread_texts.keys().map(String::as_str);
+        let unread = unread.filter(|name| !answers.contains(name));
+        let unread: Vec<_> = unread.map(quoted).collect();
+        if !unread.is_empty() {
+            let unread = unread.join(", ");
+            println!("look: the model sees nothing of the columns {unread}");
+        }
+    }
+
     /// The prompts of some files, whatever else their rows have. Rows with the same prompt and the
     /// same arguments of a template are one, with the columns of the first one.
     ///
@@ -350,6 +386,7 @@ impl DataOptions {
             known.insert(format!("{:?}{arguments:?}", row.prompt))
         };
         let prompts: Vec<Prompt> = rows.into_iter().filter(is_new).collect();
+        self.look_for_unread(&prompts);
         if prompts.len() < all {
             let different = prompts.len();
             println!(
@@ -360,11 +397,23 @@ impl DataOptions {
     }
 }
 
+/// The name of a column as it is printed.
+fn quoted(name: &str) -> String {
+    format!("`{name}`")
+}
+
 /// The prompt of an example, with its columns.
 fn prompt<L>(example: Example<Text, L>) -> Prompt {
     let mut prompt = Example::prompt_only(example.prompt);
     (prompt.columns, prompt.line) = (example.columns, example.line);
     prompt
+}
+
+/// Whether a message, or one of a list, has a role of this name.
+fn has_role(value: &Json, name: &str) -> bool {
+    let is = |field| value.get(field).and_then(Json::as_str) == Some(name);
+    let items = value.as_array().unwrap_or_default();
+    is("role") || is("from") || items.iter().any(|item| has_role(item, name))
 }
 
 /// Some of the examples of several files, by their places in all of them.

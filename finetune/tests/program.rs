@@ -856,6 +856,19 @@ fn pairs_of_the_models_own_answers() {
     let mut training = sample("failed", "cat");
     place.fails_as(training.args(["--rank", "4"]), "cannot be used with");
     place.fails("--sample 4", "--score");
+    place.fails("--score cat", "--sample");
+    place.fails("--score cat --steps 2", "--sample");
+    place.write(
+        "sums.jsonl",
+        r#"{"instruction": "Add.", "input": "two and three", "id": 3, "output": "5"}"#,
+    );
+    let alpaca = "--sample 4 --answer-tokens 12 --temperature 1 --data sums.jsonl";
+    let alpaca = format!("{alpaca} --prompt-column instruction --out alpaca");
+    let mut alpaca = place.command(&alpaca);
+    alpaca.args(["--score", "awk '{print NR}'"]);
+    let text = place.finish("alpaca", &mut alpaca).text;
+    let look = "look: the model sees nothing of the columns `input`\n";
+    assert!(text.contains(look), "{text}");
     place.fails("--sample 1 --score cat", "--sample: at least 2");
     place.fails_as(&mut sample("own", judge), "own.jsonl is there already");
 }
@@ -1071,12 +1084,14 @@ fn columns_of_other_names() {
     let (named, text) = numbers("named", "--data question.jsonl --prompt-column question");
     assert_eq!(named, expected);
     assert!(text.contains("columns that are not read: `id`\n"), "{text}");
-    let said = "--data question.jsonl --plain --implicit-prompt --held-out 0";
+    let said = "--data question.jsonl --plain --implicit-prompt --held-out 0 --answer-tokens 8";
     let text = place.run("said", said).text;
     assert!(
         text.contains("look: the model sees nothing of the columns `question`"),
         "{text}"
     );
+    let look = "look: --answer-tokens changes nothing: no prompt is answered\n";
+    assert!(text.contains(look), "{text}");
     place.fails(
         "--data question.jsonl --prompt-column qestion",
         "`qestion`: expected a string",
@@ -1091,8 +1106,10 @@ fn columns_of_other_names() {
     let columns =
         "--data talk.jsonl --prompt-column talk --chosen-column good --rejected-column bad";
     place.fails(columns, "--roles NAME=ROLE");
-    let (talk, _) = numbers("talk", &format!("{columns} --roles bot=assistant"));
+    let (talk, text) = numbers("talk", &format!("{columns} --roles bot=assistant,foo=user"));
     assert_eq!(talk, expected);
+    let look = "look: --roles: no message of talk.jsonl is of the role `foo`\n";
+    assert!(text.contains(look) && !text.contains("`bot`"), "{text}");
 
     let transcript = |answer: &str| format!("\n\nHuman: ID cat?\n\nAssistant: a {answer}");
     let transcripts = json!({"chosen": transcript("cat"), "rejected": transcript("dog")});

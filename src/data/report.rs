@@ -176,8 +176,9 @@ impl Ends {
 }
 
 impl Report {
-    /// Looks at the row of an example, whether it is kept or not.
-    pub(super) fn read<L>(&mut self, example: &Example<Text, L>) {
+    /// Looks at the row of an example, whether it is kept or not: its columns that are not read,
+    /// and its messages.
+    pub fn read<L>(&mut self, example: &Example<Text, L>) {
         let prompt = example.prompt.as_conversation();
         let of_template = |name: &str| TEMPLATE_COLUMNS.contains(&name);
         for (name, value) in example.columns.iter() {
