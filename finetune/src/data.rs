@@ -83,15 +83,18 @@ impl DataOptions {
     }
 
     /// The unpaired completions of a file. Of pairs, the chosen completions are desirable, and the
-    /// rejected ones are not.
+    /// rejected ones are not. Rows that are both are unpaired completions.
     ///
     /// # Errors
     ///
     /// As [`pairs`](Self::pairs).
     pub fn unpaired(&self, path: &Path, chat: &Chat) -> Result<Texts<Desirable>, Failure> {
         let as_conversation = self.as_conversation(chat);
-        if self.kind(path)? != Some(RowKind::Pairs) {
-            self.expect(path, RowKind::Unpaired)?;
+        let has_both = self.has_unpaired(path)?;
+        if has_both || self.kind(path)? != Some(RowKind::Pairs) {
+            if !has_both {
+                self.expect(path, RowKind::Unpaired)?;
+            }
             return self.texts(path, self.columns.unpaired(as_conversation)?);
         }
         let pairs = self.texts(path, self.columns.pairs(as_conversation)?)?;
@@ -104,6 +107,18 @@ impl DataOptions {
             unpaired.len()
         );
         Ok(unpaired)
+    }
+
+    /// Whether the first row that can be read has an unpaired completion and its label, also where
+    /// it is a pair as well, of which no option names a column.
+    fn has_unpaired(&self, path: &Path) -> Result<bool, Failure> {
+        let names = &self.columns;
+        let mut rows = raw(path).map_err(|error| names.explain(error))?;
+        let is_named = names.chosen_column.is_some() || names.rejected_column.is_some();
+        Ok(rows.next().is_some_and(|row| {
+            let has = |name| row.get(name).is_some_and(|value| !value.is_null());
+            has(names.completion()) && has(names.label()) && !is_named
+        }))
     }
 
     /// The lists with scores of a file.
@@ -326,11 +341,37 @@ impl DataOptions {
             report.unread_texts.remove(group);
         }
         print!("{name} {report}");
+        self.look_for_choices(&report);
         look_for_special_tokens(tokens.texts(), chat)?;
         let kept = tokens.kept().iter().map(|index| tokens.texts().get(*index));
         let prompts = kept.map(|example| example.map(prompt));
         let prompts = prompts.collect::<Result<_, _>>()?;
         Ok((tokens.iter().collect::<Result<_, _>>()?, prompts))
+    }
+
+    /// Names columns that may say which answer is better, where options say it too.
+    fn look_for_choices(&self, report: &Report) {
+        let sides = [
+            ("--chosen-column", &self.columns.chosen_column),
+            ("--rejected-column", &self.columns.rejected_column),
+        ];
+        let named = |(option, name): &(_, &Option<String>)| name.is_some().then_some(*option);
+        let Some(option) = sides.iter().find_map(named) else {
+            return;
+        };
+        let choices = [
+            "winner",
+            "winner_model_a",
+            "preference",
+            "better_response_id",
+        ];
+        let names = report.unread_columns.keys().map(String::as_str);
+        for name in names.filter(|name| choices.contains(name)) {
+            println!(
+                "look: which answer is better? `{name}` may say it for each row, and {option} says \
+                 the same of all"
+            );
+        }
     }
 
     /// Puts a completion of another prompt beside each unpaired one, for KTO's z₀.

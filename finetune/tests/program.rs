@@ -343,6 +343,20 @@ fn pairs_as_unpaired_completions() {
     let after = [&pairs, &both].map(|run| format!("{:?}", run.row("after")));
     assert_eq!(after[0], after[1]);
 
+    // Rows that are both: what the objective takes as it stands.
+    let add = |line: &str| {
+        let mut row: Value = serde_json::from_str(line).unwrap();
+        (row["chosen"], row["rejected"]) = (json!("yes"), json!("no"));
+        format!("{row}\n")
+    };
+    place.write("more.jsonl", &unpaired.lines().map(add).collect::<String>());
+    let more = place.run("more", "--loss kto --data more.jsonl");
+    assert_eq!(more.losses(), both.losses());
+    assert!(
+        more.text
+            .contains("columns that are not read: `chosen`, `rejected`")
+    );
+
     place.fails(
         "--data unpaired.jsonl",
         "unpaired.jsonl: unpaired completions, and the objective takes pairs (--loss kto",
@@ -1044,6 +1058,21 @@ fn a_disk_that_is_full() {
     }
     place.fails_as(&mut limited(40, "--full"), "File too large");
     assert!(run.checkpoints().is_empty());
+}
+
+/// A column that says which answer is better, beside options that say it of all rows.
+#[test]
+fn a_choice_that_is_not_read() {
+    let place = Place::new("llama");
+    let row = |id: &str| {
+        let row =
+            json!({"prompt": format!("{id} cat?"), "a": "a cat", "b": "a dog", "winner": "b"});
+        format!("{row}\n")
+    };
+    place.write("won.jsonl", &["red", "wet", "big", "hot"].map(row).concat());
+    let columns = "--data won.jsonl --chosen-column a --rejected-column b --held-out 0";
+    let text = place.run("won", columns).text;
+    assert!(text.contains("which answer is better? `winner`"), "{text}");
 }
 
 /// Columns of other names are read where they are named, and nothing is lost for their names.
