@@ -317,6 +317,9 @@ impl PairFormat {
         let Err(error) = &parts else {
             return parts;
         };
+        if error.field() == format.prompt && error.found() == "nothing" {
+            return Err(RowError::new(error.field(), error.expected(), found));
+        }
         if texts.is_empty() || error.field() == format.prompt {
             return parts;
         }

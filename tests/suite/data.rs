@@ -318,6 +318,11 @@ fn errors_of_files_say_what_helps() {
     );
     let says = read(b"{\n  \"chosen\": \"a\"\n}\n".to_vec());
     assert!(says.contains("`jq -c . FILE > FILE.jsonl`"), "{says}");
+    let row = r#"{"prompt": null, "chosen": "ab", "rejected": "ac"}"#;
+    let mut turns = PairFormat::default();
+    turns.prompt.as_conversation = true;
+    let says = only(row, turns).unwrap_err().to_string();
+    assert!(says.ends_with("found null"), "{says}");
     let row = r#"{"prompt": null, "completion": "c", "label": true}"#;
     let says = only(row, UnpairedFormat::default())
         .unwrap_err()
