@@ -175,12 +175,19 @@ impl ColumnNames {
 
     /// The error of a row with the option that helps.
     pub(crate) fn explain(&self, error: DataError) -> Failure {
+        if let DataError::LongLine { path, line, max } = &error {
+            let (path, help) = (path.display(), "--skip-errors leaves it out");
+            let shorter = "without columns that are not read it is shorter: \
+                           `jq -c '{prompt, chosen, rejected}' FILE > SHORTER.jsonl`";
+            return format!("{path}:{line}: longer than {max} bytes ({help}; {shorter})").into();
+        }
         let DataError::Row { source, .. } = &error else {
             return error.into();
         };
         let format = self.prompt(false);
         let (field, is_missing) = (source.field(), source.found().starts_with("nothing"));
-        let help = if field == format.prompt && is_missing {
+        let is_null = source.found() == "null";
+        let help = if field == format.prompt && (is_missing || is_null) {
             "--prompt-column NAME reads it from another column; of pairs, --implicit-prompt says that \
              there is none, and --plain that strings stay text"
         } else if is_missing && !field.contains(['.', '[']) {

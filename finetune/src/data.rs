@@ -8,7 +8,8 @@ use std::path::Path;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn_preference::data::{
     DataError, Desirable, Example, Format, Json, Labels, Message, Mismatched, OnError, Preference,
-    PromptOnly, Scores, Text, TokenizeOptions, Tokenized, Truncation, WithMismatched, split_by,
+    PromptOnly, Report, Scores, Text, TokenizeOptions, Tokenized, Truncation, WithMismatched,
+    split_by,
 };
 
 use crate::columns::ColumnNames;
@@ -82,15 +83,18 @@ impl DataOptions {
     }
 
     /// The unpaired completions of a file. Of pairs, the chosen completions are desirable, and the
-    /// rejected ones are not.
+    /// rejected ones are not. Rows that are both are unpaired completions.
     ///
     /// # Errors
     ///
     /// As [`pairs`](Self::pairs).
     pub fn unpaired(&self, path: &Path, chat: &Chat) -> Result<Texts<Desirable>, Failure> {
         let as_conversation = self.as_conversation(chat);
-        if self.kind(path)? != Some(RowKind::Pairs) {
-            self.expect(path, RowKind::Unpaired)?;
+        let has_both = self.has_unpaired(path)?;
+        if has_both || self.kind(path)? != Some(RowKind::Pairs) {
+            if !has_both {
+                self.expect(path, RowKind::Unpaired)?;
+            }
             return self.texts(path, self.columns.unpaired(as_conversation)?);
         }
         let pairs = self.texts(path, self.columns.pairs(as_conversation)?)?;
@@ -103,6 +107,18 @@ impl DataOptions {
             unpaired.len()
         );
         Ok(unpaired)
+    }
+
+    /// Whether the first row that can be read has an unpaired completion and its label, also where
+    /// it is a pair as well, of which no option names a column.
+    fn has_unpaired(&self, path: &Path) -> Result<bool, Failure> {
+        let names = &self.columns;
+        let mut rows = raw(path).map_err(|error| names.explain(error))?;
+        let is_named = names.chosen_column.is_some() || names.rejected_column.is_some();
+        Ok(rows.next().is_some_and(|row| {
+            let has = |name| row.get(name).is_some_and(|value| !value.is_null());
+            has(names.completion()) && has(names.label()) && !is_named
+        }))
     }
 
     /// The lists with scores of a file.
@@ -167,7 +183,24 @@ impl DataOptions {
         for error in &loaded.skipped {
             eprintln!("left out: {error}");
         }
+        self.look_for_roles(path)?;
         Ok(loaded.examples)
+    }
+
+    /// Names the roles of `--roles` that no message of a file has.
+    fn look_for_roles(&self, path: &Path) -> Result<(), Failure> {
+        let mut left: Vec<_> = self.columns.roles.iter().map(|(name, _)| name).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        for row in raw(path).map_err(|error| self.columns.explain(error))? {
+            left.retain(|name| !row.iter().any(|(_, value)| has_role(value, name)));
+        }
+        for name in left {
+            let path = path.display();
+            println!("look: --roles: no message of {path} is of the role `{name}`");
+        }
+        Ok(())
     }
 
     /// Reads the examples of `train` by `texts`, and holds some of them out unless `held_out` has
@@ -329,11 +362,37 @@ impl DataOptions {
         }
         print!("{name} {report}");
         say_unwritten(&unwritten, tokens.texts().len());
+        self.look_for_choices(&report);
         look_for_special_tokens(tokens.texts(), chat)?;
         let kept = tokens.kept().iter().map(|index| tokens.texts().get(*index));
         let prompts = kept.map(|example| example.map(prompt));
         let prompts = prompts.collect::<Result<_, _>>()?;
         Ok((tokens.iter().collect::<Result<_, _>>()?, prompts))
+    }
+
+    /// Names columns that may say which answer is better, where options say it too.
+    fn look_for_choices(&self, report: &Report) {
+        let sides = [
+            ("--chosen-column", &self.columns.chosen_column),
+            ("--rejected-column", &self.columns.rejected_column),
+        ];
+        let named = |(option, name): &(_, &Option<String>)| name.is_some().then_some(*option);
+        let Some(option) = sides.iter().find_map(named) else {
+            return;
+        };
+        let choices = [
+            "winner",
+            "winner_model_a",
+            "preference",
+            "better_response_id",
+        ];
+        let names = report.unread_columns.keys().map(String::as_str);
+        for name in names.filter(|name| choices.contains(name)) {
+            println!(
+                "look: which answer is better? `{name}` may say it for each row, and {option} says \
+                 the same of all"
+            );
+        }
     }
 
     /// Puts a completion of another prompt beside each unpaired one, for KTO's z₀.
@@ -354,6 +413,24 @@ impl DataOptions {
         })
     }
 
+    /// Names the columns of prompts that may be meant for the model; answers are not.
+    fn look_for_unread(&self, prompts: &[Prompt]) {
+        let mut report = Report::default();
+        for prompt in prompts {
+            report.read(prompt);
+        }
+        let names = &self.columns;
+        let [chosen, rejected] = names.sides();
+        let answers = [chosen, rejected, names.completion(), names.responses()];
+        let unread = report.unread_texts.keys().map(String::as_str);
+        let unread = unread.filter(|name| !answers.contains(name));
+        let unread: Vec<_> = unread.map(quoted).collect();
+        if !unread.is_empty() {
+            let unread = unread.join(", ");
+            println!("look: the model sees nothing of the columns {unread}");
+        }
+    }
+
     /// The prompts of some files, whatever else their rows have. Rows with the same prompt and the
     /// same arguments of a template are one, with the columns of the first one.
     ///
@@ -371,6 +448,7 @@ impl DataOptions {
             known.insert(format!("{:?}{arguments:?}", row.prompt))
         };
         let prompts: Vec<Prompt> = rows.into_iter().filter(is_new).collect();
+        self.look_for_unread(&prompts);
         if prompts.len() < all {
             let different = prompts.len();
             println!(
@@ -382,11 +460,23 @@ impl DataOptions {
     }
 }
 
+/// The name of a column as it is printed.
+fn quoted(name: &str) -> String {
+    format!("`{name}`")
+}
+
 /// The prompt of an example, with its columns.
 fn prompt<L>(example: Example<Text, L>) -> Prompt {
     let mut prompt = Example::prompt_only(example.prompt);
     (prompt.columns, prompt.line) = (example.columns, example.line);
     prompt
+}
+
+/// Whether a message, or one of a list, has a role of this name.
+fn has_role(value: &Json, name: &str) -> bool {
+    let is = |field| value.get(field).and_then(Json::as_str) == Some(name);
+    let items = value.as_array().unwrap_or_default();
+    is("role") || is("from") || items.iter().any(|item| has_role(item, name))
 }
 
 /// Some of the examples of several files, by their places in all of them.

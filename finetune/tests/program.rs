@@ -343,6 +343,20 @@ fn pairs_as_unpaired_completions() {
     let after = [&pairs, &both].map(|run| format!("{:?}", run.row("after")));
     assert_eq!(after[0], after[1]);
 
+    // Rows that are both: what the objective takes as it stands.
+    let add = |line: &str| {
+        let mut row: Value = serde_json::from_str(line).unwrap();
+        (row["chosen"], row["rejected"]) = (json!("yes"), json!("no"));
+        format!("{row}\n")
+    };
+    place.write("more.jsonl", &unpaired.lines().map(add).collect::<String>());
+    let more = place.run("more", "--loss kto --data more.jsonl");
+    assert_eq!(more.losses(), both.losses());
+    assert!(
+        more.text
+            .contains("columns that are not read: `chosen`, `rejected`")
+    );
+
     place.fails(
         "--data unpaired.jsonl",
         "unpaired.jsonl: unpaired completions, and the objective takes pairs (--loss kto",
@@ -856,6 +870,19 @@ fn pairs_of_the_models_own_answers() {
     let mut training = sample("failed", "cat");
     place.fails_as(training.args(["--rank", "4"]), "cannot be used with");
     place.fails("--sample 4", "--score");
+    place.fails("--score cat", "--sample");
+    place.fails("--score cat --steps 2", "--sample");
+    place.write(
+        "sums.jsonl",
+        r#"{"instruction": "Add.", "input": "two and three", "id": 3, "output": "5"}"#,
+    );
+    let alpaca = "--sample 4 --answer-tokens 12 --temperature 1 --data sums.jsonl";
+    let alpaca = format!("{alpaca} --prompt-column instruction --out alpaca");
+    let mut alpaca = place.command(&alpaca);
+    alpaca.args(["--score", "awk '{print NR}'"]);
+    let text = place.finish("alpaca", &mut alpaca).text;
+    let look = "look: the model sees nothing of the columns `input`\n";
+    assert!(text.contains(look), "{text}");
     place.fails("--sample 1 --score cat", "--sample: at least 2");
     place.fails_as(&mut sample("own", judge), "own.jsonl is there already");
 }
@@ -1033,6 +1060,21 @@ fn a_disk_that_is_full() {
     assert!(run.checkpoints().is_empty());
 }
 
+/// A column that says which answer is better, beside options that say it of all rows.
+#[test]
+fn a_choice_that_is_not_read() {
+    let place = Place::new("llama");
+    let row = |id: &str| {
+        let row =
+            json!({"prompt": format!("{id} cat?"), "a": "a cat", "b": "a dog", "winner": "b"});
+        format!("{row}\n")
+    };
+    place.write("won.jsonl", &["red", "wet", "big", "hot"].map(row).concat());
+    let columns = "--data won.jsonl --chosen-column a --rejected-column b --held-out 0";
+    let text = place.run("won", columns).text;
+    assert!(text.contains("which answer is better? `winner`"), "{text}");
+}
+
 /// Columns of other names are read where they are named, and nothing is lost for their names.
 #[test]
 fn columns_of_other_names() {
@@ -1071,12 +1113,14 @@ fn columns_of_other_names() {
     let (named, text) = numbers("named", "--data question.jsonl --prompt-column question");
     assert_eq!(named, expected);
     assert!(text.contains("columns that are not read: `id`\n"), "{text}");
-    let said = "--data question.jsonl --plain --implicit-prompt --held-out 0";
+    let said = "--data question.jsonl --plain --implicit-prompt --held-out 0 --answer-tokens 8";
     let text = place.run("said", said).text;
     assert!(
         text.contains("look: the model sees nothing of the columns `question`"),
         "{text}"
     );
+    let look = "look: --answer-tokens changes nothing: no prompt is answered\n";
+    assert!(text.contains(look), "{text}");
     place.fails(
         "--data question.jsonl --prompt-column qestion",
         "`qestion`: expected a string",
@@ -1091,8 +1135,10 @@ fn columns_of_other_names() {
     let columns =
         "--data talk.jsonl --prompt-column talk --chosen-column good --rejected-column bad";
     place.fails(columns, "--roles NAME=ROLE");
-    let (talk, _) = numbers("talk", &format!("{columns} --roles bot=assistant"));
+    let (talk, text) = numbers("talk", &format!("{columns} --roles bot=assistant,foo=user"));
     assert_eq!(talk, expected);
+    let look = "look: --roles: no message of talk.jsonl is of the role `foo`\n";
+    assert!(text.contains(look) && !text.contains("`bot`"), "{text}");
 
     let transcript = |answer: &str| format!("\n\nHuman: ID cat?\n\nAssistant: a {answer}");
     let transcripts = json!({"chosen": transcript("cat"), "rejected": transcript("dog")});

@@ -17,6 +17,61 @@ const PROMPTS: [&str; 11] = [
     "system",
 ];
 
+/// Names of columns that change what a row means, whatever their type: a choice, something that the
+/// answer is about, a tool, a medium.
+const MEANINGS: [&str; 18] = [
+    "audio",
+    "context",
+    "documents",
+    "functions",
+    "image",
+    "images",
+    "labels",
+    "margin",
+    "passages",
+    "persona",
+    "preference",
+    "preference_strength",
+    "video",
+    "videos",
+    "winner",
+    "winner_model_a",
+    "winner_model_b",
+    "winner_tie",
+];
+
+/// Whether a column may be meant for the model: a text, or one with a name that says so.
+pub(super) fn has_meaning(name: &str, value: &Json) -> bool {
+    let is_empty = match value {
+        Json::Null => true,
+        Json::String(text) => text.trim().is_empty(),
+        Json::Array(items) => items.is_empty(),
+        Json::Object(fields) => fields.is_empty(),
+        _ => false,
+    };
+    is_text(name, value) || (!is_empty && MEANINGS.contains(&name))
+}
+
+/// Whether a string looks like messages that JSON or Python has written.
+pub(super) fn is_written_message(text: &str) -> bool {
+    let text = text.trim_start();
+    let inside = text.strip_prefix('[').unwrap_or(text).trim_start();
+    let names = ["\"role\"", "'role'", "\"from\"", "'from'"];
+    inside.starts_with('{') && names.iter().any(|name| inside.contains(name))
+}
+
+/// Whether a string looks like a transcript by marks that are not read.
+pub(super) fn is_other_transcript(text: &str) -> bool {
+    let begins = |mark: &str| text.trim_start().starts_with(mark);
+    let has = |mark: &str| text.contains(mark);
+    has("[INST]")
+        || has("<|im_start|>")
+        || begins("### Human:")
+        || begins("### User:")
+        || (begins("User:") && has("\nAssistant:"))
+        || (begins("Human:") && has("\nAI:"))
+}
+
 /// Whether a column may be a text for a model: it has such a name and is not empty, or it holds
 /// messages, or two words.
 pub(super) fn is_text(name: &str, value: &Json) -> bool {

@@ -144,6 +144,14 @@ impl PromptFormat {
         self.required_text(row, &self.prompt).map(Some)
     }
 
+    /// The words for an error that a row has no prompt.
+    fn missing_prompt(&self, row: &Object) -> &'static str {
+        match row.get(&self.prompt) {
+            Some(_) => "null",
+            None => "nothing",
+        }
+    }
+
     fn explicit(&self, prompt: Text, completions: Vec<Text>) -> Result<Parts, RowError> {
         let parts = if self.as_conversation {
             explicit_turns
@@ -270,17 +278,24 @@ impl Format for PairFormat {
         let format = &self.prompt;
         let chosen = format.required_text(&mut row, &self.chosen)?;
         let rejected = format.required_text(&mut row, &self.rejected)?;
+        let found = format.missing_prompt(&row);
         let (prompt, completions) = match format.optional_prompt(&mut row)? {
             Some(prompt) => format.explicit(prompt, vec![chosen, rejected])?,
-            None => self.implicit(chosen, rejected, &row)?,
+            None => self.implicit(chosen, rejected, &row, found)?,
         };
         format.with_columns(Example::new(prompt, completions, Preference), row)
     }
 }
 
 impl PairFormat {
-    /// The parts of a row without a prompt; `columns` are its others.
-    fn implicit(&self, chosen: Text, rejected: Text, columns: &Object) -> Result<Parts, RowError> {
+    /// The parts of a row without a prompt, where this was `found`; `columns` are its others.
+    fn implicit(
+        &self,
+        chosen: Text,
+        rejected: Text,
+        columns: &Object,
+        found: &str,
+    ) -> Result<Parts, RowError> {
         let format = &self.prompt;
         let fields = [self.chosen.as_str(), self.rejected.as_str()];
         let texts = columns.iter().filter(|(name, value)| is_text(name, value));
@@ -292,7 +307,7 @@ impl PairFormat {
                 "the prompt, since it may be one of {texts} (name its column, or say that it is \
                  implicit: what both strings begin with)"
             );
-            return Err(RowError::new(&format.prompt, expected, "nothing"));
+            return Err(RowError::new(&format.prompt, expected, found));
         }
         let parts = if format.as_conversation {
             implicit_turns(&format.prompt, fields, chosen, rejected)
@@ -302,6 +317,9 @@ impl PairFormat {
         let Err(error) = &parts else {
             return parts;
         };
+        if error.field() == format.prompt && error.found() == "nothing" {
+            return Err(RowError::new(error.field(), error.expected(), found));
+        }
         if texts.is_empty() || error.field() == format.prompt {
             return parts;
         }
@@ -355,6 +373,7 @@ impl Format for UnpairedFormat {
                 None => return Err(RowError::new(&self.label, expected, other.kind())),
             },
         };
+        let found = format.missing_prompt(&row);
         let (prompt, completions) = if let Some(prompt) = format.optional_prompt(&mut row)? {
             format.explicit(prompt, vec![completion])?
         } else {
@@ -365,7 +384,7 @@ impl Format for UnpairedFormat {
             };
             match read(completion) {
                 Text::Conversation(messages) => implicit_answer(&self.completion, messages)?,
-                Text::Plain(_) => return Err(RowError::new(&format.prompt, TEXT, "nothing")),
+                Text::Plain(_) => return Err(RowError::new(&format.prompt, TEXT, found)),
             }
         };
         format.with_columns(Example::new(prompt, completions, Desirable(label)), row)

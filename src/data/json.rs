@@ -2,7 +2,8 @@ use std::fmt;
 use std::ops::Index;
 
 use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor,
+    Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess,
+    Visitor,
 };
 use serde::ser::{Error as _, Serialize, SerializeMap, Serializer};
 use serde_json::{Number, Value};
@@ -43,8 +44,9 @@ pub enum Json {
     Array(Vec<Json>),
     /// An object: fields in their order.
     Object(Object),
-    /// A value of a file that JSON does not have, such as NaN or bytes: its description. It
-    /// cannot be serialised.
+    /// A value of a file that JSON does not have, such as NaN or bytes, or that is not read, such
+    /// as one with a key twice or of more than 128 levels: its description. It cannot be
+    /// serialised.
     NotJson(String),
 }
 
@@ -283,20 +285,69 @@ const MARK: &str = "$burn_preference::NotJson";
 ///
 /// `json.dumps` of Python writes NaN and Infinity, and halves of characters.
 pub(super) fn read_value(text: &[u8]) -> Result<Json, serde_json::Error> {
-    serde_json::from_slice(text).or_else(|error| {
-        let marked = marked(text).ok_or(error)?;
-        let mut reader = serde_json::Deserializer::from_slice(&marked);
-        let value = AnyValue { marks: true }.deserialize(&mut reader)?;
-        reader.end().map(|()| value)
-    })
+    serde_json::from_slice(text).or_else(|error| read(&marked(text).ok_or(error)?, true))
 }
 
-/// Reads a row; its values as [`read_value`] does.
+fn read(text: &[u8], marks: bool) -> Result<Json, serde_json::Error> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let value = AnyValue { marks }.deserialize(&mut reader)?;
+    reader.end().map(|()| value)
+}
+
+/// Reads a row; its values as [`read_value`] does. A column whose value has a key twice, or is
+/// nested too deeply, is [`Json::NotJson`].
 pub(super) fn read_row(text: &[u8]) -> Result<Object, serde_json::Error> {
-    serde_json::from_slice(text).or_else(|error| match read_value(text) {
-        Ok(Json::Object(row)) => Ok(row),
-        _ => Err(error),
-    })
+    serde_json::from_slice(text).or_else(|error| by_column(text).ok_or(error))
+}
+
+/// Reads the columns of a row one by one; `None` where the row is not JSON throughout, or has a
+/// column twice.
+fn by_column(text: &[u8]) -> Option<Object> {
+    let marked = marked(text);
+    let (text, marks) = (marked.as_deref().unwrap_or(text), marked.is_some());
+    // It has no limit of depth, and keeps no keys.
+    serde_json::from_slice::<IgnoredAny>(text).ok()?;
+    let mut rest = text.trim_ascii().strip_prefix(b"{")?.strip_suffix(b"}")?;
+    let mut fields = Vec::new();
+    loop {
+        rest = rest.trim_ascii_start();
+        if rest.is_empty() {
+            return Object::from_fields::<serde_json::Error>(fields).ok();
+        }
+        let (name, after) = rest.split_at(string_end(rest)?);
+        let after = after.trim_ascii_start().strip_prefix(b":")?;
+        let (value, after) = after.split_at(value_end(after)?);
+        let value = read(value, marks).unwrap_or_else(|error| Json::NotJson(not_read(&error)));
+        fields.push((serde_json::from_slice(name).ok()?, value));
+        rest = after.strip_prefix(b",").unwrap_or(after);
+    }
+}
+
+/// The number of bytes of the value that a text begins with, up to a comma behind it.
+fn value_end(text: &[u8]) -> Option<usize> {
+    let (mut place, mut depth) = (0, 0_usize);
+    while let Some(byte) = text.get(place) {
+        place += match byte {
+            b'"' => string_end(&text[place..])?,
+            b',' if depth == 0 => break,
+            _ => 1,
+        };
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.checked_sub(1)?,
+            _ => {}
+        }
+    }
+    Some(place)
+}
+
+/// The description of a value that is JSON and is not read.
+fn not_read(error: &serde_json::Error) -> String {
+    let error = error.to_string();
+    match error.split(" at line").next().unwrap_or_default() {
+        "recursion limit exceeded" => "a value of more than 128 levels".to_owned(),
+        error => format!("a value in which {error}"),
+    }
 }
 
 /// The same text with a mark in the place of each value that JSON does not have; `None` where there
@@ -348,6 +399,10 @@ fn string_end(text: &[u8]) -> Option<usize> {
 fn not_json(token: &[u8]) -> Option<String> {
     if token.starts_with(b"\"") {
         let error = serde_json::from_slice::<String>(token).err()?.to_string();
+        if std::str::from_utf8(token).is_err() {
+            let help = "`iconv -f LATIN1 -t UTF-8` makes UTF-8 of Latin-1";
+            return Some(format!("a string that is not UTF-8 ({help})"));
+        }
         let error = error.split(" at line").next().unwrap_or_default();
         return Some(format!("a string that is none ({error})"));
     }

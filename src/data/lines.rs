@@ -3,6 +3,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
+use serde::de::Error as _;
 
 use super::error::DataError;
 use super::example::Example;
@@ -134,11 +135,17 @@ impl<F> JsonLines<F> {
             _ => DataError::Json {
                 path: self.path.clone(),
                 line,
-                source,
+                source: match text {
+                    b"{" => serde_json::Error::custom(OVER_LINES),
+                    _ => source,
+                },
             },
         })
     }
 }
+
+const OVER_LINES: &str =
+    "an object over several lines: `jq -c . FILE > FILE.jsonl` makes a line of it";
 
 /// The kind of a file whose first line is no row and could be none, with what makes JSON lines of
 /// it.

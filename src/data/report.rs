@@ -1,7 +1,8 @@
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use super::columns::{is_text, list};
+use super::columns::{has_meaning, is_other_transcript, is_written_message, list};
 use super::error::line_suffix;
 use super::example::Example;
 use super::label::sealed::LabelRef;
@@ -134,8 +135,15 @@ pub struct Report {
     /// conversation, `tools` and `chat_template_kwargs` are not among them.
     pub unread_columns: BTreeMap<String, usize>,
     /// Those of the unread columns that may be meant for the model, and the number of rows where
-    /// they look so: a text of two words at least, messages, or a name such as `question`.
+    /// they look so: a text of two words at least, messages, or a name such as `question`,
+    /// `documents`, `images` or `winner`.
     pub unread_texts: BTreeMap<String, usize>,
+    /// The number of prompts and completions that are a string of JSON, or of Python, with messages
+    /// in it: the model learns its brackets.
+    pub written_messages: usize,
+    /// The number of prompts and completions that look like transcripts by other marks than
+    /// `Human:` and `Assistant:`, such as `### Human:`, `[INST]` or `User:`. They stay one text.
+    pub other_transcripts: usize,
 }
 
 /// The columns that a chat template is given.
@@ -176,8 +184,9 @@ impl Ends {
 }
 
 impl Report {
-    /// Looks at the row of an example, whether it is kept or not.
-    pub(super) fn read<L>(&mut self, example: &Example<Text, L>) {
+    /// Looks at the row of an example, whether it is kept or not: its columns that are not read,
+    /// and its messages.
+    pub fn read<L>(&mut self, example: &Example<Text, L>) {
         let prompt = example.prompt.as_conversation();
         let of_template = |name: &str| TEMPLATE_COLUMNS.contains(&name);
         for (name, value) in example.columns.iter() {
@@ -185,9 +194,18 @@ impl Report {
                 continue;
             }
             *self.unread_columns.entry(name.into()).or_default() += 1;
-            if is_text(name, value) || of_template(name) {
+            if has_meaning(name, value) || of_template(name) {
                 *self.unread_texts.entry(name.into()).or_default() += 1;
             }
+        }
+        for text in std::iter::once(&example.prompt).chain(example.completions()) {
+            let said = match text {
+                Text::Plain(text) => vec![Cow::Borrowed(text.as_str())],
+                Text::Conversation(messages) => messages.iter().filter_map(Message::text).collect(),
+            };
+            let any = |is: fn(&str) -> bool| usize::from(said.iter().any(|said| is(said)));
+            self.written_messages += any(is_written_message);
+            self.other_transcripts += any(is_other_transcript);
         }
         let Some(prompt) = prompt else {
             return;
@@ -341,6 +359,14 @@ impl fmt::Display for Report {
             "pairs whose completions are the same in what counts",
         )?;
         look(self.tied_lists, "lists without an order")?;
+        look(
+            self.written_messages,
+            "strings that look like messages in JSON: parse them, and write lists",
+        )?;
+        look(
+            self.other_transcripts,
+            "strings that look like transcripts with marks that are not read: make messages of them",
+        )?;
         let moved = format!(
             "prompts that end otherwise before a completion, by {} tokens at most",
             self.moved_tokens

@@ -263,6 +263,76 @@ fn fields_of_other_names() {
     assert!(row.columns.is_empty());
 }
 
+/// What cannot be read stops nothing in a column that is not read.
+#[test]
+fn values_that_are_not_read() {
+    let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+    let values = [
+        (
+            r#"{"a": 1, "b\"}": ["],"], "a": NaN}"#.to_owned(),
+            "a value in which the field `a` stands twice",
+        ),
+        (deep(300), "a value of more than 128 levels"),
+    ];
+    for (value, expected) in values {
+        let row = format!(r#"{{"meta": {value} , "chosen": "ab", "rejected": "ac", "id": 7}}"#);
+        let row = only(&row, PairFormat::default()).unwrap();
+        assert_eq!(
+            row.columns.get("meta"),
+            Some(&Json::NotJson(expected.into()))
+        );
+        assert_eq!(row.columns["id"].as_f64(), Some(7.0));
+        let row = format!(r#"{{"prompt": {value}, "chosen": "ab", "rejected": "ac"}}"#);
+        let error = only(&row, PairFormat::default()).unwrap_err();
+        let text = "`prompt`: expected a string or a list of messages";
+        assert!(
+            error
+                .to_string()
+                .ends_with(&format!("{text}, found {expected}")),
+            "{error}"
+        );
+    }
+    for row in [
+        r#"{"meta": {"a": 1, "a": 2}, "chosen": "ab", "rejected": "ac""#,
+        r#"{"meta": {"a": 1, "a": 2]}, "chosen": "ab", "rejected": "ac"}"#,
+    ] {
+        let error = only(row, PairFormat::default()).unwrap_err();
+        assert!(matches!(error, DataError::Json { .. }), "{error}");
+    }
+}
+
+/// Files that are near to JSON lines, and prompts that are null.
+#[test]
+fn errors_of_files_say_what_helps() {
+    let read = |content: Vec<u8>| {
+        let file = self::file(content);
+        let mut rows = JsonLines::new(&file.path, PairFormat::default())
+            .read()
+            .unwrap();
+        rows.next().unwrap().unwrap_err().to_string()
+    };
+    let says = read(b"{\"chosen\": \"caf\xe9\", \"rejected\": \"b\"}\n".to_vec());
+    assert!(
+        says.contains("a string that is not UTF-8 (`iconv -f LATIN1"),
+        "{says}"
+    );
+    let says = read(b"{\n  \"chosen\": \"a\"\n}\n".to_vec());
+    assert!(says.contains("`jq -c . FILE > FILE.jsonl`"), "{says}");
+    let row = r#"{"prompt": null, "chosen": "ab", "rejected": "ac"}"#;
+    let mut turns = PairFormat::default();
+    turns.prompt.as_conversation = true;
+    let says = only(row, turns).unwrap_err().to_string();
+    assert!(says.ends_with("found null"), "{says}");
+    let row = r#"{"prompt": null, "completion": "c", "label": true}"#;
+    let says = only(row, UnpairedFormat::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        says.ends_with("`prompt`: expected a string or a list of messages, found null"),
+        "{says}"
+    );
+}
+
 #[test]
 fn errors_name_file_line_and_field() {
     let says = |error: DataError, expected: &str| {

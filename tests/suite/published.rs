@@ -609,6 +609,24 @@ fn the_report_names_what_is_not_read() {
     );
     assert_eq!(plain.report().system_prompts, 0);
 
+    let meant = [
+        r#"{"prompt": "Q", "chosen": "A", "rejected": "B", "winner": 1, "documents": [3], "images": [], "id": 4}"#,
+        r#"{"prompt": "User: Q\nAssistant: A", "chosen": "[{\"role\": \"user\"}]", "rejected": "[{'from': 'gpt'}]", "context": {"a": 1}}"#,
+        r#"{"prompt": "[INST] Q [/INST]", "chosen": "[a]", "rejected": "{\"a\": 1}", "persona": "Ed"}"#,
+    ];
+    for format in [chat_pairs(), PairFormat::default()] {
+        let meant = tokenized(&format, &meant, keep);
+        let report = meant.report();
+        assert_eq!(
+            names(&report.unread_texts),
+            ["context 1", "documents 1", "persona 1", "winner 1"]
+        );
+        assert_eq!((report.written_messages, report.other_transcripts), (2, 2));
+        let text = report.to_string();
+        let look = "look: 2 strings that look like messages in JSON";
+        assert!(text.contains(look), "{text}");
+    }
+
     let turns = r#"{"prompt": [{"role": "prompter", "content": "Q"}, {"role": "assistant", "content": "A"}],
                     "chosen": "A", "rejected": "B"}"#;
     let turns = tokenized(&PairFormat::default(), &[turns, turns], keep);

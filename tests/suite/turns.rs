@@ -482,7 +482,8 @@ fn messages_as_data_sets_have_them() {
     );
     says(
         r#"{"role": "assistant", "content": "a", "x": [{"b": 1, "b": 2}]}"#,
-        "1: `chosen`: the field `b` stands twice",
+        "1: `chosen`: expected a string or a list of messages, found a value in which the field \
+         `b` stands twice",
     );
     let columns = |columns: &str| {
         let user = r#"[{"role": "user", "content": "q"}]"#;

@@ -354,6 +354,10 @@ fn check(args: &Args) -> Result<(), Failure> {
     if let Some((name, number, range)) = numbers.into_iter().find(is_wrong) {
         return Err(format!("{name}: a number {range}, found {number}").into());
     }
+    // The parser does not ask for an option that another given one excludes.
+    if args.score.is_some() && args.sample.is_none() {
+        return wrong("--score: nothing is scored without --sample");
+    }
     let mut files = args.data.iter().chain(&args.held_out_data);
     if args.group.is_some() && !args.held_out_data.is_empty() && files.all(|file| file.share == 1.0)
     {

@@ -14,9 +14,9 @@ use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
 use burn_preference::{Frozen, Metrics};
 use finetune::{
-    Batching, Chat, DataOptions, Decoder, Failure, ReferenceLogProbs, RunFolder, SaveOptions,
-    Splits, StepContext, Task, Texts, TrainOptions, Trainer, Workers, check_whole_steps,
-    draw_metrics, load_adapter, load_as, save, save_adapter,
+    Batching, Chat, DataOptions, Decoder, Failure, Prompt, ReferenceLogProbs, RunFolder,
+    SaveOptions, Splits, StepContext, Task, Texts, TrainOptions, Trainer, Workers,
+    check_whole_steps, draw_metrics, load_adapter, load_as, save, save_adapter,
 };
 use serde_json::{Map, Value};
 use signal_hook::consts::TERM_SIGNALS;
@@ -242,6 +242,7 @@ impl<'a> Session<'a> {
         }
         let examples = [examples, splits.held_out.len()];
         self.write_card(&rows, examples, &trainer.options)?;
+        self.look_for_answers(&splits.held_out_prompts);
         if !self.objective.learns_rewards() {
             let prompts = splits.held_out_prompts.iter().take(args.answers);
             let prompts: Vec<_> = prompts.cloned().collect();
@@ -249,6 +250,20 @@ impl<'a> Session<'a> {
             print_answers(&answering, &prompts, [&before, &loaded.model], args.seed)?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Names an option of answers that was given although nothing is answered.
+    fn look_for_answers(&self, prompts: &[Prompt]) {
+        let answers = self.args.answers;
+        if !(self.objective.learns_rewards() || prompts.is_empty() || answers == 0) {
+            return;
+        }
+        let given = |name: &&str| self.args.given.contains_key(*name);
+        let options = ["answers", "answer-tokens", "temperature"];
+        let options = &options[usize::from(answers == 0)..];
+        if let Some(name) = options.iter().find(|name| given(name)) {
+            println!("look: --{name} changes nothing: no prompt is answered");
+        }
     }
 
     /// Writes the card of what was saved, and prints its remarks.
