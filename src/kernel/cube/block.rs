@@ -13,14 +13,14 @@ use crate::kernel::head::Shaping;
 const UNITS: u32 = 256;
 
 /// Unfinished logits of some rows and words. The kernels add `bias` to `x` and shape the sum.
-pub struct Block {
+pub(super) struct Block {
     pub x: CubeTensor,
     bias: Option<CubeTensor>,
     shaping: Shaping,
 }
 
 impl Block {
-    pub fn new(x: CubeTensor, bias: Option<CubeTensor>, shaping: Shaping) -> Self {
+    pub(super) fn new(x: CubeTensor, bias: Option<CubeTensor>, shaping: Shaping) -> Self {
         Self { x, bias, shaping }
     }
 
@@ -63,7 +63,7 @@ impl Block {
 
     /// Reads the logits once. Writes one row of `out` for each row of logits, starting at
     /// `first_row`.
-    pub fn reduce(
+    pub(super) fn reduce(
         &self,
         targets: &CubeTensor,
         out: &CubeTensor,
@@ -102,7 +102,7 @@ impl Block {
     /// The gradient of x in `dtype`. The gradient overwrites x if x has this type and no other
     /// tensor holds the buffer of x. `normalizer` is `[rows, 2 or more]`; only the first two
     /// columns are read.
-    pub fn turn(
+    pub(super) fn turn(
         self,
         targets: &CubeTensor,
         normalizer: &CubeTensor,

@@ -17,10 +17,10 @@ use crate::kernel::head::Head;
 const BLOCK_BYTES: usize = 256 << 20;
 /// Maximum number of rows of a block in the backward of a trained head. With more rows, a block of
 /// [`BLOCK_BYTES`] would have too few words.
-pub const BACKWARD_ROWS: usize = 8192;
+pub(super) const BACKWARD_ROWS: usize = 8192;
 
 /// Columns of the reduced output: log-prob, maximum and log-sum, then the by-products.
-pub fn columns(statistics: bool) -> usize {
+pub(super) fn columns(statistics: bool) -> usize {
     if statistics { 3 + STATISTICS } else { 3 }
 }
 
@@ -41,7 +41,7 @@ fn bias(head: &Head<CubeBackend>) -> Option<CubeTensor> {
 }
 
 /// Splits the reduced output of the rows into its columns.
-pub fn outputs(
+pub(super) fn outputs(
     reduced: &CubeTensor,
     statistics: bool,
     slope: Option<CubeTensor>,
@@ -57,7 +57,7 @@ pub fn outputs(
     }
 }
 
-pub fn head_forward(
+pub(super) fn head_forward(
     head: &Head<CubeBackend>,
     slope: bool,
     statistics: bool,
@@ -93,7 +93,7 @@ pub fn head_forward(
 
 /// The outer loop goes through blocks of words, the inner loop through blocks of `most_rows` rows.
 /// So the parts of all rows for one block of words are summed in f32, and the sum is written once.
-pub fn head_backward(
+pub(super) fn head_backward(
     head: &Head<CubeBackend>,
     normalizer: &CubeTensor,
     grad: &CubeTensor,

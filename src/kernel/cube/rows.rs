@@ -8,7 +8,7 @@ use burn_cubecl::cubecl;
 use cubecl::prelude::*;
 
 /// Number of vectors that one unit of the gradient kernel turns into gradients.
-pub const TURNS: usize = 4;
+pub(super) const TURNS: usize = 4;
 
 /// The tanh of x. Near 0 the result is the Padé approximant of degree 7 over 6, because WGSL's tanh
 /// has no correct digits there.
@@ -116,7 +116,7 @@ impl Row {
 /// max). With `statistics`, entropy, ln Σ p², top-1 and mean follow. Each cube reduces one row. A
 /// row with a negative target is not read and gets zeros.
 #[cube(launch, address_type = "dynamic")]
-pub fn reduce_rows<L: Float, B: Float, I: Int, N: Size>(
+pub(super) fn reduce_rows<L: Float, B: Float, I: Int, N: Size>(
     logits: &Tensor<Vector<L, N>>,
     bias: ComptimeOption<&Tensor<Vector<B, N>>>,
     targets: &Tensor<I>,
@@ -263,7 +263,7 @@ pub fn reduce_rows<L: Float, B: Float, I: Int, N: Size>(
 /// Writes `(onehot − softmax)·grad·∂logit/∂x`. `output` may be the buffer of `logits`. Each cube
 /// handles one stretch of a row. A row with a negative target gets zeros.
 #[cube(launch, address_type = "dynamic")]
-pub fn turn_rows<L: Float, B: Float, O: Float, I: Int, N: Size>(
+pub(super) fn turn_rows<L: Float, B: Float, O: Float, I: Int, N: Size>(
     logits: &Tensor<Vector<L, N>>,
     bias: ComptimeOption<&Tensor<Vector<B, N>>>,
     targets: &Tensor<I>,

@@ -11,10 +11,10 @@ use burn_cubecl::tensor::CubeTensor;
 
 /// Blocks of words begin at multiples of this number, because a view on CUDA must start at a
 /// multiple of 512 bytes.
-pub const WORDS: usize = 512;
+pub(super) const WORDS: usize = 512;
 
 /// The targets, with −1 in the rows that do not count.
-pub fn counted_targets(targets: CubeTensor, counted: CubeTensor) -> CubeTensor {
+pub(super) fn counted_targets(targets: CubeTensor, counted: CubeTensor) -> CubeTensor {
     let not_counted = CubeBackend::bool_not(counted);
     into_contiguous(CubeBackend::int_mask_fill(
         targets,
@@ -24,14 +24,14 @@ pub fn counted_targets(targets: CubeTensor, counted: CubeTensor) -> CubeTensor {
 }
 
 /// The same logits, in a layout where the words of a row are contiguous.
-pub fn rows_in_line(logits: CubeTensor) -> CubeTensor {
+pub(super) fn rows_in_line(logits: CubeTensor) -> CubeTensor {
     if logits.meta.strides()[1] == 1 {
         return logits;
     }
     into_contiguous(logits)
 }
 
-pub fn product(
+pub(super) fn product(
     lhs: CubeTensor,
     rhs: CubeTensor,
     out: Option<CubeTensor>,
@@ -40,19 +40,19 @@ pub fn product(
     matmul(lhs, rhs, out, MatmulStrategy::default(), dtype).expect("shapes that fit")
 }
 
-pub fn transposed(tensor: &CubeTensor) -> CubeTensor {
+pub(super) fn transposed(tensor: &CubeTensor) -> CubeTensor {
     CubeBackend::float_transpose(tensor.clone())
 }
 
 /// The range `start..start + length` of a dimension. The result is a view if the device allows the
 /// offset, and a copy otherwise.
-pub fn part(tensor: &CubeTensor, dim: usize, start: usize, length: usize) -> CubeTensor {
+pub(super) fn part(tensor: &CubeTensor, dim: usize, start: usize, length: usize) -> CubeTensor {
     let mut slices = vec![Slice::full(); dim];
     slices.push(Slice::from(start..start + length));
     CubeBackend::float_slice(tensor.clone(), &slices)
 }
 
-pub fn empty(like: &CubeTensor, shape: [usize; 2], dtype: DType) -> CubeTensor {
+pub(super) fn empty(like: &CubeTensor, shape: [usize; 2], dtype: DType) -> CubeTensor {
     empty_device_dtype(
         like.client.clone(),
         like.device.clone(),
@@ -64,7 +64,7 @@ pub fn empty(like: &CubeTensor, shape: [usize; 2], dtype: DType) -> CubeTensor {
 /// A view of a part of `tensor`, to write into. The view must start at an offset that the device
 /// accepts. Row starts of a pitched tensor are such offsets, and multiples of [`WORDS`] are as
 /// well.
-pub fn place(tensor: &CubeTensor, dim: usize, start: usize, length: usize) -> CubeTensor {
+pub(super) fn place(tensor: &CubeTensor, dim: usize, start: usize, length: usize) -> CubeTensor {
     let mut view = tensor.clone();
     let size = tensor.dtype.size() as u64;
     let stride = tensor.meta.strides()[dim];
@@ -77,7 +77,7 @@ pub fn place(tensor: &CubeTensor, dim: usize, start: usize, length: usize) -> Cu
 }
 
 /// The widest vector that can read the rows of all `tensors`.
-pub fn vector_size(tensors: &[&CubeTensor]) -> usize {
+pub(super) fn vector_size(tensors: &[&CubeTensor]) -> usize {
     let widest = |tensor: &&CubeTensor| {
         let stride = tensor.meta.strides()[0];
         let sizes = tensor.client.io_optimized_vector_sizes(tensor.dtype.size());
@@ -89,13 +89,13 @@ pub fn vector_size(tensors: &[&CubeTensor]) -> usize {
     tensors.iter().map(widest).min().unwrap_or(1)
 }
 
-pub fn address_type(tensors: &[&CubeTensor]) -> AddressType {
+pub(super) fn address_type(tensors: &[&CubeTensor]) -> AddressType {
     let types = tensors.iter().map(|tensor| tensor.required_address_type());
     types.max().unwrap_or_default()
 }
 
 /// Concatenates the parts along the first dimension; a single part is not copied.
-pub fn cat(mut parts: Vec<CubeTensor>) -> CubeTensor {
+pub(super) fn cat(mut parts: Vec<CubeTensor>) -> CubeTensor {
     match parts.len() {
         1 => parts.remove(0),
         _ => CubeBackend::float_cat(parts, 0),
