@@ -279,12 +279,12 @@ impl ObjectiveConfig {
         // Every objective checks its values before it looks at the batch.
         self.over::<ReferencedPair>().map(drop)
     }
+}
 
-    /// Needs over plain pairs of these values, if it takes them.
-    fn over_pairs(&self, plain: &Needs) -> Option<Needs> {
-        let matches = |needs: &Needs| needs.clone().with_whole_batch(false) == *plain;
-        self.takes().into_iter().find(matches)
-    }
+/// Needs over plain pairs of the same values as `plain`, if they are among those of an objective.
+fn over_pairs<'a>(takes: &'a [Needs], plain: &Needs) -> Option<&'a Needs> {
+    let matches = |needs: &&Needs| (*needs).clone().with_whole_batch(false) == *plain;
+    takes.iter().find(matches)
 }
 
 /// A weighted sum of objectives: a [`Mixture`].
@@ -305,18 +305,22 @@ impl MixtureConfig {
     /// Needs of the mixture: a reference as soon as one part needs it.
     fn takes(&self) -> Vec<Needs> {
         let [policy, referenced] = [PolicyPair::needs(), ReferencedPair::needs()];
-        let parts = || self.parts.iter().map(|part| &part.objective);
-        let free: Option<Vec<Needs>> = parts().map(|part| part.over_pairs(&policy)).collect();
-        let of_pair =
-            |part: &ObjectiveConfig| part.over_pairs(&referenced).or(part.over_pairs(&policy));
-        let (plain, needs) = match free {
-            Some(needs) => (policy.clone(), Some(needs)),
-            None => (referenced.clone(), parts().map(of_pair).collect()),
+        // Once for each part: mixtures nest.
+        let parts: Vec<_> = self.parts.iter().map(|p| p.objective.takes()).collect();
+        let free: Option<Vec<_>> = parts.iter().map(|part| over_pairs(part, &policy)).collect();
+        let (plain, needs) = if free.is_some() {
+            (policy, free)
+        } else {
+            let of_pair = |part| over_pairs(part, &referenced).or(over_pairs(part, &policy));
+            let needs = parts.iter().map(|part| of_pair(part)).collect();
+            (referenced, needs)
         };
-        let needs = needs.filter(|needs| !needs.is_empty());
-        let whole = |needs: Vec<Needs>| needs.iter().any(|needs| needs.whole_batch);
-        let needs = needs.map(|needs| plain.with_whole_batch(whole(needs)));
-        needs.into_iter().collect()
+        let needs = needs.filter(|needs: &Vec<&Needs>| !needs.is_empty());
+        let whole = needs.map(|needs| needs.iter().any(|needs| needs.whole_batch));
+        whole
+            .map(|whole| plain.with_whole_batch(whole))
+            .into_iter()
+            .collect()
     }
 
     fn over<B: Batch + 'static>(&self) -> Checked<Option<Arc<dyn Objective<B>>>> {
@@ -324,12 +328,25 @@ impl MixtureConfig {
             let allowed = "one part at least";
             return Err(InvalidHyperparameter::new("parts", 0.0, allowed));
         }
-        if let Some(mixture) = self.of(ObjectiveConfig::over::<PolicyPair>)? {
-            return Ok(declare::over::<PolicyPair, B>(Arc::new(mixture)));
+        let Some(needs) = self.takes().pop() else {
+            // No batch, but values all the same.
+            self.parts.iter().try_for_each(|part| {
+                non_negative("weight", part.weight)?;
+                part.objective.check()
+            })?;
+            return Ok(None);
+        };
+        // Each part is built once: mixtures nest.
+        if !needs.has_reference() {
+            let mixture = self.of(ObjectiveConfig::over::<PolicyPair>)?;
+            return Ok(
+                mixture.and_then(|mixture| declare::over::<PolicyPair, B>(Arc::new(mixture)))
+            );
         }
+        let referenced = ReferencedPair::needs();
         let mixture = self.of(|part| {
-            if let Some(part) = part.over::<ReferencedPair>()? {
-                return Ok(Some(part));
+            if over_pairs(&part.takes(), &referenced).is_some() {
+                return part.over::<ReferencedPair>();
             }
             let free = part.over::<PolicyPair>()?;
             Ok(free.map(|part| Arc::new(PolicySide(part)) as Arc<dyn Objective<_>>))
@@ -406,10 +423,9 @@ impl WithSftConfig {
 
     /// Needs of the sum: those of the objective over plain pairs.
     fn takes(&self) -> Vec<Needs> {
+        let takes = self.objective.takes();
         let plain = [ReferencedPair::needs(), PolicyPair::needs()];
-        let needs = plain
-            .iter()
-            .filter_map(|plain| self.objective.over_pairs(plain));
+        let needs = plain.iter().filter_map(|plain| over_pairs(&takes, plain));
         let whole = |needs: &Needs| needs.whole_batch || self.normalization.whole_batch();
         needs
             .map(|needs| needs.clone().with_whole_batch(whole(&needs)))

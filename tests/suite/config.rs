@@ -253,6 +253,29 @@ fn needs_are_those_of_the_objective() {
     assert!(takes(&mixture(&[r#""dpo""#, r#""kto""#])).is_empty());
 }
 
+/// Each part is described and built once: otherwise the work doubles with each level, and this test
+/// does not end.
+#[test]
+fn objectives_nest_deeply() {
+    let mut mixture = r#"{"loss": "dpo"}"#.to_owned();
+    for _ in 0..30 {
+        mixture =
+            format!(r#"{{"loss": "mixture", "parts": [{{"weight": 1, "objective": {mixture}}}]}}"#);
+    }
+    let mut sft = r#"{"loss": "simpo"}"#.to_owned();
+    for _ in 0..60 {
+        sft = format!(r#"{{"loss": "with_sft", "weight": 0.1, "objective": {sft}}}"#);
+    }
+    let mixture: ObjectiveConfig = parse(&mixture).unwrap();
+    assert_eq!(mixture.takes()[0].to_string(), "pairs, reference");
+    assert!(mixture.build::<ReferencedPair>().is_ok());
+    assert!(mixture.build::<PolicyPair>().is_err());
+    let sft: ObjectiveConfig = parse(&sft).unwrap();
+    assert_eq!(sft.takes()[0].to_string(), "pairs");
+    assert!(sft.build::<PolicyPair>().is_ok());
+    assert_eq!(sft.check(), Ok(()));
+}
+
 /// An objective over other batches says what it takes.
 #[test]
 fn a_batch_that_does_not_fit_is_named() {
