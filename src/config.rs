@@ -428,7 +428,7 @@ impl WithSftConfig {
         let needs = plain.iter().filter_map(|plain| over_pairs(&takes, plain));
         let whole = |needs: &Needs| needs.whole_batch || self.normalization.whole_batch();
         needs
-            .map(|needs| needs.clone().with_whole_batch(whole(&needs)))
+            .map(|needs| needs.clone().with_whole_batch(whole(needs)))
             .collect()
     }
 
