@@ -39,12 +39,21 @@ pub(super) fn has_extension(device: &Device) -> bool {
 }
 
 /// The data that the backward of a head needs. `tracked` says which of hidden states, weight and
-/// bias have a gradient.
-pub(super) fn saved_for_backward(tracked: [bool; 3], retained_bytes: usize) -> Save {
+/// bias have a gradient. If `retained_bytes` is `None`, the kept logits may take as many bytes as the
+/// gradient of the weight, `gradient`. A kernel that frees logits while it writes this gradient
+/// needs hardly more memory with them than without.
+pub(super) fn saved_for_backward(
+    tracked: [bool; 3],
+    retained_bytes: Option<usize>,
+    gradient: usize,
+) -> Save {
     match tracked {
         [false, false, false] => Save::Nothing,
         [true, false, false] => Save::Slope,
-        _ => Save::Tiles(retained_bytes),
+        [_, trains_weight, _] => {
+            let default = if trains_weight { gradient } else { 0 };
+            Save::Tiles(retained_bytes.unwrap_or(default))
+        }
     }
 }
 

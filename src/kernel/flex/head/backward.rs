@@ -14,7 +14,7 @@ use super::panels::padded;
 use super::passes::{PerRow, turn};
 use super::problem::Problem;
 use super::product::Product;
-use super::words::Sum;
+use super::words::Sums;
 use crate::kernel::flex::elementwise::{narrow, turned_if_certain};
 use crate::kernel::flex::tensors::{f32s, tensor};
 use crate::kernel::forward::HeadGradients;
@@ -300,7 +300,7 @@ impl Problem {
         }
         let columns = 0..self.width;
         self.words
-            .with(words, &columns, Sum::Columns, &self.copies, |weight| {
+            .with(words, &columns, Sums::OverColumns, &self.copies, |weight| {
                 tiles.for_each(|((tile, block), of)| {
                     self.logits(weight, block, words, tile);
                     self.turn(words, block, of, tile);
@@ -358,7 +358,7 @@ impl Problem {
                     let tile = &of_chunk[words.len() * block.start..];
                     let tile = &tile[..words.len() * padded(block.len())];
                     self.words
-                        .with(&words, columns, Sum::Words, &self.copies, |weight| {
+                        .with(&words, columns, Sums::OverWords, &self.copies, |weight| {
                             self.add_words(weight, columns.len(), tile, block, &words, out);
                         });
                 }

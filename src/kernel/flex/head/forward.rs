@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::buffers::{Aligned, Pool, split};
 use super::panels::padded;
 use super::problem::{Problem, TASKS};
-use super::words::Sum;
+use super::words::Sums;
 use crate::kernel::flex::partial::{RowState, outputs};
 use crate::kernel::forward::Forward;
 
@@ -161,7 +161,7 @@ impl Problem {
         self.words.with(
             &words,
             &(0..self.width),
-            Sum::Columns,
+            Sums::OverColumns,
             &self.copies,
             |weight| {
                 for block in blocks {

@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use super::buffers::{Aligned, Pool, split};
 use super::panels::{LANES, Panel, Panels, padded};
 use super::passes::observe;
-use super::product::{DEPTH, Factors, Product};
-use super::words::Words;
+use super::product::{DEPTH, Product};
+use super::words::{Block, Words};
 use crate::kernel::flex::partial::RowState;
 use crate::kernel::flex::row::shape;
 use crate::kernel::flex::tensors::{f32s, indices, single};
@@ -163,10 +163,10 @@ impl Problem {
         padded(rows) * self.chunk
     }
 
-    /// Computes the logits of a tile. `weight` is that of [`Sum::Columns`](super::words::Sum).
+    /// Computes the logits of a tile. `weight` has all columns of the words.
     pub(super) fn logits(
         &self,
-        weight: Factors,
+        weight: Block,
         block: &Range<usize>,
         words: &Range<usize>,
         out: &mut [f32],
@@ -177,7 +177,7 @@ impl Problem {
             a: &self.packed.get()[block.start * self.width..],
             columns: lanes,
             depth: self.width,
-            b: weight,
+            b: weight.over_columns(),
             rows: words.len(),
             out,
             accumulate: false,
@@ -233,10 +233,10 @@ impl Problem {
     }
 
     /// Adds `Σ_word delta[word][row]·W[word][column]` of a tile to a matrix in panels whose columns
-    /// are rows. `weight` is that of [`Sum::Words`](super::words::Sum), with `columns` columns.
+    /// are rows. `weight` has `columns` columns.
     pub(super) fn add_words(
         &self,
-        weight: Factors,
+        weight: Block,
         columns: usize,
         delta: &[f32],
         block: &Range<usize>,
@@ -248,7 +248,7 @@ impl Problem {
             a: delta,
             columns: padded(block.len()),
             depth: words.len(),
-            b: weight,
+            b: weight.over_words(),
             rows: columns,
             out,
             accumulate: true,

@@ -133,14 +133,17 @@ struct Broadcast<'a> {
     panels: Panels,
 }
 
-/// `sums[j] += b[j][k]·a[k]`, for all k of `a`.
+type Sums<S, const V: usize, const R: usize> = [[<S as Simd>::f32s; V]; R];
+
+/// `sums[j] + Σ_k b[j][k]·a[k]`. The sums go by value: the compiler keeps what is borrowed in memory
+/// instead of registers.
 #[inline(always)]
-fn add_run<S: Simd, const V: usize, const R: usize>(
+fn added<S: Simd, const V: usize, const R: usize>(
     simd: S,
+    mut sums: Sums<S, V, R>,
     a: &[[S::f32s; V]],
     b: [&[f32]; R],
-    sums: &mut [[S::f32s; V]; R],
-) {
+) -> Sums<S, V, R> {
     for (k, a) in a.iter().enumerate() {
         for j in 0..R {
             let b = simd.splat_f32s(b[j][k]);
@@ -149,10 +152,48 @@ fn add_run<S: Simd, const V: usize, const R: usize>(
             }
         }
     }
+    sums
 }
 
-/// The function must write `sums` to `out` in only one place in the code. With a second place, the
-/// compiler keeps `sums` in memory instead of registers.
+impl Broadcast<'_> {
+    #[inline(always)]
+    fn sums<S: Simd, const V: usize, const R: usize>(
+        &self,
+        simd: S,
+        a: &[[S::f32s; V]],
+    ) -> Sums<S, V, R> {
+        let mut sums = [[simd.splat_f32s(0.0); V]; R];
+        match self.factors {
+            Factors::Rows { values, stride } => {
+                let row = |j: usize| &values[(self.first + j) * stride + self.depth.start..];
+                added(simd, sums, a, std::array::from_fn(|j| &row(j)[..a.len()]))
+            }
+            Factors::Panels(values) => {
+                for panel in self.panels.of(self.columns) {
+                    let of = panel.of(values, self.rows);
+                    let a = &a[panel.first..a.len().min(panel.first + panel.width)];
+                    let row = |j: usize| &of[(self.first + j) * panel.width..];
+                    sums = added(simd, sums, a, std::array::from_fn(|j| &row(j)[..a.len()]));
+                }
+                sums
+            }
+            Factors::Columns { values, stride } => {
+                let lines = values[self.depth.start * stride + self.first..].chunks(stride);
+                for (a, line) in a.iter().zip(lines) {
+                    let line: &[f32; R] = line.first_chunk().expect("R values of j");
+                    for j in 0..R {
+                        let b = simd.splat_f32s(line[j]);
+                        for i in 0..V {
+                            sums[j][i] = simd.mul_add_e_f32s(a[i], b, sums[j][i]);
+                        }
+                    }
+                }
+                sums
+            }
+        }
+    }
+}
+
 #[inline(always)]
 fn tile<S: Simd, const V: usize, const R: usize>(
     simd: S,
@@ -161,36 +202,7 @@ fn tile<S: Simd, const V: usize, const R: usize>(
     out: &mut [[S::f32s; V]],
     accumulate: bool,
 ) {
-    let mut sums = [[simd.splat_f32s(0.0); V]; R];
-    match b.factors {
-        Factors::Rows { values, stride } => {
-            let row = |j: usize| &values[(b.first + j) * stride + b.depth.start..];
-            let rows: [&[f32]; R] = std::array::from_fn(|j| &row(j)[..a.len()]);
-            add_run(simd, a, rows, &mut sums);
-        }
-        Factors::Panels(values) => {
-            for panel in b.panels.of(b.columns) {
-                let of = panel.of(values, b.rows);
-                let end = a.len().min(panel.first + panel.width);
-                let a = &a[panel.first..end];
-                let row = |j: usize| &of[(b.first + j) * panel.width..];
-                let rows: [&[f32]; R] = std::array::from_fn(|j| &row(j)[..a.len()]);
-                add_run(simd, a, rows, &mut sums);
-            }
-        }
-        Factors::Columns { values, stride } => {
-            let lines = values[b.depth.start * stride + b.first..].chunks(stride);
-            for (a, line) in a.iter().zip(lines) {
-                let line: &[f32; R] = line.first_chunk().expect("R values of j");
-                for j in 0..R {
-                    let b = simd.splat_f32s(line[j]);
-                    for i in 0..V {
-                        sums[j][i] = simd.mul_add_e_f32s(a[i], b, sums[j][i]);
-                    }
-                }
-            }
-        }
-    }
+    let sums = b.sums::<S, V, R>(simd, a);
     for (out, sums) in out.iter_mut().zip(&sums) {
         for i in 0..V {
             out[i] = if accumulate {

@@ -10,7 +10,7 @@ use super::forward::{Grid, combined};
 use super::panels::padded;
 use super::passes::{PerRow, turn};
 use super::problem::Problem;
-use super::words::Sum;
+use super::words::Sums;
 use crate::kernel::flex::elementwise::{narrow, shift, turned_if_certain};
 use crate::kernel::flex::partial::{RowState, outputs};
 use crate::kernel::flex::tensors::tensor;
@@ -28,7 +28,8 @@ impl Problem {
     pub(crate) fn forward_with_slope(&self, statistics: bool) -> Forward<Flex> {
         let (rows, width) = (self.rows, self.width);
         // A copy of a chunk is worth more than one block.
-        let group = if self.words.in_place() { 1 } else { 2 };
+        let in_place = self.words.in_place(Sums::Both, width);
+        let group = if in_place { 1 } else { 2 };
         let groups = self.blocks.len().div_ceil(group).max(1);
         let grid = Grid::new(self, TASKS.div_ceil(groups), group);
         let lens = || grid.tasks().map(|(_, group)| self.rows_of(&group));
@@ -46,14 +47,14 @@ impl Problem {
                 lens().map(|rows| padded(rows) * width),
             ))
             .for_each(|(((task, states), shifts), expected)| {
-                let mut sums = Sums {
+                let mut found = Found {
                     states,
                     shifts,
                     expected,
                 };
                 let (chunks, blocks) = task;
                 for chunk in chunks {
-                    self.add_chunk(chunk, &blocks, &scratch, &mut sums, statistics);
+                    self.add_chunk(chunk, &blocks, &scratch, &mut found, statistics);
                 }
             });
 
@@ -69,16 +70,15 @@ impl Problem {
         .into_par_iter()
         .zip(&self.blocks)
         .for_each(|(slope, block)| {
-            let mut word = vec![0.0; width];
-            for (row, line) in block.clone().zip(slope.chunks_exact_mut(width)) {
-                let left = turned_if_certain(all[row].target, factor, bend);
-                self.words.add(self.targets[row], left, &mut word, line);
-            }
+            let left = |state: &RowState| turned_if_certain(state.target, factor, bend);
+            let left: Vec<f32> = all[block.clone()].iter().map(left).collect();
+            let targets = &self.targets[block.clone()];
+            self.words.add_chosen(targets, &left, slope);
             for segment in 0..grid.segments.len() {
                 let share = |row: usize| {
                     let [max, log_sum] = normalizer[row];
-                    let before = shift(shifts[segment * rows + row]);
-                    factor * ((before - max) - log_sum).exp()
+                    let shift = shifts[segment * rows + row];
+                    factor * ((shift - max) - log_sum).exp()
                 };
                 let shares: Vec<f32> = block.clone().map(share).collect();
                 let start = (segment * self.lanes() + block.start) * width;
@@ -100,23 +100,20 @@ impl Problem {
         chunk: usize,
         group: &Range<usize>,
         scratch: &Pool,
-        sums: &mut Sums,
+        found: &mut Found,
         statistics: bool,
     ) {
         let (words, width) = (self.words_of(chunk), self.width);
         let (blocks, columns) = (&self.blocks[group.clone()], 0..width);
         let first = blocks[0].start;
-        let with = |sum, work: &mut dyn FnMut(super::product::Factors)| {
-            self.words.with(&words, &columns, sum, &self.copies, work);
-        };
-        with(Sum::Columns, &mut |weight| {
-            with(Sum::Words, &mut |words_of_columns| {
+        self.words
+            .with(&words, &columns, Sums::Both, &self.copies, |weight| {
                 for block in blocks {
                     let rows = block.start - first..block.end - first;
-                    let states = &mut sums.states[rows.clone()];
-                    let shifts = &mut sums.shifts[rows.clone()];
+                    let states = &mut found.states[rows.clone()];
+                    let shifts = &mut found.shifts[rows.clone()];
                     let lanes = padded(block.len());
-                    let expected = &mut sums.expected[rows.start * width..][..lanes * width];
+                    let expected = &mut found.expected[rows.start * width..][..lanes * width];
                     scratch.with(|tile| {
                         let tile = &mut tile[..words.len() * lanes];
                         self.logits(weight, block, &words, tile);
@@ -127,11 +124,10 @@ impl Problem {
                             let tile = panel.of_mut(tile, words.len());
                             turn(self.panels.arch, tile, panel, &of, bend);
                         }
-                        self.add_words(words_of_columns, width, tile, block, &words, expected);
+                        self.add_words(weight, width, tile, block, &words, expected);
                     });
                 }
             });
-        });
     }
 
     /// Raises the shifts of rows whose largest logit has risen far above them, and rescales their
@@ -181,7 +177,7 @@ impl Problem {
 }
 
 /// What a task has summed for its rows.
-struct Sums<'a> {
+struct Found<'a> {
     states: &'a mut [RowState],
     /// Shift of each row: what its logits are relative to, in the powers of `expected`.
     shifts: &'a mut [f32],

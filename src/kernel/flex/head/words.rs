@@ -10,13 +10,44 @@ use super::buffers::Pool;
 use super::panels::LANES;
 use super::product::Factors;
 
-/// What the sum of a product with words runs over.
+/// The sums that run over some words and columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sum {
-    /// The columns: the products are logits.
-    Columns,
-    /// The words: the products are the gradient of hidden states.
-    Words,
+pub(super) enum Sums {
+    /// Over columns: logits.
+    OverColumns,
+    /// Over words: the gradient of hidden states.
+    OverWords,
+    Both,
+}
+
+/// Some columns of some words, as f32. Words or columns lie side by side.
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a> {
+    values: &'a [f32],
+    /// Distance of two words.
+    down: usize,
+    /// Distance of two columns.
+    right: usize,
+}
+
+impl<'a> Block<'a> {
+    /// The block for a sum over columns: j is a word, k a column.
+    pub(super) fn over_columns(self) -> Factors<'a> {
+        Self::factors(self.values, self.down, self.right)
+    }
+
+    /// The block for a sum over words: j is a column, k a word.
+    pub(super) fn over_words(self) -> Factors<'a> {
+        Self::factors(self.values, self.right, self.down)
+    }
+
+    fn factors(values: &'a [f32], j: usize, k: usize) -> Factors<'a> {
+        if k == 1 {
+            Factors::Rows { values, stride: j }
+        } else {
+            Factors::Columns { values, stride: k }
+        }
+    }
 }
 
 /// The weight of a head, `[vocab, hidden]` in any layout.
@@ -49,9 +80,16 @@ impl Words {
         }
     }
 
-    /// Whether logits are computed from the weight where it is stored, without a copy of each chunk.
-    pub(super) fn in_place(&self) -> bool {
-        self.tensor.dtype() == DType::F32 && self.right == 1 && self.down >= 0
+    /// Whether blocks for `sums` are read where they are stored, without a copy. `columns` is their
+    /// number of columns.
+    pub(super) fn in_place(&self, sums: Sums, columns: usize) -> bool {
+        let apart = self.down >= columns.cast_signed();
+        let side_by_side = match sums {
+            Sums::OverColumns => self.right == 1 && self.down >= 0,
+            Sums::OverWords => (self.right == 1 && apart) || (self.down == 1 && self.right >= 0),
+            Sums::Both => self.right == 1 && apart,
+        };
+        self.tensor.dtype() == DType::F32 && side_by_side
     }
 
     /// Numbers that a copy of `words` × `columns` may need.
@@ -64,38 +102,28 @@ impl Words {
         (self.start + from_start).cast_unsigned()
     }
 
-    /// Calls `work` with some columns of some words. j and k of the factors are word and column, or
-    /// column and word: k is what `sum` runs over. Half precision, and a layout whose numbers for
-    /// one k lie pages apart, are copied into a buffer of the pool first.
+    /// Calls `work` with some columns of some words. Half precision, and a layout whose numbers for
+    /// one sum lie pages apart, are copied into a buffer of the pool first.
     pub(super) fn with<R>(
         &self,
         words: &Range<usize>,
         columns: &Range<usize>,
-        sum: Sum,
+        sums: Sums,
         pool: &Pool,
-        work: impl FnOnce(Factors) -> R,
+        work: impl FnOnce(Block) -> R,
     ) -> R {
-        if self.tensor.dtype() == DType::F32 {
+        if self.in_place(sums, columns.len()) {
             let stored: &[f32] = self.tensor.storage();
-            let values = &stored[self.place(words.start, columns.start)..];
-            let [down, right] = [self.down, self.right].map(|stride| usize::try_from(stride).ok());
-            match (sum, down, right) {
-                (Sum::Columns, Some(stride), Some(1)) => {
-                    return work(Factors::Rows { values, stride });
-                }
-                (Sum::Words, Some(stride), Some(1)) if stride >= columns.len() => {
-                    return work(Factors::Columns { values, stride });
-                }
-                (Sum::Words, Some(1), Some(stride)) => {
-                    return work(Factors::Rows { values, stride });
-                }
-                _ => {}
-            }
+            return work(Block {
+                values: &stored[self.place(words.start, columns.start)..],
+                down: self.down.cast_unsigned(),
+                right: self.right.cast_unsigned(),
+            });
         }
         pool.with(|copy| {
             // What lies side by side stays side by side.
-            let columns_outside = self.down == 1;
-            let (outer, inner) = if columns_outside {
+            let by_columns = self.down == 1;
+            let (outer, inner) = if by_columns {
                 (columns, words)
             } else {
                 (words, columns)
@@ -103,17 +131,17 @@ impl Words {
             let stride = apart(inner.len());
             for (line, outer) in copy.chunks_mut(stride).zip(outer.clone()) {
                 let line = &mut line[..inner.len()];
-                if columns_outside {
+                if by_columns {
                     self.read(self.place(inner.start, outer), 1, line);
                 } else {
                     self.read(self.place(outer, inner.start), self.right, line);
                 }
             }
-            let values = &*copy;
-            work(if columns_outside == (sum == Sum::Words) {
-                Factors::Rows { values, stride }
-            } else {
-                Factors::Columns { values, stride }
+            let (down, right) = if by_columns { (1, stride) } else { (stride, 1) };
+            work(Block {
+                values: copy,
+                down,
+                right,
             })
         })
     }
@@ -155,12 +183,28 @@ impl Words {
         }
     }
 
-    /// Adds `factor` times a word to `out`.
-    pub(super) fn add(&self, word: usize, factor: f32, scratch: &mut [f32], out: &mut [f32]) {
-        let scratch = &mut scratch[..out.len()];
-        self.read(self.place(word, 0), self.right, scratch);
-        for (out, x) in out.iter_mut().zip(scratch) {
-            *out += factor * *x;
+    /// Adds to each row of `out` its factor times its word.
+    pub(super) fn add_chosen(&self, chosen: &[usize], factors: &[f32], out: &mut [f32]) {
+        let width = out.len() / chosen.len().max(1);
+        if self.right == 1 {
+            let mut word = vec![0.0; width];
+            let rows = out.chunks_exact_mut(width).zip(factors);
+            for ((out, factor), chosen) in rows.zip(chosen) {
+                self.read(self.place(*chosen, 0), 1, &mut word);
+                out.iter_mut()
+                    .zip(&word)
+                    .for_each(|(out, x)| *out += factor * x);
+            }
+            return;
+        }
+        // The columns of a word lie pages apart, so column by column.
+        let mut x = [0.0];
+        for column in 0..width {
+            let rows = out[column..].iter_mut().step_by(width).zip(factors);
+            for ((out, factor), chosen) in rows.zip(chosen) {
+                self.read(self.place(*chosen, column), 1, &mut x);
+                *out += factor * x[0];
+            }
         }
     }
 }
