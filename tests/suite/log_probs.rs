@@ -326,9 +326,9 @@ fn shapes_are_checked() {
         message(one),
         "`logits`: expected time ≥ 2 and vocab ≥ 1, found shape [2, 1, 3]"
     );
-    let error = SequenceLogProbs::new(f64s(&[0.0]), ints(&[1, 2])).unwrap_err();
+    let error = SequenceLogProbs::new(f64s(&[0.0]), &[1, 2]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "`lengths`: expected shape [1], found shape [2]"
+        "`lengths`: expected 1, one per sum, found 2"
     );
 }
