@@ -82,7 +82,7 @@ pub fn sequence_kl_from_hidden(
     )?;
     InvalidInput::check_device("reference", &ours.device(), &theirs.device())?;
     let mask = completion_mask.into();
-    mask.check(shape, &ours.device())?;
+    mask.check("completion_mask", shape, &ours.device())?;
     if batch == 0 {
         return Ok(upcast(ours.reshape([0, time * width]).sum_dim(1)).reshape([0]));
     }
@@ -100,7 +100,7 @@ pub fn sequence_kl_from_hidden(
 fn counted_logits(logits: Tensor<3>, mask: &CompletionMask) -> Result<Tensor<3>, InvalidInput> {
     check_logits(&logits)?;
     let [batch, time, vocab] = logits.dims();
-    mask.check([batch, time], &logits.device())?;
+    mask.check("completion_mask", [batch, time], &logits.device())?;
     let not_counted: Tensor<3, Bool> = mask.predicting().bool_not().unsqueeze_dim(2);
     let not_counted = not_counted.expand(Shape::new([batch, time, vocab]));
     Ok(upcast(logits).mask_fill(not_counted, 0.0))

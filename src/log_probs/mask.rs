@@ -6,8 +6,8 @@ use super::positions::CountedPositions;
 use super::shift::shift_left;
 use crate::error::InvalidInput;
 
-/// Which tokens count, `[batch, time]`: true for those of completions, false for prompts and
-/// padding.
+/// Mask of the tokens that count, `[batch, time]`: true for those of completions, false for prompts
+/// and padding.
 ///
 /// A head gets only the positions that predict a counted token. How many there are has to be known
 /// on the host:
@@ -80,9 +80,14 @@ impl CompletionMask {
     }
 
     /// Checks that the mask is of tokens of this shape, on this device.
-    pub(super) fn check(&self, dims: [usize; 2], device: &Device) -> Result<(), InvalidInput> {
-        InvalidInput::check_shape("completion_mask", &dims.into(), &self.mask.shape())?;
-        InvalidInput::check_device("completion_mask", device, &self.mask.device())
+    pub(crate) fn check(
+        &self,
+        name: &'static str,
+        dims: [usize; 2],
+        device: &Device,
+    ) -> Result<(), InvalidInput> {
+        InvalidInput::check_shape(name, &dims.into(), &self.mask.shape())?;
+        InvalidInput::check_device(name, device, &self.mask.device())
     }
 
     /// The positions that predict a counted token. Reads the mask back if the host has not seen it.

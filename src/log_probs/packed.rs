@@ -22,7 +22,7 @@ pub struct PackedPositions {
     pub ids: Tensor<2, Int>,
     /// The mask of those ids.
     pub completion_mask: CompletionMask,
-    /// Where the packed output predicts a counted token.
+    /// The positions of the packed output that predict a counted token.
     pub counted: CountedPositions,
 }
 

@@ -16,7 +16,7 @@ pub(super) fn check_tokens(
 ) -> Result<(), InvalidInput> {
     InvalidInput::check_shape("tokens", &dims.into(), &tokens.shape())?;
     InvalidInput::check_device("tokens", device, &tokens.device())?;
-    mask.check(dims, device)
+    mask.check("completion_mask", dims, device)
 }
 
 /// The words that positions predict.

@@ -82,25 +82,22 @@ impl TokenLogProbs {
         Ok(())
     }
 
-    /// The same log-probabilities, counting only those tokens that `completion_mask` marks as well.
+    /// The same log-probabilities, counting only those tokens that `mask` marks as well.
     ///
     /// One pass over the logits serves two masks: take prompt and completion from the logits,
     /// then restrict a clone to the completion.
     ///
     /// # Shapes
     ///
-    /// - `completion_mask`: `[batch, time]`, over tokens as in [`from_output`](Self::from_output)
+    /// - `mask`: `[batch, time]`, over tokens as in [`from_output`](Self::from_output)
     ///
     /// # Errors
     ///
-    /// `completion_mask` has another shape or device.
-    pub fn restrict(
-        self,
-        completion_mask: impl Into<CompletionMask>,
-    ) -> Result<Self, InvalidInput> {
+    /// `mask` has another shape or device.
+    pub fn restrict(self, mask: impl Into<CompletionMask>) -> Result<Self, InvalidInput> {
         let [batch, predictions] = self.mask.dims();
-        let mask = completion_mask.into();
-        mask.check([batch, predictions + 1], &self.mask.device())?;
+        let mask = mask.into();
+        mask.check("mask", [batch, predictions + 1], &self.mask.device())?;
         let both = self.mask.bool_and(mask.predictions());
         Ok(Self::masked(self.log_probs, both))
     }

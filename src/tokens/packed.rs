@@ -69,7 +69,7 @@ pub struct PackedBatch {
     visible: Tensor<3, Int>,
     /// For each place in the unpacked `[sequences, time]`, the place in `[rows, time]`.
     places: Tensor<1, Int>,
-    /// Where the output for these rows predicts a counted token.
+    /// The positions of these rows that predict a counted token.
     counted: CountedPositions,
 }
 

@@ -56,13 +56,9 @@ impl TokenTensors {
         pad_mask: Tensor<2, Bool>,
     ) -> Result<Self, InvalidInput> {
         let completion_mask = completion_mask.into();
-        for (name, mask) in [
-            ("completion_mask", &completion_mask.tensor()),
-            ("pad_mask", &pad_mask),
-        ] {
-            InvalidInput::check_shape(name, &ids.shape(), &mask.shape())?;
-            InvalidInput::check_device(name, &ids.device(), &mask.device())?;
-        }
+        completion_mask.check("completion_mask", ids.dims(), &ids.device())?;
+        InvalidInput::check_shape("pad_mask", &ids.shape(), &pad_mask.shape())?;
+        InvalidInput::check_device("pad_mask", &ids.device(), &pad_mask.device())?;
         Ok(Self {
             ids,
             completion_mask,
