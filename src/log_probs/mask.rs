@@ -124,7 +124,7 @@ impl From<Tensor<2, Bool>> for CompletionMask {
 
 fn positions(data: &TensorData, device: &Device) -> Result<CountedPositions, InvalidInput> {
     let &[batch, time] = data.shape().as_slice() else {
-        let found = format!("shape {:?}", data.shape());
+        let found = format!("shape {:?}", data.shape().as_slice());
         return Err(InvalidInput::new(
             "completion_mask",
             "two dimensions",
