@@ -24,8 +24,8 @@ fn log_probs(batch: usize, step: f32) -> Tensor<1> {
 }
 
 fn sequences(sum: Tensor<1>) -> SequenceLogProbs {
-    let lengths = Tensor::<1, Int>::ones(sum.dims(), &Device::default()) * 7;
-    SequenceLogProbs::new(sum, lengths).expect("same shape")
+    let [batch] = sum.dims();
+    SequenceLogProbs::new(sum, &vec![7; batch]).expect("as many lengths")
 }
 
 fn leaves(batch: usize) -> [Tensor<1>; 2] {

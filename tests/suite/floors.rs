@@ -53,7 +53,7 @@ struct File {
 type Files = BTreeMap<Name, File>;
 
 /// Words, `::` and single characters; comments, literals and tests left out.
-fn tokens(source: &str) -> Vec<String> {
+pub fn tokens(source: &str) -> Vec<String> {
     let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let code = code.split("#[cfg(all(test").next().unwrap();
     let mut tokens: Vec<String> = Vec::new();
@@ -167,7 +167,8 @@ fn read(module: &[String], source: &str) -> File {
         match at(index) {
             "{" => braces.push(index >= 2 && at(index - 2) == "mod"),
             "}" => drop(braces.pop()),
-            "use" => {
+            // `impl Trait + use<T>` imports nothing.
+            "use" if at(index + 1) != "<" => {
                 let public = index > 0 && ["pub", ")"].contains(&at(index - 1));
                 let end = (index..tokens.len()).find(|end| at(*end) == ";").unwrap();
                 let mut tree = tokens[index + 1..end].iter().map(String::as_str).collect();
