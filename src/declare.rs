@@ -184,6 +184,19 @@ macro_rules! example_batch {
             "# let batch = Ranked::new(relative, scores, present)?;\n",
         )
     };
+    (ranked_tied) => {
+        concat!(
+            "// `batch` is a `Ranked` of three candidates: ρ = 0, 10 and 0, scores 1, 1 and 0.\n",
+            "# use burn::tensor::{Bool, Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let y = |sums| SequenceLogProbs::from_values(sums, &[4, 4, 4], &device).unwrap();\n",
+            "# let ours = y(&[-10.0, -12.0, -30.0]).split_candidates(3)?;\n",
+            "# let relative = ours.relative_to(y(&[-10.0, -22.0, -30.0]).split_candidates(3)?)?;\n",
+            "# let scores = Tensor::<2>::from_floats([[1.0, 1.0, 0.0]], &device);\n",
+            "# let present = Tensor::<2, Bool>::from_bool([[true, true, true]], &device);\n",
+            "# let batch = Ranked::new(relative, scores, present)?;\n",
+        )
+    };
 }
 pub(crate) use example_batch;
 

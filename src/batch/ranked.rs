@@ -122,33 +122,46 @@ impl<L> Ranked<L> {
         mine.lower(other).bool_and(self.both_present())
     }
 
-    /// True at `[b, i, j]` where both are present and j is i, or comes after i in the order of
-    /// `values`, highest first; equal values keep their order in the list.
-    fn not_before_by(&self, values: &Tensor<2>) -> Tensor<3, Bool> {
-        let [_, candidates] = self.scores.dims();
+    /// The rank of each present candidate by `values`, 1 for the highest; 0 for absent ones. Equal
+    /// values take their ranks in the order of the list: average what depends on it, as `mean_gaps`
+    /// does.
+    pub(crate) fn ranks(&self, values: &Tensor<2>) -> Tensor<2> {
+        let [lists, candidates] = self.scores.dims();
         let (mine, other) = self.compare(values);
-        let later = Tensor::<2, Bool>::triu_mask([candidates; 2], 0, &values.device())
+        let not_earlier = Tensor::<2, Bool>::triu_mask([candidates; 2], 0, &values.device())
             .bool_not()
             .unsqueeze::<3>()
             .expand(self.square());
-        let tied_later = mine.clone().equal(other.clone()).bool_and(later);
-        mine.greater(other)
-            .bool_or(tied_later)
-            .bool_and(self.both_present())
-    }
-
-    /// As `not_before_by` of the scores.
-    pub(crate) fn not_before(&self) -> Tensor<3, Bool> {
-        self.not_before_by(&self.scores)
-    }
-
-    /// The rank of each present candidate by `values`, 1 for the highest; 0 for absent ones.
-    pub(crate) fn ranks(&self, values: Tensor<2>) -> Tensor<2> {
-        let [lists, candidates] = self.scores.dims();
-        let dtype = values.dtype();
-        // Candidate j is behind (or is) every i that is not after it.
-        let ahead = self.not_before_by(&values).float().cast(dtype).sum_dim(1);
+        // True at [b, i, j] where j is i or comes after it: j is behind every i that is not after it.
+        let not_before = mine
+            .clone()
+            .greater(other.clone())
+            .bool_or(mine.equal(other).bool_and(not_earlier))
+            .bool_and(self.both_present());
+        let ahead = not_before.float().cast(values.dtype()).sum_dim(1);
         ahead.reshape([lists, candidates])
+    }
+
+    /// |x_i − x_j| at `[b, i, j]`, x a function of the ranks by `values`: its mean over all orders of
+    /// equal values.
+    ///
+    /// Two candidates of one value hold each pair of its ranks equally often. Those of two values
+    /// are always on the same side of each other, so the gap of the means is the mean gap.
+    pub(crate) fn mean_gaps(&self, x: &Tensor<2>, values: &Tensor<2>) -> Tensor<3> {
+        let (mine, other) = self.compare(values);
+        let equal = mine.equal(other).bool_and(self.both_present());
+        let sum_over_equal = |x: Tensor<3>| {
+            let x = x.mask_fill(equal.clone().bool_not(), 0.0);
+            x.sum_dim(2).squeeze_dim::<2>(2)
+        };
+        let of_other = |x: &Tensor<2>| self.compare(x).1;
+        let count = sum_over_equal(of_other(&x.ones_like())).clamp_min(1.0);
+        let mean = sum_over_equal(of_other(x)) / count.clone();
+        let gaps = sum_over_equal(self.differences(x).abs());
+        let pairs = (count.clone() * (count - 1)).clamp_min(1.0);
+        let within = sum_over_equal(of_other(&gaps)) / pairs;
+        let within = within.unsqueeze_dim::<3>(2).expand(self.square());
+        self.differences(&mean).abs().mask_where(equal, within)
     }
 
     /// s_i − s_j at `[b, i, j]` where j is worse than i, 0 elsewhere.
@@ -181,32 +194,43 @@ impl<L> Ranked<L> {
         count.clamp_min(1.0).recip()
     }
 
-    /// −ln P(order of the scores) of each list under Plackett and Luce, of strengths `q`, which is 0
-    /// where a candidate is absent:
-    ///
-    /// ```text
-    /// −Σ_k [q_(k) − ln Σ_{j ≥ k} e^q_(j)]
-    /// ```
-    pub(crate) fn order_nll(&self, q: &Tensor<2>) -> Tensor<1> {
-        // Row k: the other candidates from rank k on, relative to it. Differences first, which do not
-        // round at the level of all.
+    /// ln(1 + Σ_{s_j < s_k} e^(q_j − q_k)) of each candidate k that `leads` marks, 0 for the others:
+    /// −ln P(k comes first among itself and all worse ones) under Plackett and Luce, of strengths
+    /// `q`, which is 0 where a candidate is absent.
+    pub(crate) fn lead_nll(&self, q: &Tensor<2>, leads: Tensor<2, Bool>) -> Tensor<2> {
+        let leads = leads.unsqueeze_dim::<3>(2).expand(self.square());
+        // Differences first, which do not round at the level of all.
         let excess = -self.differences(q);
-        let below = self.not_before().bool_and(self.itself().bool_not());
-        let losses = log1p_sum_exp_where(excess, below).squeeze_dim::<2>(2);
-        self.nan_where_unknown(self.sum_present(losses), q)
+        log1p_sum_exp_where(excess, self.better_than().bool_and(leads)).squeeze_dim(2)
     }
 
-    /// One true per row: the best-scored present candidate, the first of them where they tie.
-    /// A row without candidates has none.
+    /// −ln P(order of the scores) of each list under Plackett and Luce, of strengths `q`, which is 0
+    /// where a candidate is absent; equal candidates do not compete:
+    ///
+    /// ```text
+    /// −Σ_k [q_k − ln(e^q_k + Σ_{s_j < s_k} e^q_j)]
+    /// ```
+    pub(crate) fn order_nll(&self, q: &Tensor<2>) -> Tensor<1> {
+        let losses = self.lead_nll(q, self.present()).sum_dim(1);
+        self.nan_where_unknown(losses.squeeze_dim(1), q)
+    }
+
+    /// True for the best-scored present candidates of each list: several where they tie, none in a
+    /// list without candidates.
     pub(crate) fn best(&self) -> Tensor<2, Bool> {
         let absent = self.present().bool_not();
-        let top = self.scores().mask_fill(absent.clone(), f64::NEG_INFINITY);
-        let is_top = top
-            .clone()
+        let top = self.scores().mask_fill(absent, f64::NEG_INFINITY);
+        top.clone()
             .equal(top.max_dim(1).expand(self.scores.shape()))
-            .bool_and(self.present());
-        let first = is_top.clone().int().cumsum(1).equal_elem(1);
-        is_top.bool_and(first)
+            .bool_and(self.present())
+    }
+
+    /// The mean of `values` over the best-scored candidates of each list; 0 for an empty list.
+    pub(crate) fn mean_of_best(&self, values: Tensor<2>) -> Tensor<1> {
+        let best = self.best();
+        let count = best.clone().float().cast(values.dtype()).sum_dim(1);
+        let sum = values.mask_fill(best.bool_not(), 0.0).sum_dim(1);
+        (sum / count.clamp_min(1.0)).squeeze_dim(1)
     }
 }
 
@@ -250,12 +274,9 @@ impl Ranked<SequenceLogProbs<2>> {
         })
     }
 
-    /// −ℓ̄ of the best candidate of each list, 0 for an empty list.
+    /// −ℓ̄ of the best candidate of each list, the mean of several; 0 for an empty list.
     pub(crate) fn best_nll(&self) -> Tensor<1> {
-        let not_best = self.best().bool_not();
-        let best = self.candidates.unmodified().mean();
-        let best = best.mask_fill(not_best, 0.0);
-        -best.sum_dim(1).squeeze_dim::<1>(1)
+        -self.mean_of_best(self.candidates.unmodified().mean())
     }
 }
 

@@ -14,7 +14,7 @@ pub enum Pairing {
     /// One pair: the first of the best against the first of the worst. UltraFeedback's
     /// binarisation takes a random one for the worst.
     BestWorst,
-    /// Each candidate and the next worse one, in the order of their scores.
+    /// Each candidate and those of the next lower score, in the order of their scores.
     Adjacent,
     /// All pairs whose scores are at least so far apart, as `f64` subtracts them (0.3 − 0.1 is a
     /// little less than 0.2); 0 for all that differ.
@@ -59,10 +59,12 @@ impl<T: Clone> Example<T, Scores> {
                 worst.map(|worst| (0, worst)).into_iter().collect()
             }
             Pairing::Adjacent => {
-                let worse = |i: usize| (i + 1..order.len()).find(|&j| score(j) < score(i));
-                (0..order.len())
-                    .filter_map(|i| Some((i, worse(i)?)))
-                    .collect()
+                let pairs_of = |i: usize| {
+                    let next = (i + 1..order.len()).find(|&j| score(j) < score(i));
+                    let is_next = move |&j: &usize| next.is_some_and(|n| score(j) == score(n));
+                    (i + 1..order.len()).filter(is_next).map(move |j| (i, j))
+                };
+                (0..order.len()).flat_map(pairs_of).collect()
             }
             Pairing::Gap(gap) if gap >= 0.0 => {
                 let far = |&(i, j): &(usize, usize)| score(i) - score(j) >= gap;

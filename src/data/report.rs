@@ -102,8 +102,10 @@ pub struct Report {
     /// The number of kept pairs whose completions have the same tokens that count: they teach
     /// nothing.
     pub identical_pairs: usize,
-    /// The number of kept lists whose scores are all the same: they order nothing.
+    /// The number of kept lists in which candidates share a score, of all of them or of some.
     pub tied_lists: usize,
+    /// The number of kept lists without an order: all scores are the same, or there is one candidate.
+    pub unordered_lists: usize,
     /// The number of prompts that have other last tokens once a completion follows: tokens merge,
     /// or the template opens an answer in another way than it shows it. The completion begins at
     /// the first token that differs.
@@ -288,7 +290,10 @@ impl Report {
     fn list(&mut self, scores: &[f64]) {
         let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let worst = scores.iter().copied().fold(f64::INFINITY, f64::min);
-        self.tied_lists += usize::from(best == worst);
+        let mut sorted = scores.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        self.tied_lists += usize::from(sorted.windows(2).any(|pair| pair[0] == pair[1]));
+        self.unordered_lists += usize::from(best == worst);
         self.score_gaps.get_or_insert_default().add(best - worst);
     }
 }
@@ -335,6 +340,9 @@ impl fmt::Display for Report {
         if let Some(gaps) = self.score_gaps {
             writeln!(f, "best score less worst: {gaps}")?;
         }
+        if self.tied_lists > 0 {
+            writeln!(f, "lists with equal scores: {}", self.tied_lists)?;
+        }
         if self.system_prompts > 0 {
             writeln!(f, "prompts with a system message: {}", self.system_prompts)?;
         }
@@ -358,7 +366,7 @@ impl fmt::Display for Report {
             self.identical_pairs,
             "pairs whose completions are the same in what counts",
         )?;
-        look(self.tied_lists, "lists without an order")?;
+        look(self.unordered_lists, "lists without an order")?;
         look(
             self.written_messages,
             "strings that look like messages in JSON: parse them, and write lists",

@@ -19,7 +19,9 @@ objective! {
     /// ```
     ///
     /// Ranks are those of the policy's own rewards among the present candidates, 1 for the highest,
-    /// without gradient; equal rewards keep their order in the list. G grows as 2^s, so scale
+    /// without gradient. Where rewards are equal, as all are at policy = reference, |1/D_i − 1/D_j| is
+    /// its mean over all orders of the equal ones: the order in the list means nothing. Candidates of
+    /// equal score are not compared; a list without an order has loss 0. G grows as 2^s, so scale
     /// scores to a few units; from e^60 on it is constant, so that losses stay finite in f32.
     example ranked "" = 0.252425, "q = 0.1, −0.4: 1·(1/ln 2 − 1/ln 3)·ln(1 + e^−0.5)";
     pub struct LipoLoss from LipoLossConfig
@@ -35,10 +37,11 @@ impl Objective<Ranked<RelativeLogProbs<2>>> for LipoLoss {
         let q = batch.rewards(self.beta);
         let exponent = batch.scores().cast(q.dtype()) * 2_f64.ln();
         let gain = exp_up_to(batch.fill_absent(exponent), MAX_GAIN);
-        let ranks = batch.ranks(q.clone().without_autodiff());
+        let frozen = q.clone().without_autodiff();
+        let ranks = batch.ranks(&frozen);
         // An absent candidate has rank 0; any finite discount will do, since it is filled below.
         let discount = (ranks.clamp_min(1.0) + 1.0).log().recip();
-        let weight = batch.differences(&gain).abs() * batch.differences(&discount).abs();
+        let weight = batch.differences(&gain).abs() * batch.mean_gaps(&discount, &frozen);
         let losses = (weight * softplus(-batch.differences(&q)))
             .mask_fill(batch.better_than().bool_not(), 0.0)
             .sum_dims_squeeze::<1, usize>(&[1, 2]);

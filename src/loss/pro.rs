@@ -16,6 +16,7 @@ objective! {
     /// ```
     ///
     /// A candidate without a worse one adds nothing, and candidates of equal score do not compete.
+    /// `NLL(best)` is −ℓ̄ of the best-scored candidate, the mean where several tie.
     /// The authors' code takes the sum for the NLL, once per stage; and it does not shift its mask
     /// with the labels, so it drops the first response token and scores a padding token instead.
     example ranked_policy "" = 1.341154, "T = 0.6: ln(e^−1.2 + e^−0.3) + 1.2, and 0.05·2";

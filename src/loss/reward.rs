@@ -116,15 +116,16 @@ objective! {
     /// A reward model from ranked lists, by Plackett and Luce's model.
     ///
     /// ```text
-    /// loss   = −Σ_k [r_(k) − ln Σ_{j ≥ k} e^r_(j)] + λ·(2·mean r)²     in the order of the scores
+    /// loss   = −Σ_k [r_k − ln(e^r_k + Σ_{s_j < s_k} e^r_j)] + λ·(2·mean r)²
     /// reward = r
     /// ```
     ///
     /// The lists are [`Ranked`] whose candidates are rewards, `[batch, candidates]`. For two candidates
     /// it is [`BradleyTerryLoss`], centring included; the centring of longer lists is this crate's
     /// own. InstructGPT (2203.02155, Eq. 1) takes all pairs of a list instead: give them as the pairs
-    /// of one batch. Candidates of equal score keep their order in the list. A list without
-    /// candidates has loss 0.
+    /// of one batch. Candidates of equal score do not compete, as in
+    /// [`PlackettLuceLoss`](crate::PlackettLuceLoss). A list without an order has the centring
+    /// alone, and one without candidates has loss 0.
     example ranked_rewards "" = 0.201413, "r = 2 and 0.5, in that order: −ln σ(1.5)";
     pub struct RewardRankingLoss from RewardRankingLossConfig
         takes [Ranked<Tensor<2>>]

@@ -13,12 +13,13 @@ objective! {
     /// reward = q
     /// ```
     ///
-    /// The sum runs over all ordered pairs of present candidates; ties are ignored. `NLL(best)`
-    /// is −ℓ̄ of the best-scored candidate, the first of them where several tie. A list without
-    /// candidates has loss 0.
+    /// The sum runs over all ordered pairs of present candidates; equal scores make no pair.
+    /// `NLL(best)` is −ℓ̄ of the best-scored candidate, the mean where several tie: a list without an
+    /// order has this term alone. A list without candidates has loss 0.
     ///
-    /// The authors' code weighs the ranking term instead of the NLL, and as it runs takes the
-    /// padded length of the batch for every candidate's; the paper and this crate take its own.
+    /// The authors' code weighs the ranking term instead of the NLL, and imitates the first of several
+    /// best candidates. As it runs it takes the padded length of the batch for every candidate's; the
+    /// paper and this crate take its own.
     example ranked_policy "" = 3.5, "q = −0.5 and −2, the better one is less likely: 1.5 + NLL 2";
     pub struct RrhfLoss from RrhfLossConfig
         takes [Ranked<SequenceLogProbs<2>>]

@@ -25,8 +25,8 @@
 //!   finish. Only the sum of two has no order: two workers without accumulated gradients. What
 //!   [`Threads`](reducer::Threads) sums (z₀, δ, counts) has the same bits for any number of workers.
 //!
-//! Lists break ties by their own order, on every device. Burn's sort does not say which of two equal
-//! values comes first. [`AotLoss`](crate::AotLoss) then has the same losses, and its gradient may go to either
+//! The order of a list's candidates changes no loss, ties included. Burn's sort does not say which of
+//! two equal values comes first. [`AotLoss`](crate::AotLoss) then has the same losses, and its gradient may go to either
 //! one; [`Pair::subsampled`](crate::Pair::subsampled) may keep either of two tokens of equal noise.
 
 #[cfg(feature = "optim")]

@@ -1111,21 +1111,24 @@ fn rrhf(case: &Case) -> Ours {
     let sequences = sequence(sums, &vec![time; rows]);
     let scores = all_numbers(&case.input["scores"]);
 
-    // They weigh the ranking term instead of the NLL.
-    let weight = case.param("rrhf_weight").unwrap();
-    let rrhf = |sft_weight: f64| {
+    let rrhf = |sft_weight: f64, present: &[bool]| {
         let config = RrhfLossConfig::new()
             .with_length_penalty(case.param("length_penalty").unwrap())
             .with_sft_weight(sft_weight);
         let lists: SequenceLogProbs<2> = sequences.clone().split_candidates(rows).unwrap();
         let shape = [1, rows];
-        let present = bools(&vec![true; rows]).reshape(shape);
+        let present = bools(present).reshape(shape);
         let list = Ranked::new(lists, f64s(&scores).reshape(shape), present).unwrap();
         config.init().forward(list)
     };
-    let rank = to_vec(rrhf(0.0).sum())[0];
-    let output = rrhf(1.0 / weight);
-    let total = output.sum() * weight;
+    // Of several best candidates they imitate the first: a list of it alone has its NLL.
+    let best = (0..rows).fold(0, |b, i| if scores[i] > scores[b] { i } else { b });
+    let imitated: Vec<bool> = (0..rows).map(|i| i == best).collect();
+    let output = rrhf(0.0, &vec![true; rows]);
+    let rank = to_vec(output.sum())[0];
+    // They weigh the ranking term instead of the NLL.
+    let weight = case.param("rrhf_weight").unwrap();
+    let total = output.sum() * weight + rrhf(1.0, &imitated).sum();
     let grads = total.clone().backward();
     let total = to_vec(total)[0];
     let numbers = [

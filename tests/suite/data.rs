@@ -699,11 +699,24 @@ fn the_report_counts_what_is_kept() {
         Example::ranked(plain("p"), vec![plain("a"), plain("bb")], vec![1.0, 1.0]),
         Example::ranked(plain("p"), vec![plain("a")], vec![2.0]),
         Example::ranked(plain("p"), vec![plain("a"), plain("b")], vec![2.0, 1.0]),
+        Example::ranked(
+            plain("p"),
+            vec![plain("a"), plain("b"), plain("c")],
+            vec![1.0, 0.0, 1.0],
+        ),
     ];
     let lists = lists.map(Result::unwrap).into();
     let lists = Tokenized::new(InMemDataset::new(lists), bytes, truncation).unwrap();
-    assert_eq!(lists.report().tied_lists, 2);
-    assert_eq!(lists.report().completions[0].count, 5);
+    let report = lists.report();
+    assert_eq!((report.tied_lists, report.unordered_lists), (2, 2));
+    assert_eq!(report.completions[0].count, 8);
+    let printed = report.to_string();
+    for line in [
+        "lists with equal scores: 2\n",
+        "look: 2 lists without an order\n",
+    ] {
+        assert!(printed.contains(line), "{printed}");
+    }
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use approx::assert_relative_eq;
 use burn::tensor::{DType, Tensor};
+use burn_preference::config::ObjectiveConfig;
+use burn_preference::needs::{Examples, Needs, Values};
 use burn_preference::{
     AlphaPoLossConfig, ApoZeroLossConfig, AstarPoLossConfig, BcoLossConfig, BetaDpoLossConfig,
     BradleyTerryLossConfig, BradleyTerryTiesLossConfig, DavidsonLossConfig, Divergence,
@@ -9,10 +11,13 @@ use burn_preference::{
     IpoLossConfig, KtoLossConfig, LabelNoise, LossOutput, NpoLossConfig, Objective, OrpoLossConfig,
     Pair, PlackettLuceLossConfig, QrpoLossConfig, Ranked, RaoKupperLossConfig, RdpoLossConfig,
     ReferencedPair, RelativeLogProbs, RewardPair, RewardRankingLossConfig, RrhfLossConfig, Scored,
-    SdpoLossConfig, SimnpoLossConfig, SimpoLossConfig, TdpoLossConfig, TieModel, Unpaired,
-    WithMargin, WithMeanMargin, WithPreference, WithSequenceKl, WithShift, WithTies, WithValue,
+    SdpoLossConfig, SequenceLogProbs, SimnpoLossConfig, SimpoLossConfig, TdpoLossConfig, TieModel,
+    Unpaired, WithMargin, WithMeanMargin, WithPreference, WithSequenceKl, WithShift, WithTies,
+    WithValue,
 };
 use proptest::prelude::*;
+use proptest::sample::select;
+use serde_json::json;
 
 use crate::objectives::any_pairs;
 use crate::subjects::{self, PairSubject, rows};
@@ -30,6 +35,108 @@ fn run(subject: &PairSubject, pairs: &Pairs, dtype: DType) -> PairResult {
 
 fn losses(objective: &dyn Objective<ReferencedPair>, pairs: &Pairs) -> Vec<f64> {
     pairs.run(objective, DType::F64).losses
+}
+
+/// A candidate: ℓ, ℓ°, its length, its score, and whether it is there.
+type Candidate = (f64, f64, usize, f64, bool);
+
+prop_compose! {
+    /// A list with many ties, of scores and of rewards, and another order of its candidates.
+    fn shuffled_list()(
+        candidates in prop::collection::vec(
+            (
+                select(vec![-1.0, -2.0, -2.5, -6.0]),
+                select(vec![-1.0, -2.0, -3.5]),
+                0..4_usize,
+                select(vec![0.0, 0.5, 1.0]),
+                prop::bool::weighted(0.8),
+            ),
+            1..8,
+        ),
+    )(
+        order in Just((0..candidates.len()).collect::<Vec<_>>()).prop_shuffle(),
+        candidates in Just(candidates),
+    ) -> (Vec<Candidate>, Vec<usize>) {
+        (candidates, order)
+    }
+}
+
+fn list_of(candidates: &[Candidate]) -> Lists {
+    Lists {
+        candidates: candidates.len(),
+        sums: candidates.iter().map(|c| c.0).collect(),
+        references: candidates.iter().map(|c| c.1).collect(),
+        lengths: candidates.iter().map(|c| c.2).collect(),
+        scores: candidates.iter().map(|c| c.3).collect(),
+        present: candidates.iter().map(|c| c.4).collect(),
+    }
+}
+
+/// Every objective that takes lists, with its defaults.
+fn of_lists() -> Vec<(ObjectiveConfig, Needs)> {
+    // Made of objectives over pairs.
+    let nested = ["mixture", "with_sft"];
+    let names = ObjectiveConfig::NAMES.iter();
+    let names = names.filter(|name| !nested.contains(name));
+    let configs = names.map(|name| -> ObjectiveConfig {
+        serde_json::from_value(json!({ "loss": name })).unwrap()
+    });
+    let taken = configs.flat_map(|config| {
+        let needs = config.takes().into_iter();
+        needs.map(move |needs| (config.clone(), needs))
+    });
+    let lists: Vec<_> = taken
+        .filter(|(_, needs)| needs.examples == Examples::Ranked)
+        .collect();
+    assert!(lists.len() >= 9, "{lists:?}");
+    lists
+}
+
+/// Losses, rewards and d Σ losses / d ℓ, or of reward models d Σ losses / d r.
+fn run_list(
+    config: &ObjectiveConfig,
+    needs: &Needs,
+    list: &Lists,
+) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    assert!(
+        needs.columns.is_empty(),
+        "{needs}: no value for its columns"
+    );
+    match needs.values {
+        Values::LogProbs => {
+            let objective = config.build::<Ranked<SequenceLogProbs<2>>>().unwrap();
+            list.run(&objective, DType::F64)
+        }
+        Values::LogRatios => {
+            let objective = config.build::<Ranked<RelativeLogProbs<2>>>().unwrap();
+            list.run_on(DType::F64, |batch| objective.forward(batch))
+        }
+        Values::Rewards => {
+            let objective = config.build::<Ranked<Tensor<2>>>().unwrap();
+            list.run_on(DType::F64, |batch| {
+                let rewards = batch.candidates().policy().sum();
+                let batch = Ranked::new(rewards, batch.scores(), batch.present());
+                objective.forward(batch.unwrap())
+            })
+        }
+        other => panic!("{}: no list of {other:?}", config.name()),
+    }
+}
+
+/// The probability under Plackett and Luce that every candidate comes before all of a lower level:
+/// the sum over the orders in which that is so.
+fn probability_of_levels(q: &[f64], levels: &[i32]) -> f64 {
+    let Some(best) = levels.iter().max() else {
+        return 1.0;
+    };
+    let all: f64 = q.iter().map(|q| q.exp()).sum();
+    let firsts = (0..q.len()).filter(|&i| levels[i] == *best);
+    let orders = firsts.map(|first| {
+        let (mut q, mut levels) = (q.to_vec(), levels.to_vec());
+        levels.remove(first);
+        q.remove(first).exp() / all * probability_of_levels(&q, &levels)
+    });
+    orders.sum()
 }
 
 fn reversed<T: Clone>(values: &[T]) -> Vec<T> {
@@ -283,24 +390,48 @@ proptest! {
         }
     }
 
+    /// Of every objective that takes lists: where its candidates stand changes neither loss nor
+    /// gradient, of equal scores and of equal rewards as well.
     #[test]
-    fn rrhf_is_symmetric_in_its_candidates(
-        completions in prop::collection::vec((-40.0..-0.1_f64, 1_usize..9), 2..7),
+    fn the_order_in_a_list_means_nothing((candidates, order) in shuffled_list()) {
+        let list = list_of(&candidates);
+        let shuffled: Vec<Candidate> = order.iter().map(|&i| candidates[i]).collect();
+        let shuffled = list_of(&shuffled);
+        let at = |values: &[f64]| order.iter().map(|&i| values[i]).collect::<Vec<_>>();
+        for (config, needs) in of_lists() {
+            let name = config.name();
+            let (loss, rewards, grads) = run_list(&config, &needs, &list);
+            let (shuffled_loss, shuffled_rewards, shuffled_grads) =
+                run_list(&config, &needs, &shuffled);
+            assert_close(&shuffled_loss, &loss, 1e-12, name);
+            assert_close(&shuffled_rewards, &at(&rewards), 0.0, name);
+            assert_close(&shuffled_grads, &at(&grads), 1e-12, name);
+        }
+    }
+
+    /// Plackett–Luce of equal scores: a lower bound of the sum over all orders of the equal ones, and
+    /// that sum where only the worst tie.
+    #[test]
+    fn plackett_luce_bounds_the_orders_of_ties(
+        candidates in prop::collection::vec((-3.0..3.0_f64, 0..3_i32), 1..7),
     ) {
-        // Scores without ties: the first of several best would move with the order.
-        let candidates: Vec<_> = (0..).map(f64::from).zip(completions).collect();
-        let list = |c: &[(f64, (f64, usize))]| Lists {
-            candidates: c.len(),
-            references: vec![],
-            scores: c.iter().map(|c| c.0).collect(),
-            sums: c.iter().map(|c| c.1.0).collect(),
-            lengths: c.iter().map(|c| c.1.1).collect(),
-            present: vec![true; c.len()],
+        let (q, levels): (Vec<f64>, Vec<i32>) = candidates.into_iter().unzip();
+        let list = Lists {
+            candidates: q.len(),
+            references: vec![0.0; q.len()],
+            lengths: vec![1; q.len()],
+            scores: levels.iter().copied().map(f64::from).collect(),
+            present: vec![true; q.len()],
+            sums: q.clone(),
         };
-        let rrhf = RrhfLossConfig::new().init();
-        let one = list(&candidates).run(&rrhf, DType::F64).0;
-        let other = list(&reversed(&candidates)).run(&rrhf, DType::F64).0;
-        prop_assert!(error(one[0], other[0]) < 1e-12);
+        let objective = PlackettLuceLossConfig::new().with_beta(1.0).init();
+        let (loss, ..) = list.run_on(DType::F64, |batch| objective.forward(batch));
+        let (ours, exact) = ((-loss[0]).exp(), probability_of_levels(&q, &levels));
+        prop_assert!(ours <= exact * (1.0 + 1e-12), "{ours} is more than {exact}");
+        let worst = levels.iter().min().unwrap();
+        let ties = |level: &i32| levels.iter().filter(|other| *other == level).count() > 1;
+        let better_tie = levels.iter().any(|level| level != worst && ties(level));
+        prop_assert_eq!(error(ours, exact) < 1e-12, !better_tie, "{} and {}", ours, exact);
     }
 
     #[test]
@@ -316,6 +447,48 @@ proptest! {
         };
         let ranking = RrhfLossConfig::new().with_sft_weight(0.0).init();
         prop_assert_eq!(list.run(&ranking, DType::F64).0, vec![0.0]);
+    }
+}
+
+/// The common list of rollouts: rewards of 1 and 0, β = 1, ρ = 1, −1, −2, −0.5.
+#[test]
+fn a_list_of_right_and_wrong_answers() {
+    let of = |sums: [f64; 4], scores: [f64; 4]| Lists {
+        candidates: 4,
+        sums: sums.to_vec(),
+        references: vec![0.0; 4],
+        lengths: vec![1; 4],
+        scores: scores.to_vec(),
+        present: vec![true; 4],
+    };
+    let ln1p_sum = |terms: [f64; 2]| terms.map(f64::exp).iter().sum::<f64>().ln_1p();
+    let (first, second) = (ln1p_sum([-3.0, -1.5]), ln1p_sum([-1.0, 0.5]));
+    let expected: [(&str, f64); 3] = [
+        ("plackett_luce", first + second),
+        ("reward_ranking", first + second),
+        ("sdpo", (first + second) / 2.0),
+    ];
+    let equal = ["plackett_luce", "reward_ranking", "sdpo", "lipo"];
+    for (config, needs) in of_lists() {
+        let name = config.name();
+        let mut fields = json!(config);
+        if let Some(beta) = fields.get_mut("beta") {
+            *beta = json!(1.0);
+        }
+        let config: ObjectiveConfig = serde_json::from_value(fields).unwrap();
+        let loss = |sums| run_list(&config, &needs, &of(sums, [1.0, 1.0, 0.0, 0.0])).0;
+        let one = loss([1.0, -1.0, -2.0, -0.5]);
+        assert_close(&loss([-1.0, 1.0, -2.0, -0.5]), &one, 1e-14, name);
+        assert_close(&loss([1.0, -1.0, -0.5, -2.0]), &one, 1e-14, name);
+        if let Some((_, expected)) = expected.iter().find(|row| row.0 == name) {
+            assert_close(&one, &[*expected], 1e-14, name);
+        }
+        // All right: nothing to learn from an order.
+        if equal.contains(&name) {
+            let list = of([1.0, -1.0, -2.0, -0.5], [1.0; 4]);
+            let (loss, _, grads) = run_list(&config, &needs, &list);
+            assert_eq!((loss, grads), (vec![0.0], vec![0.0; 4]), "{name}");
+        }
     }
 }
 

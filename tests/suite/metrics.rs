@@ -171,6 +171,32 @@ fn lists() {
     assert_eq!(metrics.count("rewards/top1"), 2.0);
 }
 
+/// Several best candidates: their order means nothing, and a list of equal scores has none.
+#[test]
+fn lists_with_several_best_candidates() {
+    let list = Lists {
+        candidates: 3,
+        references: vec![],
+        sums: vec![-3.0, -1.0, -2.0, -3.0, -2.0, -2.0, -1.0, -2.0, -3.0],
+        lengths: vec![1; 9],
+        scores: vec![1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0],
+        present: vec![true; 9],
+    };
+    let batch = list.batch(f64s(&list.sums));
+    let output = RrhfLossConfig::new().init().forward(batch.clone());
+    let metrics = BatchMetrics::observe(&batch, &output).read().unwrap();
+    // −1 is ahead of the worse −2; then a best −2 and a worse one.
+    assert_metric(&metrics, "rewards/top1", 0.5);
+    assert_metric(&metrics, "rewards/top1_ties", 0.5);
+    assert_eq!(metrics.count("rewards/top1"), 2.0);
+    assert_metric(&metrics, "rewards/accuracies", 0.25);
+    assert_metric(&metrics, "rewards/ties", 0.25);
+    // The means of the best: −2, −2.5, −2.
+    for key in ["rewards/chosen", "logps/chosen", "mean_logps/chosen"] {
+        assert_metric(&metrics, key, -6.5 / 3.0);
+    }
+}
+
 /// At policy = reference nothing is learned, and no metric looks as if.
 #[test]
 fn lists_at_the_reference_are_all_ties() {

@@ -167,21 +167,50 @@ impl List {
             .collect()
     }
 
-    /// −ℓ̄ of the first of the best candidates.
-    pub fn best_nll(&self) -> f64 {
-        let mut best: Option<usize> = None;
-        for i in 0..self.len() {
-            if best.is_none_or(|b| self.scores[i] > self.scores[b]) {
-                best = Some(i);
-            }
-        }
-        best.map_or(0.0, |b| -self.per_token(1.0)[b])
+    /// The candidates of the highest score.
+    pub fn best(&self) -> Vec<usize> {
+        let highest = self
+            .scores
+            .iter()
+            .copied()
+            .fold(f64::NEG_INFINITY, f64::max);
+        (0..self.len())
+            .filter(|&i| self.scores[i] == highest)
+            .collect()
     }
 
-    /// Indices from the highest of `values` to the lowest; equal ones in the list's order.
-    pub fn order(values: &[f64]) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..values.len()).collect();
-        order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
-        order
+    /// The candidates whose score is lower than that of `k`.
+    pub fn worse(&self, k: usize) -> Vec<usize> {
+        let worse = |i: &usize| self.scores[*i] < self.scores[k];
+        (0..self.len()).filter(worse).collect()
     }
+
+    /// −ℓ̄ of the best candidates, the mean of several.
+    pub fn best_nll(&self) -> f64 {
+        let best: Vec<f64> = self
+            .best()
+            .iter()
+            .map(|&i| -self.per_token(1.0)[i])
+            .collect();
+        best.iter().sum::<f64>() / best.len().max(1) as f64
+    }
+
+    /// −ln of the probability that `k` comes before all worse candidates, of strengths `q`.
+    pub fn lead_nll(&self, q: &[f64], k: usize) -> f64 {
+        let worse: Vec<f64> = self.worse(k).iter().map(|&j| q[j] - q[k]).collect();
+        if worse.is_empty() {
+            return 0.0;
+        }
+        -ln_sigmoid(-logsumexp(&worse))
+    }
+}
+
+/// The ranks that each value may have, 1 for the highest: several where values are equal.
+pub fn ranks(values: &[f64]) -> Vec<std::ops::RangeInclusive<usize>> {
+    let ahead = |x: f64| values.iter().filter(|&&y| y > x).count();
+    let level = |x: f64| values.iter().filter(|&&y| y == x).count();
+    let values = values.iter().map(|&x| (ahead(x), level(x)));
+    values
+        .map(|(ahead, level)| ahead + 1..=ahead + level)
+        .collect()
 }

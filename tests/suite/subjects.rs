@@ -23,8 +23,8 @@ use burn_preference::{
 };
 
 use crate::scalar::{
-    List, Row, bernoulli_kl, exponent, g, ln_sigmoid, log_softmax, logsumexp, noise, odds, relu,
-    sigmoid, softmax, sorted,
+    List, Row, bernoulli_kl, exponent, g, ln_sigmoid, log_softmax, logsumexp, noise, odds, ranks,
+    relu, sigmoid, softmax, sorted,
 };
 use crate::support::{Pairs, bools, floats, sequence};
 
@@ -1042,7 +1042,7 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
                 let (q, s) = (list.per_token(1.0), &list.scores);
                 let mut loss = beta * list.best_nll();
                 for k in 0..list.len() {
-                    let worse: Vec<usize> = (0..list.len()).filter(|&i| s[i] < s[k]).collect();
+                    let worse = list.worse(k);
                     let t = worse.iter().map(|&i| s[k] - s[i]).fold(0.0, f64::max);
                     let others = worse.iter().map(|&i| q[i] * (s[k] - s[i]));
                     let all: Vec<f64> = others.chain([q[k] * t]).collect();
@@ -1057,12 +1057,7 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
             of_ranked(PlackettLuceLossConfig::new().with_beta(beta).init()),
             move |list, _| {
                 let q = list.rewards(beta);
-                let order = List::order(&list.scores);
-                let rank = |k: usize| {
-                    let later: Vec<f64> = order[k..].iter().map(|&j| q[j] - q[order[k]]).collect();
-                    logsumexp(&later)
-                };
-                (0..order.len()).map(rank).sum()
+                (0..list.len()).map(|k| list.lead_nll(&q, k)).sum()
             },
             rewards,
         ),
@@ -1071,13 +1066,9 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
             of_ranked(SdpoLossConfig::new().with_beta(beta).init()),
             move |list, _| {
                 let q = list.rewards(beta);
-                let chosen = List::order(&list.scores)[0];
-                let rejected = (0..q.len()).filter(|&i| i != chosen);
-                let ratios: Vec<f64> = rejected.map(|l| q[l] - q[chosen]).collect();
-                if ratios.is_empty() {
-                    return 0.0;
-                }
-                -ln_sigmoid(-logsumexp(&ratios))
+                let best = list.best();
+                let losses = best.iter().map(|&w| list.lead_nll(&q, w));
+                losses.sum::<f64>() / best.len() as f64
             },
             rewards,
         ),
@@ -1086,18 +1077,26 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
             of_ranked(LipoLossConfig::new().with_beta(beta).init()),
             move |list, frozen| {
                 let (q, s) = (list.rewards(beta), &list.scores);
-                let mut discount = vec![0.0; list.len()];
-                for (rank, &i) in List::order(&frozen.rewards(beta)).iter().enumerate() {
-                    discount[i] = 1.0 / ((rank + 2) as f64).ln();
-                }
+                let ranks = ranks(&frozen.rewards(beta));
+                // Over all pairs of ranks that the two may have.
+                let discount = |i: usize, j: usize| {
+                    let (mut sum, mut count) = (0.0, 0.0);
+                    for a in ranks[i].clone() {
+                        for b in ranks[j].clone().filter(|&b| b != a) {
+                            let d = |rank: usize| 1.0 / ((rank + 1) as f64).ln();
+                            sum += (d(a) - d(b)).abs();
+                            count += 1.0;
+                        }
+                    }
+                    sum / count
+                };
                 let mut loss = 0.0;
                 for i in 0..list.len() {
                     for j in 0..list.len() {
                         if s[i] > s[j] {
                             let gain = |s: f64| s.exp2();
                             let gain = (gain(s[i]) - gain(s[j])).abs();
-                            let discount: f64 = discount[i] - discount[j];
-                            loss -= gain * discount.abs() * ln_sigmoid(q[i] - q[j]);
+                            loss -= gain * discount(i, j) * ln_sigmoid(q[i] - q[j]);
                         }
                     }
                 }
@@ -1138,12 +1137,8 @@ pub fn lists(beta: f64) -> Vec<ListSubject> {
                 ranking.forward(Ranked::new(says, batch.scores(), batch.present()).unwrap())
             },
             move |list, _| {
-                let (r, order) = (&list.sums, List::order(&list.scores));
-                let rank = |k: usize| {
-                    let later: Vec<f64> = order[k..].iter().map(|&j| r[j] - r[order[k]]).collect();
-                    logsumexp(&later)
-                };
-                let loss: f64 = (0..order.len()).map(rank).sum();
+                let r = &list.sums;
+                let loss: f64 = (0..list.len()).map(|k| list.lead_nll(r, k)).sum();
                 if centering == 0.0 {
                     return loss;
                 }

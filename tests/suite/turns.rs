@@ -808,7 +808,7 @@ fn lists_become_pairs_and_pairs_are_taken_apart() {
     assert_eq!(pairs(Pairing::BestWorst), [('b', 'a')]);
     assert_eq!(
         pairs(Pairing::Adjacent),
-        [('b', 'd'), ('d', 'a')],
+        [('b', 'd'), ('d', 'a'), ('d', 'c')],
         "no pair of a tie"
     );
     let all = [('b', 'a'), ('b', 'c'), ('d', 'a'), ('d', 'c'), ('b', 'd')];

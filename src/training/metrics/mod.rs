@@ -11,13 +11,13 @@
 //! | key | over | meaning |
 //! |---|---|---|
 //! | `loss` | examples | mean loss |
-//! | `rewards/chosen`, `rewards/rejected` | pairs; desirable and undesirable completions; of lists, as `…/chosen`, the best-scored candidate | implicit rewards; those of a reward model |
+//! | `rewards/chosen`, `rewards/rejected` | pairs; desirable and undesirable completions; of lists, as `…/chosen`, the best-scored candidate, the mean of several | implicit rewards; those of a reward model |
 //! | `rewards`, `scores`, `logps`, `mean_logps` | scored completions | implicit rewards, what the batch holds as scores, ℓ and ℓ̄ |
 //! | `rewards/margins` | pairs | chosen − rejected; unpaired: difference of the two means |
 //! | `rewards/accuracies` | pairs; ordered pairs of a list | share with the better one ahead |
 //! | `rewards/ties` | pairs; ordered pairs of a list | share with equal rewards, not counted as accurate |
-//! | `rewards/top1` | lists of 2 and more | share whose best-scored candidate has the highest reward, alone |
-//! | `rewards/top1_ties` | lists of 2 and more | share where it has the highest reward together with others |
+//! | `rewards/top1` | lists with an order | share in which a best-scored candidate has the highest reward, and no worse one has it |
+//! | `rewards/top1_ties` | lists with an order | share in which a worse one has it as well |
 //! | `logps/chosen`, `logps/rejected` | as `rewards/chosen`, `rewards/rejected` | ℓ, nats |
 //! | `mean_logps/chosen`, `mean_logps/rejected` | as `rewards/chosen`, `rewards/rejected` | ℓ̄, nats: what TRL's ORPO, and its CPO with `simpo` or `ipo`, call `logps/*` |
 //! | `displacement` | pairs against a reference | share whose chosen log-prob fell: ℓ_w < ℓ°_w |

@@ -125,19 +125,18 @@ fn with_rewards_of_lists<L>(
     let ahead = pairs(worse.clone().lower(better.clone()));
     let tied = pairs(worse.equal(better));
 
-    // The highest reward of the others; a list of one orders nothing.
-    let best = Best::of(lists);
-    let others = lists.present().bool_and(best.mask.clone().bool_not());
+    // The highest reward of the best-scored candidates, and of the worse ones.
+    let best = lists.best();
+    let others = lists.present().bool_and(best.clone().bool_not());
     let rivals = any_of_row(others.clone()).squeeze_dim::<1>(1);
-    let rival = rewards
-        .clone()
-        .mask_fill(others.bool_not(), f64::NEG_INFINITY)
-        .max_dim(1)
-        .squeeze_dim::<1>(1);
+    let highest = |of: Tensor<2, Bool>| {
+        let rewards = rewards.clone().mask_fill(of.bool_not(), f64::NEG_INFINITY);
+        rewards.max_dim(1).squeeze_dim::<1>(1)
+    };
+    let (ours, rival) = (highest(best), highest(others));
     let like = rewards.clone().reshape([batch * candidates]);
-    let best_reward = best.value(rewards.clone());
-    let first = best_reward.clone().greater(rival.clone());
-    let shared = best_reward.clone().equal(rival);
+    let first = ours.clone().greater(rival.clone());
+    let shared = ours.equal(rival);
     metrics
         .counted(
             "rewards/accuracies",
@@ -147,28 +146,16 @@ fn with_rewards_of_lists<L>(
         .counted("rewards/ties", indicator(tied, &like), ordered)
         .counted("rewards/top1", indicator(first, &like), rivals.clone())
         .counted("rewards/top1_ties", indicator(shared, &like), rivals)
-        .counted("rewards/chosen", best_reward, best.exists)
+        .counted(
+            "rewards/chosen",
+            lists.mean_of_best(rewards.clone()),
+            has_candidates(lists),
+        )
 }
 
-/// The best-scored candidate of each list.
-struct Best {
-    mask: Tensor<2, Bool>,
-    /// False for a list without candidates.
-    exists: Tensor<1, Bool>,
-}
-
-impl Best {
-    fn of<L>(lists: &Ranked<L>) -> Self {
-        let mask = lists.best();
-        let exists = any_of_row(mask.clone()).squeeze_dim::<1>(1);
-        Self { mask, exists }
-    }
-
-    fn value(&self, x: Tensor<2>) -> Tensor<1> {
-        x.mask_fill(self.mask.clone().bool_not(), 0.0)
-            .sum_dim(1)
-            .squeeze_dim::<1>(1)
-    }
+/// False for a list without candidates.
+fn has_candidates<L>(lists: &Ranked<L>) -> Tensor<1, Bool> {
+    any_of_row(lists.best()).squeeze_dim(1)
 }
 
 impl Observe for Ranked<Tensor<2>> {
@@ -193,15 +180,15 @@ impl<L: Against<2>> Observe for Ranked<L> {
     fn observe(&self, rewards: &Tensor<2>, metrics: BatchMetrics) -> BatchMetrics {
         let [batch, candidates] = rewards.dims();
         let like = rewards.clone().reshape([batch * candidates]);
-        let best = Best::of(self);
         let policy = self.candidates().policy().unmodified().without_autodiff();
+        let of_best = |x: Tensor<2>| self.mean_of_best(x);
         let metrics = with_rewards_of_lists(metrics, self, rewards)
+            .counted("logps/chosen", of_best(policy.sum()), has_candidates(self))
             .counted(
-                "logps/chosen",
-                best.value(policy.sum()),
-                best.exists.clone(),
-            )
-            .counted("mean_logps/chosen", best.value(policy.mean()), best.exists);
+                "mean_logps/chosen",
+                of_best(policy.mean()),
+                has_candidates(self),
+            );
         match self.candidates().reference() {
             Some(y) => {
                 let flat = |x: Tensor<2, Bool>| x.reshape([batch * candidates]);
