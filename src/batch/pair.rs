@@ -127,6 +127,14 @@ impl<const D: usize> Pair<Tensor<D>> {
     pub fn margin(&self) -> Tensor<D> {
         self.chosen.clone() - self.rejected.clone()
     }
+
+    /// The margin h of the rewards β·x, and the rewards without autodiff, of compared values x.
+    ///
+    /// Only the margin is on the tape: an operation of each side less than `(x · β).margin()`.
+    pub(crate) fn rewarded(self, beta: f64) -> (Tensor<D>, Self) {
+        let h = self.margin() * beta;
+        (h, self.map(Tensor::without_autodiff) * beta)
+    }
 }
 
 impl<L: LogProbs<1>> Pair<L> {

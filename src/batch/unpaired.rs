@@ -25,8 +25,8 @@ impl<L> Unpaired<L> {
 
     /// +1 for desirable, −1 for undesirable, in the number type of `like`.
     pub(crate) fn sign(&self, like: &Tensor<1>) -> Tensor<1> {
-        like.ones_like()
-            .mask_fill(self.desirable().bool_not(), -1.0)
+        let ones = like.clone().without_autodiff().ones_like();
+        ones.mask_fill(self.desirable().bool_not(), -1.0)
     }
 }
 

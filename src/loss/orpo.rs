@@ -1,9 +1,9 @@
 use burn::tensor::Tensor;
 
-use crate::batch::{Pair, PolicyPair, WithNll};
+use crate::batch::{Pair, PolicyPair, Rewards, WithNll};
 use crate::declare::objective;
 use crate::log_probs::SequenceLogProbs;
-use crate::math::{log_odds, softplus};
+use crate::math::{log_odds, logistic_loss};
 use crate::objective::{LossOutput, Objective};
 use crate::part::NllNormalization;
 
@@ -51,9 +51,9 @@ impl OrpoLossConfig {
 impl OrpoLoss {
     fn losses(&self, batch: &PolicyPair, nll: Tensor<1>) -> LossOutput<Pair<Tensor<1>>> {
         let means = batch.map_ref(SequenceLogProbs::mean);
-        let odds_ratio = softplus(-means.clone().map(log_odds).margin());
+        let odds_ratio = logistic_loss(means.clone().map(log_odds).margin());
         let losses = nll.cast(odds_ratio.dtype()) + odds_ratio * self.odds_ratio_weight;
-        LossOutput::new(losses, means.map(|mean| mean * self.odds_ratio_weight))
+        LossOutput::new(losses, means.without_autodiff() * self.odds_ratio_weight)
     }
 }
 
