@@ -214,11 +214,11 @@ impl<L: LogProbs<1>> Batch for Pair<L> {
     type Rewards = Pair<Tensor<1>>;
 
     fn len(&self) -> usize {
-        self.chosen.policy().sum().dims()[0]
+        self.chosen.policy().sum_ref().dims()[0]
     }
 
     fn device(&self) -> Device {
-        self.chosen.policy().sum().device()
+        self.chosen.policy().sum_ref().device()
     }
 
     fn needs() -> Needs {

@@ -37,7 +37,7 @@ impl<L: LogProbs<1>> Unpaired<L> {
     ///
     /// Batch sizes or devices differ.
     pub fn new(log_probs: L, desirable: Tensor<1, Bool>) -> Result<Self, InvalidInput> {
-        let sum = log_probs.policy().sum();
+        let sum = log_probs.policy().sum_ref();
         InvalidInput::check_shape("desirable", &sum.shape(), &desirable.shape())?;
         InvalidInput::check_device("desirable", &sum.device(), &desirable.device())?;
         Ok(Self {

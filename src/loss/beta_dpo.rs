@@ -46,7 +46,10 @@ impl Objective<WithMeanMargin<ReferencedPair>> for BetaDpoLoss {
         let mean = delta.clone().without_autodiff().sum_dim(0) * count.recip();
         let excess = mean - mean_margin.cast(delta.dtype());
         let beta = ((excess * self.sensitivity + 1) * self.beta).clamp_min(MIN_BETA);
-        LossOutput::new(logistic_loss(delta * beta), rho.without_autodiff() * self.beta)
+        LossOutput::new(
+            logistic_loss(delta * beta),
+            rho.without_autodiff() * self.beta,
+        )
     }
 
     fn whole_batch(&self) -> bool {

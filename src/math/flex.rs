@@ -15,7 +15,8 @@ use std::ops::ControlFlow;
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{
-    AutodiffBackend, Autodiff, BackendTensor, DispatchTensor, DispatchTensorKind, Flex, TensorMetadata,
+    Autodiff, AutodiffBackend, BackendTensor, DispatchTensor, DispatchTensorKind, Flex,
+    TensorMetadata,
 };
 use burn::tensor::{Bytes, DType, Tensor};
 use pulp::{Arch, Simd, WithSimd};
@@ -229,4 +230,95 @@ fn bounded_square(x: f64) -> [f64; 2] {
     let near = if held { MAX_SQUARED } else { x };
     let square = if infinite { f64::INFINITY } else { near * near };
     [square, if held { 0.0 } else { 2.0 * x }]
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Tensor};
+
+    use super::super::{bounded_square, log_odds, logistic_loss, sigmoid, softplus};
+
+    type Function = fn(Tensor<1>) -> Tensor<1>;
+
+    /// The function and its slope, of f32 numbers.
+    fn both(f: Function, x: &[f32]) -> [Vec<f32>; 2] {
+        let leaf = Tensor::<1>::from_floats(x, &Device::flex()).autodiff();
+        let leaf = leaf.require_grad();
+        let y = f(leaf.clone());
+        let grads = y.clone().sum().backward();
+        let numbers = |x: Tensor<1>| x.into_data().try_to_vec().expect("f32");
+        [
+            numbers(y.inner()),
+            numbers(leaf.grad(&grads).expect("a leaf")),
+        ]
+    }
+
+    /// The nearest f32 of the exact number, give or take one.
+    #[test]
+    fn right_to_the_last_digit() {
+        let far = (-4200..=4200).map(|i| i as f32 * 0.025);
+        let near = (1..=150).flat_map(|i| {
+            let x = 0.5 * 10_f32.powf(i as f32 * -0.25);
+            [x, -x]
+        });
+        let x: Vec<f32> = far.chain(near).collect();
+        let below: Vec<f32> = x.iter().copied().filter(|&x| x < -1e-30).collect();
+        let tail = |x: f64| (-x.abs()).exp();
+        let share = |x: f64| if x < 0.0 { x.exp() } else { 1.0 } / (1.0 + (-x.abs()).exp());
+        let plus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
+        let rest = |x: f64| -x.exp_m1();
+        let functions: [(Function, &[f32], &dyn Fn(f64) -> [f64; 2]); 5] = [
+            (softplus, &x, &|x| [plus(x), share(x)]),
+            (logistic_loss, &x, &|x| [plus(-x), -share(-x)]),
+            (sigmoid, &x, &|x| {
+                let larger = 1.0 / (1.0 + tail(x));
+                [share(x), tail(x) * larger * larger]
+            }),
+            (log_odds, &below, &|x| [x - rest(x).ln(), 1.0 / rest(x)]),
+            (bounded_square, &x, &|x| [x * x, 2.0 * x]),
+        ];
+        for (index, (f, x, exact)) in functions.into_iter().enumerate() {
+            let [value, slope] = both(f, x);
+            for (i, &x) in x.iter().enumerate() {
+                for (ours, exact) in [value[i], slope[i]].into_iter().zip(exact(x.into())) {
+                    let error = (f64::from(ours) - exact).abs();
+                    // Log-odds are 0 where two numbers of size ln 2 cancel.
+                    let size = exact.abs().max(if index == 3 { 1e-2 } else { 0.0 });
+                    // Half a unit in the last place, and numbers below the smallest normal one.
+                    let allowed = size * 6.1e-8 + 1e-45;
+                    assert!(error <= allowed, "{index} at {x}: {ours}, not {exact}");
+                }
+            }
+        }
+    }
+
+    /// A view, and a buffer that something else holds.
+    #[test]
+    fn the_input_stays_as_it_is() {
+        let all = Tensor::<1>::from_floats([9.0, -1.0, 0.0, 2.0], &Device::flex());
+        let view = all.clone().narrow(0, 1, 2);
+        let kept = view.clone();
+        let value = sigmoid(view).into_data().try_to_vec::<f32>().expect("f32");
+        assert_eq!(value[1], 0.5);
+        let numbers = |x: Tensor<1>| x.into_data().try_to_vec::<f32>().expect("f32");
+        assert_eq!(numbers(kept), [-1.0, 0.0]);
+        assert_eq!(numbers(all), [9.0, -1.0, 0.0, 2.0]);
+    }
+
+    #[test]
+    fn ends() {
+        let ends = [f32::NEG_INFINITY, f32::MIN, f32::MAX, f32::INFINITY];
+        let infinity = f32::INFINITY;
+        let max = f32::MAX;
+        assert_eq!(
+            both(softplus, &ends),
+            [vec![0.0, 0.0, max, infinity], vec![0.0, 0.0, 1.0, 1.0]]
+        );
+        let [value, slope] = both(sigmoid, &ends);
+        assert_eq!((value, slope), (vec![0.0, 0.0, 1.0, 1.0], vec![0.0; 4]));
+        for f in [softplus, logistic_loss, sigmoid, log_odds, bounded_square] as [Function; 5] {
+            let [value, slope] = both(f, &[f32::NAN]);
+            assert!(value[0].is_nan() && slope[0].is_nan());
+        }
+    }
 }

@@ -38,6 +38,15 @@ impl NllNormalization {
         }
     }
 
+    /// [`Self::nll`], from the means ℓ̄ of the same sequences where it is their negative.
+    pub(crate) fn nll_of_means(self, log_probs: &SequenceLogProbs, means: &Tensor<1>) -> Tensor<1> {
+        if self == Self::Sequence && log_probs.is_unmodified() {
+            -means.clone()
+        } else {
+            self.nll(log_probs)
+        }
+    }
+
     /// True if the value of a sequence depends on the lengths of the others.
     pub(crate) fn whole_batch(self) -> bool {
         self == Self::Token
