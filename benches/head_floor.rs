@@ -12,7 +12,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use burn::tensor::{Bool, Device, Distribution, Int, Tensor, activation};
+use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor, activation};
 use burn_preference::{InvalidInput, LmHead, TokenLogProbs};
 use clap::{Parser, ValueEnum};
 use finetune::measure::{self, median, memory_of};
@@ -30,6 +30,9 @@ struct Arguments {
     /// The weight is `[hidden, vocab]`, as in Burn's `Linear`.
     #[arg(long)]
     transposed: bool,
+    /// Number type of hidden states and weight.
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: Number,
     /// Threads; all cores if not given.
     #[arg(long)]
     threads: Option<usize>,
@@ -82,6 +85,23 @@ impl Shape {
 enum Mask {
     Full,
     Real,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Number {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Number {
+    fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -152,14 +172,16 @@ impl Inputs {
         } else {
             [vocab, width]
         };
+        let dtype = arguments.dtype.dtype();
         let spread = Distribution::Normal(0.0, 1.0 / (width as f64).sqrt());
         Self {
-            hidden: Tensor::random(
+            hidden: Tensor::<3>::random(
                 [batch, time, width],
                 Distribution::Normal(0.0, 1.0),
                 &device,
-            ),
-            weight: Tensor::random(shape, spread, &device),
+            )
+            .cast(dtype),
+            weight: Tensor::<2>::random(shape, spread, &device).cast(dtype),
             transposed: arguments.transposed,
             tokens: (ids * 7919 % vocab as i64).reshape([batch, time]),
             mask: mask.unsqueeze::<2>().expand([batch, time]),
@@ -228,10 +250,11 @@ impl Inputs {
     fn gradients(&self, variant: Variant) -> usize {
         let states = self.hidden.shape().num_elements();
         let weight = self.weight.shape().num_elements();
+        let bytes = self.weight.dtype().size();
         match variant {
             Variant::Reference => 0,
-            Variant::Frozen => 4 * states,
-            _ => 4 * (states + weight),
+            Variant::Frozen => bytes * states,
+            _ => bytes * (states + weight),
         }
     }
 }

@@ -25,9 +25,10 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
         options: HeadOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let tracked = [hidden.is_tracked(), weight.is_tracked(), bias.is_tracked()];
-        let save = choice::saved_for_backward(tracked, options.retained_bytes);
         let head = plain::<B, C>([&hidden, &weight, &bias], targets.clone(), options.form);
         let dtype = head.hidden.dtype().into();
+        let gradient = head.weight.shape().num_elements() * head.weight.dtype().size();
+        let save = choice::saved_for_backward(tracked, options.retained_bytes, gradient);
         let forward = B::head_forward(head, save, options.statistics);
 
         if let Some(slope) = forward.slope.clone() {

@@ -1,19 +1,14 @@
 //! The choice of the kernel. The table in `mod.rs` says the whole rule.
 
+use super::forward::Save;
+#[cfg(feature = "flex")]
+use super::head::Head;
 use burn::backend::DispatchDevice;
 #[cfg(feature = "flex")]
 use burn::backend::{Flex, TensorMetadata};
 #[cfg(any(feature = "flex", feature = "_cube"))]
 use burn::tensor::DType;
 use burn::tensor::Device;
-#[cfg(feature = "flex")]
-use pulp::Arch;
-
-#[cfg(feature = "flex")]
-use super::flex::lanes::panel::{LANES, Panels};
-use super::forward::Save;
-#[cfg(feature = "flex")]
-use super::head::Head;
 
 /// Whether `device` runs on a backend that the operations were built for.
 ///
@@ -44,12 +39,21 @@ pub(super) fn has_extension(device: &Device) -> bool {
 }
 
 /// The data that the backward of a head needs. `tracked` says which of hidden states, weight and
-/// bias have a gradient.
-pub(super) fn saved_for_backward(tracked: [bool; 3], retained_bytes: usize) -> Save {
+/// bias have a gradient. If `retained_bytes` is `None`, the kept logits may take as many bytes as the
+/// gradient of the weight, `gradient`. A kernel that frees logits while it writes this gradient
+/// needs hardly more memory with them than without.
+pub(super) fn saved_for_backward(
+    tracked: [bool; 3],
+    retained_bytes: Option<usize>,
+    gradient: usize,
+) -> Save {
     match tracked {
         [false, false, false] => Save::Nothing,
         [true, false, false] => Save::Slope,
-        _ => Save::Tiles(retained_bytes),
+        [_, trains_weight, _] => {
+            let default = if trains_weight { gradient } else { 0 };
+            Save::Tiles(retained_bytes.unwrap_or(default))
+        }
     }
 }
 
@@ -59,38 +63,20 @@ pub(super) fn is_generic(dtype: DType) -> bool {
     dtype == DType::F64
 }
 
-/// Kernel of a head on Flex.
+/// Multiplications of a product that is worth a kernel of its own on Flex.
 #[cfg(feature = "flex")]
-pub(super) enum FlexKernel {
-    Generic,
-    Lanes(Panels),
-    Tiles,
-}
+const WORTH: usize = 100_000;
+/// Words of a vocabulary whose sums Burn's product takes in one chain.
+#[cfg(feature = "flex")]
+const CHAIN: usize = 1024;
 
-/// Multiplications of a product that is worth the packing of `lanes`.
+/// Whether a head on Flex takes the generic kernel: f64, and small problems in f32.
 #[cfg(feature = "flex")]
-const WORTH: usize = 200_000_000;
-
-/// Chooses the kernel of a head on Flex.
-#[cfg(feature = "flex")]
-pub(super) fn on_flex(head: &Head<Flex>) -> FlexKernel {
-    if is_generic(head.hidden.dtype()) {
-        return FlexKernel::Generic;
-    }
+pub(super) fn takes_generic(head: &Head<Flex>) -> bool {
+    let dtype = head.hidden.dtype();
     let [rows, width] = head.hidden.shape().dims();
-    let [words, ..] = head.weight.shape().dims::<2>();
-    if rows < LANES || rows.saturating_mul(width).saturating_mul(words) < WORTH {
-        return FlexKernel::Tiles;
-    }
-    panels(head).map_or(FlexKernel::Tiles, FlexKernel::Lanes)
-}
-
-/// The panels of `lanes`, if that kernel supports the operands and the machine.
-#[cfg(feature = "flex")]
-pub(super) fn panels(head: &Head<Flex>) -> Option<Panels> {
-    let fits = head.form.words_first
-        && head.hidden.dtype() == DType::F32
-        && head.weight.dtype() == DType::F32
-        && head.weight.is_contiguous();
-    if fits { Panels::new(Arch::new()) } else { None }
+    let words = head.weight.shape().num_elements() / width.max(1);
+    let products = rows.saturating_mul(width).saturating_mul(words);
+    let is_small = products < WORTH && words <= CHAIN && dtype == DType::F32;
+    is_generic(dtype) || is_small
 }

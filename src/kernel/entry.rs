@@ -47,11 +47,11 @@ impl Outputs for (Tensor<1>, Tensor<2>) {
 }
 
 /// Log-probability of each row's target under a head. A trainable head may keep `retained_bytes` of
-/// logits for its backward.
+/// logits for its backward; `None` is the default.
 pub(crate) fn head_log_probs<O: Outputs>(
     head: HeadTensors,
     targets: Tensor<1, Int>,
-    retained_bytes: usize,
+    retained_bytes: Option<usize>,
 ) -> O {
     let extension = choice::has_extension(&head.hidden.device());
     head_log_probs_by(extension, head, targets, retained_bytes)
@@ -61,7 +61,7 @@ fn head_log_probs_by<O: Outputs>(
     extension: bool,
     head: HeadTensors,
     targets: Tensor<1, Int>,
-    retained_bytes: usize,
+    retained_bytes: Option<usize>,
 ) -> O {
     let ([hidden, weight, bias], form) = head.into_dispatch();
     let targets = targets.into_dispatch();
@@ -186,7 +186,7 @@ mod tests {
                     },
                 };
                 let (log_probs, statistics): (Tensor<1>, Tensor<2>) =
-                    head_log_probs_by(extension, head, targets.clone(), 0);
+                    head_log_probs_by(extension, head, targets.clone(), Some(0));
                 let loss = log_probs.clone().exp().sum();
                 let grads = loss.backward();
                 let grad = |leaf: &Tensor<2>| leaf.grad(&grads).expect("a leaf");

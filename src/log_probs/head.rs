@@ -6,9 +6,6 @@ use crate::hyperparameter::positive;
 use crate::kernel::{self, HeadTensors, Shaping};
 use crate::math::upcast;
 
-/// Logits that a trainable head keeps by default: all of them where they are few.
-const RETAINED_BYTES: usize = 8 << 20;
-
 /// The last layer of a language model, from hidden states to logits: weight and bias.
 ///
 /// A handle to them, as cheap to make in every step as a clone of the tensors.
@@ -33,7 +30,8 @@ pub struct LmHead {
     words_first: bool,
     bias: Option<Tensor<1>>,
     shaping: Shaping,
-    pub(super) retained_bytes: usize,
+    /// `None` is the default.
+    pub(super) retained_bytes: Option<usize>,
 }
 
 impl LmHead {
@@ -44,7 +42,7 @@ impl LmHead {
             words_first: true,
             bias: None,
             shaping: Shaping::NONE,
-            retained_bytes: RETAINED_BYTES,
+            retained_bytes: None,
         }
     }
 
@@ -102,19 +100,20 @@ impl LmHead {
         Ok(self)
     }
 
-    /// Sets the number of bytes of logits that a trainable head may keep from forward to backward;
-    /// the default is 8 MiB.
+    /// Sets the number of bytes of logits that a trainable head may keep from forward to backward.
+    /// The default is the size of the weight's gradient; `0` is the least memory.
     ///
     /// Logits that are not kept are computed again: a fourth product of the size of the three that a
     /// trainable head needs. All of them take 4·rows·vocab bytes (8 in f64), where `rows` counts the
-    /// tokens that count, rounded up to whole tiles; only whole columns of tiles are kept. On Flex
-    /// the gradient takes the place of the logits, and the numbers are the same whatever is kept. A
-    /// frozen head keeps none and needs none. Kernels for GPUs keep none.
+    /// tokens that count. So by default a batch with no more such rows than the hidden size keeps
+    /// all of them. The numbers are the same whatever is kept.
     ///
-    /// Measure before you raise it: a buffer that large costs fresh pages in every step, unless
-    /// the allocator keeps them. `cargo bench --bench head_floor` compares all and none.
+    /// On Flex the backward frees the logits while it writes the gradient of the weight. So the
+    /// default takes about 40 MiB more at the peak than `0`, as long as nothing else needs the
+    /// memory between forward and backward: `cargo bench --bench head_floor` measures it. A frozen
+    /// head keeps none and needs none. Kernels for GPUs keep none.
     pub fn with_retained_bytes(mut self, bytes: usize) -> Self {
-        self.retained_bytes = bytes;
+        self.retained_bytes = Some(bytes);
         self
     }
 

@@ -5,33 +5,25 @@ use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::tensor::DType;
 
-use super::lanes::Lanes;
+use super::head::Problem;
 use super::logits;
 use super::tensors::single;
-use super::tiles::Tiles;
 use crate::kernel::backend::LogProbKernel;
-use crate::kernel::choice::{FlexKernel, is_generic, on_flex};
+use crate::kernel::choice::{is_generic, takes_generic};
 use crate::kernel::forward::{Forward, HeadGradients, Save};
 use crate::kernel::generic;
 use crate::kernel::head::Head;
 
 impl LogProbKernel for Flex {
     fn head_forward(head: Head<Self>, save: Save, statistics: bool) -> Forward<Self> {
-        match on_flex(&head) {
-            FlexKernel::Generic => generic::head_forward(head, save, statistics),
-            FlexKernel::Lanes(panels) => {
-                let lanes = Lanes::new(&head, panels);
-                match save {
-                    Save::Nothing => lanes.forward(0, statistics),
-                    Save::Tiles(bytes) => lanes.forward(bytes, statistics),
-                    Save::Slope => lanes.forward_with_slope(statistics),
-                }
-            }
-            FlexKernel::Tiles => match save {
-                Save::Nothing => Tiles::of_reference(head).forward(0, statistics),
-                Save::Tiles(bytes) => Tiles::new(head).forward(bytes, statistics),
-                Save::Slope => Tiles::new(head).forward_with_slope(statistics),
-            },
+        if takes_generic(&head) {
+            return generic::head_forward(head, save, statistics);
+        }
+        let problem = Problem::new(head);
+        match save {
+            Save::Nothing => problem.forward(0, statistics),
+            Save::Tiles(bytes) => problem.forward(bytes, statistics),
+            Save::Slope => problem.forward_with_slope(statistics),
         }
     }
 
@@ -42,13 +34,10 @@ impl LogProbKernel for Flex {
         grad: FloatTensor<Self>,
         wanted: [bool; 3],
     ) -> HeadGradients<Self> {
-        match on_flex(&head) {
-            FlexKernel::Generic => generic::head_backward(head, normalizer, tiles, grad, wanted),
-            FlexKernel::Lanes(panels) => {
-                Lanes::new(&head, panels).backward(&normalizer, tiles, &grad, wanted)
-            }
-            FlexKernel::Tiles => Tiles::new(head).backward(&normalizer, tiles, &grad, wanted),
+        if takes_generic(&head) {
+            return generic::head_backward(head, normalizer, tiles, grad, wanted);
         }
+        Problem::new(head).backward(&normalizer, tiles, &grad, wanted)
     }
 
     fn logits_forward(

@@ -5,15 +5,11 @@
 //! results do not depend on the number of threads either.
 
 mod backend;
-mod bands;
 mod elementwise;
-pub(super) mod lanes;
+mod head;
 mod logits;
-mod matrix;
 mod partial;
 mod row;
 mod tensors;
 #[cfg(test)]
 mod tests;
-mod tiles;
-mod words;

@@ -38,17 +38,6 @@ fn wide_sum(lanes: Lanes) -> f64 {
     lanes.into_iter().map(f64::from).sum()
 }
 
-/// Rescales sums of powers: powers relative to `before` become powers relative to the larger `max`.
-/// If `before` is −∞, all sums are still zero and need no rescaling.
-pub(super) fn rescale(sums: &mut [f32], before: f32, max: f32) {
-    if before < max && before > f32::NEG_INFINITY {
-        let factor = (before - max).exp();
-        for x in sums {
-            *x *= factor;
-        }
-    }
-}
-
 struct Observe<'a, const BY_PRODUCTS: bool> {
     x: &'a [f32],
     at_least: f32,

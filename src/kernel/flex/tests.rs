@@ -1,22 +1,26 @@
-//! Compares both kernels with f64, also on shapes for which the dispatch would not choose them.
+//! Compares the kernel of a head with f64, on every kind of vectors that the machine has, in every
+//! layout and number type of the weight, also on shapes for which the generic kernel is chosen.
 
 use burn::backend::Flex;
-use burn::backend::flex::FlexTensor;
+use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::ops::FloatTensorOps;
-use burn::tensor::{DType, FloatDType, TensorData};
+use burn::tensor::{FloatDType, TensorData};
 use proptest::prelude::*;
+use pulp::Arch;
 
-use super::lanes::Lanes;
+use super::head::Problem;
 use super::tensors::{f32s, tensor};
-use super::tiles::Tiles;
-use crate::kernel::choice::panels;
-use crate::kernel::forward::{Forward, HeadGradients, Save};
+use crate::kernel::forward::Save;
+use crate::kernel::forward::{Forward, HeadGradients};
 use crate::kernel::generic;
 use crate::kernel::head::{Head, HeadForm, Shaping};
 
-/// `None` on a machine without the vectors that the kernel needs.
-fn lanes(head: &Head<Flex>) -> Option<Lanes> {
-    panels(head).map(|panels| Lanes::new(head, panels))
+/// The kinds of vectors that this machine has, and none.
+fn archs() -> Vec<Arch> {
+    let mut archs = vec![Arch::Scalar, Arch::new()];
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    archs.extend(pulp::x86::V3::try_new().map(Arch::V3));
+    archs
 }
 
 fn wide(tensor: &FlexTensor) -> Vec<f64> {
@@ -34,6 +38,21 @@ fn numbers(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(next).collect()
 }
 
+/// How a weight lies in memory.
+#[derive(Debug, Clone, Copy)]
+enum Stored {
+    /// `[vocab, hidden]`
+    WordsFirst,
+    /// `[hidden, vocab]`, as in Burn's `Linear`.
+    ColumnsFirst,
+    /// `[vocab, hidden]`, a view of such a `[hidden, vocab]`.
+    Transposed,
+    /// `[vocab, hidden]`, some columns of a wider matrix.
+    Narrowed,
+    /// `[hidden, vocab]`, every word twice as far from the next one.
+    Spread,
+}
+
 #[derive(Debug, Clone)]
 struct Case {
     rows: usize,
@@ -41,6 +60,22 @@ struct Case {
     vocab: usize,
     biased: bool,
     shaping: Shaping,
+    stored: Stored,
+    dtype: FloatDType,
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        Self {
+            rows: 40,
+            width: 20,
+            vocab: 500,
+            biased: false,
+            shaping: Shaping::NONE,
+            stored: Stored::WordsFirst,
+            dtype: FloatDType::F32,
+        }
+    }
 }
 
 impl Case {
@@ -49,13 +84,31 @@ impl Case {
             rows, width, vocab, ..
         } = self;
         let targets: Vec<i64> = (0..rows).map(|row| (row * 7919 % vocab) as i64).collect();
+        let some = |shape: [usize; 2], seed| {
+            let numbers = tensor(numbers(shape[0] * shape[1], seed), shape);
+            Flex::float_cast(numbers, self.dtype)
+        };
+        let weight = match self.stored {
+            Stored::WordsFirst => some([vocab, width], 2),
+            Stored::ColumnsFirst => some([width, vocab], 2),
+            Stored::Transposed => some([width, vocab], 2).transpose(0, 1),
+            Stored::Narrowed => some([vocab, width + 7], 2).narrow(1, 3, width),
+            Stored::Spread => {
+                let pairs = some([width, 2 * vocab], 2).reshape([width * vocab, 2].into());
+                let firsts = pairs.narrow(1, 0, 1);
+                let strides = vec![2 * vocab.cast_signed(), 2];
+                let start = firsts.layout().start_offset();
+                let layout = Layout::new([width, vocab].into(), strides.into(), start);
+                firsts.with_layout(layout)
+            }
+        };
         Head {
-            hidden: tensor(numbers(rows * width, 1), [rows, width]),
-            weight: tensor(numbers(vocab * width, 2), [vocab, width]),
-            bias: tensor(numbers(vocab, 3), [vocab]),
+            hidden: some([rows, width], 1),
+            weight,
+            bias: some([1, vocab], 3).reshape([vocab].into()),
             targets: FlexTensor::from_data(TensorData::new(targets, [rows])),
             form: HeadForm {
-                words_first: true,
+                words_first: !matches!(self.stored, Stored::ColumnsFirst | Stored::Spread),
                 biased: self.biased,
                 shaping: self.shaping,
             },
@@ -64,6 +117,16 @@ impl Case {
 
     fn grad(&self) -> FlexTensor {
         tensor(numbers(self.rows, 4), [self.rows])
+    }
+
+    /// Rounding error of a gradient of the type of the operands.
+    fn rounding(&self) -> f64 {
+        let stored = match self.dtype {
+            FloatDType::F16 => 1.0 / 2048.0,
+            FloatDType::BF16 => 1.0 / 256.0,
+            _ => 0.0,
+        };
+        rounding(self.width) + stored
     }
 }
 
@@ -94,14 +157,26 @@ fn case() -> impl Strategy<Value = Case> {
             temperature: 0.8,
         },
     ]);
-    let all = (rows, width, vocab, any::<bool>(), shaping);
-    all.prop_map(|(rows, width, vocab, biased, shaping)| Case {
-        rows,
-        width,
-        vocab,
-        biased,
-        shaping,
-    })
+    let stored = prop::sample::select(vec![
+        Stored::WordsFirst,
+        Stored::ColumnsFirst,
+        Stored::Transposed,
+        Stored::Narrowed,
+        Stored::Spread,
+    ]);
+    let dtype = prop::sample::select(vec![FloatDType::F32, FloatDType::BF16, FloatDType::F16]);
+    let all = (rows, width, vocab, any::<bool>(), shaping, stored, dtype);
+    all.prop_map(
+        |(rows, width, vocab, biased, shaping, stored, dtype)| Case {
+            rows,
+            width,
+            vocab,
+            biased,
+            shaping,
+            stored,
+            dtype,
+        },
+    )
 }
 
 /// Asserts that no difference is above `bound` times the largest value.
@@ -135,81 +210,57 @@ fn forwards_agree(ours: &Forward<Flex>, exact: &Forward<Flex>, slope: f64) {
 fn gradients_agree(ours: HeadGradients<Flex>, exact: HeadGradients<Flex>, bound: f64) {
     let names = ["hidden", "weight", "bias"];
     for (name, (ours, exact)) in names.into_iter().zip(ours.into_iter().zip(exact)) {
-        close(name, &ours.expect(name), &exact.expect(name), bound);
+        assert_eq!(ours.is_some(), exact.is_some(), "{name}");
+        if let Some((ours, exact)) = ours.zip(exact) {
+            close(name, &ours, &exact, bound);
+        }
     }
 }
 
-type Run<'a> = &'a dyn Fn(Save) -> Forward<Flex>;
-type Back<'a> = &'a dyn Fn(&Forward<Flex>) -> HeadGradients<Flex>;
-
-/// Compares every mode of a kernel with f64, for any number of kept tiles.
-fn check(case: &Case, run: Run, back: Back) {
+/// Compares every mode of the kernel with f64, for any number of kept chunks.
+fn check(case: &Case, arch: Arch) {
+    let problem = || Problem::on(arch, case.head());
     let head = doubled(case.head());
-    let bound = rounding(case.width);
+    let (bound, of_gradient) = (rounding(case.width), case.rounding());
     let exact = generic::head_forward(head.clone(), Save::Slope, true);
-    forwards_agree(&run(Save::Nothing), &exact, bound);
-    forwards_agree(&run(Save::Slope), &exact, bound);
+    forwards_agree(&problem().forward(0, true), &exact, bound);
+    forwards_agree(&problem().forward_with_slope(true), &exact, bound);
     let grad = Flex::float_cast(case.grad(), FloatDType::F64);
     let tiles = exact.tiles.clone();
     let wanted = [true, true, case.biased];
     let gradients = generic::head_backward(head, exact.normalizer.clone(), tiles, grad, wanted);
-    let gradients = gradients.map(|of| of.unwrap_or_else(|| tensor(vec![0.0], [1])));
-    let all = 4 * case.rows.next_multiple_of(16) * case.vocab.next_multiple_of(2048);
-    let mut bits: Option<Vec<Vec<f32>>> = None;
+    let all = 4 * case.rows.next_multiple_of(16) * case.vocab;
+    let mut bits: Option<Vec<Vec<f64>>> = None;
     for bytes in [0, all / 2, usize::MAX] {
-        let ours = run(Save::Tiles(bytes));
+        let ours = problem().forward(bytes, true);
         forwards_agree(&ours, &exact, bound);
-        let ours = back(&ours).map(|of| of.unwrap_or_else(|| tensor(vec![0.0], [1])));
-        let these: Vec<Vec<f32>> = ours.iter().map(f32s).collect();
+        let ours = problem().backward(&ours.normalizer, ours.tiles, &case.grad(), wanted);
+        let these = ours.iter().flatten().map(wide).collect();
         // Kept logits and recomputed logits must have the same bits, and so must the gradients.
         assert!(
-            *bits.get_or_insert(these.clone()) == these,
+            *bits.get_or_insert_with(|| Vec::clone(&these)) == these,
             "{bytes} bytes kept"
         );
-        gradients_agree(ours.map(Some), gradients.clone().map(Some), bound);
+        gradients_agree(ours, gradients.clone(), of_gradient);
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn rows_as_lanes(case in case()) {
-        let head = case.head();
-        prop_assume!(lanes(&head).is_some());
-        let lanes = || lanes(&head).expect("as above");
-        let wanted = [true, true, case.biased];
-        check(
-            &case,
-            &|save| match save {
-                Save::Nothing => lanes().forward(0, true),
-                Save::Tiles(bytes) => lanes().forward(bytes, true),
-                Save::Slope => lanes().forward_with_slope(true),
-            },
-            &|of| lanes().backward(&of.normalizer, of.tiles.clone(), &case.grad(), wanted),
-        );
-    }
-
-    #[test]
-    fn tiles_of_gemm(case in case()) {
-        let tiles = || Tiles::new(case.head());
-        let wanted = [true, true, case.biased];
-        check(
-            &case,
-            &|save| match save {
-                Save::Nothing => Tiles::of_reference(case.head()).forward(0, true),
-                Save::Tiles(bytes) => tiles().forward(bytes, true),
-                Save::Slope => tiles().forward_with_slope(true),
-            },
-            &|of| tiles().backward(&of.normalizer, of.tiles.clone(), &case.grad(), wanted),
-        );
+    fn heads_of_every_kind(case in case(), arch in prop::sample::select(archs())) {
+        check(&case, arch);
     }
 }
 
 /// With only one word, this word is certain. So every gradient is 0, with and without a softcap.
 #[test]
 fn the_only_word() {
-    for softcap in [None, Some(3.0)] {
+    for (arch, softcap) in archs()
+        .into_iter()
+        .flat_map(|arch| [(arch, None), (arch, Some(3.0))])
+    {
         let case = Case {
             rows: 257,
             width: 16,
@@ -220,15 +271,12 @@ fn the_only_word() {
                 softcap,
                 temperature: 0.8,
             },
+            ..Case::default()
         };
-        let tiles = Tiles::new(case.head());
-        let normalizer = tiles.forward(0, false).normalizer;
-        let mut all = vec![tiles.backward(&normalizer, Vec::new(), &case.grad(), [true; 3])];
-        if let Some(lanes) = lanes(&case.head()) {
-            let normalizer = lanes.forward(0, false).normalizer;
-            all.push(lanes.backward(&normalizer, Vec::new(), &case.grad(), [true; 3]));
-        }
-        for gradient in all.into_iter().flatten().flatten() {
+        let problem = Problem::on(arch, case.head());
+        let normalizer = problem.forward(0, false).normalizer;
+        let gradients = problem.backward(&normalizer, Vec::new(), &case.grad(), [true; 3]);
+        for gradient in gradients.into_iter().flatten() {
             assert_eq!(
                 wide(&gradient).into_iter().find(|x| *x != 0.0),
                 None,
@@ -241,59 +289,109 @@ fn the_only_word() {
 /// The results have the same bits on any number of threads.
 #[test]
 fn threads() {
-    let case = Case {
-        rows: 300,
-        width: 70,
-        vocab: 2003,
-        biased: true,
-        shaping: Shaping::NONE,
-    };
-    let head = case.head();
-    if lanes(&head).is_none() {
-        return;
+    for stored in [Stored::WordsFirst, Stored::ColumnsFirst] {
+        let case = Case {
+            rows: 300,
+            width: 70,
+            vocab: 2003,
+            biased: true,
+            stored,
+            ..Case::default()
+        };
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            pool.build().expect("threads").install(|| {
+                let problem = Problem::new(case.head());
+                let slope = problem.forward_with_slope(true);
+                let forward = problem.forward(1 << 20, true);
+                let (normalizer, tiles) = (&forward.normalizer, forward.tiles);
+                let gradients = problem.backward(normalizer, tiles, &case.grad(), [true; 3]);
+                let mut all = vec![slope.slope.expect("asked for"), forward.log_probs];
+                all.extend(gradients.into_iter().flatten());
+                all.iter().map(f32s).collect::<Vec<_>>()
+            })
+        };
+        let one = on(1);
+        assert!([2, 3, 5].into_iter().all(|threads| on(threads) == one));
     }
-    let on = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        pool.build().expect("threads").install(|| {
-            let lanes = lanes(&head).expect("as above");
-            let slope = lanes.forward_with_slope(true);
-            let forward = lanes.forward(1 << 20, true);
-            let gradients =
-                lanes.backward(&forward.normalizer, forward.tiles, &case.grad(), [true; 3]);
-            let mut all = vec![slope.slope.expect("asked for"), forward.log_probs];
-            all.extend(gradients.into_iter().flatten());
-            all.iter().map(f32s).collect::<Vec<_>>()
-        })
-    };
-    let one = on(1);
-    assert!([2, 3, 5].into_iter().all(|threads| on(threads) == one));
 }
 
 /// A NaN or infinite logit changes only its own row.
 #[test]
 fn rows_that_are_not_finite() {
-    let case = Case {
-        rows: 40,
-        width: 20,
-        vocab: 500,
-        biased: false,
-        shaping: Shaping::NONE,
-    };
-    let mut head = case.head();
-    let mut hidden = numbers(40 * 20, 1);
-    hidden[3 * 20] = f32::NAN;
-    hidden[5 * 20] = f32::INFINITY;
-    head.hidden = tensor(hidden, [40, 20]);
-    let Some(lanes) = lanes(&head) else {
-        return;
-    };
-    for of in [lanes.forward(0, true), lanes.forward_with_slope(true)] {
-        let log_probs = wide(&of.log_probs);
-        for (row, log_prob) in log_probs.into_iter().enumerate() {
-            assert_eq!(log_prob.is_finite(), row != 3 && row != 5, "row {row}");
+    let case = Case::default();
+    for arch in archs() {
+        let mut head = case.head();
+        let mut hidden = numbers(40 * 20, 1);
+        hidden[3 * 20] = f32::NAN;
+        hidden[5 * 20] = f32::INFINITY;
+        head.hidden = tensor(hidden, [40, 20]);
+        let problem = Problem::on(arch, head);
+        for of in [problem.forward(0, true), problem.forward_with_slope(true)] {
+            let log_probs = wide(&of.log_probs);
+            for (row, log_prob) in log_probs.into_iter().enumerate() {
+                assert_eq!(log_prob.is_finite(), row != 3 && row != 5, "row {row}");
+            }
+            let top1 = wide(&of.statistics.expect("asked for"));
+            assert!(top1[3 * 4 + 2].is_nan() && !top1[2 * 4 + 2].is_nan());
         }
-        let top1 = wide(&of.statistics.expect("asked for"));
-        assert!(top1[3 * 4 + 2].is_nan() && !top1[2 * 4 + 2].is_nan());
     }
-    assert_eq!(head.weight.dtype(), DType::F32);
+}
+
+/// The largest logit may rise from one chunk to the next by any number, and the powers of the
+/// slope with it.
+#[test]
+fn logits_that_rise() {
+    for rise in [0.5, 3.0, 15.0, 40.0] {
+        let case = Case {
+            rows: 70,
+            width: 8,
+            vocab: 1003,
+            biased: true,
+            ..Case::default()
+        };
+        let mut head = case.head();
+        let bias = (0..1003).map(|word| (word / 200) as f32 * rise).collect();
+        head.bias = tensor(bias, [1003]);
+        let exact = generic::head_forward(doubled(head.clone()), Save::Slope, true);
+        // A logit of 5·rise is rounded by half of this.
+        let bound = 5.0 * f64::from(rise * f32::EPSILON) + 1e-6;
+        for arch in archs() {
+            let ours = Problem::on(arch, head.clone()).forward_with_slope(true);
+            close(
+                "slope",
+                &ours.slope.expect("asked for"),
+                exact.slope.as_ref().expect("asked for"),
+                bound,
+            );
+        }
+    }
+}
+
+/// A gradient of one row is a sum over the whole vocabulary. No chain of additions may be that
+/// long.
+#[test]
+fn one_row_and_many_words() {
+    for rows in [1, 2] {
+        let case = Case {
+            rows,
+            width: 8,
+            vocab: 200_003,
+            ..Case::default()
+        };
+        let head = doubled(case.head());
+        let exact = generic::head_forward(head.clone(), Save::Tiles(0), false);
+        let grad = Flex::float_cast(case.grad(), FloatDType::F64);
+        let wanted = [true, false, false];
+        let [exact, ..] = generic::head_backward(head, exact.normalizer, Vec::new(), grad, wanted);
+        let problem = Problem::new(case.head());
+        let normalizer = problem.forward(0, false).normalizer;
+        let [ours, ..] = problem.backward(&normalizer, Vec::new(), &case.grad(), wanted);
+        close(
+            "hidden",
+            &ours.expect("asked for"),
+            &exact.expect("asked for"),
+            3e-6,
+        );
+    }
 }

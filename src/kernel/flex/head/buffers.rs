@@ -1,11 +1,10 @@
 //! Buffers that start at a cache line, and their parts.
 
-use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use burn::backend::flex::FlexTensor;
-use rayon::prelude::*;
 
-use super::panel::LANES;
+use super::panels::LANES;
 use crate::kernel::flex::tensors::tensor;
 
 /// A buffer of numbers that starts at a cache line. A vector that crosses into a second cache line
@@ -37,6 +36,30 @@ impl Aligned {
     }
 }
 
+/// Buffers of one length that the tasks of a problem use in turn. Fresh memory costs a fault per
+/// page, so a task takes what another one has left.
+pub(super) struct Pool {
+    len: usize,
+    free: Mutex<Vec<Aligned>>,
+}
+
+impl Pool {
+    pub(super) fn new(len: usize) -> Self {
+        let free = Mutex::default();
+        Self { len, free }
+    }
+
+    /// Calls `work` with a buffer, whose numbers may be anything.
+    pub(super) fn with<R>(&self, work: impl FnOnce(&mut [f32]) -> R) -> R {
+        let free = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let buffer = free().pop();
+        let mut buffer = buffer.unwrap_or_else(|| Aligned::zeros(self.len));
+        let result = work(buffer.get_mut());
+        free().push(buffer);
+        result
+    }
+}
+
 /// Splits `all` into consecutive parts of the lengths `lens`.
 pub(super) fn split<T>(mut all: &mut [T], lens: impl IntoIterator<Item = usize>) -> Vec<&mut [T]> {
     lens.into_iter()
@@ -46,20 +69,4 @@ pub(super) fn split<T>(mut all: &mut [T], lens: impl IntoIterator<Item = usize>)
             part
         })
         .collect()
-}
-
-/// A buffer with one part for each block. `len` gives the length of a part from the number of rows
-/// of the block. `fill` writes the parts in parallel.
-pub(super) fn of_blocks(
-    blocks: &[Range<usize>],
-    len: impl Fn(usize) -> usize,
-    fill: impl Fn(&Range<usize>, &mut [f32]) + Sync,
-) -> Aligned {
-    let lens: Vec<usize> = blocks.iter().map(|block| len(block.len())).collect();
-    let mut all = Aligned::zeros(lens.iter().sum());
-    split(all.get_mut(), lens)
-        .into_par_iter()
-        .zip(blocks)
-        .for_each(|(out, block)| fill(block, out));
-    all
 }

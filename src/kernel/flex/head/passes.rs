@@ -1,5 +1,5 @@
-//! Passes over a tile of logits, `[word][row]`. Each lane of a vector is one row, so no pass needs
-//! a sum across the lanes of a vector.
+//! Passes over a tile of logits. Each lane of a vector is one row, so no pass needs a sum across
+//! the lanes of a vector.
 
 #![allow(
     clippy::inline_always,
@@ -9,7 +9,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::panel::LANES;
+use super::panels::{LANES, Panel};
 use crate::kernel::flex::elementwise::{shift, terms, turned};
 use crate::kernel::flex::partial::Partial;
 use crate::kernel::forward::STATISTICS;
@@ -19,7 +19,7 @@ const PIECE: usize = 96;
 
 struct Observe<'a, const BY_PRODUCTS: bool> {
     tile: &'a [f32],
-    rows: usize,
+    width: usize,
     at_least: [f32; LANES],
 }
 
@@ -32,7 +32,7 @@ impl<const BY_PRODUCTS: bool> WithSimd for Observe<'_, BY_PRODUCTS> {
         let mut first = [u32::MAX; LANES];
         let lines = || {
             self.tile
-                .chunks(self.rows)
+                .chunks(self.width)
                 .filter_map(<[f32]>::first_chunk::<LANES>)
         };
         for (word, line) in (0..).zip(lines()) {
@@ -63,27 +63,27 @@ impl<const BY_PRODUCTS: bool> WithSimd for Observe<'_, BY_PRODUCTS> {
 }
 
 /// Reduces the logits of [`LANES`] rows. The largest logit of each row so far is `at_least`. The
-/// lines of `tile` (one for each word) start every `rows` numbers.
+/// lines of `tile` (one for each word) start every `width` numbers.
 pub(super) fn observe(
     arch: Arch,
     tile: &[f32],
-    rows: usize,
+    width: usize,
     at_least: [f32; LANES],
     statistics: bool,
 ) -> [Partial; LANES] {
     let mut partials = at_least.map(|max| Partial::new(max, None, [0.0; STATISTICS]));
-    for (index, tile) in tile.chunks(PIECE * rows).enumerate() {
+    for (index, tile) in tile.chunks(PIECE * width).enumerate() {
         let at_least = partials.map(|partial| partial.max);
         let more = if statistics {
             arch.dispatch(Observe::<true> {
                 tile,
-                rows,
+                width,
                 at_least,
             })
         } else {
             arch.dispatch(Observe::<false> {
                 tile,
-                rows,
+                width,
                 at_least,
             })
         };
@@ -94,7 +94,7 @@ pub(super) fn observe(
     partials
 }
 
-/// Numbers for each row of a tile.
+/// Numbers for each row of a block, padded to whole vectors.
 #[derive(Debug, Clone)]
 pub(super) struct PerRow {
     pub max: Vec<f32>,
@@ -104,7 +104,9 @@ pub(super) struct PerRow {
 
 struct Turn<'a, const BENT: bool> {
     tile: &'a mut [f32],
-    of: &'a PerRow,
+    max: &'a [f32],
+    log_sum: &'a [f32],
+    factor: &'a [f32],
     bend: f32,
 }
 
@@ -113,9 +115,8 @@ impl<const BENT: bool> WithSimd for Turn<'_, BENT> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let of = self.of;
-        for line in self.tile.chunks_exact_mut(of.max.len()) {
-            let numbers = of.max.iter().zip(&of.log_sum).zip(&of.factor);
+        for line in self.tile.chunks_exact_mut(self.max.len()) {
+            let numbers = self.max.iter().zip(self.log_sum).zip(self.factor);
             for (x, ((max, log_sum), factor)) in line.iter_mut().zip(numbers) {
                 *x = turned::<BENT>(*x, [*max, *log_sum], *factor, self.bend);
             }
@@ -123,12 +124,28 @@ impl<const BENT: bool> WithSimd for Turn<'_, BENT> {
     }
 }
 
-/// Turns logits into `factor · exp((x − max) − log_sum)`. If `bend` (u) is not 0, the result is
-/// also multiplied by `1 − (u·x)²`, which comes from the derivative of a softcap.
-pub(super) fn turn(arch: Arch, tile: &mut [f32], of: &PerRow, bend: f32) {
+/// Turns the logits of a panel of a block into `factor · exp((x − max) − log_sum)`. If `bend` (u) is
+/// not 0, the result is also multiplied by `1 − (u·x)²`, which comes from the derivative of a
+/// softcap.
+pub(super) fn turn(arch: Arch, tile: &mut [f32], panel: Panel, of: &PerRow, bend: f32) {
+    let lanes = panel.first..panel.first + panel.width;
+    let [max, log_sum, factor] =
+        [&of.max, &of.log_sum, &of.factor].map(|numbers| &numbers[lanes.clone()]);
     if bend == 0.0 {
-        arch.dispatch(Turn::<false> { tile, of, bend });
+        arch.dispatch(Turn::<false> {
+            tile,
+            max,
+            log_sum,
+            factor,
+            bend,
+        });
     } else {
-        arch.dispatch(Turn::<true> { tile, of, bend });
+        arch.dispatch(Turn::<true> {
+            tile,
+            max,
+            log_sum,
+            factor,
+            bend,
+        });
     }
 }

@@ -1,0 +1,174 @@
+//! The gradient of a weight, in the number type and the layout of the weight.
+
+use std::ops::Range;
+
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::tensor::{Bytes, DType, Shape, bf16, f16};
+use half::slice::HalfFloatSliceExt;
+use half::vec::HalfBitsVecExt;
+
+use super::buffers::split;
+use super::panels::{LANES, Panels};
+
+/// A number type of weights.
+pub(super) trait Number: Copy + Send + Sync {
+    fn zeros(len: usize) -> Vec<Self>;
+
+    /// Rounds `values` into `out`.
+    fn write(out: &mut [Self], values: &[f32]);
+
+    fn tensor(values: Vec<Self>, shape: [usize; 2]) -> FlexTensor;
+}
+
+impl Number for f32 {
+    fn zeros(len: usize) -> Vec<Self> {
+        vec![0.0; len]
+    }
+
+    fn write(out: &mut [Self], values: &[f32]) {
+        out.copy_from_slice(values);
+    }
+
+    fn tensor(values: Vec<Self>, shape: [usize; 2]) -> FlexTensor {
+        let layout = Layout::contiguous(Shape::new(shape));
+        FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
+    }
+}
+
+impl Number for f16 {
+    fn zeros(len: usize) -> Vec<Self> {
+        vec![0_u16; len].reinterpret_into()
+    }
+
+    fn write(out: &mut [Self], values: &[f32]) {
+        out.convert_from_f32_slice(values);
+    }
+
+    fn tensor(values: Vec<Self>, shape: [usize; 2]) -> FlexTensor {
+        let layout = Layout::contiguous(Shape::new(shape));
+        FlexTensor::new(Bytes::from_elems(values), layout, DType::F16)
+    }
+}
+
+impl Number for bf16 {
+    fn zeros(len: usize) -> Vec<Self> {
+        vec![0_u16; len].reinterpret_into()
+    }
+
+    fn write(out: &mut [Self], values: &[f32]) {
+        out.convert_from_f32_slice(values);
+    }
+
+    fn tensor(values: Vec<Self>, shape: [usize; 2]) -> FlexTensor {
+        let layout = Layout::contiguous(Shape::new(shape));
+        FlexTensor::new(Bytes::from_elems(values), layout, DType::BF16)
+    }
+}
+
+/// The gradient of a weight.
+pub(super) struct WeightGradient<N> {
+    values: Vec<N>,
+    words_first: bool,
+    vocab: usize,
+    width: usize,
+}
+
+/// The gradient of the words of one chunk.
+pub(super) enum Part<'a, N> {
+    /// Word after word.
+    Words(&'a mut [N]),
+    /// A slice for each column.
+    Columns(Vec<&'a mut [N]>),
+}
+
+impl<N: Number> WeightGradient<N> {
+    pub(super) fn zeros(words_first: bool, vocab: usize, width: usize) -> Self {
+        let values = N::zeros(vocab * width);
+        Self {
+            values,
+            words_first,
+            vocab,
+            width,
+        }
+    }
+
+    /// The parts of consecutive ranges of words.
+    pub(super) fn parts(&mut self, words: &[Range<usize>]) -> Vec<Part<'_, N>> {
+        let (Some(first), Some(last)) = (words.first(), words.last()) else {
+            return Vec::new();
+        };
+        let all = first.start..last.end;
+        if self.words_first {
+            let values = &mut self.values[all.start * self.width..all.end * self.width];
+            let lens = words.iter().map(|words| words.len() * self.width);
+            return split(values, lens).into_iter().map(Part::Words).collect();
+        }
+        let mut parts: Vec<Vec<&mut [N]>> = words.iter().map(|_| Vec::new()).collect();
+        for column in self.values.chunks_exact_mut(self.vocab) {
+            let pieces = split(&mut column[all.clone()], words.iter().map(Range::len));
+            for (part, piece) in parts.iter_mut().zip(pieces) {
+                part.push(piece);
+            }
+        }
+        parts.into_iter().map(Part::Columns).collect()
+    }
+
+    pub(super) fn into_tensor(self) -> FlexTensor {
+        let shape = if self.words_first {
+            [self.vocab, self.width]
+        } else {
+            [self.width, self.vocab]
+        };
+        N::tensor(self.values, shape)
+    }
+}
+
+impl<N: Number> Part<'_, N> {
+    /// Writes a matrix in panels, whose rows are the words and whose columns are those of the
+    /// weight.
+    pub(super) fn write(self, panels: Panels, matrix: &[f32], [words, columns]: [usize; 2]) {
+        match self {
+            Part::Words(out) => {
+                for panel in panels.of(columns) {
+                    let lines = panel.of(matrix, words).chunks_exact(panel.width);
+                    let inside = panel.first..columns.min(panel.first + panel.width);
+                    for (out, line) in out.chunks_exact_mut(columns).zip(lines) {
+                        N::write(&mut out[inside.clone()], &line[..inside.len()]);
+                    }
+                }
+            }
+            Part::Columns(mut out) => {
+                for panel in panels.of(columns) {
+                    let lines = panel.of(matrix, words);
+                    let out = out[panel.first..]
+                        .chunks_mut(LANES)
+                        .take(panel.width / LANES);
+                    for (vector, out) in out.enumerate() {
+                        transpose(&lines[vector * LANES..], panel.width, out);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes up to [`LANES`] columns of `lines`, which start every `stride` numbers.
+fn transpose<N: Number>(lines: &[f32], stride: usize, out: &mut [&mut [N]]) {
+    for (group, lines) in lines.chunks(LANES * stride).enumerate() {
+        let mut square = [[0.0; LANES]; LANES];
+        let mut words = 0;
+        for line in lines
+            .chunks(stride)
+            .filter_map(<[f32]>::first_chunk::<LANES>)
+        {
+            for (column, x) in square.iter_mut().zip(line) {
+                column[words] = *x;
+            }
+            words += 1;
+        }
+        let first = group * LANES;
+        for (out, column) in out.iter_mut().zip(&square) {
+            N::write(&mut out[first..first + words], &column[..words]);
+        }
+    }
+}
