@@ -154,9 +154,12 @@ fn main() {
         medians(&steps, batch, arguments.rounds)
     });
     let columns: Vec<Vec<f64>> = columns.collect();
-    let header: String = arguments.batch.iter().map(|n| format!(" {n} |")).collect();
-    println!("| pairs |{header}\n|---|{}", "---|".repeat(columns.len()));
     let line = |name: &str, cells: Vec<String>| println!("| {name} | {} |", cells.join(" | "));
+    line(
+        "pairs",
+        arguments.batch.iter().map(usize::to_string).collect(),
+    );
+    println!("|---|{}", "---|".repeat(columns.len()));
     let times = columns
         .iter()
         .map(|column| format!("{:.1} µs", 1e6 * column[0]));

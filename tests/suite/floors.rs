@@ -167,7 +167,8 @@ fn read(module: &[String], source: &str) -> File {
         match at(index) {
             "{" => braces.push(index >= 2 && at(index - 2) == "mod"),
             "}" => drop(braces.pop()),
-            "use" => {
+            // `impl Trait + use<T>` imports nothing.
+            "use" if at(index + 1) != "<" => {
                 let public = index > 0 && ["pub", ")"].contains(&at(index - 1));
                 let end = (index..tokens.len()).find(|end| at(*end) == ";").unwrap();
                 let mut tree = tokens[index + 1..end].iter().map(String::as_str).collect();
