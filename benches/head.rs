@@ -9,8 +9,9 @@
 //! bare products, and memory.
 
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Bool, Device, Distribution, Int, Tensor};
-use burn_preference::{LmHead, TokenLogProbs};
+use burn::tensor::{Device, Distribution, Tensor};
+use burn_preference::LmHead;
+use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use divan::{Bencher, black_box};
 
 fn main() {
@@ -23,20 +24,26 @@ const VOCABS: [usize; 2] = [4096, 32768];
 struct Inputs {
     hidden: Tensor<2>,
     weight: Tensor<2>,
-    tokens: Tensor<2, Int>,
-    mask: Tensor<2, Bool>,
+    /// Collated before the clock starts, as a data loader does it.
+    tokens: TokenBatch,
+}
+
+/// Sequences of which every token counts that something predicts.
+fn tokens([rows, time]: [usize; 2], vocab: usize) -> TokenBatch {
+    let id = |i: usize| u32::try_from(i % vocab).expect("a small vocabulary");
+    let row = |row: usize| (row * time..(row + 1) * time).map(id).collect::<Vec<_>>();
+    let rows = (0..rows).map(|i| Sequence::new(&[], &row(i))).collect();
+    TokenBatch::new(rows, Padding::new(0), &Device::default()).expect("small ids")
 }
 
 /// `[2, 256]` tokens, all counted.
 fn inputs(vocab: usize) -> Inputs {
     let device = Device::default();
     let normal = |scale| Distribution::Normal(0.0, scale);
-    let ids = Tensor::<1, Int>::arange(0..512, &device) % vocab as i64;
     Inputs {
         hidden: Tensor::random([512, WIDTH], normal(1.0), &device),
         weight: Tensor::random([vocab, WIDTH], normal(0.06), &device),
-        tokens: ids.reshape([2, 256]),
-        mask: Tensor::<2, Int>::ones([2, 256], &device).bool(),
+        tokens: tokens([2, 256], vocab),
     }
 }
 
@@ -58,8 +65,7 @@ fn from_hidden(bencher: Bencher, vocab: usize, leaves: [bool; 2], retained_bytes
     bencher.bench_local(|| {
         let head = LmHead::new(leaf(&inputs.weight, leaves[1])).with_retained_bytes(retained_bytes);
         let hidden = leaf(&inputs.hidden, leaves[0]).reshape([2, 256, WIDTH]);
-        let (tokens, mask) = (inputs.tokens.clone(), inputs.mask.clone());
-        let log_probs = TokenLogProbs::from_output((hidden, head), tokens, mask);
+        let log_probs = inputs.tokens.token_log_probs((hidden, head));
         let loss = log_probs.expect("the shapes fit").log_probs().sum();
         if leaves[0] {
             black_box(loss.backward());
@@ -97,8 +103,7 @@ fn logits(inputs: &Inputs, vocab: usize) -> Tensor<3> {
 }
 
 fn from_logits(inputs: &Inputs, logits: Tensor<3>) -> Tensor<1> {
-    let (tokens, mask) = (inputs.tokens.clone(), inputs.mask.clone());
-    let log_probs = TokenLogProbs::from_output(logits, tokens, mask);
+    let log_probs = inputs.tokens.token_log_probs(logits);
     log_probs.expect("the shapes fit").log_probs().sum()
 }
 
@@ -135,12 +140,10 @@ const SMALL: [[usize; 3]; 5] = [
 fn small([rows, width, vocab]: [usize; 3]) -> Inputs {
     let device = Device::default();
     let normal = |scale| Distribution::Normal(0.0, scale);
-    let ids = Tensor::<1, Int>::arange(0..rows as i64, &device) % vocab as i64;
     Inputs {
         hidden: Tensor::random([rows, width], normal(1.0), &device),
         weight: Tensor::random([vocab, width], normal(0.1), &device),
-        tokens: ids.reshape([1, rows]),
-        mask: Tensor::<2, Int>::ones([1, rows], &device).bool(),
+        tokens: tokens([1, rows], vocab),
     }
 }
 
@@ -153,8 +156,7 @@ fn small_head(bencher: Bencher, shape: [usize; 3]) {
         let head = LmHead::new(inputs.weight.clone().autodiff().require_grad());
         let hidden = inputs.hidden.clone().autodiff().require_grad();
         let hidden = hidden.reshape([1, rows, width]);
-        let (tokens, mask) = (inputs.tokens.clone(), inputs.mask.clone());
-        let log_probs = TokenLogProbs::from_output((hidden, head), tokens, mask);
+        let log_probs = inputs.tokens.token_log_probs((hidden, head));
         let loss = log_probs.expect("the shapes fit").log_probs().sum();
         black_box(loss.backward())
     });
@@ -171,6 +173,7 @@ fn small_by_hand(bencher: Bencher, shape: [usize; 3]) {
         let log_probs = log_softmax(hidden.matmul(weight.transpose()), 1);
         let targets = inputs
             .tokens
+            .ids
             .clone()
             .reshape([rows, 1])
             .narrow(0, 1, rows - 1);

@@ -59,11 +59,8 @@ fn leaves(batch: usize) -> Leaves {
 
 /// Seven tokens each.
 fn sequences(sum: Tensor<1>) -> SequenceLogProbs {
-    let lengths = Tensor::from_data(
-        TensorData::from(vec![7; sum.dims()[0]].as_slice()),
-        &Device::default(),
-    );
-    SequenceLogProbs::new(sum, lengths).expect("same shape")
+    let [batch] = sum.dims();
+    SequenceLogProbs::new(sum, &vec![7; batch]).expect("as many lengths")
 }
 
 fn pair([chosen, rejected]: [SequenceLogProbs; 2]) -> PolicyPair {

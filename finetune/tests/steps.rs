@@ -266,7 +266,7 @@ fn padded_rows_are_trls_step() {
         assert_eq!(ids, models.step.input_ids.concat());
         let counted: Vec<u8> = batch
             .completion_mask
-            .clone()
+            .tensor()
             .int()
             .into_data()
             .iter()

@@ -93,6 +93,9 @@ impl Pair<RelativeTokenLogProbs> {
     /// `noise` decides which: random numbers of the shape of each side's columns, drawn by you, so
     /// that your seed reproduces them. Lengths become those of the subset.
     ///
+    /// Burn 0.22.1 has no sort for GPUs. There the subset is found on the host: this waits for the
+    /// device, and panics in a browser.
+    ///
     /// # Errors
     ///
     /// `noise` has another shape or device.

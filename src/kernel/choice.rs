@@ -38,10 +38,13 @@ pub(super) fn has_extension(device: &Device) -> bool {
     on(device.as_dispatch())
 }
 
+/// Bytes of logits that are kept by default however small the weight is.
+const FEW_BYTES: usize = 8 << 20;
+
 /// The data that the backward of a head needs. `tracked` says which of hidden states, weight and
 /// bias have a gradient. If `retained_bytes` is `None`, the kept logits may take as many bytes as the
-/// gradient of the weight, `gradient`. A kernel that frees logits while it writes this gradient
-/// needs hardly more memory with them than without.
+/// gradient of the weight, `gradient`: a kernel that frees logits while it writes this gradient
+/// needs hardly more memory with them than without. A few logits are kept in any case.
 pub(super) fn saved_for_backward(
     tracked: [bool; 3],
     retained_bytes: Option<usize>,
@@ -51,8 +54,8 @@ pub(super) fn saved_for_backward(
         [false, false, false] => Save::Nothing,
         [true, false, false] => Save::Slope,
         [_, trains_weight, _] => {
-            let default = if trains_weight { gradient } else { 0 };
-            Save::Tiles(retained_bytes.unwrap_or(default))
+            let gradient = if trains_weight { gradient } else { 0 };
+            Save::Tiles(retained_bytes.unwrap_or(gradient.max(FEW_BYTES)))
         }
     }
 }

@@ -11,8 +11,8 @@ use super::head::{Head, HeadForm};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct HeadOptions {
     pub form: HeadForm,
-    /// Bytes of logits that a trainable head may keep for its backward. `None` is the size of the
-    /// weight's gradient.
+    /// Bytes of logits that a trainable head may keep for its backward. `None` is the
+    /// default of [`choice`](super::choice).
     pub retained_bytes: Option<usize>,
     /// If true, the second output holds the by-products.
     pub statistics: bool,

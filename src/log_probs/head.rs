@@ -101,7 +101,7 @@ impl LmHead {
     }
 
     /// Sets the number of bytes of logits that a trainable head may keep from forward to backward.
-    /// The default is the size of the weight's gradient; `0` is the least memory.
+    /// The default is the size of the weight's gradient, at least 8 MiB; `0` is the least memory.
     ///
     /// Logits that are not kept are computed again: a fourth product of the size of the three that a
     /// trainable head needs. All of them take 4·rows·vocab bytes (8 in f64), where `rows` counts the

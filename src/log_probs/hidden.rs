@@ -1,8 +1,11 @@
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 
 use super::head::LmHead;
-use super::positions::{CountedPositions, Spread};
-use super::predictions::{Predictions, TokenResults};
+use super::mask::CompletionMask;
+use super::positions::CountedPositions;
+use super::predictions::{Targets, TokenResults, check_tokens};
+use super::shift::widen;
+use super::token::TokenLogProbs;
 use crate::error::InvalidInput;
 use crate::kernel;
 
@@ -11,33 +14,46 @@ pub(super) fn from_hidden<R: TokenResults>(
     hidden: Tensor<3>,
     head: &LmHead,
     tokens: Tensor<2, Int>,
-    completion_mask: Tensor<2, Bool>,
+    mask: &CompletionMask,
 ) -> Result<R, InvalidInput> {
     head.check(&hidden)?;
     let [batch, time, width] = hidden.dims();
-    let [vocab, _] = head.dims();
-    let shape = [batch, time, vocab];
-    let predictions = Predictions::new(shape, &hidden.device(), tokens, completion_mask)?;
-    let positions = (batch > 0).then(|| CountedPositions::new(predictions.counted()));
+    check_tokens([batch, time], &hidden.device(), &tokens, mask)?;
     let hidden = hidden.reshape([batch * time, width]);
-    Ok(from_positions(hidden, head, &predictions, positions))
+    if batch == 0 {
+        return Ok(R::of_no_position(hidden, mask));
+    }
+    let positions = mask.positions()?;
+    Ok(from_positions(hidden, head, tokens, mask, &positions))
 }
 
-/// Results of `predictions`, whose counted ones are at `positions` of the hidden states
-/// `[positions, hidden]`; `None` where there is no position at all.
+/// Results at the counted `positions` of the hidden states `[positions, hidden]`.
 pub(super) fn from_positions<R: TokenResults>(
     hidden: Tensor<2>,
     head: &LmHead,
-    predictions: &Predictions,
-    positions: Option<CountedPositions>,
+    tokens: Tensor<2, Int>,
+    mask: &CompletionMask,
+    positions: &CountedPositions,
 ) -> R {
-    let Some(positions) = positions else {
-        return R::of_no_position(predictions, hidden);
-    };
-    let values: R::Outputs = kernel::head_log_probs(
+    let [vocab, _] = head.dims();
+    let targets = Targets::new(positions.targets(widen(tokens)), vocab);
+    let outputs: R::Outputs = kernel::head_log_probs(
         head.with_hidden(positions.take(hidden)),
-        positions.targets(predictions.targets()),
+        targets.words.clone(),
         head.retained_bytes,
     );
-    R::new(predictions, values.spread(&positions))
+    at_positions(outputs, &targets, mask, positions)
+}
+
+/// Results of kernels that got the counted `positions` alone.
+pub(super) fn at_positions<R: TokenResults>(
+    outputs: R::Outputs,
+    targets: &Targets,
+    mask: &CompletionMask,
+    positions: &CountedPositions,
+) -> R {
+    R::new(outputs, |values| {
+        let values = positions.spread(targets.values(values));
+        TokenLogProbs::zero_elsewhere(values, mask.predictions())
+    })
 }

@@ -2,9 +2,8 @@ use burn::tensor::{Bool, Shape, Tensor};
 
 use super::head::LmHead;
 use super::logits::check_logits;
-use super::positions::CountedPositions;
-use super::predictions::without_last;
-use super::shift::prediction_mask;
+use super::mask::CompletionMask;
+use super::token::TokenLogProbs;
 use crate::error::InvalidInput;
 use crate::kernel;
 use crate::math::{logsumexp, upcast};
@@ -26,17 +25,20 @@ use crate::math::{logsumexp, upcast};
 pub fn sequence_kl(
     policy: Tensor<3>,
     reference: Tensor<3>,
-    completion_mask: Tensor<2, Bool>,
+    completion_mask: impl Into<CompletionMask>,
 ) -> Result<Tensor<1>, InvalidInput> {
     InvalidInput::check_shape("reference", &policy.shape(), &reference.shape())?;
-    let policy = CountedLogits::new(policy, completion_mask.clone())?;
-    let reference = CountedLogits::new(reference.without_autodiff(), completion_mask)?;
-    let theirs = reference.log_softmax().cast(policy.logits.dtype());
-    let ours = policy.log_softmax();
+    let mask = completion_mask.into();
+    let policy = counted_logits(policy, &mask)?;
+    let reference = counted_logits(reference.without_autodiff(), &mask)?;
+    let theirs = log_softmax(reference).cast(policy.dtype());
+    let ours = log_softmax(policy);
     // A token that the reference rules out contributes 0·(−∞) = 0.
     let ruled_out = theirs.clone().equal_elem(f64::NEG_INFINITY);
     let terms = (theirs.clone().exp() * (theirs - ours)).mask_fill(ruled_out, 0.0);
-    let kl = without_last(terms.sum_dim(2).squeeze_dim(2), policy.mask);
+    let kl: Tensor<2> = terms.sum_dim(2).squeeze_dim(2);
+    let [_, time] = kl.dims();
+    let kl = TokenLogProbs::masked(kl.narrow(1, 0, time - 1), mask.predictions());
     Ok(kl.sequence().sum())
 }
 
@@ -51,7 +53,7 @@ pub fn sequence_kl(
 ///
 /// - `policy`, `reference`: hidden states `[batch, time, hidden]`, aligned as in
 ///   [`TokenLogProbs::from_output`](super::TokenLogProbs::from_output), and their head
-/// - `completion_mask`: `[batch, time]`; it is read back, once
+/// - `completion_mask`: `[batch, time]`; a tensor is read back ([`CompletionMask`])
 ///
 /// # Errors
 ///
@@ -60,7 +62,7 @@ pub fn sequence_kl(
 pub fn sequence_kl_from_hidden(
     policy: (Tensor<3>, &LmHead),
     reference: (Tensor<3>, &LmHead),
-    completion_mask: Tensor<2, Bool>,
+    completion_mask: impl Into<CompletionMask>,
 ) -> Result<Tensor<1>, InvalidInput> {
     let ((ours, our_head), (theirs, their_head)) = (policy, reference);
     our_head.check(&ours)?;
@@ -79,38 +81,31 @@ pub fn sequence_kl_from_hidden(
         &[their_batch, their_time].into(),
     )?;
     InvalidInput::check_device("reference", &ours.device(), &theirs.device())?;
-    let mask = prediction_mask(shape, &ours.device(), completion_mask)?;
+    let mask = completion_mask.into();
+    mask.check("completion_mask", shape, &ours.device())?;
     if batch == 0 {
         return Ok(upcast(ours.reshape([0, time * width]).sum_dim(1)).reshape([0]));
     }
-    let positions = CountedPositions::new(mask.clone().reshape([batch * time]));
+    let positions = mask.positions()?;
     let ours = positions.take(ours.reshape([batch * time, width]));
     let theirs = theirs.without_autodiff();
     let theirs = positions.take(theirs.reshape([batch * time, their_width]));
     let reference = their_head.clone().without_autodiff().with_hidden(theirs);
     let kl = kernel::head_kl(our_head.with_hidden(ours), reference);
-    let kl = without_last(positions.spread(kl).reshape(shape), mask);
+    let kl = TokenLogProbs::zero_elsewhere(positions.spread(kl), mask.predictions());
     Ok(kl.sequence().sum())
 }
 
 /// Logits of which only the positions are read that predict a counted token.
-struct CountedLogits {
-    logits: Tensor<3>,
-    mask: Tensor<2, Bool>,
+fn counted_logits(logits: Tensor<3>, mask: &CompletionMask) -> Result<Tensor<3>, InvalidInput> {
+    check_logits(&logits)?;
+    let [batch, time, vocab] = logits.dims();
+    mask.check("completion_mask", [batch, time], &logits.device())?;
+    let not_counted: Tensor<3, Bool> = mask.predicting().bool_not().unsqueeze_dim(2);
+    let not_counted = not_counted.expand(Shape::new([batch, time, vocab]));
+    Ok(upcast(logits).mask_fill(not_counted, 0.0))
 }
 
-impl CountedLogits {
-    fn new(logits: Tensor<3>, completion_mask: Tensor<2, Bool>) -> Result<Self, InvalidInput> {
-        check_logits(&logits)?;
-        let [batch, time, vocab] = logits.dims();
-        let mask = prediction_mask([batch, time], &logits.device(), completion_mask)?;
-        let not_counted: Tensor<3, Bool> = mask.clone().bool_not().unsqueeze_dim(2);
-        let logits =
-            upcast(logits).mask_fill(not_counted.expand(Shape::new([batch, time, vocab])), 0.0);
-        Ok(Self { logits, mask })
-    }
-
-    fn log_softmax(&self) -> Tensor<3> {
-        self.logits.clone() - logsumexp(self.logits.clone())
-    }
+fn log_softmax(logits: Tensor<3>) -> Tensor<3> {
+    logits.clone() - logsumexp(logits)
 }

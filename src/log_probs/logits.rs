@@ -1,25 +1,34 @@
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 
-use super::predictions::{Predictions, TokenResults};
+use super::mask::CompletionMask;
+use super::predictions::{Targets, TokenResults, check_tokens};
+use super::shift::{roll_left, widen};
+use super::token::TokenLogProbs;
 use crate::error::InvalidInput;
 use crate::kernel;
 
-/// Results from the logits of a padded batch.
+/// Results from the logits of a padded batch. Nothing is read back.
 pub(super) fn from_logits<R: TokenResults>(
     logits: Tensor<3>,
     tokens: Tensor<2, Int>,
-    completion_mask: Tensor<2, Bool>,
+    mask: &CompletionMask,
 ) -> Result<R, InvalidInput> {
     check_logits(&logits)?;
     let [batch, time, vocab] = logits.dims();
-    let shape = [batch, time, vocab];
-    let predictions = Predictions::new(shape, &logits.device(), tokens, completion_mask)?;
-    let values = kernel::logits_log_probs(
+    check_tokens([batch, time], &logits.device(), &tokens, mask)?;
+    // Shifting the small tensors left instead of slicing the logits saves a copy of these. The
+    // last position predicts nothing.
+    let all = [batch * time];
+    let targets = Targets::new(roll_left(widen(tokens)).reshape(all), vocab);
+    let outputs: R::Outputs = kernel::logits_log_probs(
         logits.reshape([batch * time, vocab]),
-        predictions.targets(),
-        predictions.counted(),
+        targets.words.clone(),
+        mask.predicting().reshape(all),
     );
-    Ok(R::new(&predictions, values))
+    Ok(R::new(outputs, |values| {
+        let values = targets.values(values).reshape([batch, time]);
+        TokenLogProbs::masked(values.narrow(1, 0, time - 1), mask.predictions())
+    }))
 }
 
 /// Checks that something is predicted, from some vocabulary.

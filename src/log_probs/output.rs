@@ -1,8 +1,9 @@
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 
 use super::head::LmHead;
 use super::hidden::from_hidden;
 use super::logits::from_logits;
+use super::mask::CompletionMask;
 use super::packed::{PackedPositions, from_packed_hidden, from_packed_logits};
 use super::predictions::TokenResults;
 use super::statistics::TokenStatistics;
@@ -49,14 +50,14 @@ pub trait ModelOutput: sealed::ModelOutput {
 pub struct WithStatistics<O>(pub O);
 
 mod sealed {
-    use super::{Bool, Int, InvalidInput, PackedPositions, Tensor, TokenResults};
+    use super::{CompletionMask, Int, InvalidInput, PackedPositions, Tensor, TokenResults};
 
     pub trait ModelOutput: Sized {
         /// Results of a padded batch.
         fn padded<R: TokenResults>(
             self,
             tokens: Tensor<2, Int>,
-            completion_mask: Tensor<2, Bool>,
+            completion_mask: &CompletionMask,
         ) -> Result<R, InvalidInput>;
 
         /// Results of a packed batch.
@@ -74,7 +75,7 @@ impl sealed::ModelOutput for Tensor<3> {
     fn padded<R: TokenResults>(
         self,
         tokens: Tensor<2, Int>,
-        completion_mask: Tensor<2, Bool>,
+        completion_mask: &CompletionMask,
     ) -> Result<R, InvalidInput> {
         from_logits(self, tokens, completion_mask)
     }
@@ -96,7 +97,7 @@ impl sealed::ModelOutput for (Tensor<3>, LmHead) {
     fn padded<R: TokenResults>(
         self,
         tokens: Tensor<2, Int>,
-        completion_mask: Tensor<2, Bool>,
+        completion_mask: &CompletionMask,
     ) -> Result<R, InvalidInput> {
         let (hidden, head) = self;
         from_hidden(hidden, &head, tokens, completion_mask)
@@ -121,7 +122,7 @@ impl<O: sealed::ModelOutput> sealed::ModelOutput for WithStatistics<O> {
     fn padded<R: TokenResults>(
         self,
         tokens: Tensor<2, Int>,
-        completion_mask: Tensor<2, Bool>,
+        completion_mask: &CompletionMask,
     ) -> Result<R, InvalidInput> {
         self.0.padded(tokens, completion_mask)
     }
@@ -152,7 +153,7 @@ impl TokenLogProbs {
     /// |---|---|---|
     /// | no gradient (reference) | 1 | nothing |
     /// | frozen, hidden states trained | 2 | a number per hidden state |
-    /// | trained | 4; 3 where logits are kept | two numbers per position, and as many bytes of logits as the weight's gradient has, or what [`LmHead::with_retained_bytes`] allows |
+    /// | trained | 4; 3 where logits are kept | two numbers per position, and as many bytes of logits as the weight's gradient has (8 MiB at least), or what [`LmHead::with_retained_bytes`] allows |
     ///
     /// With [`WithStatistics`]`(output)` the result is a pair of [`TokenLogProbs`] and
     /// [`TokenStatistics`].
@@ -164,7 +165,9 @@ impl TokenLogProbs {
     ///   model's forward returns them
     /// - `tokens`: `[batch, time]`, prompt and completion
     /// - `completion_mask`: `[batch, time]`, true where a token counts; false for the prompt and
-    ///   for padding on either side
+    ///   for padding on either side. A [`CompletionMask`], or a tensor: with a head that one is read
+    ///   back, to know which positions to drop. The former is as easily made, of marks on the host,
+    ///   and then nothing is read
     ///
     /// # Numerics
     ///
@@ -172,13 +175,13 @@ impl TokenLogProbs {
     /// do not count may be anything, NaN included: it reaches neither value nor gradient. Token 0
     /// never counts, since nothing predicts it. A counted token outside the vocabulary gets NaN,
     /// never a plausible number: check ids on the host with [`check_tokens`](Self::check_tokens)
-    /// where the batch is built. With a head, the completion mask is read back, once, to know
-    /// which positions to drop.
+    /// where the batch is built.
     ///
     /// # Errors
     ///
     /// Shapes, number types or devices do not fit together, there are fewer than two time steps
-    /// (nothing is predicted), or there is no vocabulary.
+    /// (nothing is predicted), or there is no vocabulary. Or the device fails to compute a mask that
+    /// is read back.
     ///
     /// # Examples
     ///
@@ -201,8 +204,8 @@ impl TokenLogProbs {
     pub fn from_output<O: ModelOutput>(
         output: O,
         tokens: Tensor<2, Int>,
-        completion_mask: Tensor<2, Bool>,
+        completion_mask: impl Into<CompletionMask>,
     ) -> Result<O::TokenLogProbs, InvalidInput> {
-        output.padded(tokens, completion_mask)
+        output.padded(tokens, &completion_mask.into())
     }
 }

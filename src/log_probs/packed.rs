@@ -1,12 +1,14 @@
 //! The same log-probabilities from packed sequences, whose prompts stand once.
 
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use super::head::LmHead;
-use super::hidden::from_positions;
+use super::hidden::{at_positions, from_positions};
 use super::logits::check_logits;
-use super::positions::{CountedPositions, Spread};
-use super::predictions::{Predictions, TokenResults};
+use super::mask::CompletionMask;
+use super::positions::CountedPositions;
+use super::predictions::{Targets, TokenResults, check_tokens};
+use super::shift::widen;
 use crate::error::InvalidInput;
 use crate::kernel;
 
@@ -18,11 +20,18 @@ pub struct PackedPositions {
     pub device: Device,
     /// The ids of the same sequences, one per row.
     pub ids: Tensor<2, Int>,
-    /// True for those ids that count.
-    pub completion_mask: Tensor<2, Bool>,
-    /// Places that predict a counted token: among `ids`, and of the same token in the packed
-    /// output. `None` where nothing counts.
-    pub predicting: Option<[Tensor<1, Int>; 2]>,
+    /// The mask of those ids.
+    pub completion_mask: CompletionMask,
+    /// The positions of the packed output that predict a counted token.
+    pub counted: CountedPositions,
+}
+
+impl PackedPositions {
+    /// Checks that the sequences are still those of the positions: their fields are public.
+    fn check(&self) -> Result<(), InvalidInput> {
+        let dims = self.counted.dims();
+        check_tokens(dims, &self.device, &self.ids, &self.completion_mask)
+    }
 }
 
 /// `values` of a packed output, `[rows · time, width]`.
@@ -47,9 +56,13 @@ pub(super) fn from_packed_hidden<R: TokenResults>(
 ) -> Result<R, InvalidInput> {
     head.check(&hidden)?;
     let hidden = flat("hidden", hidden, packed.dims, &packed.device)?;
-    let [vocab, _] = head.dims();
-    let (predictions, positions) = predictions(packed, vocab)?;
-    Ok(from_positions(hidden, head, &predictions, positions))
+    packed.check()?;
+    let (mask, positions) = (&packed.completion_mask, &packed.counted);
+    if let [0, _] = positions.dims() {
+        return Ok(R::of_no_position(hidden, mask));
+    }
+    let tokens = packed.ids.clone();
+    Ok(from_positions(hidden, head, tokens, mask, positions))
 }
 
 /// Results from logits. Those that predict a counted token are copied once, since those of a
@@ -61,26 +74,14 @@ pub(super) fn from_packed_logits<R: TokenResults>(
     check_logits(&logits)?;
     let [_, _, vocab] = logits.dims();
     let logits = flat("logits", logits, packed.dims, &packed.device)?;
-    let (predictions, positions) = predictions(packed, vocab)?;
-    let Some(positions) = positions else {
-        return Ok(R::of_no_position(&predictions, logits));
-    };
-    let targets = positions.targets(predictions.targets());
-    let all = targets.clone().greater_equal_elem(0);
-    let values: R::Outputs = kernel::logits_log_probs(positions.take(logits), targets, all);
-    Ok(R::new(&predictions, values.spread(&positions)))
-}
-
-/// The predictions and their positions; no positions where there is no sequence.
-fn predictions(
-    packed: &PackedPositions,
-    vocab: usize,
-) -> Result<(Predictions, Option<CountedPositions>), InvalidInput> {
-    let [sequences, time] = packed.ids.dims();
-    let (ids, mask) = (packed.ids.clone(), packed.completion_mask.clone());
-    let predictions = Predictions::new([sequences, time, vocab], &packed.device, ids, mask)?;
-    let all = sequences * time;
-    let positions =
-        (all > 0).then(|| CountedPositions::at(packed.predicting.clone(), all, &packed.device));
-    Ok((predictions, positions))
+    packed.check()?;
+    let (mask, positions) = (&packed.completion_mask, &packed.counted);
+    if let [0, _] = positions.dims() {
+        return Ok(R::of_no_position(logits, mask));
+    }
+    let targets = Targets::new(positions.targets(widen(packed.ids.clone())), vocab);
+    let all = targets.words.clone().greater_equal_elem(0);
+    let logits = positions.take(logits);
+    let outputs: R::Outputs = kernel::logits_log_probs(logits, targets.words.clone(), all);
+    Ok(at_positions(outputs, &targets, mask, positions))
 }

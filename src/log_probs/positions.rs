@@ -1,38 +1,71 @@
-use burn::tensor::{Bool, Device, IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
+
+use crate::error::InvalidInput;
 
 /// The positions that predict a counted token, which alone reach the head.
+///
+/// They are known on the host, and so is their number, which the device must be told.
+#[derive(Debug, Clone)]
 pub struct CountedPositions {
     /// Their places in the output of the model.
     source: Tensor<1, Int>,
-    /// Their places among all predictions.
+    /// Their places among all predictions `[batch, time − 1]`.
     index: Tensor<1, Int>,
-    all: usize,
+    /// Rows and length of the padded sequences, `[batch, time]`.
+    dims: [usize; 2],
     none: bool,
 }
 
 impl CountedPositions {
-    /// Reads the mask back, once, to know the number of positions.
-    pub fn new(counted: Tensor<1, Bool>) -> Self {
-        let [all] = counted.dims();
-        let device = counted.device();
-        let index: Tensor<1, Int> = counted.argwhere().squeeze_dim(1);
-        let index = (index.dims() != [0]).then_some(index);
-        Self::at(index.map(|index| [index.clone(), index]), all, &device)
+    /// The positions that predict the marked ones of the tokens `[batch, time]`, in the output for
+    /// the same tokens.
+    pub fn new(counted: &[bool], dims: [usize; 2], device: &Device) -> Result<Self, InvalidInput> {
+        let [batch, time] = dims;
+        let mut places = Vec::new();
+        for row in 0..batch {
+            // The first token of a row is never predicted.
+            for t in (1..time).filter(|t| counted[row * time + t]) {
+                let t = t - 1;
+                places.push([row * (time - 1) + t, row * time + t]);
+            }
+        }
+        Self::at(&places, dims, device)
     }
 
-    /// The positions at `index` of `all` predictions, and at `source` in the output of the model;
-    /// `None` where none counts.
-    pub fn at(index_and_source: Option<[Tensor<1, Int>; 2]>, all: usize, device: &Device) -> Self {
-        let none = index_and_source.is_none();
-        // Where nothing counts, one row of zeros keeps the graph: a backward finds its leaves.
-        let [index, source] =
-            index_and_source.unwrap_or_else(|| [0, 1].map(|_| Tensor::zeros([1], device)));
-        Self {
-            source,
-            index,
-            all,
-            none,
-        }
+    /// The positions at these places: among the predictions of padded sequences `[batch, time]`, and
+    /// in the output of the model.
+    pub fn at(
+        places: &[[usize; 2]],
+        dims: [usize; 2],
+        device: &Device,
+    ) -> Result<Self, InvalidInput> {
+        let tensor = |side: usize| {
+            let places = places.iter().map(|place| i32::try_from(place[side]));
+            // Where nothing counts, one row of zeros keeps the graph: a backward finds its leaves.
+            let places: Result<Vec<i32>, _> = match places.len() {
+                0 => Ok(vec![0]),
+                _ => places.collect(),
+            };
+            let places = places.map_err(|_| {
+                let found = format!("shape {dims:?}");
+                InvalidInput::new("completion_mask", "at most 2³¹ − 1 tokens", found)
+            })?;
+            Ok(Tensor::from_data(
+                TensorData::from(places.as_slice()),
+                device,
+            ))
+        };
+        Ok(Self {
+            index: tensor(0)?,
+            source: tensor(1)?,
+            dims,
+            none: places.is_empty(),
+        })
+    }
+
+    /// Rows and length of the padded sequences.
+    pub fn dims(&self) -> [usize; 2] {
+        self.dims
     }
 
     /// Takes the counted positions of a model's output, `[positions, width]`.
@@ -45,34 +78,34 @@ impl CountedPositions {
         counted
     }
 
-    /// Takes the targets of the counted positions.
-    pub fn targets(&self, targets: Tensor<1, Int>) -> Tensor<1, Int> {
-        targets.select(0, self.index.clone())
+    /// Takes the tokens that the counted positions predict, of the padded ones.
+    pub fn targets(&self, tokens: Tensor<2, Int>) -> Tensor<1, Int> {
+        let [batch, time] = self.dims;
+        let predicted = tokens.narrow(1, 1, time - 1).reshape([batch * (time - 1)]);
+        predicted.select(0, self.index.clone())
     }
 
-    /// Puts each value back at its place among all predictions; the others are 0, which
-    /// `Predictions` fills.
-    pub fn spread<const D: usize>(&self, values: Tensor<D>) -> Tensor<D> {
-        let mut shape = values.dims();
-        shape[0] = self.all;
-        let zeros = Tensor::zeros(shape, (&values.device(), values.dtype()));
-        zeros.select_assign(0, self.index.clone(), values, IndexingUpdateOp::Add)
+    /// Puts each value back at its place among all predictions, `[batch, time − 1]`; the others are
+    /// 0.
+    pub fn spread(&self, values: Tensor<1>) -> Tensor<2> {
+        let [batch, time] = self.dims;
+        let zeros = Tensor::zeros([batch * (time - 1)], (&values.device(), values.dtype()));
+        let values = if self.none {
+            let everywhere = values.zeros_like().equal_elem(0.0);
+            values.mask_fill(everywhere, 0.0)
+        } else {
+            values
+        };
+        let all = zeros.select_assign(0, self.index.clone(), values, IndexingUpdateOp::Add);
+        all.reshape([batch, time - 1])
     }
-}
 
-/// Values of the counted positions, which [`CountedPositions::spread`] takes.
-pub trait Spread {
-    fn spread(self, positions: &CountedPositions) -> Self;
-}
-
-impl<const D: usize> Spread for Tensor<D> {
-    fn spread(self, positions: &CountedPositions) -> Self {
-        positions.spread(self)
-    }
-}
-
-impl<A: Spread, B: Spread> Spread for (A, B) {
-    fn spread(self, positions: &CountedPositions) -> Self {
-        (self.0.spread(positions), self.1.spread(positions))
+    /// The same positions, `f` of each tensor.
+    pub fn map(self, f: impl Fn(Tensor<1, Int>) -> Tensor<1, Int>) -> Self {
+        Self {
+            source: f(self.source),
+            index: f(self.index),
+            ..self
+        }
     }
 }

@@ -1,4 +1,4 @@
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::error::InvalidInput;
 use crate::math::upcast;
@@ -16,26 +16,26 @@ pub struct SequenceLogProbs<const D: usize = 1> {
 }
 
 impl<const D: usize> SequenceLogProbs<D> {
-    /// Takes sums (nats) and completion lengths (tokens).
+    /// Takes sums (nats) and completion lengths (tokens), of sums that were computed elsewhere.
     ///
-    /// Reads the lengths back to check them. A step that must not wait for the device starts from
-    /// [`TokenLogProbs`](super::TokenLogProbs).
+    /// Lengths are those of `sum`'s elements, row by row, on the host. Nothing is read back. Where
+    /// only the device knows them, begin with [`TokenLogProbs::new`](super::TokenLogProbs::new),
+    /// which takes a mask.
     ///
     /// # Errors
     ///
-    /// Shapes or devices differ, or a length is negative (the error names the first), or the device fails to
-    /// compute the lengths.
-    pub fn new(sum: Tensor<D>, lengths: Tensor<D, Int>) -> Result<Self, InvalidInput> {
-        InvalidInput::check_shape("lengths", &sum.shape(), &lengths.shape())?;
-        InvalidInput::check_device("lengths", &sum.device(), &lengths.device())?;
-        let read = InvalidInput::read("lengths", &lengths)?;
-        if let Some((row, length)) = read.iter::<i64>().enumerate().find(|(_, n)| *n < 0) {
-            let found = format!("{length} at [{row}]");
-            return Err(InvalidInput::new("lengths", "numbers ≥ 0", found));
+    /// The numbers of sums and lengths differ.
+    pub fn new(sum: Tensor<D>, lengths: &[usize]) -> Result<Self, InvalidInput> {
+        let shape = sum.shape();
+        if shape.num_elements() != lengths.len() {
+            let expected = format!("{}, one per sum", shape.num_elements());
+            return Err(InvalidInput::new("lengths", expected, lengths.len()));
         }
         let sum = upcast(sum);
-        let dtype: FloatDType = sum.dtype().into();
-        Ok(Self::from_parts(sum, lengths.float().cast(dtype)))
+        let lengths: Vec<f64> = lengths.iter().map(|&n| n as f64).collect();
+        let lengths = TensorData::new(lengths, shape);
+        let lengths = Tensor::from_data(lengths, (&sum.device(), sum.dtype()));
+        Ok(Self::from_parts(sum, lengths.without_autodiff()))
     }
 
     pub(super) fn from_parts(sum: Tensor<D>, lengths: Tensor<D>) -> Self {
@@ -192,15 +192,8 @@ impl SequenceLogProbs {
         lengths: &[usize],
         device: &Device,
     ) -> Result<Self, InvalidInput> {
-        if sums.len() != lengths.len() {
-            let expected = format!("{}, one per sum", sums.len());
-            return Err(InvalidInput::new("lengths", expected, lengths.len()));
-        }
-        #[expect(clippy::cast_precision_loss, reason = "exact to 2²⁴ tokens")]
-        let lengths: Vec<f32> = lengths.iter().map(|&n| n as f32).collect();
-        let floats =
-            |values: &[f32]| Tensor::from_data(TensorData::from(values), (device, DType::F32));
-        Ok(Self::from_parts(floats(sums), floats(&lengths)))
+        let sums = Tensor::from_data(TensorData::from(sums), (device, DType::F32));
+        Self::new(sums, lengths)
     }
 
     /// Rows `start..start + length` of the batch.

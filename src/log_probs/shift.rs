@@ -1,20 +1,6 @@
 //! From tokens to the positions that predict them: column `t` is about token `t + 1`.
 
-use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor};
-
-use crate::error::InvalidInput;
-
-/// `[batch, time]`: true where a position predicts a token that counts.
-pub(super) fn prediction_mask(
-    [batch, time]: [usize; 2],
-    device: &Device,
-    completion_mask: Tensor<2, Bool>,
-) -> Result<Tensor<2, Bool>, InvalidInput> {
-    let expected = [batch, time].into();
-    InvalidInput::check_shape("completion_mask", &expected, &completion_mask.shape())?;
-    InvalidInput::check_device("completion_mask", device, &completion_mask.device())?;
-    Ok(shift_left(completion_mask))
-}
+use burn::tensor::{Bool, DType, FloatDType, Int, Tensor};
 
 /// Token ids in a type that can be compared with the size of any vocabulary.
 ///

@@ -1,7 +1,7 @@
 use burn::tensor::{Bool, FloatDType, Int, Tensor};
 
+use super::mask::CompletionMask;
 use super::sequence::SequenceLogProbs;
-use super::shift::shift_left;
 use crate::error::InvalidInput;
 use crate::math::{sum_columns, upcast};
 
@@ -43,6 +43,11 @@ impl TokenLogProbs {
     pub(super) fn masked(log_probs: Tensor<2>, mask: Tensor<2, Bool>) -> Self {
         // Filled, never multiplied: −∞ · 0 is NaN.
         let log_probs = log_probs.mask_fill(mask.clone().bool_not(), 0.0);
+        Self::zero_elsewhere(log_probs, mask)
+    }
+
+    /// Takes log-probabilities that are 0 already where `mask` is false.
+    pub(super) fn zero_elsewhere(log_probs: Tensor<2>, mask: Tensor<2, Bool>) -> Self {
         Self { log_probs, mask }
     }
 
@@ -89,15 +94,12 @@ impl TokenLogProbs {
     /// # Errors
     ///
     /// `mask` has another shape or device.
-    pub fn restrict(self, mask: Tensor<2, Bool>) -> Result<Self, InvalidInput> {
+    pub fn restrict(self, mask: impl Into<CompletionMask>) -> Result<Self, InvalidInput> {
         let [batch, predictions] = self.mask.dims();
-        InvalidInput::check_shape("mask", &[batch, predictions + 1].into(), &mask.shape())?;
-        InvalidInput::check_device("mask", &self.mask.device(), &mask.device())?;
-        let mask = self
-            .mask
-            .clone()
-            .bool_and(shift_left(mask).narrow(1, 0, predictions));
-        Ok(Self::masked(self.log_probs, mask))
+        let mask = mask.into();
+        mask.check("mask", [batch, predictions + 1], &self.mask.device())?;
+        let both = self.mask.bool_and(mask.predictions());
+        Ok(Self::masked(self.log_probs, both))
     }
 
     /// The log-probabilities, 0 where [`mask`](Self::mask) is false; `[batch, time − 1]`, nats.

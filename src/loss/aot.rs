@@ -18,6 +18,9 @@ objective! {
     ///
     /// The losses belong to ranks of the batch, not to its examples: they depend on what else is
     /// in the batch, and micro-batches do *not* add up to one large batch.
+    ///
+    /// Burn 0.22.1 has no sort for GPUs. There the order is found on the host: `forward` waits for
+    /// the device, and panics in a browser.
     example referenced "" = 0.313262, "one pair sorts to itself: −ln σ(0.1·10)";
     pub struct AotLoss from AotLossConfig
         takes [ReferencedPair]

@@ -3,7 +3,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use super::reference::Reference;
 use super::sequence::Sequence;
 use crate::error::InvalidInput;
-use crate::log_probs::{ModelOutput, SequenceLogProbs, TokenLogProbs};
+use crate::log_probs::{CompletionMask, ModelOutput, SequenceLogProbs, TokenLogProbs};
 
 /// Padding, which makes rows of the same length of sequences of different lengths.
 ///
@@ -76,7 +76,7 @@ pub(super) fn signed(id: u32) -> Result<i32, InvalidInput> {
 /// let batch = TokenBatch::new(sequences, Padding::new(0), &Device::default())?;
 /// let ids = batch.ids.into_data().iter::<i64>().collect::<Vec<_>>();
 /// assert_eq!(ids, [5, 6, 7, 0, 8, 9, 4, 3]);
-/// let counted = batch.completion_mask.int().sum().into_scalar::<i64>();
+/// let counted = batch.completion_mask.tensor().int().sum().into_scalar::<i64>();
 /// assert_eq!(counted, 4);
 /// # Ok::<(), burn_preference::InvalidInput>(())
 /// ```
@@ -85,8 +85,9 @@ pub(super) fn signed(id: u32) -> Result<i32, InvalidInput> {
 pub struct TokenBatch {
     /// Token ids, `[sequences, time]`.
     pub ids: Tensor<2, Int>,
-    /// True for the tokens of completions that count.
-    pub completion_mask: Tensor<2, Bool>,
+    /// True for the tokens of completions that count. It knows on the host where they are, so that
+    /// no pass reads it back.
+    pub completion_mask: CompletionMask,
     /// True for padding: what Burn's attention calls `mask_pad`.
     pub pad_mask: Tensor<2, Bool>,
     /// The same ids on the host, in the order of the rows.
@@ -98,7 +99,8 @@ impl TokenBatch {
     ///
     /// # Errors
     ///
-    /// An id is beyond 2³¹ − 1: the narrowest default integers of Burn's backends have 32 bits.
+    /// An id is beyond 2³¹ − 1, or the batch has more tokens: the narrowest default integers of
+    /// Burn's backends have 32 bits.
     pub fn new(
         sequences: Vec<Sequence>,
         padding: Padding,
@@ -119,7 +121,7 @@ impl TokenBatch {
         }
         Ok(Self {
             ids: Tensor::from_data(TensorData::new(tokens, shape), device),
-            completion_mask: Tensor::from_data(TensorData::new(completion, shape), device),
+            completion_mask: CompletionMask::from_data(TensorData::new(completion, shape), device)?,
             pad_mask: Tensor::from_data(TensorData::new(padded, shape), device),
             sequences,
         })
@@ -176,8 +178,8 @@ impl TokenBatch {
         forward: impl FnOnce(&M, Tensor<2, Int>) -> O,
     ) -> Result<SequenceLogProbs, InvalidInput> {
         let output = forward(model, self.ids.clone());
-        let (ids, mask) = (self.ids.clone(), self.completion_mask.clone());
-        Ok(output.padded::<TokenLogProbs>(ids, mask)?.sequence())
+        let log_probs: TokenLogProbs = output.padded(self.ids.clone(), &self.completion_mask)?;
+        Ok(log_probs.sequence())
     }
 
     /// Log-probabilities of the tokens from an output of a model, for whatever is done to tokens
@@ -208,7 +210,7 @@ impl TokenBatch {
         &self,
         output: O,
     ) -> Result<O::TokenLogProbs, InvalidInput> {
-        TokenLogProbs::from_output(output, self.ids.clone(), self.completion_mask.clone())
+        output.padded(self.ids.clone(), &self.completion_mask)
     }
 
     /// [`log_probs`](Self::log_probs) of the reference: for
@@ -231,7 +233,8 @@ impl TokenBatch {
             let ids = self.ids.clone().without_autodiff();
             let mask = self.completion_mask.clone().without_autodiff();
             let output = forward(model, ids.clone()).without_autodiff();
-            Ok(output.padded::<TokenLogProbs>(ids, mask)?.sequence())
+            let log_probs: TokenLogProbs = output.padded(ids, &mask)?;
+            Ok(log_probs.sequence())
         })
     }
 

@@ -7,7 +7,9 @@ use super::packing::{Packing, Piece};
 use super::reference::Reference;
 use super::sequence::Sequence;
 use crate::error::InvalidInput;
-use crate::log_probs::{ModelOutput, PackedPositions, SequenceLogProbs, TokenLogProbs, flat};
+use crate::log_probs::{
+    CountedPositions, ModelOutput, PackedPositions, SequenceLogProbs, TokenLogProbs, flat,
+};
 
 /// Sequences whose prompts stand once: a prompt, then its completions, each of which sees the
 /// prompt and itself.
@@ -67,8 +69,8 @@ pub struct PackedBatch {
     visible: Tensor<3, Int>,
     /// For each place in the unpacked `[sequences, time]`, the place in `[rows, time]`.
     places: Tensor<1, Int>,
-    /// Places in the unpacked `[sequences, time]` that predict a counted token.
-    predicting: Vec<i32>,
+    /// The positions of these rows that predict a counted token.
+    counted: CountedPositions,
 }
 
 /// Tokens of a row that stand together: a prompt, or a completion.
@@ -114,6 +116,7 @@ impl PackedBatch {
             packed.row(row, pieces);
         }
         let (places, predicting) = packed.places(unpacked[1]);
+        let counted = CountedPositions::at(&predicting, unpacked, device)?;
         let PackedTokens {
             ids,
             positions,
@@ -133,7 +136,7 @@ impl PackedBatch {
             visible: Tensor::from_data(visible, device),
             segments,
             places: Tensor::from_data(TensorData::from(places.as_slice()), device),
-            predicting,
+            counted,
             unpacked: TokenBatch::new(sequences, packing.padding(), device)?,
         })
     }
@@ -243,7 +246,7 @@ impl PackedBatch {
             device: self.ids.device(),
             ids: self.unpacked.ids.clone(),
             completion_mask: self.unpacked.completion_mask.clone(),
-            predicting: self.predicting(),
+            counted: self.counted.clone(),
         }
     }
 
@@ -266,18 +269,6 @@ impl PackedBatch {
         Ok(rows.reshape([sequences, time, width]))
     }
 
-    /// Places that predict a counted token: among the unpacked rows, and where the same token
-    /// stands among the packed ones. `None` where nothing counts.
-    fn predicting(&self) -> Option<[Tensor<1, Int>; 2]> {
-        if self.predicting.is_empty() {
-            return None;
-        }
-        let places = TensorData::from(self.predicting.as_slice());
-        let unpacked = Tensor::from_data(places, &self.ids.device());
-        let packed = self.places.clone().select(0, unpacked.clone());
-        Some([unpacked, packed])
-    }
-
     /// The same batch as constants of the device without autodiff.
     fn without_autodiff(&self) -> Self {
         Self {
@@ -288,7 +279,7 @@ impl PackedBatch {
             unpacked: self.unpacked.without_autodiff(),
             visible: self.visible.clone().without_autodiff(),
             places: self.places.clone().without_autodiff(),
-            predicting: self.predicting.clone(),
+            counted: self.counted.clone().map(Tensor::without_autodiff),
         }
     }
 
@@ -382,13 +373,14 @@ impl<'a> PackedTokens<'a> {
         }
     }
 
-    /// For each place of the sequences, padded to `time`, its place here; and those that predict a
-    /// counted token.
-    fn places(&self, time: usize) -> (Vec<i32>, Vec<i32>) {
+    /// For each place of the sequences, padded to `time`, its place here. And those that predict a
+    /// counted token: among the predictions of the padded sequences, and here.
+    fn places(&self, time: usize) -> (Vec<i32>, Vec<[usize; 2]>) {
         let mut places = Vec::with_capacity(self.sequences.len() * time);
         let mut predicting = Vec::new();
-        for (sequence, [prompt, completion]) in self.sequences.iter().zip(&self.begins) {
-            let first = places.len();
+        for (row, (sequence, [prompt, completion])) in
+            self.sequences.iter().zip(&self.begins).enumerate()
+        {
             let before = sequence.prompt().len();
             for t in 0..time {
                 let place = match t {
@@ -399,7 +391,7 @@ impl<'a> PackedTokens<'a> {
                 };
                 places.push(index(place));
                 if sequence.counts(t + 1) {
-                    predicting.push(index(first + t));
+                    predicting.push([row * (time - 1) + t, place]);
                 }
             }
         }

@@ -2,7 +2,7 @@ use burn::tensor::{Bool, Int, Tensor};
 
 use super::batch::TokenBatch;
 use crate::error::InvalidInput;
-use crate::log_probs::{ModelOutput, SequenceLogProbs, TokenLogProbs};
+use crate::log_probs::{CompletionMask, ModelOutput, SequenceLogProbs, TokenLogProbs};
 
 /// Tokens and their masks as tensors of your own, `[rows, time]` each, padded on either side.
 /// [`TokenBatch`] makes them of ids on the host.
@@ -32,7 +32,7 @@ pub struct TokenTensors {
     /// Token ids, `[rows, time]`.
     pub ids: Tensor<2, Int>,
     /// True for the tokens that count.
-    pub completion_mask: Tensor<2, Bool>,
+    pub completion_mask: CompletionMask,
     /// True for padding: what Burn's attention calls `mask_pad`.
     pub pad_mask: Tensor<2, Bool>,
 }
@@ -43,7 +43,8 @@ impl TokenTensors {
     /// # Shapes
     ///
     /// - `ids`: `[rows, time]`
-    /// - `completion_mask`: `[rows, time]`, true where a token counts
+    /// - `completion_mask`: `[rows, time]`, true where a token counts: a tensor, or a
+    ///   [`CompletionMask`] of marks on the host, which no pass reads back
     /// - `pad_mask`: `[rows, time]`, true for padding
     ///
     /// # Errors
@@ -51,16 +52,13 @@ impl TokenTensors {
     /// Shapes or devices differ.
     pub fn new(
         ids: Tensor<2, Int>,
-        completion_mask: Tensor<2, Bool>,
+        completion_mask: impl Into<CompletionMask>,
         pad_mask: Tensor<2, Bool>,
     ) -> Result<Self, InvalidInput> {
-        for (name, mask) in [
-            ("completion_mask", &completion_mask),
-            ("pad_mask", &pad_mask),
-        ] {
-            InvalidInput::check_shape(name, &ids.shape(), &mask.shape())?;
-            InvalidInput::check_device(name, &ids.device(), &mask.device())?;
-        }
+        let completion_mask = completion_mask.into();
+        completion_mask.check("completion_mask", ids.dims(), &ids.device())?;
+        InvalidInput::check_shape("pad_mask", &ids.shape(), &pad_mask.shape())?;
+        InvalidInput::check_device("pad_mask", &ids.device(), &pad_mask.device())?;
         Ok(Self {
             ids,
             completion_mask,
@@ -80,8 +78,8 @@ impl TokenTensors {
         forward: impl FnOnce(&M, Tensor<2, Int>) -> O,
     ) -> Result<SequenceLogProbs, InvalidInput> {
         let output = forward(model, self.ids.clone());
-        let (ids, mask) = (self.ids.clone(), self.completion_mask.clone());
-        Ok(output.padded::<TokenLogProbs>(ids, mask)?.sequence())
+        let log_probs: TokenLogProbs = output.padded(self.ids.clone(), &self.completion_mask)?;
+        Ok(log_probs.sequence())
     }
 }
 

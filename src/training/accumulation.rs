@@ -41,7 +41,7 @@ use crate::training::metrics::{BatchMetrics, Observe};
 /// let pairs = |n: usize| {
 ///     let y = |sign: f32| -> Result<_, _> {
 ///         let sum = model.scale.val().repeat_dim(0, n) * sign;
-///         SequenceLogProbs::new(sum, Tensor::ones([n], &Device::default()))
+///         SequenceLogProbs::new(sum, &vec![1; n])
 ///     };
 ///     Pair::new(y(0.5)?, y(-0.5)?).map(PolicyPair::with_uniform_reference)
 /// };

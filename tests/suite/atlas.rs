@@ -131,11 +131,11 @@ fn curves(forward: &Forward, free: bool, margins: &[f32]) -> Result<[Vec<f32>; 3
         leaf.autodiff().require_grad()
     };
     let level = if free { 0.0 } else { -2.5 };
-    let ones = Tensor::<1, burn::tensor::Int>::ones([count], &device);
-    let reference = SequenceLogProbs::from_values(&vec![level; count], &vec![1; count], &device)?;
+    let ones = vec![1; count];
+    let reference = SequenceLogProbs::from_values(&vec![level; count], &ones, &device)?;
     let (w, l) = (leaf(1.0), leaf(-1.0));
     let side = |leaf: &Tensor<1>| {
-        SequenceLogProbs::new(leaf.clone(), ones.clone())?.relative_to(reference.clone())
+        SequenceLogProbs::new(leaf.clone(), &ones)?.relative_to(reference.clone())
     };
     let output = forward(Pair::new(side(&w)?, side(&l)?)?);
     let grads = output.sum().backward();

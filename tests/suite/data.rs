@@ -747,6 +747,7 @@ fn pairs_become_two_halves_of_a_batch() {
     let counted: Vec<bool> = batch
         .tokens
         .completion_mask
+        .tensor()
         .into_data()
         .iter::<bool>()
         .collect();
@@ -1167,7 +1168,12 @@ fn the_mask_counts_what_the_sequence_counts() {
     let sequences = vec![some, unprompted, nothing, Sequence::new(&[1, 2], &[3])];
     let lengths: Vec<f64> = sequences.iter().map(|s| s.length() as f64).collect();
     let batch = TokenBatch::new(sequences, Padding::new(0), &device()).unwrap();
-    let mask: Vec<bool> = batch.completion_mask.to_data().iter::<bool>().collect();
+    let mask: Vec<bool> = batch
+        .completion_mask
+        .tensor()
+        .to_data()
+        .iter::<bool>()
+        .collect();
     assert_eq!(mask[..4], [false, true, false, true]);
     let logits = Tensor::zeros([4, 4, 9], &device());
     let ours = TokenLogProbs::from_output(logits, batch.ids, batch.completion_mask).unwrap();

@@ -11,8 +11,7 @@ use burn_preference::{
     DroLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig, LipoLossConfig, LossOutput,
     NpoLossConfig, Objective, OrpoLossConfig, PlackettLuceLossConfig, PolicyPair, QrpoLossConfig,
     Ranked, RelativeLogProbs, RewardPair, RewardRankingLossConfig, Scored, SdpoLossConfig,
-    SequenceLogProbs, SimnpoLossConfig, TokenLogProbs, Unpaired, WithBaseline, WithPreference,
-    WithShift, WithValue,
+    SimnpoLossConfig, TokenLogProbs, Unpaired, WithBaseline, WithPreference, WithShift, WithValue,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -661,7 +660,7 @@ fn lists_of_two_are_pairs() {
             expected,
         );
 
-        let of = || SequenceLogProbs::new(Tensor::cat(leaves.to_vec(), 0), ints(&[1, 1])).unwrap();
+        let of = || sequence(Tensor::cat(leaves.to_vec(), 0), &[1, 1]);
         let nothing = sequence(floats(&[0.0, 0.0]), &[1, 1]);
         let relative = || {
             of().relative_to(nothing.clone())

@@ -12,7 +12,7 @@ use burn_preference::{
 };
 use proptest::prelude::*;
 
-use crate::support::{ZipEqual, bools, cases, device, f64s, floats, ints, keeps_nan, to_vec};
+use crate::support::{ZipEqual, bools, cases, device, f64s, floats, keeps_nan, to_vec, with_sum};
 
 const VOCAB: usize = 11;
 const WIDTH: usize = 6;
@@ -106,7 +106,7 @@ impl Model {
         let device = self.embedding.device();
         let on = |mask: &Tensor<2, Bool>| Tensor::<2, Bool>::from_data(mask.to_data(), &device);
         let ids = Tensor::<2, Int>::from_data(rows.ids.to_data(), &device);
-        let mut mask = on(&rows.completion_mask);
+        let mut mask = on(&rows.completion_mask.tensor());
         if self.faults.shifted {
             let [n, time] = mask.dims();
             let none = Tensor::<2, Bool>::from_data(
@@ -330,7 +330,7 @@ fn a_nan_of_a_later_pass() {
         let y = policy.log_probs(rows)?;
         let alone = y.sum().dims() == [1];
         let sum = y.sum() * if alone { f64::NAN } else { 1.0 };
-        SequenceLogProbs::new(sum, y.lengths().int())
+        Ok::<_, InvalidInput>(with_sum(&y, sum))
     };
     let findings = batch.check_policy(single).unwrap();
     let Finding::AloneDiffers { alone, .. } = only(&findings) else {
@@ -590,7 +590,7 @@ fn a_nan_in_one_row() {
         let last = y.sum().dims()[0] - 1;
         let nan = y.sum().narrow(0, last, 1) * f64::NAN;
         let sum = Tensor::cat(vec![y.sum().narrow(0, 0, last), nan], 0);
-        SequenceLogProbs::new(sum, y.lengths().int())
+        Ok::<_, InvalidInput>(with_sum(&y, sum))
     };
     let findings = batch.check_policy(broken).unwrap();
     let (rows, of) = (vec![3], 4);
@@ -605,7 +605,7 @@ fn losses_in_the_place_of_log_probs() {
     let batch = Batch::pairs().first().pairs().unwrap();
     let negative = |rows: &TokenTensors| {
         let y = policy.log_probs(rows)?;
-        SequenceLogProbs::new(-y.sum(), y.lengths().int())
+        Ok::<_, InvalidInput>(with_sum(&y, -y.sum()))
     };
     let findings = batch.check_policy(negative).unwrap();
     let Finding::AboveZero {
@@ -879,7 +879,7 @@ fn bad_input_is_an_error() {
         Err("ids")
     );
     // A model that gives another number of rows.
-    let one = |_: &TokenTensors| SequenceLogProbs::new(f64s(&[-1.0]), ints(&[1]));
+    let one = |_: &TokenTensors| SequenceLogProbs::new(f64s(&[-1.0]), &[1]);
     assert_eq!(odd.check_policy(one).map_err(name), Err("log_probs"));
 }
 

@@ -53,7 +53,7 @@ struct File {
 type Files = BTreeMap<Name, File>;
 
 /// Words, `::` and single characters; comments, literals and tests left out.
-fn tokens(source: &str) -> Vec<String> {
+pub fn tokens(source: &str) -> Vec<String> {
     let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let code = code.split("#[cfg(all(test").next().unwrap();
     let mut tokens: Vec<String> = Vec::new();

@@ -1,11 +1,13 @@
 //! Log-probs from logits: values, gradients, masks, padding, half precision, bad ids.
 
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
-use burn_preference::{SequenceLogProbs, TokenLogProbs};
+use burn_preference::log_probs::CompletionMask;
+use burn_preference::{LmHead, SequenceLogProbs, TokenLogProbs};
 use proptest::prelude::*;
 
 use crate::support::{
-    ZipEqual, assert_close, cases, device, error, f64s, ints, sequence, to_vec, tolerance,
+    ZipEqual, assert_close, cases, device, elsewhere, error, f64s, ints, sequence, to_vec,
+    tolerance,
 };
 
 /// A batch of logits `[batch][time][vocab]`, tokens and masks as nested vectors.
@@ -289,6 +291,48 @@ fn restrict_counts_a_part() {
     );
 }
 
+/// Marks on the host, a tensor, and marks that were on another device: the same numbers.
+#[test]
+fn a_mask_is_of_marks_or_a_tensor() {
+    let marks = [
+        [true, false, true],
+        [false, false, false],
+        [false, true, true],
+    ];
+    let hidden: Vec<f64> = (0..9).map(|i| f64::from(i).sin()).collect();
+    let hidden = f64s(&hidden).reshape([3, 3, 1]);
+    let head = LmHead::new(f64s(&[1.0, -0.5]).reshape([2, 1]));
+    let tokens = || ints(&[0, 1, 1, 0, 0, 1, 1, 1, 0]).reshape([3, 3]);
+    let of = |mask: CompletionMask| {
+        let output = (hidden.clone(), head.clone());
+        TokenLogProbs::from_output(output, tokens(), mask).unwrap()
+    };
+    let tensor = Tensor::<2, Bool>::from_bool(marks, &device());
+    let expected = of(tensor.into());
+    assert_eq!(to_vec(expected.sequence().lengths()), [1.0, 0.0, 2.0]);
+    assert!(to_vec(expected.sequence().sum())[2] < 0.0);
+    let here = CompletionMask::from_data(marks, &device()).unwrap();
+    let there = CompletionMask::from_data(marks, &elsewhere()).unwrap();
+    assert_eq!(there.tensor().device(), elsewhere());
+    for mask in [here, there.to_device(&device())] {
+        let marked: Vec<bool> = mask.tensor().into_data().iter().collect();
+        assert_eq!(marked, marks.concat());
+        let ours = of(mask);
+        assert_eq!(to_vec(ours.log_probs()), to_vec(expected.log_probs()));
+        assert_eq!(ours.mask().into_data(), expected.mask().into_data());
+    }
+
+    let error = |data: TensorData| CompletionMask::from_data(data, &device()).unwrap_err();
+    assert_eq!(
+        error(TensorData::from([true, false])).to_string(),
+        "`completion_mask`: expected two dimensions, found shape [2]"
+    );
+    assert_eq!(
+        error(TensorData::from([[0_i32, 1]])).to_string(),
+        "`completion_mask`: expected bools, found I32"
+    );
+}
+
 #[test]
 fn token_log_probs_from_elsewhere() {
     let values = f64s(&[-1.0, f64::NEG_INFINITY, f64::NAN, -2.0]).reshape([2, 2]);
@@ -326,9 +370,9 @@ fn shapes_are_checked() {
         message(one),
         "`logits`: expected time ≥ 2 and vocab ≥ 1, found shape [2, 1, 3]"
     );
-    let error = SequenceLogProbs::new(f64s(&[0.0]), ints(&[1, 2])).unwrap_err();
+    let error = SequenceLogProbs::new(f64s(&[0.0]), &[1, 2]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "`lengths`: expected shape [1], found shape [2]"
+        "`lengths`: expected 1, one per sum, found 2"
     );
 }

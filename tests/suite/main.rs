@@ -31,6 +31,7 @@ mod packed;
 mod problem;
 mod published;
 mod questions;
+mod reads;
 mod reducer;
 mod reference;
 mod rows;

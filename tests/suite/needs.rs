@@ -9,7 +9,7 @@ use burn_preference::{
     WithShift, WithTies, WithValue, batch::Candidates,
 };
 
-use crate::support::{bools, error, f64s, to_vec};
+use crate::support::{bools, counts, error, f64s, sequence, to_vec};
 
 /// Numbers of four examples, of which a batch takes some.
 #[derive(Clone, Copy)]
@@ -26,19 +26,20 @@ impl Taken<'_> {
         bools(&taken)
     }
 
-    fn sequences(self, sums: [f64; 4], lengths: [f64; 4]) -> SequenceLogProbs {
-        SequenceLogProbs::new(self.numbers(sums), self.numbers(lengths).int()).unwrap()
+    fn sequences(self, sums: [f64; 4], lengths: [usize; 4]) -> SequenceLogProbs {
+        let lengths: Vec<usize> = self.0.iter().map(|i| lengths[*i]).collect();
+        sequence(self.numbers(sums), &lengths)
     }
 
     fn policy(self) -> PolicyPair {
-        let chosen = self.sequences([-4.0, -9.0, -2.5, -7.0], [3.0, 5.0, 2.0, 6.0]);
-        let rejected = self.sequences([-7.0, -8.0, -3.0, -4.0], [4.0, 4.0, 1.0, 3.0]);
+        let chosen = self.sequences([-4.0, -9.0, -2.5, -7.0], [3, 5, 2, 6]);
+        let rejected = self.sequences([-7.0, -8.0, -3.0, -4.0], [4, 4, 1, 3]);
         PolicyPair::new(chosen, rejected).unwrap()
     }
 
     fn reference(self) -> PolicyPair {
-        let chosen = self.sequences([-5.0, -8.5, -2.0, -9.0], [3.0, 5.0, 2.0, 6.0]);
-        let rejected = self.sequences([-6.0, -8.0, -4.0, -3.5], [4.0, 4.0, 1.0, 3.0]);
+        let chosen = self.sequences([-5.0, -8.5, -2.0, -9.0], [3, 5, 2, 6]);
+        let rejected = self.sequences([-6.0, -8.0, -4.0, -3.5], [4, 4, 1, 3]);
         PolicyPair::new(chosen, rejected).unwrap()
     }
 
@@ -49,11 +50,9 @@ impl Taken<'_> {
             let columns = sides.iter().map(|side| of(side).unsqueeze_dim(1)).collect();
             Tensor::<2>::cat(columns, 1).reshape([2 * self.0.len()])
         };
-        let all = SequenceLogProbs::new(
-            join(SequenceLogProbs::sum),
-            join(SequenceLogProbs::lengths).int(),
-        );
-        all.unwrap().split_candidates(2).unwrap()
+        let lengths = counts(join(SequenceLogProbs::lengths));
+        let all = sequence(join(SequenceLogProbs::sum), &lengths);
+        all.split_candidates(2).unwrap()
     }
 
     fn ranked<L: Candidates>(self, candidates: L) -> Ranked<L> {
@@ -95,7 +94,7 @@ fn with_columns<B: Batch + 'static>(
         [ColumnKind::Shift] => losses(config, WithShift::new(batch, one()).unwrap()),
         [ColumnKind::MeanMargin] => losses(config, WithMeanMargin::new(batch, one()).unwrap()),
         [ColumnKind::Nll] => {
-            let imitated = taken.sequences([-3.0, -6.0, -2.0, -8.0], [2.0, 5.0, 3.0, 4.0]);
+            let imitated = taken.sequences([-3.0, -6.0, -2.0, -8.0], [2, 5, 3, 4]);
             losses(config, WithNll::new(batch, imitated).unwrap())
         }
         columns => panic!("{}: no value for {columns:?}", config.name()),

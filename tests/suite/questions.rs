@@ -9,11 +9,11 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use burn_preference::{
-    BatchMetrics, DpoLossConfig, LmHead, Objective, PolicyPair, ReferencedPair, SequenceLogProbs,
-    SftTerm, TokenLogProbs,
+    BatchMetrics, DpoLossConfig, LmHead, Objective, PolicyPair, ReferencedPair, SftTerm,
+    TokenLogProbs,
 };
 
-use crate::support::{device, ints, leaf, to_vec};
+use crate::support::{device, leaf, sequence, to_vec};
 
 /// A model of three words: logits are products of each word's two numbers with `state`.
 const WORDS: [[f64; 2]; 3] = [[1.0, 1.0], [0.0, 1.0], [3.0, 0.0]];
@@ -27,9 +27,8 @@ fn says(state: Tensor<1>) -> Tensor<1> {
 
 /// The first word is chosen, the second rejected; the reference is the start.
 fn pair(log_probs: &Tensor<1>) -> ReferencedPair {
-    let side = |log_probs: &Tensor<1>, word: usize| {
-        SequenceLogProbs::new(log_probs.clone().narrow(0, word, 1), ints(&[1])).unwrap()
-    };
+    let side =
+        |log_probs: &Tensor<1>, word: usize| sequence(log_probs.clone().narrow(0, word, 1), &[1]);
     let of = |y: &Tensor<1>| PolicyPair::new(side(y, 0), side(y, 1)).unwrap();
     let start = says(leaf(&[0.0, 0.0])).without_autodiff();
     of(log_probs).relative_to(of(&start)).unwrap()

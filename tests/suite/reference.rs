@@ -138,7 +138,7 @@ fn it_cannot_build_a_graph() {
     let model = Preference::new();
     let mut batch = batch();
     batch.ids = batch.ids.autodiff();
-    batch.completion_mask = batch.completion_mask.autodiff();
+    batch.completion_mask = batch.completion_mask.tensor().autodiff().into();
     let policy = &model.policy;
     // Even a closure that computes with the policy gives back plain numbers.
     let log_probs = batch.reference(&model.reference, |m, t| {

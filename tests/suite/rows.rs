@@ -86,10 +86,10 @@ fn packed() -> PackedBatch {
     PackedBatch::new(sequences(), packing, &device()).unwrap()
 }
 
-/// The primitives, of rows that are padded.
+/// The primitives, of rows that are padded, and of a mask that has to be read back.
 fn primitive(model: &Model, by_logits: bool) -> TokenLogProbs {
     let batch = padded();
-    let (ids, mask) = (batch.ids.clone(), batch.completion_mask.clone());
+    let (ids, mask) = (batch.ids.clone(), batch.completion_mask.tensor());
     if by_logits {
         return TokenLogProbs::from_output(model.logits(ids.clone()), ids, mask).unwrap();
     }

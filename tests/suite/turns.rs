@@ -205,6 +205,7 @@ fn later_steps_honour_the_mask() {
     let mask: Vec<bool> = batch
         .tokens
         .completion_mask
+        .tensor()
         .into_data()
         .iter::<bool>()
         .collect();

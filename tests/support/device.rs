@@ -84,8 +84,10 @@ pub fn tolerance(dtype: DType) -> f64 {
 
 #[cfg(all(feature = "remote-server", feature = "remote-websocket"))]
 pub mod remote {
-    use std::net::TcpListener;
-    use std::sync::LazyLock;
+    use std::io::{self, Read, Write};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, LazyLock};
     use std::thread;
 
     use burn::remote::RemoteHost;
@@ -99,13 +101,73 @@ pub mod remote {
 
     /// Another server of this process, on a port that the system picks, and its only device.
     pub fn server() -> Device {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("bound");
+        device_at(serve())
+    }
+
+    fn serve() -> SocketAddr {
+        let (listener, address) = listen();
         thread::spawn(move || {
             let server = RemoteServer::new([Device::flex()]);
             server.serve(WebSocketTransport::from_listener(listener))
         });
+        address
+    }
+
+    fn listen() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        (listener, address)
+    }
+
+    fn device_at(address: SocketAddr) -> Device {
         let host = RemoteHost::websocket(&format!("ws://{address}"));
         Device::remote_options(&host).init().expect("a server")
+    }
+
+    /// What a server said so far.
+    #[derive(Clone)]
+    pub struct Answers(Arc<AtomicUsize>);
+
+    impl Answers {
+        /// Number of times that the server sent something. It only answers: a client that reads
+        /// nothing hears nothing.
+        pub fn count(&self) -> usize {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    /// Another server of this process, whose answers are counted on their way.
+    pub fn counted_server() -> (Device, Answers) {
+        let server = serve();
+        let (listener, address) = listen();
+        let answers = Answers(Arc::default());
+        let counter = answers.0.clone();
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.expect("a connection");
+                let server = TcpStream::connect(server).expect("the server listens");
+                let (to_server, to_client) = (server.try_clone(), client.try_clone());
+                let counter = counter.clone();
+                thread::spawn(move || pass_on(client, to_server?, || ()));
+                thread::spawn(move || {
+                    pass_on(server, to_client?, || {
+                        counter.fetch_add(1, Ordering::SeqCst);
+                    })
+                });
+            }
+        });
+        (device_at(address), answers)
+    }
+
+    fn pass_on(mut from: TcpStream, mut to: TcpStream, seen: impl Fn()) -> io::Result<()> {
+        let mut bytes = [0; 1 << 16];
+        loop {
+            let count = from.read(&mut bytes)?;
+            if count == 0 {
+                return Ok(());
+            }
+            seen();
+            to.write_all(&bytes[..count])?;
+        }
     }
 }

@@ -542,10 +542,11 @@ fn fits<T>(found: std::result::Result<T, InvalidInput>, fits: bool) -> Option<T>
 fn sequence(u: &mut Unstructured, rows: usize, dtype: DType) -> Result<Option<SequenceLogProbs>> {
     let lengths = about(u, rows)?;
     let sum = floats(u, [rows], dtype)?;
-    let lengths = ids(u, [lengths], 9)?;
-    let counts = lengths.to_data().iter::<i64>().all(|length| length >= 0);
-    let ok = counts && sum.dims() == lengths.dims() && sum.device() == lengths.device();
-    Ok(fits(SequenceLogProbs::new(sum, lengths), ok))
+    let lengths: Vec<usize> = (0..lengths)
+        .map(|_| u.int_in_range(0..=9))
+        .collect::<Result<_>>()?;
+    let ok = sum.dims() == [lengths.len()];
+    Ok(fits(SequenceLogProbs::new(sum, &lengths), ok))
 }
 
 /// Batches and columns of any shape, on any device.
@@ -717,13 +718,12 @@ fn objectives(u: &mut Unstructured) -> Result<()> {
     let dtype = *u.choose(&[DType::F32, DType::F64])?;
     let device = Device::flex();
     let sides: Vec<Vec<f64>> = (0..4).map(|_| numbers(u, rows)).collect::<Result<_>>()?;
-    let lengths: Vec<i64> = (0..rows)
+    let lengths: Vec<usize> = (0..rows)
         .map(|_| u.int_in_range(0..=1_000_000))
         .collect::<Result<_>>()?;
     let sequence = |side: &[f64]| {
         let sum = Tensor::from_data(TensorData::from(side), (&device, dtype));
-        let lengths = Tensor::from_data(TensorData::from(lengths.as_slice()), &device);
-        SequenceLogProbs::new(sum, lengths).expect("they fit")
+        SequenceLogProbs::new(sum, &lengths).expect("they fit")
     };
     let beta = f64::from(u.int_in_range(1..=1_000_000_000_i32)?) * 1e-6;
     let with = |config: &str, key: &str| format!(r#"{{"loss": "{config}", "{key}": {beta}}}"#);

@@ -94,7 +94,19 @@ pub fn token_log_probs(
 }
 
 pub fn sequence(sum: Tensor<1>, lengths: &[usize]) -> SequenceLogProbs {
-    SequenceLogProbs::new(sum, ints(lengths)).unwrap()
+    SequenceLogProbs::new(sum, lengths).unwrap()
+}
+
+/// Numbers of tokens.
+pub fn counts(lengths: Tensor<1>) -> Vec<usize> {
+    let lengths = lengths.int().into_data();
+    let count = |length| usize::try_from(length).unwrap();
+    lengths.iter::<i64>().map(count).collect()
+}
+
+/// Other sums of the same completions.
+pub fn with_sum(y: &SequenceLogProbs, sum: Tensor<1>) -> SequenceLogProbs {
+    sequence(sum, &counts(y.lengths()))
 }
 
 /// Plain numbers of a batch of pairs.

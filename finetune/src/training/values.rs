@@ -1,7 +1,7 @@
 //! Values that a model gives completions: log-probabilities, log-ratios or rewards.
 
 use burn::tensor::{Int, Tensor};
-use burn_preference::tokens::{TokenBatch, TokenTensors};
+use burn_preference::tokens::{Sequence, TokenBatch, TokenTensors};
 use burn_preference::training::first_batch::{Findings, FirstBatch};
 use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 
@@ -51,12 +51,13 @@ pub trait CompletionValues: Sized {
         context: &StepContext<'_>,
     ) -> Result<Self, Failure>;
 
-    /// Joins the values of several batches, in the order of `rows`: places among all of them.
+    /// Joins the values of several batches, in the order of `rows`: places among all of them. They
+    /// are then those of `tokens`.
     ///
     /// # Errors
     ///
     /// They do not fit together.
-    fn join(batches: &[Self], rows: Tensor<1, Int>) -> Result<Self, Failure>;
+    fn join(batches: &[Self], rows: Tensor<1, Int>, tokens: &TokenBatch) -> Result<Self, Failure>;
 
     /// Computes the values of tokens of any number, by as many forwards as the budget asks for.
     ///
@@ -85,7 +86,7 @@ pub trait CompletionValues: Sized {
             rows[place] = row;
         }
         let rows = Tensor::from_data(rows.as_slice(), &context.batching.device);
-        Self::join(&values, rows)
+        Self::join(&values, rows, tokens)
     }
 
     /// Checks a first batch with the model, and with `losses` of the values where they tell more.
@@ -115,11 +116,10 @@ impl CompletionValues for SequenceLogProbs {
         context.batching.log_probs(model, tokens)
     }
 
-    fn join(batches: &[Self], rows: Tensor<1, Int>) -> Result<Self, Failure> {
+    fn join(batches: &[Self], rows: Tensor<1, Int>, tokens: &TokenBatch) -> Result<Self, Failure> {
         let sums = batches.iter().map(Self::sum).collect();
-        let lengths = batches.iter().map(Self::lengths).collect();
-        let [sums, lengths] = [sums, lengths].map(|of| Tensor::cat(of, 0).select(0, rows.clone()));
-        Ok(Self::new(sums, lengths.int())?)
+        let lengths: Vec<usize> = tokens.sequences.iter().map(Sequence::length).collect();
+        Ok(Self::new(Tensor::cat(sums, 0).select(0, rows), &lengths)?)
     }
 
     fn check(
@@ -145,10 +145,10 @@ impl CompletionValues for RelativeLogProbs {
         context.relative(model, tokens)
     }
 
-    fn join(batches: &[Self], rows: Tensor<1, Int>) -> Result<Self, Failure> {
+    fn join(batches: &[Self], rows: Tensor<1, Int>, tokens: &TokenBatch) -> Result<Self, Failure> {
         let side = |of: fn(&Self) -> &SequenceLogProbs| {
             let batches: Vec<_> = batches.iter().map(|batch| of(batch).clone()).collect();
-            SequenceLogProbs::join(&batches, rows.clone())
+            SequenceLogProbs::join(&batches, rows.clone(), tokens)
         };
         Ok(side(Self::policy)?.relative_to(side(Self::reference)?)?)
     }
@@ -181,7 +181,7 @@ impl CompletionValues for Tensor<1> {
         rewards(model, tokens)
     }
 
-    fn join(batches: &[Self], rows: Tensor<1, Int>) -> Result<Self, Failure> {
+    fn join(batches: &[Self], rows: Tensor<1, Int>, _: &TokenBatch) -> Result<Self, Failure> {
         Ok(Self::cat(batches.to_vec(), 0).select(0, rows))
     }
 

@@ -5,6 +5,7 @@ use super::finding::Finding;
 use super::parameters;
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
+use crate::log_probs::CompletionMask;
 use crate::reference::Frozen;
 use crate::tokens::TokenTensors;
 
@@ -185,5 +186,14 @@ impl FirstBatch {
 
     pub(super) fn mask_of(&self, mask: Vec<bool>, shape: [usize; 2]) -> Tensor<2, Bool> {
         Tensor::from_data(TensorData::new(mask, shape), &self.tokens.ids.device())
+    }
+
+    pub(super) fn completion_mask_of(
+        &self,
+        counted: &[bool],
+        shape: [usize; 2],
+    ) -> Result<CompletionMask, InvalidInput> {
+        let counted = TensorData::new(counted.to_vec(), shape);
+        CompletionMask::from_data(counted, &self.tokens.ids.device())
     }
 }

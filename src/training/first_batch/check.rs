@@ -49,7 +49,7 @@ impl<'a> Check<'a> {
             not_checked.push("the models: they have no embedding for some ids");
         }
         let tokens = TokenTensors {
-            completion_mask: batch.mask_of(host.counted.clone(), [host.rows, host.time]),
+            completion_mask: batch.completion_mask_of(&host.counted, [host.rows, host.time])?,
             ..batch.tokens.clone()
         };
         Ok(Self {

@@ -23,7 +23,7 @@ impl HostTokens {
         let read = |name, mask: &Tensor<2, Bool>| -> Result<Vec<bool>, InvalidInput> {
             Ok(InvalidInput::read(name, mask)?.iter().collect())
         };
-        let mask = read("completion_mask", &tokens.completion_mask)?;
+        let mask = read("completion_mask", &tokens.completion_mask.tensor())?;
         let padding = read("pad_mask", &tokens.pad_mask)?;
         let is_predicted = |i: usize| !i.is_multiple_of(time) && !padding[i - 1];
         let counts = |i: usize| mask[i] && !padding[i] && is_predicted(i);

@@ -156,10 +156,10 @@ impl Check<'_> {
         let real: Vec<usize> = self.host.real(row).collect();
         let shape = [1, real.len()];
         let ids = real.iter().map(|&i| self.host.ids[i]).collect();
-        let counted = real.iter().map(|&i| self.host.counted[i]).collect();
+        let counted: Vec<bool> = real.iter().map(|&i| self.host.counted[i]).collect();
         let alone = TokenTensors {
             ids: self.batch.ids_of(ids, shape),
-            completion_mask: self.batch.mask_of(counted, shape),
+            completion_mask: self.batch.completion_mask_of(&counted, shape)?,
             pad_mask: self.batch.mask_of(vec![false; real.len()], shape),
         };
         let alone = sums(&policy(&alone)?, 1)?[0];
@@ -193,7 +193,7 @@ impl Check<'_> {
             return Ok(());
         };
         let shape = [self.host.rows, self.host.time];
-        let completion_mask = self.batch.mask_of(counted, shape);
+        let completion_mask = self.batch.completion_mask_of(&counted, shape)?;
         let [before, after] = [self.tokens.clone(), after].map(|tokens| TokenTensors {
             completion_mask: completion_mask.clone(),
             ..tokens

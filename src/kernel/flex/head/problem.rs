@@ -28,6 +28,9 @@ const WORDS: usize = 48;
 /// Minimum number of tasks that the threads share, if the problem is large enough.
 pub(super) const TASKS: usize = 16;
 
+/// Multiplications that are worth a task of their own.
+const TASK: usize = 2_000_000;
+
 /// Log-probabilities of some rows under a head, cut into tiles.
 ///
 /// Rows are cut into blocks, words into chunks. The logits of a chunk and a block are a tile: a
@@ -76,8 +79,10 @@ impl Problem {
             .map(|first| first..(first + block).min(rows))
             .collect();
         let fitting = CHUNK_BYTES / (size_of::<f32>() * width) / WORDS * WORDS;
+        let products = rows.saturating_mul(width).saturating_mul(vocab);
+        let tasks = (products / TASK).clamp(1, TASKS);
         let chunk = fitting
-            .min((vocab / TASKS).next_multiple_of(WORDS))
+            .min((vocab / tasks).next_multiple_of(WORDS))
             .clamp(WORDS, 8 * WORDS);
         let mut problem = Self {
             panels,
