@@ -49,6 +49,10 @@ mod forward;
 mod generic;
 mod head;
 mod operation;
+mod slope;
 
 pub(crate) use entry::{Outputs, head_kl, head_log_probs, head_logits, logits_log_probs};
 pub(crate) use head::{HeadTensors, Shaping};
+#[cfg(feature = "flex")]
+pub(crate) use slope::slope_node;
+pub(crate) use slope::with_slope;
