@@ -3,12 +3,12 @@
 
     python3 -m venv peers && peers/bin/pip install torch==2.15.0 numpy trl==1.16.0
     peers/bin/pip install --no-deps liger-kernel==0.8.5 cut-cross-entropy==25.1.1
-    cargo bench --bench head_floor --no-run
+    cargo bench --workspace --bench head_floor --no-run
     peers/bin/python scripts/head_peers.py   # --shape s1 --mask full for a part of it
 
 About 6 GB to download, and 8 GB of memory. Forward and backward of the log-prob head with both
 gradients; ours run before and after the peers, and the table holds medians of seconds, and of ours
-/ theirs.
+/ theirs. `products` are the three products alone, by torch.
 """
 import argparse
 import gc
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 SHAPES = {"s1": (2, 512, 576, 49152), "s2": (4, 512, 1024, 128256)}
-OURS = ["trained", "retained"]
+OURS = ["trained", "bounded"]
 
 
 def inputs(shape, mask):
@@ -86,11 +86,23 @@ def torch_chunked(d):
     return -F.linear_cross_entropy(hidden, d["weight"], target, reduction="sum", options=options)
 
 
-PEERS = [eager, eager_compact, trl, liger, cut_cross_entropy, torch_chunked]
+def products(d):
+    """The three products alone, into buffers that stay: the floor by torch's own library."""
+    with torch.no_grad():
+        hidden, weight = d["hidden"][d["counted"]], d["weight"]
+        if "buffers" not in d:
+            d["buffers"] = hidden @ weight.t(), torch.empty_like(hidden), torch.empty_like(weight)
+        logits, d_hidden, d_weight = d["buffers"]
+        torch.mm(hidden, weight.t(), out=logits)
+        torch.mm(logits, weight, out=d_hidden)
+        torch.mm(logits.t(), hidden, out=d_weight)
+
+
+PEERS = [products, eager, eager_compact, trl, liger, cut_cross_entropy, torch_chunked]
 
 
 def ours(shape, mask, args):
-    command = ["cargo", "bench", "--quiet", "--bench", "head_floor", "--", "--csv"]
+    command = ["cargo", "bench", "--quiet", "--workspace", "--bench", "head_floor", "--", "--csv"]
     command += ["--threads", str(args.threads), "--shape", shape, "--mask", mask, "--rounds", str(args.rounds)]
     for name in OURS:
         command += ["--only", name]
@@ -101,20 +113,24 @@ def ours(shape, mask, args):
 
 def measured(shape, mask, args):
     """Seconds of every peer, and our seconds and floors before and after them."""
-    peers, times = list(PEERS), {}
+    peers, times = [peer for peer in PEERS if peer.__name__ in (args.peer or peer.__name__)], {}
     runs = [ours(shape, mask, args)]
     d = inputs(shape, mask)
     for number in range(args.rounds + 1):
         for peer in list(peers):
             start = time.perf_counter()
             try:
-                peer(d).backward()
+                loss = peer(d)
+                if loss is not None:
+                    loss.backward()
             except Exception as error:  # A peer that cannot run is reported, not hidden.
                 print(f"{peer.__name__}: {error!r}"[:200])
                 peers.remove(peer)
                 continue
             seconds = time.perf_counter() - start
             d["hidden"].grad = d["weight"].grad = None
+            if number == args.rounds:
+                d.pop("buffers", None)
             gc.collect()
             if number > 0:  # The first round compiles and warms up.
                 times.setdefault(peer.__name__, []).append(seconds)
@@ -130,6 +146,7 @@ def main():
     parser.add_argument("--mask", choices=["full", "real"], action="append")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peer", choices=[peer.__name__ for peer in PEERS], action="append")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 

@@ -125,6 +125,7 @@
 //!
 //! This is a community crate, not affiliated with Burn's authors.
 
+#![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(

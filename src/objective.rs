@@ -122,8 +122,11 @@ impl<R: Rewards> LossOutput<R> {
 
     /// The mean loss of the batch, `[1]`; 0 for an empty batch.
     pub fn mean(&self) -> Tensor<1> {
-        let [batch] = self.losses.dims();
-        self.sum() * (batch.max(1) as f64).recip()
+        match self.losses.dims() {
+            [0] => self.sum(),
+            // Not `mean()`: see `sum`.
+            _ => self.losses().mean_dim(0),
+        }
     }
 
     /// The sum of the losses, `[1]`.

@@ -127,6 +127,14 @@ impl<const D: usize> Pair<Tensor<D>> {
     pub fn margin(&self) -> Tensor<D> {
         self.chosen.clone() - self.rejected.clone()
     }
+
+    /// The margin h of the rewards β·x, and the rewards without autodiff, of compared values x.
+    ///
+    /// Only the margin is on the tape: an operation of each side less than `(x · β).margin()`.
+    pub(crate) fn rewarded(self, beta: f64) -> (Tensor<D>, Self) {
+        let h = self.margin() * beta;
+        (h, self.map(Tensor::without_autodiff) * beta)
+    }
 }
 
 impl<L: LogProbs<1>> Pair<L> {
@@ -206,11 +214,11 @@ impl<L: LogProbs<1>> Batch for Pair<L> {
     type Rewards = Pair<Tensor<1>>;
 
     fn len(&self) -> usize {
-        self.chosen.policy().sum().dims()[0]
+        self.chosen.policy().sum_ref().dims()[0]
     }
 
     fn device(&self) -> Device {
-        self.chosen.policy().sum().device()
+        self.chosen.policy().sum_ref().device()
     }
 
     fn needs() -> Needs {

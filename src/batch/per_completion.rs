@@ -60,8 +60,8 @@ macro_rules! per_completion_of_tensors {
 }
 
 per_completion_of_tensors!(Float, Int, Bool);
-per_completion!([] SequenceLogProbs, |y| y.sum(), Self::narrow);
-per_completion!([] RelativeLogProbs, |y| y.policy().sum(), Self::narrow);
+per_completion!([] SequenceLogProbs, |y| y.sum_ref(), Self::narrow);
+per_completion!([] RelativeLogProbs, |y| y.policy().sum_ref(), Self::narrow);
 per_completion!([] TokenLogProbs, |y| y.log_probs(), Self::rows);
 per_completion!([] RelativeTokenLogProbs, |y| y.policy().log_probs(), Self::rows);
 per_completion!([] TokenStatistics, |y| y.entropy(), Self::rows);

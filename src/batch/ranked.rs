@@ -28,11 +28,11 @@ mod sealed {
         const VALUES: Values = <L as LogProbs<2>>::VALUES;
 
         fn shape(&self) -> Shape {
-            self.policy().sum().shape()
+            self.policy().sum_ref().shape()
         }
 
         fn device(&self) -> Device {
-            self.policy().sum().device()
+            self.policy().sum_ref().device()
         }
     }
 

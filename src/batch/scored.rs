@@ -36,7 +36,7 @@ impl<L: LogProbs<1>> Scored<L> {
     ///
     /// Batch sizes or devices differ.
     pub fn new(log_probs: L, scores: Tensor<1>) -> Result<Self, InvalidInput> {
-        let sum = log_probs.policy().sum();
+        let sum = log_probs.policy().sum_ref();
         InvalidInput::check_shape("scores", &sum.shape(), &scores.shape())?;
         InvalidInput::check_device("scores", &sum.device(), &scores.device())?;
         Ok(Self {

@@ -59,11 +59,11 @@ macro_rules! completions_alone {
             type Rewards = Tensor<1>;
 
             fn len(&self) -> usize {
-                self.policy().sum().dims()[0]
+                self.policy().sum_ref().dims()[0]
             }
 
             fn device(&self) -> Device {
-                self.policy().sum().device()
+                self.policy().sum_ref().device()
             }
 
             fn needs() -> Needs {

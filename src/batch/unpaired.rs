@@ -25,8 +25,8 @@ impl<L> Unpaired<L> {
 
     /// +1 for desirable, −1 for undesirable, in the number type of `like`.
     pub(crate) fn sign(&self, like: &Tensor<1>) -> Tensor<1> {
-        like.ones_like()
-            .mask_fill(self.desirable().bool_not(), -1.0)
+        let ones = like.clone().without_autodiff().ones_like();
+        ones.mask_fill(self.desirable().bool_not(), -1.0)
     }
 }
 
@@ -37,7 +37,7 @@ impl<L: LogProbs<1>> Unpaired<L> {
     ///
     /// Batch sizes or devices differ.
     pub fn new(log_probs: L, desirable: Tensor<1, Bool>) -> Result<Self, InvalidInput> {
-        let sum = log_probs.policy().sum();
+        let sum = log_probs.policy().sum_ref();
         InvalidInput::check_shape("desirable", &sum.shape(), &desirable.shape())?;
         InvalidInput::check_device("desirable", &sum.device(), &desirable.device())?;
         Ok(Self {

@@ -14,8 +14,8 @@
 //! | device | input | operands | kernel |
 //! |---|---|---|---|
 //! | any | head or logits | f64 | `generic.rs` |
-//! | Flex | head | f32, a contiguous weight `[vocab, hidden]`; 16 rows at least, and rows · hidden · vocab ≥ 2·10⁸; x86 with AVX2 or AVX-512 | `flex/lanes/` |
-//! | Flex | head | every other one in f32, f16 or bf16 | `flex/tiles/` |
+//! | Flex | head | f32, fewer than 10⁵ multiplications a product and at most 1024 words | `generic.rs` |
+//! | Flex | head | every other one in f32, f16 or bf16, in any layout | `flex/head/` |
 //! | Flex | logits | f32, f16 or bf16 | `flex/logits.rs` |
 //! | CUDA, ROCm, Vulkan, Metal, WebGPU, CubeCL's CPU | head or logits | f32, f16 or bf16 | `cube/`; behind Burn's fusion, by way of `cube/fusion.rs` |
 //! | `NdArray`, `LibTorch`, remote | head or logits | all | `generic.rs` |
@@ -33,7 +33,7 @@
 //! |---|---|---|
 //! | nothing | nothing | 1 |
 //! | hidden states alone | ∂log p/∂h of each row | 2, both in the forward |
-//! | weight or bias | the normaliser, and as many logits as may be kept (on GPUs none) | 4; 3 where logits are kept |
+//! | weight or bias | the normaliser, and as many logits as may be kept (on GPUs none) | 4, or 3 for kept logits |
 //!
 //! All of this is chosen in `choice.rs`.
 
@@ -49,6 +49,10 @@ mod forward;
 mod generic;
 mod head;
 mod operation;
+mod slope;
 
 pub(crate) use entry::{Outputs, head_kl, head_log_probs, head_logits, logits_log_probs};
 pub(crate) use head::{HeadTensors, Shaping};
+#[cfg(feature = "flex")]
+pub(crate) use slope::slope_node;
+pub(crate) use slope::with_slope;

@@ -15,7 +15,7 @@ impl<const D: usize> RelativeLogProbs<D> {
         policy: SequenceLogProbs<D>,
         reference: SequenceLogProbs<D>,
     ) -> Result<Self, InvalidInput> {
-        let (ours, theirs) = (policy.sum(), reference.sum());
+        let (ours, theirs) = (policy.sum_ref(), reference.sum_ref());
         InvalidInput::check_shape("reference", &ours.shape(), &theirs.shape())?;
         InvalidInput::check_device("reference", &ours.device(), &theirs.device())?;
         Ok(Self::of(policy, reference))
@@ -37,7 +37,7 @@ impl<const D: usize> RelativeLogProbs<D> {
 
     /// Log-ratio of each completion, ρ = ℓ − ℓ°, nats.
     pub fn log_ratio(&self) -> Tensor<D> {
-        self.policy.sum() - self.reference.sum().cast(self.policy.sum().dtype())
+        self.policy.sum() - self.reference.sum().cast(self.policy.sum_ref().dtype())
     }
 
     /// Log-probabilities of the policy.

@@ -51,6 +51,11 @@ impl<const D: usize> SequenceLogProbs<D> {
         self.sum.clone()
     }
 
+    /// [`Self::sum`], borrowed: a clone of a tensor on the tape costs a tenth of a node.
+    pub(crate) fn sum_ref(&self) -> &Tensor<D> {
+        &self.sum
+    }
+
     /// Mean over the tokens of each completion, ℓ̄ = ℓ / max(length, 1): 0 for an empty one.
     pub fn mean(&self) -> Tensor<D> {
         self.sum() / self.divisor()
@@ -70,6 +75,11 @@ impl<const D: usize> SequenceLogProbs<D> {
             Some((sum, lengths)) => Self::from_parts(sum, lengths),
             None => self.clone(),
         }
+    }
+
+    /// Whether nothing changed the sums.
+    pub(crate) fn is_unmodified(&self) -> bool {
+        self.unmodified.is_none()
     }
 
     /// Keeps the sums of `before` as the unmodified ones.

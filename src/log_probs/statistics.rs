@@ -44,7 +44,7 @@ impl TokenStatistics {
     /// accuracy is their mean.
     ///
     /// Of several words with the largest logit, the first one is taken, as by an argmax and by
-    /// TRL. NaN where a logit is NaN.
+    /// TRL. NaN where a logit is NaN, or all are −∞.
     pub fn top1(&self) -> Tensor<2> {
         self.top1.log_probs()
     }

@@ -1,6 +1,6 @@
 use burn::tensor::Tensor;
 
-use crate::batch::{Pair, ReferencedPair};
+use crate::batch::{Pair, ReferencedPair, Rewards};
 use crate::declare::objective;
 use crate::objective::{LossOutput, Objective};
 use crate::part::LabelNoise;
@@ -50,7 +50,7 @@ impl Objective<ReferencedPair> for AotLoss {
             batch.log_ratios().map(sort).margin()
         };
         let losses = self.label_noise.losses(delta * self.beta);
-        LossOutput::new(losses, batch.log_ratios() * self.beta)
+        LossOutput::new(losses, batch.log_ratios().without_autodiff() * self.beta)
     }
 
     fn whole_batch(&self) -> bool {

@@ -3,7 +3,7 @@ use burn::tensor::Tensor;
 use crate::batch::{Pair, ReferencedPair, Unpaired, WithShift};
 use crate::declare::objective;
 use crate::log_probs::RelativeLogProbs;
-use crate::math::softplus;
+use crate::math::{logistic_loss, softplus};
 use crate::objective::{LossOutput, Objective};
 
 objective! {
@@ -31,7 +31,7 @@ objective! {
 
 /// −ln σ(chosen) − ln σ(−rejected).
 fn classify(logits: Pair<Tensor<1>>) -> Tensor<1> {
-    softplus(-logits.chosen) + softplus(logits.rejected)
+    logistic_loss(logits.chosen) + softplus(logits.rejected)
 }
 
 impl Objective<ReferencedPair> for BcoLoss {
@@ -55,6 +55,6 @@ impl Objective<WithShift<Unpaired<RelativeLogProbs>>> for BcoLoss {
         let WithShift { batch, shift } = batch;
         let rewards = batch.log_probs().log_ratio() * self.beta;
         let value = batch.sign(&rewards) * (rewards.clone() - shift.cast(rewards.dtype()));
-        LossOutput::new(softplus(-value), rewards)
+        LossOutput::new(logistic_loss(value), rewards)
     }
 }

@@ -1,8 +1,8 @@
 use burn::tensor::Tensor;
 
-use crate::batch::{Batch, Pair, ReferencedPair, WithMeanMargin};
+use crate::batch::{Batch, Pair, ReferencedPair, Rewards, WithMeanMargin};
 use crate::declare::objective;
-use crate::math::softplus;
+use crate::math::logistic_loss;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
@@ -46,7 +46,10 @@ impl Objective<WithMeanMargin<ReferencedPair>> for BetaDpoLoss {
         let mean = delta.clone().without_autodiff().sum_dim(0) * count.recip();
         let excess = mean - mean_margin.cast(delta.dtype());
         let beta = ((excess * self.sensitivity + 1) * self.beta).clamp_min(MIN_BETA);
-        LossOutput::new(softplus(-delta * beta), rho * self.beta)
+        LossOutput::new(
+            logistic_loss(delta * beta),
+            rho.without_autodiff() * self.beta,
+        )
     }
 
     fn whole_batch(&self) -> bool {

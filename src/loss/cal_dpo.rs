@@ -1,8 +1,8 @@
 use burn::tensor::Tensor;
 
-use crate::batch::{Pair, ReferencedPair};
+use crate::batch::{Pair, ReferencedPair, Rewards};
 use crate::declare::objective;
-use crate::math::softplus;
+use crate::math::logistic_loss;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
@@ -31,7 +31,7 @@ impl Objective<ReferencedPair> for CalDpoLoss {
         let target = 0.5 / self.beta;
         let calibration =
             (rho.chosen.clone() - target).square() + (rho.rejected.clone() + target).square();
-        let losses = softplus(-rho.margin()) + calibration * self.calibration_weight;
-        LossOutput::new(losses, rho * self.beta)
+        let losses = logistic_loss(rho.margin()) + calibration * self.calibration_weight;
+        LossOutput::new(losses, rho.without_autodiff() * self.beta)
     }
 }

@@ -2,7 +2,7 @@ use burn::tensor::Tensor;
 
 use crate::batch::{Pair, ReferencedPair};
 use crate::declare::objective;
-use crate::math::softplus;
+use crate::math::logistic_loss;
 use crate::objective::{LossOutput, Objective};
 use crate::part::Divergence;
 
@@ -29,11 +29,11 @@ objective! {
 
 impl Objective<ReferencedPair> for ChipoLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = Divergence::ChiSquared.rewards(&batch, self.beta);
+        let (h, rewards) = Divergence::ChiSquared.rewarded(&batch, self.beta);
         let h = match self.reward_bound {
-            Some(bound) => rewards.margin().clamp(-2.0 * bound, 2.0 * bound),
-            None => rewards.margin(),
+            Some(bound) => h.clamp(-2.0 * bound, 2.0 * bound),
+            None => h,
         };
-        LossOutput::new(softplus(-h), rewards)
+        LossOutput::new(logistic_loss(h), rewards)
     }
 }

@@ -46,8 +46,8 @@ impl CpoLossConfig {
 
 impl CpoLoss {
     fn losses(&self, batch: &PolicyPair, nll: Tensor<1>) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = batch.map_ref(SequenceLogProbs::sum) * self.beta;
-        let preference = self.label_noise.losses(rewards.margin());
+        let (h, rewards) = batch.map_ref(SequenceLogProbs::sum).rewarded(self.beta);
+        let preference = self.label_noise.losses(h);
         let nll = nll.cast(preference.dtype());
         LossOutput::new(preference + nll * self.sft_weight, rewards)
     }

@@ -2,7 +2,7 @@ use burn::tensor::Tensor;
 
 use crate::batch::{Pair, ReferencedPair};
 use crate::declare::objective;
-use crate::math::{bounded_exp, log_sigmoid, sigmoid, softplus};
+use crate::math::{bounded_exp, log_sigmoid, logistic_loss, sigmoid};
 use crate::objective::{LossOutput, Objective};
 use crate::part::Divergence;
 
@@ -32,10 +32,9 @@ objective! {
 
 impl Objective<ReferencedPair> for DiscopopLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = self.divergence.rewards(&batch, self.beta);
-        let h = rewards.margin();
+        let (h, rewards) = self.divergence.rewarded(&batch, self.beta);
         let modulated = h.clone() * self.temperature.recip();
-        let logistic = softplus(-h.clone()) * sigmoid(-modulated.clone());
+        let logistic = logistic_loss(h.clone()) * sigmoid(-modulated.clone());
         let exponential = bounded_exp(log_sigmoid(modulated) - h);
         LossOutput::new(logistic + exponential, rewards)
     }

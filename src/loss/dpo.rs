@@ -41,22 +41,23 @@ objective! {
 }
 
 impl DpoLoss {
-    fn rewards(&self, batch: &ReferencedPair) -> Pair<Tensor<1>> {
-        self.divergence.compared(batch, self.normalization) * self.beta
+    /// The margins h, and the rewards.
+    fn margins(&self, batch: &ReferencedPair) -> (Tensor<1>, Pair<Tensor<1>>) {
+        let compared = self.divergence.compared(batch, self.normalization);
+        compared.rewarded(self.beta)
     }
 }
 
 impl Objective<ReferencedPair> for DpoLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = self.rewards(&batch);
-        LossOutput::new(self.label_noise.losses(rewards.margin()), rewards)
+        let (h, rewards) = self.margins(&batch);
+        LossOutput::new(self.label_noise.losses(h), rewards)
     }
 }
 
 impl Objective<WithMargin<ReferencedPair>> for DpoLoss {
     fn forward(&self, batch: WithMargin<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = self.rewards(&batch.batch);
-        let h = rewards.margin();
+        let (h, rewards) = self.margins(&batch.batch);
         let excess = h.clone() - batch.margin.cast(h.dtype());
         LossOutput::new(self.label_noise.losses(excess), rewards)
     }
@@ -64,8 +65,7 @@ impl Objective<WithMargin<ReferencedPair>> for DpoLoss {
 
 impl Objective<WithPreference<ReferencedPair>> for DpoLoss {
     fn forward(&self, batch: WithPreference<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = self.rewards(&batch.batch);
-        let h = rewards.margin();
+        let (h, rewards) = self.margins(&batch.batch);
         let p = batch.win_probability.cast(h.dtype());
         LossOutput::new(self.label_noise.graded_losses(h, p), rewards)
     }

@@ -2,7 +2,7 @@ use burn::tensor::Tensor;
 
 use crate::batch::{Pair, ReferencedPair};
 use crate::declare::objective;
-use crate::math::softplus;
+use crate::math::logistic_loss;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
@@ -30,6 +30,6 @@ impl Objective<ReferencedPair> for DpoShiftLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
         let rewards = batch.log_ratios() * self.beta;
         let h = rewards.chosen.clone() - rewards.rejected.clone() * self.rejected_share;
-        LossOutput::new(softplus(-h), rewards)
+        LossOutput::new(logistic_loss(h), rewards)
     }
 }

@@ -1,9 +1,9 @@
 use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 
-use crate::batch::{Pair, ReferencedPair};
+use crate::batch::{Pair, ReferencedPair, Rewards};
 use crate::declare::objective;
-use crate::math::softplus;
+use crate::math::logistic_loss;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
@@ -32,6 +32,6 @@ impl Objective<ReferencedPair> for DpopLoss {
         let rho = batch.log_ratios();
         let fallen = relu(-rho.chosen.clone());
         let h = (rho.margin() - fallen * self.penalty) * self.beta;
-        LossOutput::new(softplus(-h), rho * self.beta)
+        LossOutput::new(logistic_loss(h), rho.without_autodiff() * self.beta)
     }
 }

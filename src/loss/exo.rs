@@ -32,8 +32,7 @@ objective! {
 
 impl Objective<ReferencedPair> for ExoPairLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = self.divergence.rewards(&batch, self.beta);
-        let h = rewards.margin();
+        let (h, rewards) = self.divergence.rewarded(&batch, self.beta);
         let toward = |h: Tensor<1>, label: f64| sigmoid(h.clone()) * (log_sigmoid(h) - label.ln());
         let losses =
             toward(h.clone(), 1.0 - self.label_smoothing) + toward(-h, self.label_smoothing);

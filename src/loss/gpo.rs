@@ -33,7 +33,7 @@ objective! {
 
 impl Objective<ReferencedPair> for GpoLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = batch.log_ratios() * self.beta;
-        LossOutput::new(self.link.losses(rewards.margin()), rewards)
+        let (h, rewards) = batch.log_ratios().rewarded(self.beta);
+        LossOutput::new(self.link.losses(h), rewards)
     }
 }

@@ -2,7 +2,7 @@ use burn::tensor::Tensor;
 
 use crate::batch::{Pair, ReferencedPair};
 use crate::declare::objective;
-use crate::math::softplus;
+use crate::math::logistic_loss;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
@@ -28,11 +28,12 @@ objective! {
 
 impl Objective<ReferencedPair> for HdpoLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = batch.map_ref(|y| {
+        let compared = batch.map_ref(|y| {
             let policy = y.policy().sum() * self.entropy_weight;
             let reference = y.reference().sum().cast(policy.dtype());
-            (policy - reference) * self.beta
+            policy - reference
         });
-        LossOutput::new(softplus(-rewards.margin()), rewards)
+        let (h, rewards) = compared.rewarded(self.beta);
+        LossOutput::new(logistic_loss(h), rewards)
     }
 }

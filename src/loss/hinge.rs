@@ -29,7 +29,7 @@ objective! {
 
 impl Objective<ReferencedPair> for HingeLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = self.divergence.rewards(&batch, self.beta);
-        LossOutput::new(relu(-rewards.margin() + 1), rewards)
+        let (h, rewards) = self.divergence.rewarded(&batch, self.beta);
+        LossOutput::new(relu(-h + 1), rewards)
     }
 }

@@ -1,6 +1,6 @@
 use burn::tensor::Tensor;
 
-use crate::batch::{Pair, ReferencedPair};
+use crate::batch::{Pair, ReferencedPair, Rewards};
 use crate::declare::objective;
 use crate::math::bounded_square;
 use crate::objective::{LossOutput, Objective};
@@ -45,6 +45,6 @@ impl Objective<ReferencedPair> for IpoLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
         let r = self.divergence.compared(&batch, self.normalization);
         let losses = bounded_square(r.margin() - 0.5 / self.tau);
-        LossOutput::new(losses, r * self.tau)
+        LossOutput::new(losses, r.without_autodiff() * self.tau)
     }
 }

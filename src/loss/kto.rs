@@ -35,12 +35,15 @@ impl Objective<WithBaseline<Unpaired<RelativeLogProbs>>> for KtoLoss {
     fn forward(&self, batch: WithBaseline<Unpaired<RelativeLogProbs>>) -> LossOutput<Tensor<1>> {
         let WithBaseline { batch, baseline } = batch;
         let log_ratio = batch.log_probs().log_ratio();
-        let sign = batch.sign(&log_ratio);
-        let weight = log_ratio
-            .full_like(self.desirable_weight)
-            .mask_fill(batch.desirable().bool_not(), self.undesirable_weight);
+        let by_label = |desirable: f64, undesirable: f64| {
+            let values = log_ratio.clone().without_autodiff().full_like(desirable);
+            values.mask_fill(batch.desirable().bool_not(), undesirable)
+        };
+        let weight = by_label(self.desirable_weight, self.undesirable_weight);
         // 1 − σ(x) = σ(−x) keeps the digits of a loss near 0.
-        let value = sign * (log_ratio.clone() - baseline.cast(log_ratio.dtype())) * self.beta;
-        LossOutput::new(weight * sigmoid(-value), log_ratio * self.beta)
+        let steepness = by_label(-self.beta, self.beta);
+        let excess = log_ratio.clone() - baseline.cast(log_ratio.dtype());
+        let rewards = log_ratio.without_autodiff() * self.beta;
+        LossOutput::new(sigmoid(excess * steepness) * weight, rewards)
     }
 }

@@ -3,7 +3,7 @@ use burn::tensor::Tensor;
 use crate::batch::Ranked;
 use crate::declare::objective;
 use crate::log_probs::RelativeLogProbs;
-use crate::math::{exp_up_to, softplus};
+use crate::math::{exp_up_to, logistic_loss};
 use crate::objective::{LossOutput, Objective};
 
 /// ln of the largest gain.
@@ -42,7 +42,7 @@ impl Objective<Ranked<RelativeLogProbs<2>>> for LipoLoss {
         // An absent candidate has rank 0; any finite discount will do, since it is filled below.
         let discount = (ranks.clamp_min(1.0) + 1.0).log().recip();
         let weight = batch.differences(&gain).abs() * batch.mean_gaps(&discount, &frozen);
-        let losses = (weight * softplus(-batch.differences(&q)))
+        let losses = (weight * logistic_loss(batch.differences(&q)))
             .mask_fill(batch.better_than().bool_not(), 0.0)
             .sum_dims_squeeze::<1, usize>(&[1, 2]);
         LossOutput::new(batch.nan_where_unknown(losses, &q), q)

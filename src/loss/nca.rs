@@ -3,7 +3,7 @@ use burn::tensor::Tensor;
 use crate::batch::{Pair, Ranked, ReferencedPair};
 use crate::declare::objective;
 use crate::log_probs::RelativeLogProbs;
-use crate::math::{log_softmax_where, softplus};
+use crate::math::{log_softmax_where, logistic_loss, softplus};
 use crate::objective::{LossOutput, Objective};
 
 objective! {
@@ -29,7 +29,7 @@ impl Objective<ReferencedPair> for NcaLoss {
         let rewards = batch.log_ratios() * self.beta;
         let Pair { chosen, rejected } = rewards.clone();
         let noise = softplus(chosen.clone()) + softplus(rejected);
-        LossOutput::new(softplus(-chosen) + noise * 0.5, rewards)
+        LossOutput::new(logistic_loss(chosen) + noise * 0.5, rewards)
     }
 }
 
@@ -59,7 +59,7 @@ impl Objective<Ranked<RelativeLogProbs<2>>> for NcaListLoss {
         let scores = batch.scores().cast(q.dtype()) * self.score_temperature.recip();
         let p = log_softmax_where(scores, batch.present()).exp();
         let share = batch.share(&q);
-        let losses = batch.sum_present(softplus(-q.clone()) * p + softplus(q.clone()) * share);
+        let losses = batch.sum_present(logistic_loss(q.clone()) * p + softplus(q.clone()) * share);
         LossOutput::new(losses, q)
     }
 }

@@ -1,9 +1,9 @@
 use burn::tensor::Tensor;
 
-use crate::batch::{Pair, PolicyPair, WithNll};
+use crate::batch::{Pair, PolicyPair, Rewards, WithNll};
 use crate::declare::objective;
 use crate::log_probs::SequenceLogProbs;
-use crate::math::{log_odds, softplus};
+use crate::math::{log_odds, logistic_loss};
 use crate::objective::{LossOutput, Objective};
 use crate::part::NllNormalization;
 
@@ -49,17 +49,19 @@ impl OrpoLossConfig {
 }
 
 impl OrpoLoss {
-    fn losses(&self, batch: &PolicyPair, nll: Tensor<1>) -> LossOutput<Pair<Tensor<1>>> {
-        let means = batch.map_ref(SequenceLogProbs::mean);
-        let odds_ratio = softplus(-means.clone().map(log_odds).margin());
+    fn losses(&self, means: Pair<Tensor<1>>, nll: Tensor<1>) -> LossOutput<Pair<Tensor<1>>> {
+        let odds_ratio = logistic_loss(means.clone().map(log_odds).margin());
         let losses = nll.cast(odds_ratio.dtype()) + odds_ratio * self.odds_ratio_weight;
-        LossOutput::new(losses, means.map(|mean| mean * self.odds_ratio_weight))
+        LossOutput::new(losses, means.without_autodiff() * self.odds_ratio_weight)
     }
 }
 
 impl Objective<PolicyPair> for OrpoLoss {
     fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {
-        self.losses(&batch, self.nll_normalization.nll(&batch.chosen))
+        let means = batch.map_ref(SequenceLogProbs::mean);
+        let normalization = self.nll_normalization;
+        let nll = normalization.nll_of_means(&batch.chosen, &means.chosen);
+        self.losses(means, nll)
     }
 
     fn whole_batch(&self) -> bool {
@@ -69,7 +71,8 @@ impl Objective<PolicyPair> for OrpoLoss {
 
 impl Objective<WithNll<PolicyPair>> for OrpoLoss {
     fn forward(&self, batch: WithNll<PolicyPair>) -> LossOutput<Pair<Tensor<1>>> {
-        self.losses(&batch.batch, self.nll_normalization.nll_of(&batch))
+        let means = batch.batch.map_ref(SequenceLogProbs::mean);
+        self.losses(means, self.nll_normalization.nll_of(&batch))
     }
 
     fn whole_batch(&self) -> bool {

@@ -2,7 +2,7 @@ use burn::tensor::Tensor;
 
 use crate::batch::{Pair, ReferencedPair};
 use crate::declare::objective;
-use crate::math::softplus;
+use crate::math::logistic_loss;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
@@ -29,9 +29,8 @@ objective! {
 
 impl Objective<ReferencedPair> for RdpoLoss {
     fn forward(&self, batch: ReferencedPair) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = batch.log_ratios() * self.beta;
+        let (h, rewards) = batch.log_ratios().rewarded(self.beta);
         let longer = batch.map_ref(|y| y.policy().lengths()).margin();
-        let h = rewards.margin() + longer * self.length_cost;
-        LossOutput::new(softplus(-h), rewards)
+        LossOutput::new(logistic_loss(h + longer * self.length_cost), rewards)
     }
 }

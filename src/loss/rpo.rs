@@ -30,8 +30,7 @@ objective! {
 
 impl Objective<WithScores<ReferencedPair>> for RpoLoss {
     fn forward(&self, batch: WithScores<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = batch.batch.log_ratios() * self.beta;
-        let h = rewards.margin();
+        let (h, rewards) = batch.batch.log_ratios().rewarded(self.beta);
         let gap = batch.scores.margin().cast(h.dtype()) * self.score_scale;
         LossOutput::new(self.distance.losses(gap, h), rewards)
     }

@@ -40,10 +40,8 @@ impl SimpoLossConfig {
 
 impl Objective<PolicyPair> for SimpoLoss {
     fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = batch.map_ref(SequenceLogProbs::mean) * self.beta;
-        let losses = self
-            .label_noise
-            .losses(rewards.margin() - self.target_margin);
-        LossOutput::new(losses, rewards)
+        let means = batch.map_ref(SequenceLogProbs::mean);
+        let (h, rewards) = means.rewarded(self.beta);
+        LossOutput::new(self.label_noise.losses(h - self.target_margin), rewards)
     }
 }

@@ -1,6 +1,6 @@
 use burn::tensor::Tensor;
 
-use crate::batch::{Pair, ReferencedPair, WithPreference};
+use crate::batch::{Pair, ReferencedPair, Rewards, WithPreference};
 use crate::declare::objective;
 use crate::objective::{LossOutput, Objective};
 
@@ -36,7 +36,7 @@ impl SppoLoss {
         let target = edge.cast(rho.chosen.dtype()) * self.beta.recip();
         let losses = (rho.chosen.clone() - target.clone()).square()
             + (rho.rejected.clone() + target).square();
-        LossOutput::new(losses, rho * self.beta)
+        LossOutput::new(losses, rho.without_autodiff() * self.beta)
     }
 }
 

@@ -2,7 +2,7 @@ use burn::tensor::Tensor;
 
 use crate::batch::{Pair, ReferencedPair, WithSequenceKl};
 use crate::declare::objective;
-use crate::math::softplus;
+use crate::math::logistic_loss;
 use crate::objective::{LossOutput, Objective};
 
 objective! {
@@ -31,10 +31,10 @@ objective! {
 
 impl Objective<WithSequenceKl<ReferencedPair>> for TdpoLoss {
     fn forward(&self, batch: WithSequenceKl<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = batch.batch.log_ratios() * self.beta;
+        let (h, rewards) = batch.batch.log_ratios().rewarded(self.beta);
         let kl = batch.sequence_kl.map(|kl| kl.cast(rewards.chosen.dtype()));
         let excess = kl.rejected - kl.chosen.without_autodiff();
-        let h = rewards.margin() - excess * (self.kl_weight * self.beta);
-        LossOutput::new(softplus(-h), rewards)
+        let h = h - excess * (self.kl_weight * self.beta);
+        LossOutput::new(logistic_loss(h), rewards)
     }
 }

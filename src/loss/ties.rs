@@ -29,9 +29,9 @@ objective! {
 
 impl Objective<WithTies<ReferencedPair>> for RaoKupperLoss {
     fn forward(&self, batch: WithTies<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = batch.batch.log_ratios() * self.beta;
+        let (h, rewards) = batch.batch.log_ratios().rewarded(self.beta);
         let ties = TieModel::RaoKupper(self.tie_factor);
-        LossOutput::new(ties.losses(rewards.margin(), batch.tied), rewards)
+        LossOutput::new(ties.losses(h, batch.tied), rewards)
     }
 }
 
@@ -59,8 +59,8 @@ objective! {
 
 impl Objective<WithTies<ReferencedPair>> for DavidsonLoss {
     fn forward(&self, batch: WithTies<ReferencedPair>) -> LossOutput<Pair<Tensor<1>>> {
-        let rewards = batch.batch.log_ratios() * self.beta;
+        let (h, rewards) = batch.batch.log_ratios().rewarded(self.beta);
         let ties = TieModel::Davidson(self.tie_factor);
-        LossOutput::new(ties.losses(rewards.margin(), batch.tied), rewards)
+        LossOutput::new(ties.losses(h, batch.tied), rewards)
     }
 }

@@ -64,9 +64,9 @@ impl TpoLossConfig {
 impl Objective<WithNll<PolicyPair>> for TpoLoss {
     fn forward(&self, batch: WithNll<PolicyPair>) -> LossOutput<Pair<Tensor<1>>> {
         let pair = batch.batch();
-        let rewards = pair.map_ref(|y| self.normalization.apply(y.sum(), y)) * self.beta;
-        let excess = rewards.margin() - self.target_margin;
-        let preference = self.label_noise.losses(excess);
+        let compared = pair.map_ref(|y| self.normalization.apply(y.sum(), y));
+        let (h, rewards) = compared.rewarded(self.beta);
+        let preference = self.label_noise.losses(h - self.target_margin);
         let nll = self
             .nll_normalization
             .nll_of(&batch)

@@ -58,9 +58,14 @@ impl Divergence {
         batch.map_ref(|y| normalization.apply(self.apply(y.log_ratio()), y.policy()))
     }
 
-    /// The rewards scale·g(ρ) of both sides of a pair.
-    pub fn rewards(&self, batch: &ReferencedPair, scale: f64) -> Pair<Tensor<1>> {
-        batch.log_ratios().map(|rho| self.apply(rho)) * scale
+    /// The margin of the rewards β·g(ρ) of a pair, and these rewards without autodiff.
+    pub(crate) fn rewarded(
+        &self,
+        batch: &ReferencedPair,
+        beta: f64,
+    ) -> (Tensor<1>, Pair<Tensor<1>>) {
+        let compared = batch.log_ratios().map(|rho| self.apply(rho));
+        compared.rewarded(beta)
     }
 }
 

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{Choice, noise_rate};
-use crate::math::softplus;
+use crate::math::logistic_loss;
 
 /// Assumption about flipped preference labels, in a logistic loss of the reward margin h.
 ///
@@ -26,7 +26,7 @@ pub enum LabelNoise {
 impl LabelNoise {
     /// The losses of the margins, elementwise.
     pub fn losses<const D: usize>(&self, margin: Tensor<D>) -> Tensor<D> {
-        let clean = softplus(-margin.clone());
+        let clean = logistic_loss(margin.clone());
         match *self {
             Self::Clean => clean,
             Self::Conservative(rate) => clean + margin * rate,

@@ -28,12 +28,22 @@ impl NllNormalization {
     pub fn nll(&self, log_probs: &SequenceLogProbs) -> Tensor<1> {
         let log_probs = log_probs.unmodified();
         match self {
-            Self::Sequence => -log_probs.mean(),
+            // The sign goes to the constant: one operation on the tape.
+            Self::Sequence => log_probs.sum() / -log_probs.divisor(),
             Self::Token => {
                 let lengths = log_probs.lengths();
                 let [batch] = lengths.dims();
                 -log_probs.sum() * batch as f64 / lengths.sum().clamp_min(1.0)
             }
+        }
+    }
+
+    /// [`Self::nll`], from the means ℓ̄ of the same sequences where it is their negative.
+    pub(crate) fn nll_of_means(self, log_probs: &SequenceLogProbs, means: &Tensor<1>) -> Tensor<1> {
+        if self == Self::Sequence && log_probs.is_unmodified() {
+            -means.clone()
+        } else {
+            self.nll(log_probs)
         }
     }
 

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{Choice, above_one, positive};
-use crate::math::{logsumexp, softplus};
+use crate::math::{logistic_loss, logsumexp, softplus};
 
 /// Probability of a tie at a reward margin h: two generalisations of Bradley and Terry's model
 /// (Chen et al., 2409.17431).
@@ -25,7 +25,7 @@ impl TieModel {
         match *self {
             Self::RaoKupper(factor) => {
                 let threshold = factor.ln();
-                let win = softplus(-margin.clone() + threshold);
+                let win = logistic_loss(margin.clone() - threshold);
                 let ties = (factor.powi(2) - 1.0).ln();
                 let tie = win.clone() + softplus(margin + threshold) - ties;
                 win.mask_where(tied, tie)

@@ -498,6 +498,45 @@ fn what_does_not_count_reaches_nothing() {
     }
 }
 
+/// Where the bias rules out every word there is no distribution: no log-prob, no entropy, no
+/// collisions and no largest logit, whatever the target is. Only the mean logit is known.
+#[test]
+fn a_row_without_a_word_is_nan() {
+    if !keeps_nan() {
+        return;
+    }
+    for dtype in dtypes() {
+        let mut problem = Problem::new([1, 3, 20, 5], 4);
+        problem.mask.fill(true);
+        problem.tokens = vec![1, 0, 3];
+        problem.bias.as_mut().unwrap().fill(f64::NEG_INFINITY);
+        let from_logits = How {
+            from_logits: true,
+            ..TRAINABLE
+        };
+        let mut ways = vec![FROZEN, REFERENCE, from_logits];
+        ways.extend(LAYOUTS.map(|layout| How {
+            layout,
+            ..TRAINABLE
+        }));
+        for how in ways {
+            let how = How { dtype, ..how };
+            let ours = problem.run(how);
+            let [entropy, collisions, top1, mean] = &ours.statistics;
+            let unknown = [&ours.log_probs, entropy, collisions, top1];
+            for (name, values) in ["log-prob", "entropy", "Σp²", "top-1"].iter().zip(unknown) {
+                assert!(
+                    values.iter().all(|x| x.is_nan()),
+                    "{name}, {how:?}: {values:?}"
+                );
+            }
+            assert_eq!(*mean, [f64::NEG_INFINITY; 2], "{how:?}");
+            // None for a reference; the third row predicts nothing.
+            assert!(ours.hidden.iter().take(10).all(|g| g.is_nan()), "{how:?}");
+        }
+    }
+}
+
 #[test]
 fn ids_outside_the_vocabulary_give_nan() {
     let problem = Problem::new([1, 3, 4, 2], 8);

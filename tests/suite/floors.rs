@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 const STAIRS: &str = "training";
 
 const FLOORS: [&[&str]; 10] = [
-    &["error", "guide", "kernel", "math"],
-    &["hyperparameter", "needs", "training::reducer"],
+    &["error", "guide", "kernel"],
+    &["hyperparameter", "math", "needs", "training::reducer"],
     &["log_probs", "training::gradients"],
     &["batch", "tokens"],
     &["part", "reference"],

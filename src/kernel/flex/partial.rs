@@ -105,10 +105,11 @@ impl Partial {
 
     /// The by-products of a row of `words` logits with the target `target`.
     pub(super) fn statistics(self, target: usize, words: usize) -> [f32; STATISTICS] {
-        let top1 = if self.sum.is_nan() {
-            f64::NAN
-        } else {
+        // 0 if all logits are −∞, NaN if one is NaN.
+        let top1 = if self.sum > 0.0 {
             f64::from(u8::from(target == self.first))
+        } else {
+            f64::NAN
         };
         [
             self.log_sum() - self.expected / self.sum,

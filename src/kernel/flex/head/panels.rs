@@ -16,7 +16,7 @@ pub(super) fn padded(columns: usize) -> usize {
 /// The columns of one panel. The columns after the last one of the matrix are padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Panel {
-    /// First column.
+    /// Place of the first column in the matrix.
     pub first: usize,
     /// Number of lanes, a multiple of [`LANES`].
     pub width: usize,

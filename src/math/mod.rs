@@ -3,53 +3,104 @@
 //! Burn's own `log_sigmoid` rounds to 0 past z ≈ 17 in f32, its `sigmoid` goes through f32 on
 //! some backends, and it has neither `expm1` nor `logsumexp`. A NaN that goes in comes out.
 //!
+//! A function of one number is one operation on Burn's tape, whatever it takes. On Flex those that
+//! most losses are made of are one pass over memory in f32.
+//!
 //! On wgpu, `ln(1 + u)` is right to 1e-7 absolutely, not relatively: a loss of 1e-9 (or the
 //! `ln(1 − eˣ)` of x = −20) may read 0 there. Its gradient keeps its digits.
 //!
 //! A trap for every objective: Burn 0.22.1 rounds the gradient of `tensor / scalar` to f32.
 //! Multiply by the reciprocal instead.
 
-use std::f64::consts::LN_2;
+#[cfg(feature = "flex")]
+mod flex;
+mod function;
 
-use burn::tensor::{Bool, DType, FloatDType, Tensor, activation};
+use std::f64::consts::LN_2;
+#[cfg(feature = "flex")]
+use std::ops::ControlFlow;
+
+use burn::tensor::{Bool, DType, FloatDType, Tensor};
+
+use crate::kernel::with_slope;
+use function::{Function, MAX_LOG_PROB, MAX_SQUARED};
 
 /// Past this the exponential of a divergence would overflow f32 once it is multiplied by β and
 /// squared in a gradient norm; it is also TRL's clamp.
 const MAX_EXPONENT: f64 = 80.0;
 
-/// Log-probabilities are clamped to at most −1e-30 where their complement is needed: the largest
-/// value whose `1 − eˣ` is still a normal number in f32.
-const MAX_LOG_PROB: f64 = -1e-30;
-
-/// `value`, a function of each element of `x` whose derivative is `slope`: four steps for the
-/// backward, however many the function takes. Where x is ±∞ and the slope is not 0, the value must
-/// be x itself times a positive slope.
-fn with_slope<const D: usize>(x: Tensor<D>, value: Tensor<D>, slope: Tensor<D>) -> Tensor<D> {
-    if !x.is_tracked() {
-        return value;
+/// A function of each element of `x`: one node on the tape, whatever it takes. `steps` computes its
+/// value, and its slope if there is a gradient, from x without autodiff. Flex may know a faster way.
+fn one_node<const D: usize, S: FnOnce() -> Tensor<D>>(
+    x: Tensor<D>,
+    function: Option<Function>,
+    steps: impl FnOnce(Tensor<D>) -> (Tensor<D>, S),
+) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    let x = match function {
+        None => x,
+        Some(function) => match flex::apply(function, x) {
+            ControlFlow::Break(value) => return value,
+            ControlFlow::Continue(x) => x,
+        },
+    };
+    #[cfg(not(feature = "flex"))]
+    let _ = function;
+    let (value, slope) = steps(x.clone().without_autodiff());
+    if x.is_tracked() {
+        with_slope(x, value, slope())
+    } else if x.is_autodiff() {
+        value.autodiff()
+    } else {
+        value
     }
-    let here = x.clone().without_autodiff();
-    let infinite = here.clone().is_inf();
-    let level = infinite.clone().bool_and(slope.clone().equal_elem(0.0));
-    // 0, or ±∞ where x is.
-    let step = (x - here.mask_fill(infinite, 0.0)).mask_fill(level, 0.0);
-    value + step * slope
+}
+
+/// `ln(1 + eˣ)`, and eˣ up to where the two are the same.
+fn softplus_and_power<const D: usize>(x: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
+    // Past 40, ln(1 + eˣ) = x in f64 already. In half precision it is so past 11, where eˣ overflows.
+    let bound = match x.dtype() {
+        DType::F16 | DType::Flex32 => 11.0,
+        _ => 40.0,
+    };
+    let above = x.clone().greater_elem(bound);
+    let power = x.clone().clamp_max(bound).exp();
+    (power.clone().log1p().mask_where(above, x), power)
+}
+
+/// e/(1 + e)
+fn share<const D: usize>(e: Tensor<D>) -> Tensor<D> {
+    (e.clone() + 1).recip() * e
 }
 
 /// `ln(1 + eˣ)`, exact to the last digit on both tails; its gradient at 0 is ½.
 pub fn softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    // Past 40, ln(1 + eˣ) = x in f64 already. Burn's default of 20 would cost f64 eight digits.
-    activation::softplus_with_threshold(x, 1.0, 40.0)
+    one_node(x, Some(Function::Softplus), |x| {
+        let (value, power) = softplus_and_power(x);
+        (value, || share(power))
+    })
 }
 
-/// `ln σ(x) = −softplus(−x)`.
+/// `−ln σ(h) = ln(1 + e^(−h))`, the loss of a margin h, exact to the last digit on both tails.
+pub fn logistic_loss<const D: usize>(margin: Tensor<D>) -> Tensor<D> {
+    one_node(margin, Some(Function::LogisticLoss), |h| {
+        let (value, power) = softplus_and_power(-h);
+        (value, || -share(power))
+    })
+}
+
+/// `ln σ(x)`, exact to the last digit on both tails.
 pub fn log_sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    -softplus(-x)
+    -logistic_loss(x)
 }
 
 /// `σ(x)`, with full relative precision where it is tiny.
 pub fn sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    log_sigmoid(x).exp()
+    one_node(x, Some(Function::Sigmoid), |x| {
+        let (value, power) = softplus_and_power(-x);
+        let value = (-value).exp();
+        (value.clone(), || value * share(power))
+    })
 }
 
 /// `eˣ`, constant (with gradient 0) for x > 80; ∞ for ∞.
@@ -59,17 +110,29 @@ pub fn bounded_exp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 
 /// `eˣ`, constant (with gradient 0) for x > `max`; ∞ for ∞.
 pub fn exp_up_to<const D: usize>(x: Tensor<D>, max: f64) -> Tensor<D> {
-    let infinite = x.clone().equal_elem(f64::INFINITY);
-    x.clamp_max(max).exp().mask_fill(infinite, f64::INFINITY)
+    one_node(x, None, |x| {
+        let infinite = x.clone().equal_elem(f64::INFINITY);
+        let power = x.clone().clamp_max(max).exp();
+        let value = power.clone().mask_fill(infinite, f64::INFINITY);
+        (value, move || power.mask_fill(x.greater_elem(max), 0.0))
+    })
 }
 
 /// `x²`, constant (with gradient 0) where it would overflow: past |x| = 1e18 in f32, 1e150 in f64.
 /// ∞ for ±∞.
 pub fn bounded_square<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let largest = if x.dtype() == DType::F64 { 1e150 } else { 1e18 };
-    let infinite = x.clone().is_inf();
-    let squared = x.clamp(-largest, largest).square();
-    squared.mask_fill(infinite, f64::INFINITY)
+    one_node(x, Some(Function::BoundedSquare), |x| {
+        let double = x.dtype() == DType::F64;
+        let largest = if double { 1e150 } else { MAX_SQUARED };
+        let infinite = x.clone().is_inf();
+        let squared = x.clone().clamp(-largest, largest).square();
+        let value = squared.mask_fill(infinite, f64::INFINITY);
+        let slope = move || {
+            let held = x.clone().abs().greater_elem(largest);
+            (x * 2).mask_fill(held, 0.0)
+        };
+        (value, slope)
+    })
 }
 
 /// `eˣ − 1 = tanh(x/2)·(eˣ + 1)` for |x| ≤ ln 2, without cancellation.
@@ -91,23 +154,29 @@ fn small_expm1<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// `eˣ − 1`, without cancellation near 0; constant for x > 80, ∞ for ∞. Its gradient is `eˣ` to the
 /// last digit on both tails.
 pub fn bounded_expm1<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let here = x.clone().without_autodiff();
-    let large = here.clone().abs().greater_elem(LN_2);
-    let constant = here.clone().greater_elem(MAX_EXPONENT);
-    let power = bounded_exp(here.clone());
-    let near_zero = small_expm1(here.clamp(-LN_2, LN_2));
-    let value = near_zero.mask_where(large, power.clone() - 1);
-    with_slope(x, value, power.mask_fill(constant, 0.0))
+    one_node(x, None, |x| {
+        let large = x.clone().abs().greater_elem(LN_2);
+        let constant = x.clone().greater_elem(MAX_EXPONENT);
+        let power = bounded_exp(x.clone());
+        let near_zero = small_expm1(x.clamp(-LN_2, LN_2));
+        let value = near_zero.mask_where(large, power.clone() - 1);
+        (value, || power.mask_fill(constant, 0.0))
+    })
 }
 
 /// `ln(1 − eˣ)` for x < 0, with its digits at both ends: −eˣ far from 0, ln(−x) near it. The input
 /// is clamped to at most −1e-30 (there the gradient is 0); NaN for ∞.
 pub fn log1mexp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let (below, constant) = below_zero(x.clone().without_autodiff());
-    let value = complement(below.clone());
-    // −eˣ/(1 − eˣ)
-    let slope = -(below - value.clone()).exp();
-    with_slope(x, value, slope.mask_fill(constant, 0.0))
+    one_node(x, None, |x| {
+        let (below, constant) = below_zero(x);
+        let value = complement(below.clone());
+        let slope = {
+            let value = value.clone();
+            // −eˣ/(1 − eˣ)
+            move || (-(below - value).exp()).mask_fill(constant, 0.0)
+        };
+        (value, slope)
+    })
 }
 
 /// `ln(1 − eˣ)` for x ≤ −1e-30.
@@ -120,11 +189,14 @@ fn complement<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 
 /// The log-odds `ln(p / (1 − p))` of a log-probability x = ln p; NaN for x = ∞.
 pub fn log_odds<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let (below, constant) = below_zero(x.clone().without_autodiff());
-    let complement = complement(below.clone());
-    // 1/(1 − eˣ)
-    let slope = (-complement.clone()).exp();
-    with_slope(x, below - complement, slope.mask_fill(constant, 0.0))
+    one_node(x, Some(Function::LogOdds), |x| {
+        let (below, constant) = below_zero(x);
+        let complement = complement(below.clone());
+        let value = below - complement.clone();
+        // 1/(1 − eˣ)
+        let slope = || (-complement).exp().mask_fill(constant, 0.0);
+        (value, slope)
+    })
 }
 
 /// At most −1e-30, and where it was more. Rounding may put a certain completion a little above 0,
