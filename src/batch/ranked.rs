@@ -51,6 +51,9 @@ mod sealed {
 
 /// Lists of K candidate completions per prompt with a score each; shorter lists are padded.
 ///
+/// Where a candidate stands in its list means nothing to any objective or metric. Of equal scores
+/// none is better: the page of each objective says what it learns from them.
+///
 /// `L` is [`SequenceLogProbs`], [`RelativeLogProbs`], or for reward models the rewards, a tensor
 /// `[batch, candidates]`.
 #[derive(Debug, Clone)]

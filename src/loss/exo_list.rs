@@ -14,6 +14,8 @@ objective! {
     /// loss   = KL(softmax(q) ‖ softmax(s/β_r))     q = βρ
     /// reward = β·ρ
     /// ```
+    ///
+    /// Candidates of equal score have equal targets. A list of equal scores makes all rewards equal.
     example ranked ".with_score_temperature(0.5)" = 0.082608, "0.731·(0.127 − 0.313) + 0.269·(2.127 − 1.313)";
     pub struct ExoListLoss from ExoListLossConfig
         takes [Ranked<RelativeLogProbs<2>>]

@@ -14,6 +14,8 @@ objective! {
     /// loss   = −Σ_i p_i·ln softmax(q)_i        q = βρ,   p = softmax(s/α)
     /// reward = β·ρ
     /// ```
+    ///
+    /// Candidates of equal score have equal targets. A list of equal scores makes all rewards equal.
     example ranked "" = 0.582203, "p = 0.731, 0.269: 0.731·0.31326 + 0.269·1.31326";
     pub struct InfoNcaLoss from InfoNcaLossConfig
         takes [Ranked<RelativeLogProbs<2>>]

@@ -41,7 +41,8 @@ objective! {
     /// reward = β·ρ
     /// ```
     ///
-    /// K counts the present candidates.
+    /// K counts the present candidates. Those of equal score have equal targets; a list of equal scores
+    /// makes all rewards 0.
     example ranked "" = 1.336852, "p = 0.731, 0.269: −Σ [p·ln σ(q) + ½·ln σ(−q)]";
     pub struct NcaListLoss from NcaListLossConfig
         takes [Ranked<RelativeLogProbs<2>>]

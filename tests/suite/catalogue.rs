@@ -291,7 +291,8 @@ its paper. That code may misread the paper as the objective does, so there are t
 code that others wrote, and what the paper says of the minimum of its loss, which a test reaches by
 optimising a policy over three completions on every pair of them. Peers in brackets have the
 objective, but their values were not compared, or belong to another formula. A dash means that there
-is nothing to compare with, or no such statement that we know of.
+is nothing to compare with, or no such statement that we know of. The order of the candidates in a
+list changes no loss and no gradient, ties included (`tests/suite/laws.rs`).
 
 ";
 
