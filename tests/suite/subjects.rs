@@ -274,12 +274,12 @@ fn dpo_family(beta: f64) -> Vec<PairSubject> {
                 move |row| (beta * r(row).0, beta * r(row).1),
             );
             all.push(ipo.with_exponent(of_g));
-            if normalization == Normalization::Mean {
-                continue;
-            }
-            let h = move |row: Row| beta * (g(d, row.rho_w()) - g(d, row.rho_l()));
-            let rewards = move |row: Row| (beta * g(d, row.rho_w()), beta * g(d, row.rho_l()));
-            let hinge = HingeLossConfig::new().with_beta(beta).with_divergence(d);
+            let rewards = move |row: Row| (beta * r(row).0, beta * r(row).1);
+            let h = move |row: Row| beta * (r(row).0 - r(row).1);
+            let hinge = HingeLossConfig::new()
+                .with_beta(beta)
+                .with_divergence(d)
+                .with_normalization(normalization);
             let hinge = subject(
                 "hinge",
                 at(laws, 1.0),
@@ -288,6 +288,9 @@ fn dpo_family(beta: f64) -> Vec<PairSubject> {
                 rewards,
             );
             all.push(hinge.with_exponent(of_g));
+            if normalization == Normalization::Mean {
+                continue;
+            }
             for t in [0.05, 1.0, 3.0] {
                 let discopop = DiscopopLossConfig::new()
                     .with_beta(beta)
