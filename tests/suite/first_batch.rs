@@ -384,6 +384,27 @@ fn sides_that_are_identical() {
     assert_eq!(only(&findings).severity(), Severity::Error);
 }
 
+/// One answer beside two pictures is a pair, and beside one picture it is none.
+#[test]
+fn sides_that_differ_in_their_pictures() {
+    let mut batch = Batch::pairs();
+    for pair in 0..2 {
+        batch.rows[2 + pair] = batch.rows[pair].clone();
+    }
+    let sequence = |picture: u8| Sequence::new(&[1], &[2]).with_context([picture; 32]);
+    let check = |pictures: [u8; 4]| {
+        let first = batch.first().pairs().unwrap();
+        let first = first.with_contexts_of(&pictures.map(sequence)).unwrap();
+        against(&first, &Model::new(1), &Model::new(1))
+    };
+    assert!(check([0, 1, 2, 3]).is_empty());
+    let pairs = vec![1];
+    let found = only(&check([0, 1, 2, 1]));
+    assert_eq!(found, Finding::IdenticalSides { pairs, of: 2 });
+    let error = batch.first().with_contexts_of(&[sequence(0)]).unwrap_err();
+    assert_eq!(error.name(), "sequences");
+}
+
 #[test]
 fn rows_in_turn_instead_of_halves() {
     let mut batch = Batch::pairs();
@@ -899,7 +920,8 @@ fn findings_are_lines_of_a_log() {
     assert_eq!(
         kinds[1]["message"],
         "Chosen and rejected are the same tokens in 1 of 2 pairs (1): such a pair teaches \
-         nothing. Drop it, or look whether truncation cut away where the sides differ."
+         nothing. Drop it, or look whether truncation cut away where the sides differ. If the model \
+         sees another picture beside each side, say `with_contexts_of`."
     );
     let text = findings.to_string();
     let lines: Vec<&str> = text.lines().collect();

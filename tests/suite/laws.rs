@@ -466,7 +466,7 @@ fn a_list_of_right_and_wrong_answers() {
     let expected: [(&str, f64); 3] = [
         ("plackett_luce", first + second),
         ("reward_ranking", first + second),
-        ("sdpo", (first + second) / 2.0),
+        ("sdpo", f64::midpoint(first, second)),
     ];
     let equal = ["plackett_luce", "reward_ranking", "sdpo", "lipo"];
     for (config, needs) in of_lists() {

@@ -7,7 +7,7 @@ use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::log_probs::CompletionMask;
 use crate::reference::Frozen;
-use crate::tokens::TokenTensors;
+use crate::tokens::{Sequence, TokenTensors};
 
 /// Labels of the rows.
 #[derive(Debug, Clone)]
@@ -48,6 +48,8 @@ pub(super) enum Labels {
 pub struct FirstBatch {
     pub(super) tokens: TokenTensors,
     pub(super) labels: Labels,
+    /// What the model sees beside the tokens, of each row; empty where nobody said.
+    pub(super) contexts: Vec<Option<[u8; 32]>>,
     pub(super) vocab: Option<usize>,
     /// Findings of the policy's parameters; none where nobody showed them.
     pub(super) parameters: Option<Vec<Finding>>,
@@ -77,6 +79,7 @@ impl FirstBatch {
             // Fields may have been assigned since.
             tokens: TokenTensors::new(ids, completion_mask, pad_mask)?,
             labels: Labels::None,
+            contexts: Vec::new(),
             vocab: None,
             parameters: None,
             adapters: None,
@@ -134,6 +137,25 @@ impl FirstBatch {
         let present = InvalidInput::read("present", present)?;
         Ok(Self {
             labels: Labels::Lists(present.iter().collect()),
+            ..self
+        })
+    }
+
+    /// Says what the model sees beside the tokens: the contexts of the `sequences`, one per row. Sides
+    /// of the same tokens and of two contexts, such as two pictures, are not
+    /// [identical](Finding::IdenticalSides).
+    ///
+    /// # Errors
+    ///
+    /// There is another number of sequences than of rows.
+    pub fn with_contexts_of(self, sequences: &[Sequence]) -> Result<Self, InvalidInput> {
+        let [rows, _] = self.tokens.ids.dims();
+        if sequences.len() != rows {
+            return Err(InvalidInput::new("sequences", rows, sequences.len()));
+        }
+        let contexts = sequences.iter().map(|sequence| sequence.context().copied());
+        Ok(Self {
+            contexts: contexts.collect(),
             ..self
         })
     }

@@ -26,7 +26,7 @@ impl<'a> Check<'a> {
     /// With the findings of the data alone.
     pub(super) fn new(batch: &'a FirstBatch) -> Result<Self, InvalidInput> {
         let host = HostTokens::read(&batch.tokens)?;
-        let mut findings = data::findings(&host, &batch.labels, batch.vocab);
+        let mut findings = data::findings(&host, batch);
         let mut not_checked = Vec::new();
         if batch.vocab.is_none() {
             not_checked.push("ids against the vocabulary: say `with_vocab`");

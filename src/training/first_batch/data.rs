@@ -1,13 +1,14 @@
 //! Findings of the data alone: no model is called.
 
-use super::batch::Labels;
+use super::batch::{FirstBatch, Labels};
 use super::finding::Finding;
 use super::host::HostTokens;
 use super::length;
 
-pub(super) fn findings(tokens: &HostTokens, labels: &Labels, vocab: Option<usize>) -> Vec<Finding> {
+pub(super) fn findings(tokens: &HostTokens, batch: &FirstBatch) -> Vec<Finding> {
+    let labels = &batch.labels;
     let mut findings = Vec::new();
-    findings.extend(vocab.and_then(|vocab| outside(tokens, vocab)));
+    findings.extend(batch.vocab.and_then(|vocab| outside(tokens, vocab)));
     let of = tokens.rows;
 
     let is_absent = |row: usize| matches!(labels, Labels::Lists(present) if !present[row]);
@@ -35,7 +36,7 @@ pub(super) fn findings(tokens: &HostTokens, labels: &Labels, vocab: Option<usize
     let lengths = match labels {
         Labels::None | Labels::Lists(_) => None,
         Labels::Pairs => {
-            findings.extend(of_pairs(tokens));
+            findings.extend(of_pairs(tokens, &batch.contexts));
             let of = tokens.rows / 2;
             length::of_pairs((0..of).map(|i| (tokens.length(i), tokens.length(of + i))))
         }
@@ -53,7 +54,7 @@ pub(super) fn findings(tokens: &HostTokens, labels: &Labels, vocab: Option<usize
     findings
 }
 
-fn of_pairs(tokens: &HostTokens) -> Vec<Finding> {
+fn of_pairs(tokens: &HostTokens, contexts: &[Option<[u8; 32]>]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let of = tokens.rows / 2;
     let pairs_where = |is: &dyn Fn(usize, usize) -> bool| -> Vec<usize> {
@@ -70,7 +71,10 @@ fn of_pairs(tokens: &HostTokens) -> Vec<Finding> {
     };
     // Where nothing counts, there is no completion to compare.
     let counts = |row| tokens.length(row) > 0;
-    let pairs = pairs_where(&|w, l| counts(w) && ids_and_counted(w) == ids_and_counted(l));
+    // Both are none where nobody said.
+    let same_context = |w, l| contexts.get(w) == contexts.get(l);
+    let is_same = |w, l| same_context(w, l) && ids_and_counted(w) == ids_and_counted(l);
+    let pairs = pairs_where(&|w, l| counts(w) && is_same(w, l));
     if !pairs.is_empty() {
         findings.push(Finding::IdenticalSides { pairs, of });
     }

@@ -107,10 +107,12 @@ pub enum Finding {
         /// Number of rows in the batch.
         of: usize,
     },
-    /// Pairs whose sides are the same tokens: their loss has no gradient.
+    /// Pairs whose sides are the same tokens: their loss has no gradient, unless the model sees
+    /// something else beside each ([`with_contexts_of`](super::FirstBatch::with_contexts_of)).
     #[error(
         "Chosen and rejected are the same tokens in {}: such a pair teaches nothing. Drop it, or \
-         look whether truncation cut away where the sides differ.",
+         look whether truncation cut away where the sides differ. If the model sees another picture \
+         beside each side, say `with_contexts_of`.",
         some(pairs, *of, "pair")
     )]
     IdenticalSides {

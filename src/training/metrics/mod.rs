@@ -20,7 +20,7 @@
 //! | `rewards/top1_ties` | lists with an order | share in which a worse one has it as well |
 //! | `logps/chosen`, `logps/rejected` | as `rewards/chosen`, `rewards/rejected` | ℓ, nats |
 //! | `mean_logps/chosen`, `mean_logps/rejected` | as `rewards/chosen`, `rewards/rejected` | ℓ̄, nats: what TRL's ORPO, and its CPO with `simpo` or `ipo`, call `logps/*` |
-//! | `displacement` | pairs against a reference | share whose chosen log-prob fell: ℓ_w < ℓ°_w |
+//! | `displacement` | pairs against a reference | share whose chosen log-prob fell: ℓ_w < ℓ°_w. 1 − it, on held-out pairs, is a signal to choose a checkpoint by |
 //! | `length_mismatches` | completions against a reference | share of which policy and reference count unequally many tokens: 0, or something is wrong |
 //! | `kl` | examples | KTO's z₀ |
 //! | `log_odds_chosen`, `log_odds_ratio` | pairs | ORPO's od_w − od_l, and ln σ of it |
