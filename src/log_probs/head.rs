@@ -101,17 +101,19 @@ impl LmHead {
     }
 
     /// Sets the number of bytes of logits that a trainable head may keep from forward to backward.
-    /// The default is the size of the weight's gradient, at least 8 MiB; `0` is the least memory.
+    /// The default is one and a half times the size of the weight's gradient, at least 8 MiB; `0` is
+    /// the least memory.
     ///
     /// Logits that are not kept are computed again: a fourth product of the size of the three that a
     /// trainable head needs. All of them take 4·rows·vocab bytes (8 in f64), where `rows` counts the
-    /// tokens that count. So by default a batch with no more such rows than the hidden size keeps
-    /// all of them. The numbers are the same whatever is kept.
+    /// tokens that count. So by default a batch with no more such rows than one and a half times the
+    /// hidden size keeps all of them. The numbers are the same whatever is kept.
     ///
     /// On Flex the backward frees the logits while it writes the gradient of the weight. So the
-    /// default takes about 40 MiB more at the peak than `0`, as long as nothing else needs the
-    /// memory between forward and backward: `cargo bench --bench head_floor` measures it. A frozen
-    /// head keeps none and needs none. Kernels for GPUs keep none.
+    /// default takes at most half of this gradient and some 40 MiB more at the peak than `0`, as
+    /// long as nothing else needs the memory between forward and backward: `cargo bench --workspace
+    /// --bench head_floor` measures it. A frozen head keeps none and needs none. Kernels for GPUs
+    /// keep none.
     pub fn with_retained_bytes(mut self, bytes: usize) -> Self {
         self.retained_bytes = Some(bytes);
         self

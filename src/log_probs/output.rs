@@ -153,7 +153,7 @@ impl TokenLogProbs {
     /// |---|---|---|
     /// | no gradient (reference) | 1 | nothing |
     /// | frozen, hidden states trained | 2 | a number per hidden state |
-    /// | trained | 4; 3 where logits are kept | two numbers per position, and as many bytes of logits as the weight's gradient has (8 MiB at least), or what [`LmHead::with_retained_bytes`] allows |
+    /// | trained | 4; 3 where logits are kept | two numbers per position, and one and a half times as many bytes of logits as the weight's gradient has (8 MiB at least), or what [`LmHead::with_retained_bytes`] allows |
     ///
     /// With [`WithStatistics`]`(output)` the result is a pair of [`TokenLogProbs`] and
     /// [`TokenStatistics`].

@@ -98,7 +98,7 @@ impl Case {
                 let firsts = pairs.narrow(1, 0, 1);
                 let strides = [2 * vocab.cast_signed(), 2];
                 let start = firsts.layout().start_offset();
-                let layout = Layout::new([width, vocab].into(), strides.to_vec().into(), start);
+                let layout = Layout::new([width, vocab].into(), strides.to_vec(), start);
                 firsts.with_layout(layout)
             }
         };
