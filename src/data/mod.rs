@@ -10,7 +10,7 @@
 //! [`Dataset`](https://docs.rs/burn/0.22.1/burn/data/dataset/trait.Dataset.html): a row is read
 //! when its example is asked for, so a file may be larger than memory. The type of an example says
 //! how it is labelled: [`Preference`] for pairs, [`Desirable`] for unpaired completions, [`Scores`]
-//! for ranked lists, [`PromptOnly`] for prompts alone.
+//! for ranked lists, [`Demonstration`] for completions to imitate, [`PromptOnly`] for prompts alone.
 //!
 //! A batch asks your models for log-probabilities
 //! ([`TokenBatch::log_probs`](crate::tokens::TokenBatch::log_probs)) and makes of them what an
@@ -77,17 +77,19 @@ mod turns;
 mod zstd;
 
 pub use budget::TokenBudget;
-pub use collate::{Collator, PairTokens, RankedTokens, UnpairedTokens};
+pub use collate::{Collator, DemonstrationTokens, PairTokens, RankedTokens, UnpairedTokens};
 pub use convert::{Pairing, win_probability};
 pub use cursor::{Cursor, Remaining};
 pub use distinct::{Distinct, distinct};
 pub use encode::{Content, Encode, Encoded};
 pub use error::{DataError, RowError};
 pub use example::Example;
-pub use format::{Format, PairFormat, PromptFormat, RankedFormat, ScoreField, UnpairedFormat};
+pub use format::{
+    DemonstrationFormat, Format, PairFormat, PromptFormat, RankedFormat, ScoreField, UnpairedFormat,
+};
 pub use indexed_lines::IndexedLines;
 pub use json::{Json, Object};
-pub use label::{Desirable, Labels, Preference, PromptOnly, Scores};
+pub use label::{Demonstration, Desirable, Labels, Preference, PromptOnly, Scores};
 pub use lines::JsonLines;
 pub use load::{Loaded, OnError};
 pub use loader::EpochLoader;
