@@ -96,9 +96,9 @@ impl Case {
             Stored::Spread => {
                 let pairs = some([width, 2 * vocab], 2).reshape([width * vocab, 2].into());
                 let firsts = pairs.narrow(1, 0, 1);
-                let strides = vec![2 * vocab.cast_signed(), 2];
+                let strides = [2 * vocab.cast_signed(), 2];
                 let start = firsts.layout().start_offset();
-                let layout = Layout::new([width, vocab].into(), strides.into(), start);
+                let layout = Layout::new([width, vocab].into(), strides.to_vec().into(), start);
                 firsts.with_layout(layout)
             }
         };
