@@ -21,7 +21,8 @@ objective! {
     /// parts; without it they are those of the batch.
     ///
     /// With [`TokenWeighting::Probability`] it is DFT (Wu et al., 2508.05629), TRL's
-    /// `loss_type="dft"`: ℓ = Σ_t π(y_t)·ln π(y_t), where no gradient flows through the weight.
+    /// `loss_type="dft"`: ℓ = Σ_t π(y_t)·ln π(y_t), where no gradient flows through the weight. Its
+    /// value is no measure of progress: −π·ln π rises until π is 1/e. Look at the metric `nll`.
     ///
     /// A batch or a step in which nothing counts has the loss 0 here. [`WithStepTokens::new`] is an
     /// error there.

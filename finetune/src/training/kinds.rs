@@ -12,8 +12,8 @@ use burn_preference::tokens::Sequence;
 use burn_preference::training::metrics::Observe;
 use burn_preference::training::state::{KlEstimate, RunningMean};
 use burn_preference::{
-    Demonstrations, Frozen, InvalidInput, Metrics, Objective, Ranked, RelativeLogProbs, Unpaired,
-    WithBaseline, WithShift, WithStepTokens,
+    Demonstrations, Frozen, InvalidInput, Metrics, Objective, Ranked, RelativeLogProbs,
+    TokenWeighting, Unpaired, WithBaseline, WithShift, WithStepTokens,
 };
 use serde_json::{Value, json};
 
@@ -188,6 +188,13 @@ impl Task for WithTokenCount {
 
     fn whole_batch(&self) -> bool {
         self.objective.whole_batch()
+    }
+
+    fn measured_by(&self) -> &'static str {
+        match self.objective.config() {
+            ObjectiveConfig::Sft(sft) if sft.token_weighting != TokenWeighting::Uniform => "nll",
+            _ => "loss",
+        }
     }
 
     fn begin(

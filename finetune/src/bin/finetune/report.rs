@@ -55,11 +55,12 @@ pub(crate) fn table(rows: &[(String, Metrics)]) -> String {
     head + &rule + &rows.iter().map(row).collect::<String>()
 }
 
-/// Says what is wrong with the losses before and after the training, and of what was saved.
-pub(crate) fn look_at_losses(rows: &[(String, Metrics)], is_rounded: bool) {
+/// Says what is wrong with the losses before and after the training, and of what was saved. `key` is
+/// the metric that is a loss.
+pub(crate) fn look_at_losses(rows: &[(String, Metrics)], key: &str, is_rounded: bool) {
     let losses: Vec<f64> = rows
         .iter()
-        .filter_map(|(_, metrics)| metrics.get("loss"))
+        .filter_map(|(_, metrics)| metrics.get(key))
         .collect();
     let &[before, after, loaded] = losses.as_slice() else {
         return;
