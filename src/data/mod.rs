@@ -3,7 +3,8 @@
 //! ```text
 //! file ─→ JsonLines, a Format ─→ Example<Text, L>         rows, each parsed when it is asked for
 //!      ─→ Tokenized           ─→ Example<Vec<u32>, L>     your closure's ids, truncated, reported
-//!      ─→ Collator            ─→ tensors                  PairTokens, UnpairedTokens, RankedTokens
+//!      ─→ Collator            ─→ tensors                  PairTokens, UnpairedTokens, RankedTokens,
+//!                                                      DemonstrationTokens
 //! ```
 //!
 //! Every stage but the last is a Burn
@@ -14,7 +15,8 @@
 //!
 //! A batch asks your models for log-probabilities
 //! ([`TokenBatch::log_probs`](crate::tokens::TokenBatch::log_probs)) and makes of them what an
-//! objective takes ([`PairTokens::pair`], [`UnpairedTokens::unpaired`], [`RankedTokens::ranked`]).
+//! objective takes ([`PairTokens::pair`], [`UnpairedTokens::unpaired`], [`RankedTokens::ranked`],
+//! [`Demonstrations`](crate::Demonstrations)).
 //! The guide's chapter on [data](crate::guide::data) explains tokenizers, conversations and what
 //! counts; its [training loop](crate::guide::training_loop) uses the batches.
 //!
