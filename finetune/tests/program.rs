@@ -307,6 +307,11 @@ fn every_kind_of_rows() {
     // The same name, and another objective.
     assert_ne!(losses[&("pairs", "bco")], losses[&("unpaired", "bco")]);
 
+    objectives_that_do_not_fit(&place);
+}
+
+/// `pairs5` is a reward model.
+fn objectives_that_do_not_fit(place: &Place) {
     // A reward model has no words, learns on, and wants rows and an end of its own.
     place.fails("--model pairs5", "a reward model has no words");
     place
@@ -446,6 +451,20 @@ fn what_is_no_demonstration() {
     let asked = r#"{"messages": [{"role": "user", "content": "a red cat?"}]}"#;
     place.write("asked.jsonl", asked);
     place.fails("--loss sft --data asked.jsonl", "found no answer");
+    // Completions of which nothing is the assistant's, or that are empty.
+    let turn = |role: &str| json!([{"role": role, "content": "a red cat?"}]);
+    let none = json!({"prompt": turn("user"), "completion": turn("user")});
+    place.write("none.jsonl", &none.to_string());
+    place.fails(
+        "--loss sft --data none.jsonl --held-out 0",
+        "no row of the split `train` is left",
+    );
+    let prompts = r#"{"prompt": "a red cat?"}"#;
+    place.write("prompts.jsonl", prompts);
+    place.fails(
+        "--loss sft --data prompts.jsonl",
+        "or messages in `messages`",
+    );
     // Another name of the column.
     let renamed = place
         .text("messages.jsonl")

@@ -40,7 +40,8 @@ struct Case {
 /// A row as TRL tokenizes it.
 #[derive(Deserialize)]
 struct Row {
-    row: Value,
+    #[serde(rename = "row")]
+    content: Value,
     ids: Vec<u32>,
     counts: Vec<bool>,
 }
@@ -84,7 +85,11 @@ fn folder(at: &Path, marks: bool) -> PathBuf {
 /// The rows of a case, read and tokenized as the program does, in their order.
 fn examples(case: &Case, folder: &Path, plain: bool) -> Vec<Example<Vec<u32>, Demonstration>> {
     let rows = folder.join("rows.jsonl");
-    let lines: Vec<String> = case.rows.iter().map(|row| row.row.to_string()).collect();
+    let lines: Vec<String> = case
+        .rows
+        .iter()
+        .map(|row| row.content.to_string())
+        .collect();
     fs::write(&rows, lines.join("\n")).unwrap();
     let model = load(folder, &Device::default()).unwrap();
     let chat = Chat::open(folder, model.config()).unwrap();
@@ -219,11 +224,11 @@ fn the_tokens_that_count_are_trls() {
             let examples = examples(case, &folder, name == "texts");
             for (row, example) in case.rows.iter().zip(&examples) {
                 let sequence = &example.sequences()[0];
-                assert_eq!(sequence.ids(), row.ids, "{name}: {}", row.row);
+                assert_eq!(sequence.ids(), row.ids, "{name}: {}", row.content);
                 let mut counts = vec![false; sequence.prompt().len()];
                 let all = vec![true; sequence.completion().len()];
                 counts.extend(sequence.counted().unwrap_or(&all));
-                assert_eq!(counts, row.counts, "{name}: {}", row.row);
+                assert_eq!(counts, row.counts, "{name}: {}", row.content);
             }
         }
     }

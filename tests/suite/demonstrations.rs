@@ -164,7 +164,8 @@ proptest! {
             let expected = run(&sft, &rows, None, (0, 0.0), DType::F64);
             for rest in [1.0, f64::NAN, f64::NEG_INFINITY] {
                 let found = run(&sft, &rows, None, (more, rest), DType::F64);
-                prop_assert_eq!(&found.losses, &expected.losses);
+                // Sums of more columns are in another order.
+                assert_close(&found.losses, &expected.losses, 1e-14, "loss");
                 let [before, after] =
                     [&expected, &found].map(|of| of.grads.len() / rows.len());
                 for i in 0..rows.len() {
