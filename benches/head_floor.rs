@@ -253,7 +253,7 @@ impl Inputs {
         let vocab = if self.transposed { second } else { first };
         let gradient = first * second * self.weight.dtype().size();
         let logits = 4 * self.rows * vocab;
-        (gradient.max(8 << 20) as f64 / logits as f64).min(1.0)
+        ((gradient * 3 / 2).max(8 << 20) as f64 / logits as f64).min(1.0)
     }
 
     /// Bytes of the gradients that a step returns.

@@ -55,7 +55,7 @@ pub(super) fn saved_for_backward(
         [true, false, false] => Save::Slope,
         [_, trains_weight, _] => {
             let gradient = if trains_weight { gradient } else { 0 };
-            Save::Tiles(retained_bytes.unwrap_or(gradient.max(FEW_BYTES)))
+            Save::Tiles(retained_bytes.unwrap_or((gradient + gradient / 2).max(FEW_BYTES)))
         }
     }
 }

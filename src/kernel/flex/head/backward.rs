@@ -13,8 +13,8 @@ use super::gradient::{Number, Part, WeightGradient};
 use super::panels::padded;
 use super::passes::{PerRow, turn};
 use super::problem::Problem;
-use super::product::Product;
-use super::words::Sums;
+use super::product::{Factors, Product};
+use super::words::Block;
 use crate::kernel::flex::elementwise::{narrow, turned_if_certain};
 use crate::kernel::flex::tensors::{f32s, tensor};
 use crate::kernel::forward::HeadGradients;
@@ -154,10 +154,11 @@ struct Backward<'a, N> {
     bias: Option<Vec<f32>>,
 }
 
-/// The deltas of some chunks.
+/// The deltas of some chunks, and their part of the weight.
 struct Band<'a> {
     chunks: Range<usize>,
     deltas: &'a [f32],
+    weight: Block<'a>,
 }
 
 impl<N: Number> Backward<'_, N> {
@@ -175,72 +176,85 @@ impl<N: Number> Backward<'_, N> {
         chunks.step_by(step).map(band)
     }
 
+    /// Two rooms for copies of the weight: of the chunks at hand, and of those before.
+    fn rooms(&self, chunks: usize) -> [Aligned; 2] {
+        let words = self.problem.largest_chunk() * self.step().min(chunks);
+        [(); 2].map(|()| Aligned::zeros(self.problem.words.room(words)))
+    }
+
     /// Adds chunks whose logits are in `tiles`.
     fn add_kept(&mut self, chunks: Range<usize>, tiles: &mut [f32]) {
+        let problem = self.problem;
+        let [mut last, mut this] = self.rooms(chunks.len());
         let (mut before, mut rest) = (None, tiles);
         for chunks in self.bands(chunks) {
-            let len = self.problem.logits_of(&chunks);
-            let (deltas, after) = std::mem::take(&mut rest).split_at_mut(len);
+            let (deltas, after) = rest.split_at_mut(problem.logits_of(&chunks));
             rest = after;
-            self.add(before, &chunks, deltas, true);
-            before = Some(Band { chunks, deltas });
+            problem.fill(&chunks, this.get_mut());
+            let earlier = before.map(|(chunks, deltas)| problem.band(chunks, deltas, last.get()));
+            self.add(earlier, &chunks, this.get(), deltas, true);
+            before = Some((chunks, &*deltas));
+            std::mem::swap(&mut last, &mut this);
         }
-        self.add_to_hidden(before);
+        if let Some((chunks, deltas)) = before {
+            self.add_to_hidden(Some(problem.band(chunks, deltas, last.get())));
+        }
     }
 
     /// Adds chunks whose logits are computed again.
     fn add_others(&mut self, chunks: Range<usize>) {
-        let len = self.problem.logits_of(&(0..1)) * self.step().min(chunks.len());
-        let mut buffers = [Aligned::zeros(len), Aligned::zeros(len)];
-        let [last, this] = &mut buffers;
-        let (mut last, mut this) = (last.get_mut(), this.get_mut());
+        let problem = self.problem;
+        let [mut last, mut this] = self.rooms(chunks.len());
+        let len = problem.logits_of(&(0..1)) * self.step().min(chunks.len());
+        let [mut last_deltas, mut this_deltas] = [(); 2].map(|()| Aligned::zeros(len));
         let mut before: Option<Range<usize>> = None;
         for chunks in self.bands(chunks) {
-            let deltas = &*last;
-            let before = before.replace(chunks.clone());
-            let before = before.map(|chunks| Band { chunks, deltas });
-            let len = self.problem.logits_of(&chunks);
-            self.add(before, &chunks, &mut this[..len], false);
+            problem.fill(&chunks, this.get_mut());
+            let deltas = &mut this_deltas.get_mut()[..problem.logits_of(&chunks)];
+            let earlier = before.replace(chunks.clone());
+            let earlier = earlier.map(|chunks| problem.band(chunks, last_deltas.get(), last.get()));
+            self.add(earlier, &chunks, this.get(), deltas, false);
             std::mem::swap(&mut last, &mut this);
+            std::mem::swap(&mut last_deltas, &mut this_deltas);
         }
-        let deltas = &*last;
-        self.add_to_hidden(before.map(|chunks| Band { chunks, deltas }));
+        if let Some(chunks) = before {
+            self.add_to_hidden(Some(problem.band(chunks, last_deltas.get(), last.get())));
+        }
     }
 
-    /// Computes the deltas of some chunks, and their gradients of weight and bias. At the same
-    /// time, adds the deltas of the chunks before to the gradient of the hidden states.
+    /// Computes the deltas of some chunks, and their gradients of weight and bias. `copy` holds the
+    /// part of the weight if it is not read in place. At the same time, adds the deltas of the
+    /// chunks before to the gradient of the hidden states.
     fn add(
         &mut self,
         before: Option<Band>,
         chunks: &Range<usize>,
+        copy: &[f32],
         deltas: &mut [f32],
         are_kept: bool,
     ) {
         let problem = self.problem;
+        let all = problem.words_in(chunks);
         let words: Vec<Range<usize>> = chunks
             .clone()
             .map(|chunk| problem.words_of(chunk))
             .collect();
-        let deltas = split(
-            deltas,
-            words.iter().map(|words| words.len() * problem.lanes()),
-        );
+        let lens = words.iter().map(|words| words.len() * problem.lanes());
+        let deltas = split(deltas, lens);
         let weights = match &mut self.weight {
             Some(weight) => weight.parts(&words).into_iter().map(Some).collect(),
             None => words.iter().map(|_| None).collect::<Vec<_>>(),
         };
         let biases = match &mut self.bias {
             Some(bias) => {
-                let bias = &mut bias[problem.words_in(chunks)];
-                split(bias, words.iter().map(Range::len))
-                    .into_iter()
-                    .map(Some)
-                    .collect()
+                let parts = split(&mut bias[all.clone()], words.iter().map(Range::len));
+                parts.into_iter().map(Some).collect()
             }
             None => words.iter().map(|_| None).collect::<Vec<_>>(),
         };
         let (of, columns, products) = (&self.of, self.columns.as_ref(), &self.products);
         let hidden = self.hidden.as_mut();
+        let matrix = problem.words.block(&all, copy);
         rayon::join(
             || {
                 if let Some((hidden, band)) = hidden.zip(before) {
@@ -250,7 +264,8 @@ impl<N: Number> Backward<'_, N> {
             || {
                 let tasks = words.into_par_iter().zip(deltas).zip(weights).zip(biases);
                 tasks.for_each(|(((words, deltas), weight), bias)| {
-                    problem.deltas(&words, are_kept, of, deltas);
+                    let matrix = matrix.from(words.start - all.start, 0);
+                    problem.deltas(&words, (!are_kept).then_some(matrix), of, deltas);
                     if let Some((weight, columns)) = weight.zip(columns) {
                         products.with(|products| {
                             problem.write_weight(&words, deltas, columns, products, weight);
@@ -272,6 +287,19 @@ impl<N: Number> Backward<'_, N> {
 }
 
 impl Problem {
+    /// Copies the words of some chunks into `room`, if they are not read in place.
+    fn fill(&self, chunks: &Range<usize>, room: &mut [f32]) {
+        self.words.fill_in_parallel(&self.words_in(chunks), room);
+    }
+
+    fn band<'a>(&'a self, chunks: Range<usize>, deltas: &'a [f32], copy: &'a [f32]) -> Band<'a> {
+        Band {
+            weight: self.words.block(&self.words_in(&chunks), copy),
+            chunks,
+            deltas,
+        }
+    }
+
     /// The tiles of the deltas of `words`, with their blocks.
     fn tiles<'a>(
         &'a self,
@@ -286,26 +314,20 @@ impl Problem {
         })
     }
 
-    /// Writes `(onehot − softmax)·g` of the tiles of a chunk to `out`. If `are_kept`, `out` holds
+    /// Writes `(onehot − softmax)·g` of the tiles of a chunk to `out`. Without a weight, `out` holds
     /// the logits at the start.
-    fn deltas(&self, words: &Range<usize>, are_kept: bool, of: &[PerRow], out: &mut [f32]) {
+    fn deltas(&self, words: &Range<usize>, weight: Option<Block>, of: &[PerRow], out: &mut [f32]) {
         let lens = self
             .blocks
             .iter()
             .map(|block| words.len() * padded(block.len()));
         let tiles = split(out, lens).into_par_iter().zip(&self.blocks).zip(of);
-        if are_kept {
-            tiles.for_each(|((tile, block), of)| self.turn(words, block, of, tile));
-            return;
-        }
-        let columns = 0..self.width;
-        self.words
-            .with(words, &columns, Sums::OverColumns, &self.copies, |weight| {
-                tiles.for_each(|((tile, block), of)| {
-                    self.logits(weight, block, words, tile);
-                    self.turn(words, block, of, tile);
-                });
-            });
+        tiles.for_each(|((tile, block), of)| {
+            if let Some(weight) = weight {
+                self.logits(weight, block, words, tile);
+            }
+            self.turn(words, block, of, tile);
+        });
     }
 
     /// Turns the logits of a tile into deltas.
@@ -335,14 +357,17 @@ impl Problem {
         }
     }
 
+    /// Adds the deltas of a band, a part of the columns and a block of rows in each task.
     fn add_to_hidden(&self, band: &Band, hidden: &mut [f32]) {
-        let parts: Vec<Range<usize>> = self.column_parts().collect();
-        let blocks = self.blocks.iter();
-        // Place of the first tile of each block in the deltas of a chunk, in lanes.
-        let tasks = parts
-            .iter()
-            .flat_map(|columns| blocks.clone().map(move |block| (columns, block)));
-        let tasks: Vec<_> = tasks.collect();
+        let first = self.words_in(&band.chunks).start;
+        let tasks: Vec<(Range<usize>, &Range<usize>)> = self
+            .column_parts()
+            .flat_map(|columns| {
+                self.blocks
+                    .iter()
+                    .map(move |block| (columns.clone(), block))
+            })
+            .collect();
         let lens = tasks
             .iter()
             .map(|(columns, block)| columns.len() * padded(block.len()));
@@ -351,16 +376,13 @@ impl Problem {
             .zip(&tasks)
             .for_each(|(out, (columns, block))| {
                 let mut deltas = band.deltas;
-                for chunk in band.chunks.clone() {
-                    let words = self.words_of(chunk);
+                for words in band.chunks.clone().map(|chunk| self.words_of(chunk)) {
                     let (of_chunk, rest) = deltas.split_at(words.len() * self.lanes());
                     deltas = rest;
                     let tile = &of_chunk[words.len() * block.start..];
                     let tile = &tile[..words.len() * padded(block.len())];
-                    self.words
-                        .with(&words, columns, Sums::OverWords, &self.copies, |weight| {
-                            self.add_words(weight, columns.len(), tile, block, &words, out);
-                        });
+                    let weight = band.weight.from(words.start - first, columns.start);
+                    self.add_words(weight, columns.len(), tile, block, &words, out);
                 }
             });
     }
@@ -380,7 +402,7 @@ impl Problem {
                 a: &columns.get()[padded(self.width) * block.start..],
                 columns: self.width,
                 depth: block.len(),
-                b: super::product::Factors::Panels(tile),
+                b: Factors::Panels(tile),
                 rows: words.len(),
                 out: &mut *products,
                 accumulate: block.start > 0,

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::buffers::{Aligned, Pool, split};
 use super::panels::padded;
 use super::problem::{Problem, TASKS};
-use super::words::Sums;
+use super::words::Block;
 use crate::kernel::flex::partial::{RowState, outputs};
 use crate::kernel::forward::Forward;
 
@@ -126,9 +126,10 @@ impl Problem {
             .into_par_iter()
             .for_each(|(chunks, group, kept, states)| {
                 let mut kept = kept.into_iter();
-                for chunk in chunks {
-                    self.observe_chunk(chunk, &group, kept.next(), &scratch, states, statistics);
-                }
+                self.each_chunk(chunks, |words, weight| {
+                    let kept = kept.next();
+                    self.observe_chunk(words, weight, &group, kept, &scratch, states, statistics);
+                });
             });
         let rows = combined(self.rows, &states);
         Forward {
@@ -139,45 +140,33 @@ impl Problem {
 
     /// Computes the tiles of a chunk and a group of blocks, and adds their results to `states`.
     /// The logits stay in `kept`, if they have room there.
+    #[allow(clippy::too_many_arguments, reason = "a task has all of them")]
     fn observe_chunk(
         &self,
-        chunk: usize,
+        words: &Range<usize>,
+        weight: Block,
         group: &Range<usize>,
         kept: Option<&mut [f32]>,
         scratch: &Pool,
         states: &mut [RowState],
         statistics: bool,
     ) {
-        let words = self.words_of(chunk);
         let blocks = &self.blocks[group.clone()];
         let first = blocks[0].start;
-        let mut kept = kept.map(|kept| {
-            split(
-                kept,
-                blocks.iter().map(|block| words.len() * padded(block.len())),
-            )
-            .into_iter()
-        });
-        self.words.with(
-            &words,
-            &(0..self.width),
-            Sums::OverColumns,
-            &self.copies,
-            |weight| {
-                for block in blocks {
-                    let states = &mut states[block.start - first..block.end - first];
-                    let mut observe = |tile: &mut [f32]| {
-                        self.logits(weight, block, &words, tile);
-                        self.observe(block, &words, tile, states, statistics);
-                    };
-                    match kept.as_mut().and_then(Iterator::next) {
-                        Some(tile) => observe(tile),
-                        None => scratch.with(|tile| {
-                            observe(&mut tile[..words.len() * padded(block.len())]);
-                        }),
-                    }
-                }
-            },
-        );
+        let lens = blocks.iter().map(|block| words.len() * padded(block.len()));
+        let mut kept = kept.map(|kept| split(kept, lens).into_iter());
+        for block in blocks {
+            let states = &mut states[block.start - first..block.end - first];
+            let mut observe = |tile: &mut [f32]| {
+                self.logits(weight, block, words, tile);
+                self.observe(block, words, tile, states, statistics);
+            };
+            match kept.as_mut().and_then(Iterator::next) {
+                Some(tile) => observe(tile),
+                None => scratch.with(|tile| {
+                    observe(&mut tile[..words.len() * padded(block.len())]);
+                }),
+            }
+        }
     }
 }

@@ -28,6 +28,9 @@ const WORDS: usize = 48;
 /// Minimum number of tasks that the threads share, if the problem is large enough.
 pub(super) const TASKS: usize = 16;
 
+/// Number of chunks that a forward copies at a time. Each column of a `Linear` is in another page, so
+/// long pieces of a column are worth more than a copy that stays in the cache.
+const COPIED: usize = 4;
 /// Multiplications that are worth a task of their own.
 const TASK: usize = 2_000_000;
 
@@ -55,8 +58,8 @@ pub(crate) struct Problem {
     hidden: FlexTensor,
     /// Hidden states, a matrix in panels for each block: its columns are rows.
     packed: Aligned,
-    /// Copies of chunks of the weight.
-    pub(super) copies: Pool,
+    /// Copies of [`COPIED`] chunks of the weight.
+    copies: Pool,
 }
 
 impl Problem {
@@ -84,9 +87,11 @@ impl Problem {
         let chunk = fitting
             .min((vocab / tasks).next_multiple_of(WORDS))
             .clamp(WORDS, 8 * WORDS);
+        let words = Words::new(head.weight, words_first, width);
+        let words_of_a_copy = words.room(COPIED * chunk);
         let mut problem = Self {
             panels,
-            words: Words::new(head.weight, words_first),
+            words,
             bias: head.form.biased.then(|| f32s(&head.bias)),
             shaping: head.form.shaping,
             targets: indices(head.targets),
@@ -99,7 +104,7 @@ impl Problem {
             chunk,
             hidden: single(head.hidden).to_contiguous(),
             packed: Aligned::zeros(0),
-            copies: Pool::new(Words::room(chunk, width)),
+            copies: Pool::new(words_of_a_copy),
         };
         problem.packed = problem.of_blocks(
             |rows| padded(rows) * width,
@@ -154,6 +159,25 @@ impl Problem {
             0
         } else {
             self.words_in(chunks).len() * self.lanes()
+        }
+    }
+
+    /// Calls `work` with each of some chunks: its words, and their part of the weight.
+    pub(super) fn each_chunk(
+        &self,
+        chunks: Range<usize>,
+        mut work: impl FnMut(&Range<usize>, Block),
+    ) {
+        for first in chunks.clone().step_by(COPIED) {
+            let some = first..(first + COPIED).min(chunks.end);
+            let all = self.words_in(&some);
+            self.copies.with(|room| {
+                self.words.fill(&all, room);
+                let weight = self.words.block(&all, room);
+                for words in some.map(|chunk| self.words_of(chunk)) {
+                    work(&words, weight.from(words.start - all.start, 0));
+                }
+            });
         }
     }
 

@@ -10,7 +10,7 @@ use super::forward::{Grid, combined};
 use super::panels::padded;
 use super::passes::{PerRow, turn};
 use super::problem::Problem;
-use super::words::Sums;
+use super::words::Block;
 use crate::kernel::flex::elementwise::{narrow, shift, turned_if_certain};
 use crate::kernel::flex::partial::{RowState, outputs};
 use crate::kernel::flex::tensors::tensor;
@@ -28,8 +28,7 @@ impl Problem {
     pub(crate) fn forward_with_slope(&self, statistics: bool) -> Forward<Flex> {
         let (rows, width) = (self.rows, self.width);
         // A copy of a chunk is worth more than one block.
-        let in_place = self.words.in_place(Sums::Both, width);
-        let group = if in_place { 1 } else { 2 };
+        let group = if self.words.in_place() { 1 } else { 2 };
         let groups = self.blocks.len().div_ceil(group).max(1);
         let grid = Grid::new(self, TASKS.div_ceil(groups), group);
         let lens = || grid.tasks().map(|(_, group)| self.rows_of(&group));
@@ -53,9 +52,9 @@ impl Problem {
                     expected,
                 };
                 let (chunks, blocks) = task;
-                for chunk in chunks {
-                    self.add_chunk(chunk, &blocks, &scratch, &mut found, statistics);
-                }
+                self.each_chunk(chunks, |words, weight| {
+                    self.add_chunk(words, weight, &blocks, &scratch, &mut found, statistics);
+                });
             });
 
         let all = combined(rows, &states);
@@ -97,37 +96,34 @@ impl Problem {
     /// relative to the shift of the row.
     fn add_chunk(
         &self,
-        chunk: usize,
+        words: &Range<usize>,
+        weight: Block,
         group: &Range<usize>,
         scratch: &Pool,
         found: &mut Found,
         statistics: bool,
     ) {
-        let (words, width) = (self.words_of(chunk), self.width);
-        let (blocks, columns) = (&self.blocks[group.clone()], 0..width);
+        let (blocks, width) = (&self.blocks[group.clone()], self.width);
         let first = blocks[0].start;
-        self.words
-            .with(&words, &columns, Sums::Both, &self.copies, |weight| {
-                for block in blocks {
-                    let rows = block.start - first..block.end - first;
-                    let states = &mut found.states[rows.clone()];
-                    let shifts = &mut found.shifts[rows.clone()];
-                    let lanes = padded(block.len());
-                    let expected = &mut found.expected[rows.start * width..][..lanes * width];
-                    scratch.with(|tile| {
-                        let tile = &mut tile[..words.len() * lanes];
-                        self.logits(weight, block, &words, tile);
-                        self.observe(block, &words, tile, states, statistics);
-                        let of = self.raise(states, shifts, expected);
-                        let bend = narrow(self.shaping.bend());
-                        for panel in self.panels.of(lanes) {
-                            let tile = panel.of_mut(tile, words.len());
-                            turn(self.panels.arch, tile, panel, &of, bend);
-                        }
-                        self.add_words(weight, width, tile, block, &words, expected);
-                    });
+        for block in blocks {
+            let rows = block.start - first..block.end - first;
+            let states = &mut found.states[rows.clone()];
+            let shifts = &mut found.shifts[rows.clone()];
+            let lanes = padded(block.len());
+            let expected = &mut found.expected[rows.start * width..][..lanes * width];
+            scratch.with(|tile| {
+                let tile = &mut tile[..words.len() * lanes];
+                self.logits(weight, block, words, tile);
+                self.observe(block, words, tile, states, statistics);
+                let of = self.raise(states, shifts, expected);
+                let bend = narrow(self.shaping.bend());
+                for panel in self.panels.of(lanes) {
+                    let tile = panel.of_mut(tile, words.len());
+                    turn(self.panels.arch, tile, panel, &of, bend);
                 }
+                self.add_words(weight, width, tile, block, words, expected);
             });
+        }
     }
 
     /// Raises the shifts of rows whose largest logit has risen far above them, and rescales their

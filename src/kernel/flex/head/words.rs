@@ -5,22 +5,12 @@ use std::ops::Range;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, bf16, f16};
 use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
 
-use super::buffers::Pool;
 use super::panels::LANES;
 use super::product::Factors;
 
-/// The sums that run over some words and columns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sums {
-    /// Over columns: logits.
-    OverColumns,
-    /// Over words: the gradient of hidden states.
-    OverWords,
-    Both,
-}
-
-/// Some columns of some words, as f32. Words or columns lie side by side.
+/// Some words as f32. The numbers of a word, or those of a column, lie side by side.
 #[derive(Clone, Copy)]
 pub(super) struct Block<'a> {
     values: &'a [f32],
@@ -41,6 +31,12 @@ impl<'a> Block<'a> {
         Self::factors(self.values, self.right, self.down)
     }
 
+    /// The block from a word and a column on.
+    pub(super) fn from(self, word: usize, column: usize) -> Self {
+        let values = &self.values[word * self.down + column * self.right..];
+        Self { values, ..self }
+    }
+
     fn factors(values: &'a [f32], j: usize, k: usize) -> Factors<'a> {
         if k == 1 {
             Factors::Rows { values, stride: j }
@@ -59,11 +55,13 @@ pub(super) struct Words {
     down: isize,
     /// Distance of two columns.
     right: isize,
+    /// Number of columns.
+    width: usize,
 }
 
 impl Words {
     /// The weight is `[vocab, hidden]` if `words_first`, otherwise `[hidden, vocab]`.
-    pub(super) fn new(tensor: FlexTensor, words_first: bool) -> Self {
+    pub(super) fn new(tensor: FlexTensor, words_first: bool, width: usize) -> Self {
         let layout = tensor.layout();
         let start = layout.start_offset().cast_signed();
         let (first, second) = (layout.strides()[0], layout.strides()[1]);
@@ -77,24 +75,8 @@ impl Words {
             start,
             down,
             right,
+            width,
         }
-    }
-
-    /// Whether blocks for `sums` are read where they are stored, without a copy. `columns` is their
-    /// number of columns.
-    pub(super) fn in_place(&self, sums: Sums, columns: usize) -> bool {
-        let apart = self.down >= columns.cast_signed();
-        let side_by_side = match sums {
-            Sums::OverColumns => self.right == 1 && self.down >= 0,
-            Sums::OverWords => (self.right == 1 && apart) || (self.down == 1 && self.right >= 0),
-            Sums::Both => self.right == 1 && apart,
-        };
-        self.tensor.dtype() == DType::F32 && side_by_side
-    }
-
-    /// Numbers that a copy of `words` × `columns` may need.
-    pub(super) fn room(words: usize, columns: usize) -> usize {
-        (words * apart(columns)).max(columns * apart(words))
     }
 
     fn place(&self, word: usize, column: usize) -> usize {
@@ -102,48 +84,80 @@ impl Words {
         (self.start + from_start).cast_unsigned()
     }
 
-    /// Calls `work` with some columns of some words. Half precision, and a layout whose numbers for
-    /// one sum lie pages apart, are copied into a buffer of the pool first.
-    pub(super) fn with<R>(
-        &self,
-        words: &Range<usize>,
-        columns: &Range<usize>,
-        sums: Sums,
-        pool: &Pool,
-        work: impl FnOnce(Block) -> R,
-    ) -> R {
-        if self.in_place(sums, columns.len()) {
-            let stored: &[f32] = self.tensor.storage();
-            return work(Block {
-                values: &stored[self.place(words.start, columns.start)..],
-                down: self.down.cast_unsigned(),
-                right: self.right.cast_unsigned(),
-            });
+    /// Whether products read the weight where it is stored. Half precision is not, nor is a layout
+    /// in which the numbers of a word lie pages apart.
+    pub(super) fn in_place(&self) -> bool {
+        let side_by_side = self.right == 1 && self.down >= self.width.cast_signed();
+        self.tensor.dtype() == DType::F32 && side_by_side
+    }
+
+    /// Numbers that a copy of `words` words takes: none if there is no need of one.
+    pub(super) fn room(&self, words: usize) -> usize {
+        if self.in_place() {
+            return 0;
         }
-        pool.with(|copy| {
-            // What lies side by side stays side by side.
-            let by_columns = self.down == 1;
-            let (outer, inner) = if by_columns {
-                (columns, words)
-            } else {
-                (words, columns)
+        let [outer, stride] = self.lines(words);
+        outer * stride
+    }
+
+    /// Number of lines of a copy, and their distance. What lies side by side stays side by side.
+    fn lines(&self, words: usize) -> [usize; 2] {
+        if self.down == 1 {
+            [self.width, apart(words)]
+        } else {
+            [words, apart(self.width)]
+        }
+    }
+
+    /// Copies some words into `room`, if they are not read in place.
+    pub(super) fn fill(&self, words: &Range<usize>, room: &mut [f32]) {
+        let [_, stride] = self.lines(words.len());
+        let lines = room.chunks_mut(stride).enumerate();
+        lines.for_each(|(line, out)| self.copy(words, line, out));
+    }
+
+    /// As [`Self::fill`], on all threads.
+    pub(super) fn fill_in_parallel(&self, words: &Range<usize>, room: &mut [f32]) {
+        let [_, stride] = self.lines(words.len());
+        let lines = room.par_chunks_mut(stride).enumerate();
+        lines.for_each(|(line, out)| self.copy(words, line, out));
+    }
+
+    /// Some words, from where they are stored, or from the copy in `room`.
+    pub(super) fn block<'a>(&'a self, words: &Range<usize>, room: &'a [f32]) -> Block<'a> {
+        if self.in_place() {
+            let stored: &[f32] = self.tensor.storage();
+            return Block {
+                values: &stored[self.place(words.start, 0)..],
+                down: self.down.cast_unsigned(),
+                right: 1,
             };
-            let stride = apart(inner.len());
-            for (line, outer) in copy.chunks_mut(stride).zip(outer.clone()) {
-                let line = &mut line[..inner.len()];
-                if by_columns {
-                    self.read(self.place(inner.start, outer), 1, line);
-                } else {
-                    self.read(self.place(outer, inner.start), self.right, line);
-                }
-            }
-            let (down, right) = if by_columns { (1, stride) } else { (stride, 1) };
-            work(Block {
-                values: copy,
-                down,
-                right,
-            })
-        })
+        }
+        let [_, stride] = self.lines(words.len());
+        let [down, right] = if self.down == 1 {
+            [1, stride]
+        } else {
+            [stride, 1]
+        };
+        Block {
+            values: room,
+            down,
+            right,
+        }
+    }
+
+    /// Copies a line, unless there are fewer.
+    fn copy(&self, words: &Range<usize>, line: usize, out: &mut [f32]) {
+        let [lines, _] = self.lines(words.len());
+        if line >= lines {
+            return;
+        }
+        if self.down == 1 {
+            self.read(self.place(words.start, line), 1, &mut out[..words.len()]);
+        } else {
+            let first = self.place(words.start + line, 0);
+            self.read(first, self.right, &mut out[..self.width]);
+        }
     }
 
     /// The numbers at `first`, `first + stride`, …
@@ -185,7 +199,7 @@ impl Words {
 
     /// Adds to each row of `out` its factor times its word.
     pub(super) fn add_chosen(&self, chosen: &[usize], factors: &[f32], out: &mut [f32]) {
-        let width = out.len() / chosen.len().max(1);
+        let width = self.width;
         if self.right == 1 {
             let mut word = vec![0.0; width];
             let rows = out.chunks_exact_mut(width).zip(factors);
