@@ -1,12 +1,12 @@
 """Whole training steps of other code, in less space: tests/data/steps.json and steps.safetensors.
 
-    python3 scripts/compact_steps.py authors.json oxrl.json tests/data/steps
+    python3 scripts/compact_steps.py authors.json oxrl.json sft.json tests/data/steps
 
 Plain Python. A file is a list of cases, and `.safetensors` beside it holds their tensors in f64,
 `id/name`: `tokens`, `mask` `[rows, time]`, `logits`, `ref_logits`, `grad_logits` `[rows, time, vocab]`
 and, of some, `scores`, `sequence_kl`. The values come from the code of the authors of TDPO, EXO,
 InfoNCA, β-DPO, SimPER and REBEL, from allRank, open-unlearning and oxRL 1.7.2 (`train_step` on logits
-that are a leaf); only numbers are kept.
+that are a leaf), and from TRL's SFT (scripts/sft_steps.py); only numbers are kept.
 
 Only counted tokens are kept, one row of the sequences after the other, and `lengths` says how many
 each has. All words but the token become one: what is left is one number, the token's log-odds

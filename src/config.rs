@@ -219,6 +219,8 @@ objectives! {
     "simper" => Simper(SimperLossConfig),
     "asft" => Asft(AsftLossConfig),
     "tpo" => Tpo(TpoLossConfig),
+    // Demonstrations.
+    "sft" => Sft(SftLossConfig),
     // Single completions.
     "kto" => Kto(KtoLossConfig),
     "npo" => Npo(NpoLossConfig),

@@ -106,6 +106,17 @@ macro_rules! example_batch {
             "# let batch = Ranked::new(rewards, scores, present)?;\n",
         )
     };
+    (demonstrations) => {
+        concat!(
+            "// `batch` is a `Demonstrations` of two: four tokens of −1 nat each, two of −2.\n",
+            "# use burn::tensor::{Bool, Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let log_probs = Tensor::<2>::from_floats([[-1.0; 4], [-2.0; 4]], &device);\n",
+            "# let counted = [[true; 4], [true, true, false, false]];\n",
+            "# let mask = Tensor::<2, Bool>::from_bool(counted, &device);\n",
+            "# let batch = Demonstrations::new(TokenLogProbs::new(log_probs, mask)?);\n",
+        )
+    };
     (undesirable_policy) => {
         concat!(
             "// `batch` is a `SequenceLogProbs` of one completion to unlearn: ℓ = −10, four tokens.\n",

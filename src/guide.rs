@@ -4,31 +4,32 @@
 //!
 //! 1. [`choosing`]: an objective for your data
 //! 2. [`data`]: rows, the tokenizer, which tokens count
-//! 3. [`training_loop`]: one step, its parts, clipping, metrics
-//! 4. [`first_batch`]: my loss is not ln 2
-//! 5. [`reference`](mod@reference): frozen, LoRA, cached, moving
-//! 6. [`recipes`]: save and resume, lists, unpaired completions, adapters, metrics, evaluation, in
+//! 3. [`stage_one`]: SFT, which a preference objective starts from
+//! 4. [`training_loop`]: one step, its parts, clipping, metrics
+//! 5. [`first_batch`]: my loss is not ln 2
+//! 6. [`reference`](mod@reference): frozen, LoRA, cached, moving
+//! 7. [`recipes`]: save and resume, lists, unpaired completions, adapters, metrics, evaluation, in
 //!    fifteen lines each
-//! 7. [`questions`]: surprising logs and questions of others, with our answers
+//! 8. [`questions`]: surprising logs and questions of others, with our answers
 //!
 //! **Larger and faster.**
 //!
-//! 8. [`memory`]: what takes it, and how to need less
-//! 9. [`shared_prefixes`]: each prompt once
-//! 10. [`scale`]: one device, one machine, several
-//! 11. [`reproducibility`]: the same numbers again, and on resume
+//! 9. [`memory`]: what takes it, and how to need less
+//! 10. [`shared_prefixes`]: each prompt once
+//! 11. [`scale`]: one device, one machine, several
+//! 12. [`reproducibility`]: the same numbers again, and on resume
 //!
 //! **Further objectives.**
 //!
-//! 12. [`reward_models`]: pairs, lists and ties of rewards, and the use of their scores
-//! 13. [`dpo_variants`]: MallowsPO, ε-DPO, MODPO, SafeDPO, SPIN, Step-DPO, iterative and online DPO
-//! 14. [`token_importance`]: a weight for every token
-//! 15. [`your_own_objective`]: six papers, three lines each
-//! 16. [`beyond_text`]: denoisers, and models that see or hear
+//! 13. [`reward_models`]: pairs, lists and ties of rewards, and the use of their scores
+//! 14. [`dpo_variants`]: MallowsPO, ε-DPO, MODPO, SafeDPO, SPIN, Step-DPO, iterative and online DPO
+//! 15. [`token_importance`]: a weight for every token
+//! 16. [`your_own_objective`]: six papers, three lines each
+//! 17. [`beyond_text`]: denoisers, and models that see or hear
 //!
 //! **For reference.**
 //!
-//! 17. [`coming_from_trl`]: its options, and where conventions differ
+//! 18. [`coming_from_trl`]: its options, and where conventions differ
 
 macro_rules! chapters {
     ($($name:ident: $($file:literal)+,)*) => {
@@ -42,6 +43,7 @@ macro_rules! chapters {
 chapters! {
     choosing: "guide/choosing.md",
     data: "guide/data.md",
+    stage_one: "guide/stage_one.md",
     training_loop: "guide/training_loop.md",
     first_batch: "guide/first_batch.md",
     reference: "guide/reference.md",

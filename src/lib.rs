@@ -178,9 +178,9 @@ pub mod training;
 
 pub use any_error::Error;
 pub use batch::{
-    Batch, Column, Pair, PolicyPair, Ranked, ReferencedPair, RewardPair, Scored, Unpaired,
-    WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl,
-    WithShift, WithTies, WithValue, WithWeights,
+    Batch, Column, Demonstrations, Pair, PolicyPair, Ranked, ReferencedPair, RewardPair, Scored,
+    Unpaired, WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores,
+    WithSequenceKl, WithShift, WithStepTokens, WithTies, WithValue, WithWeights,
 };
 pub use error::{InvalidHyperparameter, InvalidInput};
 pub use log_probs::{
@@ -192,7 +192,7 @@ pub use modifier::{Mixture, PolicySide, SftTerm, Weighted, WithoutColumn};
 pub use objective::{LossOutput, Objective};
 pub use part::{
     Divergence, GapDistance, LabelNoise, Link, NllNormalization, Normalization, RegressionUnit,
-    TieModel,
+    TieModel, TokenWeighting,
 };
 pub use reference::{Frozen, ReferenceSchedule};
 pub use training::class_ratio::ClassRatio;

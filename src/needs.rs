@@ -108,6 +108,8 @@ words! {
         Pairs = "pairs",
         /// Completions that are each desirable or undesirable.
         Unpaired = "unpaired completions",
+        /// Completions that the model imitates.
+        Demonstrations = "demonstrations",
         /// Completions without a label, which the model unlearns.
         Completions = "completions to unlearn",
         /// Completions with a scalar score each.
@@ -148,6 +150,8 @@ words! {
         Weights = "weights",
         /// Sequences to imitate, in a [`WithNll`](crate::batch::WithNll) column.
         Nll = "sequences to imitate",
+        /// Tokens that count in the whole step, in a [`WithStepTokens`](crate::batch::WithStepTokens) column.
+        StepTokens = "tokens of the step",
         /// KL divergences of both completions, in a [`WithSequenceKl`](crate::batch::WithSequenceKl) column.
         SequenceKl = "KL per sequence",
         /// Values of the prompts, in a [`WithValue`](crate::batch::WithValue) column.

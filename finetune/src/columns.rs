@@ -1,7 +1,8 @@
 //! Names of columns and roles, where they are not TRL's.
 
 use burn_preference::data::{
-    DataError, PairFormat, PromptFormat, RankedFormat, ScoreField, UnpairedFormat,
+    DataError, DemonstrationFormat, PairFormat, PromptFormat, RankedFormat, ScoreField,
+    UnpairedFormat,
 };
 use serde::Serialize;
 
@@ -24,12 +25,15 @@ pub struct ColumnNames {
     /// The column of a pair's other answer; otherwise `rejected`.
     #[arg(long, value_name = "NAME")]
     pub rejected_column: Option<String>,
-    /// The column of an unpaired answer; otherwise `completion`.
+    /// The column of an unpaired answer, or of an answer to imitate; otherwise `completion`.
     #[arg(long, value_name = "NAME")]
     pub completion_column: Option<String>,
     /// The column that says whether an unpaired answer is desirable; otherwise `label`.
     #[arg(long, value_name = "NAME")]
     pub label_column: Option<String>,
+    /// The column of a whole conversation to imitate; otherwise `messages`.
+    #[arg(long, value_name = "NAME")]
+    pub messages_column: Option<String>,
     /// The column of a list of answers; otherwise `responses`.
     #[arg(long, value_name = "NAME")]
     pub responses_column: Option<String>,
@@ -97,6 +101,21 @@ impl ColumnNames {
         })
     }
 
+    /// The format of demonstrations.
+    ///
+    /// # Errors
+    ///
+    /// As [`prompts`](Self::prompts).
+    pub fn demonstrations(&self, as_conversation: bool) -> Result<DemonstrationFormat, Failure> {
+        let used = ["--completion-column", "--messages-column", "--label-column"];
+        self.check("demonstrations", &used)?;
+        Ok(DemonstrationFormat {
+            prompt: self.prompt(as_conversation),
+            completion: self.completion().to_owned(),
+            messages: self.messages().to_owned(),
+        })
+    }
+
     /// The format of lists with scores.
     ///
     /// # Errors
@@ -126,6 +145,11 @@ impl ColumnNames {
     /// The column of an unpaired completion.
     pub(crate) fn completion(&self) -> &str {
         self.completion_column.as_deref().unwrap_or("completion")
+    }
+
+    /// The column of a whole conversation.
+    pub(crate) fn messages(&self) -> &str {
+        self.messages_column.as_deref().unwrap_or("messages")
     }
 
     /// The column of the label of unpaired completions.
@@ -160,6 +184,7 @@ impl ColumnNames {
             ("--rejected-column", self.rejected_column.is_some()),
             ("--completion-column", self.completion_column.is_some()),
             ("--label-column", self.label_column.is_some()),
+            ("--messages-column", self.messages_column.is_some()),
             ("--responses-column", self.responses_column.is_some()),
             ("--scores-column", self.scores_column.is_some()),
             ("--implicit-prompt", self.implicit_prompt),

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn_preference::data::{
-    DataError, Desirable, Example, Format, Json, Labels, Message, Mismatched, OnError, Preference,
-    PromptOnly, Report, Scores, Text, TokenizeOptions, Tokenized, Truncation, WithMismatched,
-    split_by,
+    DataError, Demonstration, Desirable, Example, Format, Json, Labels, Message, Mismatched,
+    OnError, Preference, PromptOnly, Report, Scores, Text, TokenizeOptions, Tokenized, Truncation,
+    WithMismatched, split_by,
 };
 
 use crate::columns::ColumnNames;
@@ -132,6 +132,45 @@ impl DataOptions {
         self.texts(path, format)
     }
 
+    /// The demonstrations of a file: completions, or whole conversations. A label beside them has to
+    /// say that they are desirable.
+    ///
+    /// # Errors
+    ///
+    /// As [`pairs`](Self::pairs), and a completion is undesirable.
+    pub fn demonstrations(
+        &self,
+        path: &Path,
+        chat: &Chat,
+    ) -> Result<Texts<Demonstration>, Failure> {
+        let names = &self.columns;
+        let format = names.demonstrations(self.as_conversation(chat))?;
+        let mut rows = raw(path).map_err(|error| names.explain(error))?;
+        let is_one = rows.next().is_some_and(|row| {
+            let has = |name| row.get(name).is_some_and(|value| !value.is_null());
+            has(names.completion()) || has(names.messages())
+        });
+        if !is_one {
+            self.expect(path, RowKind::Demonstrations)?;
+        }
+        let demonstrations = self.texts(path, format)?;
+        let is_undesirable = |row: &&Example<Text, _>| match row.columns.get(names.label()) {
+            Some(Json::Bool(desirable)) => !desirable,
+            Some(label) => label.as_f64() == Some(0.0),
+            None => false,
+        };
+        if let Some(row) = demonstrations.iter().find(is_undesirable) {
+            let (path, line) = (path.display(), row.line.unwrap_or_default());
+            let label = names.label();
+            let what = format!(
+                "an undesirable completion by its `{label}`, and this objective imitates (--loss kto \
+                 learns from both; if it is another label, --label-column NAME says which one counts)"
+            );
+            return Err(format!("{path}:{line}: {what}").into());
+        }
+        Ok(demonstrations)
+    }
+
     /// The kind of a file's rows, by the columns of the first one that can be read.
     ///
     /// # Errors
@@ -149,6 +188,10 @@ impl DataOptions {
             _ => return Ok(()),
         };
         let help = match found {
+            RowKind::Pairs if expected == RowKind::Demonstrations => {
+                "--completion-column chosen imitates the chosen ones"
+            }
+            RowKind::Demonstrations => "--loss sft takes them",
             RowKind::Pairs => "--loss dpo and the like take them, and so do kto and bco",
             RowKind::Unpaired => "--loss kto or bco takes them",
             RowKind::Lists => {

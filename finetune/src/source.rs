@@ -75,6 +75,8 @@ pub enum RowKind {
     Unpaired,
     /// Lists of responses.
     Lists,
+    /// A completion without a label, or a whole conversation.
+    Demonstrations,
 }
 
 impl RowKind {
@@ -92,10 +94,12 @@ impl RowKind {
         let [chosen, rejected] = names.sides();
         Ok(if has(chosen) && has(rejected) {
             Some(Self::Pairs)
-        } else if has(names.completion()) || has(names.label()) {
+        } else if has(names.label()) {
             Some(Self::Unpaired)
         } else if has(names.responses()) {
             Some(Self::Lists)
+        } else if has(names.completion()) || has(names.messages()) {
+            Some(Self::Demonstrations)
         } else {
             None
         })
@@ -108,6 +112,7 @@ impl fmt::Display for RowKind {
             Self::Pairs => "pairs",
             Self::Unpaired => "unpaired completions",
             Self::Lists => "lists",
+            Self::Demonstrations => "demonstrations",
         })
     }
 }

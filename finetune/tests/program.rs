@@ -225,6 +225,7 @@ fn every_kind_of_rows() {
         .text("unpaired.jsonl")
         .replace("\"label\": true", "\"label\": false");
     place.write("down.jsonl", &down);
+    write_demonstrations(&place);
     place.write("ipo.json", r#"{"loss": "ipo", "tau": 0.5}"#);
     let mixed = r#"{"loss":"mixture","parts":[{"weight":1,"objective":{"loss":"dpo"}}]}"#;
     let mut losses = BTreeMap::new();
@@ -247,6 +248,15 @@ fn every_kind_of_rows() {
         ("unpaired", &["kto", "bco", "apo_zero"]),
         ("down", &["npo", "simnpo"]),
         ("ranked", &["rrhf", "plackett_luce", "reward_ranking"]),
+        (
+            "demonstrations",
+            &[
+                "sft",
+                r#"{"loss":"sft","normalization":"sequence"}"#,
+                r#"{"loss":"sft","token_weighting":"probability"}"#,
+            ],
+        ),
+        ("messages", &["sft"]),
     ] {
         for (i, objective) in objectives.iter().enumerate() {
             let out = format!("{rows}{i}");
@@ -254,7 +264,12 @@ fn every_kind_of_rows() {
                 &out,
                 &format!("--data {rows}.jsonl --loss {objective} --rate 1e-3"),
             );
-            run.learns();
+            if objective.contains("probability") {
+                // DFT's loss rises while the likelihood does.
+                run.learns_by("nll");
+            } else {
+                run.learns();
+            }
             let free = [
                 "simpo",
                 "orpo",
@@ -264,8 +279,10 @@ fn every_kind_of_rows() {
                 "bradley_terry",
                 "reward_ranking",
             ];
+            let is_sft = *objective == "sft" || objective.starts_with(r#"{"loss":"sft""#);
+            let is_free = free.contains(objective) || is_sft;
             let has_reference = run.folder().join("reference").exists();
-            assert_eq!(has_reference, !free.contains(objective), "{objective}");
+            assert_eq!(has_reference, !is_free, "{objective}");
             let is_reward_model = ["bradley_terry", "reward_ranking"].contains(objective);
             let saved = load(&run.out, &Device::default()).unwrap();
             assert_eq!(
@@ -290,6 +307,11 @@ fn every_kind_of_rows() {
     // The same name, and another objective.
     assert_ne!(losses[&("pairs", "bco")], losses[&("unpaired", "bco")]);
 
+    objectives_that_do_not_fit(&place);
+}
+
+/// `pairs5` is a reward model.
+fn objectives_that_do_not_fit(place: &Place) {
     // A reward model has no words, learns on, and wants rows and an end of its own.
     place.fails("--model pairs5", "a reward model has no words");
     place
@@ -319,6 +341,139 @@ fn every_kind_of_rows() {
     place.fails(r#"--loss {"loss":"dpo","beta":-1}"#, "`beta` is -1");
     place.fails("--loss simpo --reference live", "has no reference");
     place.fails("--reference live --cache kept", "nothing is kept");
+}
+
+/// Chosen completions as demonstrations, and whole conversations.
+fn write_demonstrations(place: &Place) {
+    let rows = |row: fn(&Value) -> Value| {
+        let text = place.text("pairs.jsonl");
+        let pairs = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        let lines: Vec<String> = pairs.map(|pair: Value| row(&pair).to_string()).collect();
+        lines.join("\n")
+    };
+    let split = |pair: &Value| json!({"prompt": pair["prompt"], "completion": pair["chosen"]});
+    let whole = |pair: &Value| {
+        let turns = ["prompt", "chosen"].map(|side| pair[side].as_array().unwrap().clone());
+        json!({"messages": turns.concat()})
+    };
+    place.write("demonstrations.jsonl", &rows(split));
+    place.write("messages.jsonl", &rows(whole));
+}
+
+/// Both stages: SFT of a base, and DPO of what it saves. README.md has the two commands.
+#[test]
+fn stage_one_and_stage_two() {
+    let place = Place::new("llama");
+    write_demonstrations(&place);
+    let sft = "--loss sft --full --rate 3e-3 --steps 8 --held-out 0.25";
+    let stage_one = place.run("sft", &format!("--data messages.jsonl {sft}"));
+    stage_one.learns();
+    let text = &stage_one.text;
+    assert!(
+        text.contains("| held out | loss | token accuracy | entropy | perplexity |"),
+        "{text}"
+    );
+    let [before, after, loaded] = ["before", "after", "loaded"].map(|name| stage_one.row(name));
+    near(&after, &loaded, 1.01e-4);
+    // The loss is per token, its exponential the perplexity, and both have fallen.
+    for row in [&before, &after] {
+        assert!((row[0].exp() / row[3] - 1.0).abs() < 1e-4, "{row:?}");
+    }
+    assert!(
+        after[3] < before[3] && after[1] > before[1],
+        "{before:?} {after:?}"
+    );
+    assert!(!stage_one.folder().join("reference").exists());
+    let card = fs::read_to_string(stage_one.out.join("README.md")).unwrap();
+    assert!(
+        card.contains("token accuracy") && card.contains("- sft"),
+        "{card}"
+    );
+
+    // The same numbers from packed rows, and from parts of a step.
+    for more in ["--shared-prefix", "--budget 64", "--workers 2 --budget 96"] {
+        let name = format!("same{}", more.len());
+        let same = place.run(&name, &format!("--data messages.jsonl {sft} {more}"));
+        near(&same.losses(), &stage_one.losses(), 2e-4);
+    }
+
+    // DFT's weights are those of the smallest NLL: its loss is smallest where nothing is learnt.
+    let dft = r#"{"loss":"sft","token_weighting":"probability"}"#;
+    let more = "--full --rate 3e-3 --steps 8 --evaluate-every 2 --held-out 0.25";
+    let dft = place.run("dft", &format!("--data messages.jsonl --loss {dft} {more}"));
+    let nll = dft
+        .numbers("held_out", "nll")
+        .into_iter()
+        .map(|(_, nll)| nll);
+    let least = nll.fold(f64::INFINITY, f64::min);
+    let [before, after] = ["before", "after"].map(|name| dft.row(name));
+    assert!((after[3].ln() - least).abs() < 1e-4, "{least} {after:?}");
+    assert!(
+        after[0] > before[0] && after[3] < before[3],
+        "{before:?} {after:?}"
+    );
+    assert!(!dft.text.contains("has not fallen"), "{}", dft.text);
+
+    let stage_two = place.run("dpo", "--model sft --full --rate 1e-3 --steps 8");
+    stage_two.learns();
+    // It starts from what the first stage has saved, which is its reference as well.
+    let first = stage_two.numbers("train", "loss")[0].1;
+    assert!((first - std::f64::consts::LN_2).abs() < 1e-6, "{first}");
+    let of_base = place.run("dpo_of_base", "--full --rate 1e-3 --steps 8");
+    assert_ne!(stage_two.row("before")[3..], of_base.row("before")[3..]);
+}
+
+#[test]
+fn what_is_no_demonstration() {
+    let place = Place::new("llama");
+    let message = "--completion-column chosen imitates the chosen ones";
+    place.fails("--loss sft", message);
+    place.run("chosen", "--loss sft --completion-column chosen");
+    place.fails(
+        "--loss sft --data unpaired.jsonl",
+        "unpaired.jsonl:1: an undesirable completion by its `label`",
+    );
+    place.run(
+        "none",
+        "--loss sft --data unpaired.jsonl --label-column other",
+    );
+    write_demonstrations(&place);
+    place.fails("--data messages.jsonl", "--loss sft takes them");
+    place.fails(
+        "--loss sft --data ranked.jsonl",
+        "lists, and the objective takes demonstrations",
+    );
+    place.fails(
+        "--loss sft --reference live",
+        "this objective has no reference",
+    );
+    place.fails("--loss sft --chosen-column a", "it says nothing of them");
+    let asked = r#"{"messages": [{"role": "user", "content": "a red cat?"}]}"#;
+    place.write("asked.jsonl", asked);
+    place.fails("--loss sft --data asked.jsonl", "found no answer");
+    // Completions of which nothing is the assistant's, or that are empty.
+    let turn = |role: &str| json!([{"role": role, "content": "a red cat?"}]);
+    let none = json!({"prompt": turn("user"), "completion": turn("user")});
+    place.write("none.jsonl", &none.to_string());
+    place.fails(
+        "--loss sft --data none.jsonl --held-out 0",
+        "no row of the split `train` is left",
+    );
+    let prompts = r#"{"prompt": "a red cat?"}"#;
+    place.write("prompts.jsonl", prompts);
+    place.fails(
+        "--loss sft --data prompts.jsonl",
+        "or messages in `messages`",
+    );
+    // Another name of the column.
+    let renamed = place
+        .text("messages.jsonl")
+        .replace("messages", "conversations");
+    place.write("conversations.jsonl", &renamed);
+    let named = "--loss sft --data conversations.jsonl --messages-column conversations";
+    let run = place.run("named", named);
+    let same = place.run("usual", "--loss sft --data messages.jsonl");
+    assert_eq!(run.losses(), same.losses());
 }
 
 /// KTO takes pairs, as two unpaired completions each.
@@ -688,7 +843,9 @@ fn interrupted(place: &Place, out: &str, arguments: &str) -> Run {
 #[test]
 fn a_run_that_was_interrupted_goes_on_with_the_same_numbers() {
     let place = Place::new("llama");
-    for (i, arguments) in ["", "--full", "--data unpaired.jsonl --loss bco"]
+    write_demonstrations(&place);
+    let sft = "--data messages.jsonl --loss sft";
+    for (i, arguments) in ["", "--full", "--data unpaired.jsonl --loss bco", sft]
         .iter()
         .enumerate()
     {

@@ -230,8 +230,8 @@ impl<B: Batch> WithNll<B> {
     /// Σ −ℓ·(examples/tokens) / examples = Σ −ℓ / tokens
     /// ```
     ///
-    /// A mean per sequence needs no such number: an objective with
-    /// [`NllNormalization::Sequence`](crate::NllNormalization::Sequence) panics.
+    /// A mean per sequence or a sum needs no such number: an objective with another
+    /// [`NllNormalization`](crate::NllNormalization) panics.
     ///
     /// # Errors
     ///
@@ -259,6 +259,72 @@ impl<B> WithNll<B> {
 }
 
 beside!(WithNll, Nll);
+
+/// A batch with the number of tokens that count in the whole optimiser step: of all its
+/// micro-batches and workers.
+///
+/// A mean over the tokens of the step ([`NllNormalization::Token`](crate::NllNormalization::Token)
+/// of [`SftLoss`](crate::SftLoss)) is divided by it; a mean per sequence and a sum have no use for
+/// it. With [`normalized_by`](crate::LossOutput::normalized_by)`(examples)`, and so in an
+/// [`Accumulation`](crate::training::accumulation::Accumulation) over them, the micro-batches add up
+/// to one large batch, however unequal they are.
+///
+/// ```
+/// # use burn::tensor::{Bool, Device, Tensor};
+/// # use burn_preference::*;
+/// # let device = Device::default();
+/// # let of = |log_prob: f32, length: usize| {
+/// #     let mask = Tensor::<2, Bool>::full([1, length], true, &device);
+/// #     let log_probs = Tensor::full([1, length], log_prob, &device);
+/// #     TokenLogProbs::new(log_probs, mask).map(Demonstrations::new)
+/// # };
+/// // Two parts of a step: four tokens of −1 nat, and two of −2.
+/// let parts = [of(-1.0, 4)?, of(-2.0, 2)?];
+/// let sft = SftLossConfig::new().init();
+/// let mut loss = 0.0;
+/// for part in parts {
+///     let part = WithStepTokens::new(part, 6.0, 2.0)?; // 6 tokens and 2 examples in all parts
+///     loss += sft.forward(part).normalized_by(2.0)?.into_scalar::<f32>();
+/// }
+/// assert!((loss - 8.0 / 6.0).abs() < 1e-6);
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct WithStepTokens<B> {
+    pub(crate) batch: B,
+    pub(crate) tokens_per_example: f64,
+}
+
+impl<B: Batch> WithStepTokens<B> {
+    /// Puts the numbers of the whole step beside the batch: the tokens that count, and the
+    /// examples.
+    ///
+    /// # Errors
+    ///
+    /// `tokens` or `examples` is not a finite number > 0: nothing counts in the whole step.
+    pub fn new(batch: B, tokens: f64, examples: f64) -> Result<Self, InvalidHyperparameter> {
+        positive("tokens", tokens)?;
+        positive("examples", examples)?;
+        Ok(Self {
+            batch,
+            tokens_per_example: tokens / examples,
+        })
+    }
+}
+
+impl<B> WithStepTokens<B> {
+    /// The batch that the column stands beside.
+    pub fn batch(&self) -> &B {
+        &self.batch
+    }
+
+    /// Tokens that count in the step, per example.
+    pub fn tokens_per_example(&self) -> f64 {
+        self.tokens_per_example
+    }
+}
+
+beside!(WithStepTokens, StepTokens);
 
 column! {
     /// A batch with K = Σ_t KL(π° ‖ π) of both completions, `[batch]` each, nats: see
@@ -296,6 +362,7 @@ macro_rules! for_each_column {
         $delegate!(WithMeanMargin);
         $delegate!(WithSequenceKl);
         $delegate!(WithValue);
+        $delegate!(WithStepTokens);
     };
 }
 pub(crate) use for_each_column;

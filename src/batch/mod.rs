@@ -8,6 +8,7 @@
 //! | [`Scored`] | completions with a scalar score | QRPO; DRO and A*-PO (with a [`WithValue`] column) |
 //! | [`Ranked`] | K scored completions per prompt, with a reference or without | Plackett–Luce, RRHF |
 //! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | rewards that a reward model gives them | reward models: Bradley–Terry |
+//! | [`Demonstrations`] | completions to imitate, token by token | SFT |
 //! | [`SequenceLogProbs`](crate::SequenceLogProbs), [`RelativeLogProbs`](crate::RelativeLogProbs) | completions alone | unlearning: NPO, SimNPO |
 //!
 //! The batches of [`tokens`](crate::tokens) and [`data`](crate::data) make them from a model. From
@@ -43,6 +44,7 @@
 //! | [`WithValue`] | the value of the prompt | DRO, A*-PO |
 //! | [`WithBaseline`] | z₀, from mismatched completions | KTO |
 //! | [`WithShift`] | δ, from the rewards so far | BCO |
+//! | [`WithStepTokens`] | the tokens that count in the whole step | SFT |
 //! | [`WithMeanMargin`] | M₀, from the margins so far | β-DPO |
 //!
 //! A scale per example is a method: [`Pair::scaled_by`].
@@ -52,6 +54,7 @@
 //! not use, wrap it in [`WithoutColumn`](crate::modifier::WithoutColumn).
 
 mod column;
+mod demonstrations;
 mod pair;
 mod per_completion;
 mod ranked;
@@ -63,8 +66,9 @@ mod unpaired;
 pub(crate) use column::for_each_column;
 pub use column::{
     Column, WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores,
-    WithSequenceKl, WithShift, WithTies, WithValue, WithWeights,
+    WithSequenceKl, WithShift, WithStepTokens, WithTies, WithValue, WithWeights,
 };
+pub use demonstrations::Demonstrations;
 pub use pair::{Pair, PolicyPair, ReferencedPair, RewardPair};
 pub use per_completion::PerCompletion;
 pub use ranked::{Candidates, Ranked};

@@ -8,7 +8,7 @@ use crate::tokens::{Packing, Padding, Sequence};
 /// the same memory, whether its examples are long or short.
 ///
 /// The tokens are those of the tensors that [`Collator`](super::Collator) makes of pairs, unpaired
-/// completions or ranked lists: padding, absent candidates and mismatched completions included.
+/// completions, ranked lists or demonstrations: padding, absent candidates and mismatched completions included.
 ///
 /// It is Burn's `BatchStrategy`: [`EpochLoader::with_strategy`](super::EpochLoader::with_strategy)
 /// takes it, and so does Burn's `BatchDataLoader`. Examples come in their order; the one that does

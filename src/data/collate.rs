@@ -3,15 +3,15 @@ use burn::tensor::{Bool, Device, Tensor, TensorData};
 
 use super::collated::{Collated, candidates};
 use super::example::Example;
-use super::label::{Desirable, Preference, Scores};
+use super::label::{Demonstration, Desirable, Preference, Scores};
 use super::mismatched::WithMismatched;
 use crate::batch::{Pair, PerCompletion, Ranked, Unpaired};
 use crate::error::InvalidInput;
 use crate::log_probs::{Completions, LogProbs};
 use crate::tokens::{Padding, Sequence, TokenBatch};
 
-/// Makes batches of token ids: a Burn `Batcher` for pairs, ranked lists and unpaired completions,
-/// with mismatched ones or without.
+/// Makes batches of token ids: a Burn `Batcher` for pairs, ranked lists, demonstrations and unpaired
+/// completions, with mismatched ones or without.
 ///
 /// # Panics
 ///
@@ -184,6 +184,55 @@ impl Batcher<Example<Vec<u32>, WithMismatched>, UnpairedTokens<WithMismatched>> 
         UnpairedTokens {
             mismatched: mismatched.map(|sequences| self.tokens(sequences, device)),
             ..self.unpaired(items, |label| label.desirable.0, device)
+        }
+    }
+}
+
+/// A batch of demonstrations as tensors.
+///
+/// ```
+/// # use burn::data::dataloader::batcher::Batcher;
+/// # use burn::tensor::{Device, Tensor};
+/// use burn_preference::data::{Collator, DemonstrationTokens, Example};
+/// use burn_preference::tokens::{Padding, Sequence};
+/// use burn_preference::{Demonstrations, Objective, SftLossConfig, WithStepTokens};
+///
+/// let examples = vec![
+///     Example::demonstration(vec![1], vec![2, 0]),
+///     Example::demonstration(vec![1, 3], vec![3, 2, 2, 0]),
+/// ];
+/// let batch: DemonstrationTokens =
+///     Collator::new(Padding::new(0)).batch(examples, &Device::default());
+///
+/// // Logits that find four words equally likely; yours are `policy.hidden(batch.tokens.ids)`.
+/// let [rows, time] = batch.tokens.ids.dims();
+/// let logits = Tensor::<3>::zeros([rows, time, 4], &Device::default());
+/// let demonstrations = Demonstrations::new(batch.tokens.token_log_probs(logits)?);
+/// // The tokens that count in the whole step; here it is this batch alone.
+/// let counted: usize = batch.tokens.sequences.iter().map(Sequence::length).sum();
+/// let demonstrations = WithStepTokens::new(demonstrations, counted as f64, rows as f64)?;
+/// let loss = SftLossConfig::new().init().forward(demonstrations).mean();
+/// assert!((loss.into_scalar::<f32>() - 4_f32.ln()).abs() < 1e-6);
+/// # Ok::<(), burn_preference::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct DemonstrationTokens {
+    /// The tokens: a row per completion.
+    pub tokens: TokenBatch,
+    /// The examples that the batch is made of; for columns of your own.
+    pub examples: Vec<Example<Vec<u32>, Demonstration>>,
+}
+
+impl Batcher<Example<Vec<u32>, Demonstration>, DemonstrationTokens> for Collator {
+    fn batch(
+        &self,
+        items: Vec<Example<Vec<u32>, Demonstration>>,
+        device: &Device,
+    ) -> DemonstrationTokens {
+        DemonstrationTokens {
+            tokens: self.tokens(Demonstration::sequences(&items), device),
+            examples: items,
         }
     }
 }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::json::Object;
-use super::label::{Desirable, Preference, PromptOnly, Scores, fits_f32};
+use super::label::{Demonstration, Desirable, Preference, PromptOnly, Scores, fits_f32};
 use crate::error::InvalidInput;
 use crate::tokens::Sequence;
 
@@ -10,8 +10,8 @@ use crate::tokens::Sequence;
 pub struct Example<T, L> {
     /// The prompt that is completed.
     pub prompt: T,
-    /// Two for [`Preference`], one for [`Desirable`], as many as scores for [`Scores`], none for
-    /// [`PromptOnly`].
+    /// Two for [`Preference`], one for [`Desirable`] and [`Demonstration`], as many as scores for
+    /// [`Scores`], none for [`PromptOnly`].
     completions: Vec<T>,
     /// Marks of the token ids of each completion that count; `None` where all do. Empty: all do.
     counted: Vec<Option<Vec<bool>>>,
@@ -45,6 +45,18 @@ impl<T> Example<T, Desirable> {
     /// An unpaired completion, desirable or undesirable.
     pub fn unpaired(prompt: T, completion: T, desirable: bool) -> Self {
         Self::new(prompt, vec![completion], Desirable(desirable))
+    }
+
+    /// The completion of the prompt.
+    pub fn completion(&self) -> &T {
+        &self.completions[0]
+    }
+}
+
+impl<T> Example<T, Demonstration> {
+    /// A demonstration: a completion that the policy imitates.
+    pub fn demonstration(prompt: T, completion: T) -> Self {
+        Self::new(prompt, vec![completion], Demonstration)
     }
 
     /// The completion of the prompt.

@@ -7,10 +7,11 @@ use super::encode::{chat_template_kwargs, tools};
 use super::error::RowError;
 use super::example::Example;
 use super::json::{Json, Object};
-use super::label::{Desirable, Preference, PromptOnly, Scores, fits_f32};
+use super::label::{Demonstration, Desirable, Preference, PromptOnly, Scores, fits_f32};
 use super::message::{ASSISTANT, Message, SYSTEM, Text, USER};
 use super::prompt::{
-    Parts, explicit, explicit_turns, implicit, implicit_answer, implicit_turns, transcript,
+    Parts, explicit, explicit_turns, first_answer, implicit, implicit_answer, implicit_turns,
+    transcript,
 };
 use super::transcript::is_transcript;
 
@@ -159,6 +160,28 @@ impl PromptFormat {
             explicit
         };
         parts(&self.prompt, prompt, completions)
+    }
+
+    /// The parts of a row with one completion, whose prompt may be implicit: what stands before the
+    /// last answer of a conversation.
+    fn of_one(&self, row: &mut Object, field: &str, completion: Text) -> Result<Parts, RowError> {
+        let found = self.missing_prompt(row);
+        if let Some(prompt) = self.optional_prompt(row)? {
+            return self.explicit(prompt, vec![completion]);
+        }
+        match self.turns(completion) {
+            Text::Conversation(messages) => implicit_answer(field, messages),
+            Text::Plain(_) => Err(RowError::new(&self.prompt, TEXT, found)),
+        }
+    }
+
+    /// The text, and the turns of a transcript where strings become messages.
+    fn turns(&self, text: Text) -> Text {
+        if self.as_conversation {
+            transcript(text)
+        } else {
+            text
+        }
     }
 
     fn required_text(&self, row: &mut Object, field: &str) -> Result<Text, RowError> {
@@ -373,21 +396,72 @@ impl Format for UnpairedFormat {
                 None => return Err(RowError::new(&self.label, expected, other.kind())),
             },
         };
-        let found = format.missing_prompt(&row);
-        let (prompt, completions) = if let Some(prompt) = format.optional_prompt(&mut row)? {
-            format.explicit(prompt, vec![completion])?
-        } else {
-            let read = if format.as_conversation {
-                transcript
-            } else {
-                |text| text
-            };
-            match read(completion) {
-                Text::Conversation(messages) => implicit_answer(&self.completion, messages)?,
-                Text::Plain(_) => return Err(RowError::new(&format.prompt, TEXT, found)),
-            }
-        };
+        let (prompt, completions) = format.of_one(&mut row, &self.completion, completion)?;
         format.with_columns(Example::new(prompt, completions, Desirable(label)), row)
+    }
+}
+
+/// Demonstrations: TRL's "prompt-completion" rows, and conversations.
+///
+/// ```text
+/// {"prompt": "2+2=", "completion": "4"}
+/// {"prompt": [{"role": "user", "content": "2+2?"}], "completion": [{"role": "assistant", "content": "4"}]}
+/// {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}, …]}
+/// ```
+///
+/// Without a `completion`, the conversation in `messages` is read: its prompt ends before the first
+/// answer, and everything behind it is the completion, of which every answer counts
+/// ([`Turns`](super::Turns) says otherwise). A `prompt` beside it that is the text of the first
+/// message is not read.
+///
+/// A `completion` without a `prompt` is read as [`UnpairedFormat`] reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DemonstrationFormat {
+    /// The prompt, and what all texts have in common.
+    pub prompt: PromptFormat,
+    /// The field of the completion: `completion`.
+    pub completion: String,
+    /// The field of a whole conversation: `messages`.
+    pub messages: String,
+}
+
+impl Default for DemonstrationFormat {
+    fn default() -> Self {
+        Self {
+            prompt: PromptFormat::default(),
+            completion: "completion".into(),
+            messages: "messages".into(),
+        }
+    }
+}
+
+impl Format for DemonstrationFormat {
+    type Label = Demonstration;
+
+    fn parse(&self, mut row: Object) -> Result<Example<Text, Demonstration>, RowError> {
+        let format = &self.prompt;
+        let has = |row: &Object, field: &str| row.get(field).is_some_and(|value| !value.is_null());
+        let (prompt, completions) = if has(&row, &self.completion) {
+            let completion = format.required_text(&mut row, &self.completion)?;
+            format.of_one(&mut row, &self.completion, completion)?
+        } else if has(&row, &self.messages) {
+            row.remove(&self.completion);
+            let conversation = format.required_text(&mut row, &self.messages)?;
+            let Text::Conversation(messages) = format.turns(conversation) else {
+                let expected = "a list of messages";
+                return Err(RowError::new(&self.messages, expected, "a string"));
+            };
+            let first = messages.first().and_then(Message::text);
+            let prompt = row.get(&format.prompt).and_then(Json::as_str);
+            if prompt.is_some_and(|prompt| first.is_some_and(|text| text.trim() == prompt.trim())) {
+                row.remove(&format.prompt);
+            }
+            first_answer(&self.messages, messages)?
+        } else {
+            let expected = format!("{TEXT}, or messages in `{}`", self.messages);
+            return Err(RowError::new(&self.completion, expected, "nothing"));
+        };
+        format.with_columns(Example::new(prompt, completions, Demonstration), row)
     }
 }
 

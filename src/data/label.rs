@@ -16,6 +16,10 @@ pub struct Desirable(pub bool);
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores(pub Vec<f64>);
 
+/// The label of a demonstration: the policy imitates the completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demonstration;
+
 /// The label of a prompt without completions, to which a policy is to write some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PromptOnly;
@@ -25,7 +29,7 @@ pub(super) fn fits_f32(number: f64) -> bool {
     number.abs() <= f64::from(f32::MAX)
 }
 
-/// A label that judges completions: [`Preference`], [`Desirable`] or [`Scores`]. It is sealed.
+/// A label of completions: [`Preference`], [`Desirable`], [`Scores`] or [`Demonstration`]. It is sealed.
 pub trait Labels: sealed::Labels + Clone + fmt::Debug + Send + Sync + 'static {}
 
 impl<L: sealed::Labels + Clone + fmt::Debug + Send + Sync + 'static> Labels for L {}
@@ -40,6 +44,7 @@ pub(super) mod sealed {
         Preference,
         Desirable(bool),
         Scores(&'a [f64]),
+        Demonstration,
     }
 
     impl LabelRef<'_> {
@@ -50,6 +55,7 @@ pub(super) mod sealed {
                 Self::Preference => vec![1.0, 0.0],
                 Self::Desirable(desirable) => vec![f64::from(u8::from(*desirable))],
                 Self::Scores(scores) => scores.to_vec(),
+                Self::Demonstration => vec![1.0],
             }
         }
     }
@@ -70,5 +76,11 @@ impl sealed::Labels for Desirable {
 impl sealed::Labels for Scores {
     fn label(&self) -> LabelRef<'_> {
         LabelRef::Scores(&self.0)
+    }
+}
+
+impl sealed::Labels for Demonstration {
+    fn label(&self) -> LabelRef<'_> {
+        LabelRef::Demonstration
     }
 }

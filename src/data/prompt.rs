@@ -234,6 +234,21 @@ pub(super) fn implicit_answer(field: &str, conversation: Vec<Message>) -> Result
     Ok(conversations(prompt, vec![answer]))
 }
 
+/// The parts of a conversation whose answers are all of the completion: the prompt ends before the
+/// first of them.
+pub(super) fn first_answer(field: &str, mut conversation: Vec<Message>) -> Result<Parts, RowError> {
+    let expected = "messages with an answer of the assistant, and another message before it";
+    let error = |found: &str| RowError::new(field, expected, found);
+    match conversation.iter().position(Message::is_assistant) {
+        None => Err(error("no answer")),
+        Some(0) => Err(error("an answer at the beginning")),
+        Some(first) => {
+            let answers = conversation.split_off(first);
+            Ok(conversations(conversation, vec![answers]))
+        }
+    }
+}
+
 /// A conversation up to its last message, and that message, if it answers the others.
 fn last_answer(mut messages: Vec<Message>) -> Option<(Vec<Message>, Vec<Message>)> {
     let last = messages.pop().filter(Message::is_assistant)?;

@@ -263,6 +263,7 @@ impl Report {
                 } += 1;
             }
             LabelRef::Scores(scores) => self.list(scores),
+            LabelRef::Demonstration => {}
         }
         let places = match label {
             LabelRef::Scores(_) => 1,

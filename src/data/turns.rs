@@ -14,6 +14,10 @@ use super::message::Message;
 /// prompt and the next message: the text, its tool calls, the end of the turn. TRL's DPO and KTO
 /// trainers count the whole completion: that is [`All`](Turns::All).
 ///
+/// Of a demonstration that is a whole conversation
+/// ([`DemonstrationFormat::messages`](super::DemonstrationFormat::messages)), the completion begins
+/// with the first answer.
+///
 /// A completion that is a string counts as a whole, whatever stands here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]

@@ -113,7 +113,7 @@ impl TokenLogProbs {
     }
 
     /// Every token times its weight; a weight of a token that does not count is never read.
-    pub(super) fn times(self, weights: &Tensor<2>) -> Self {
+    pub(crate) fn times(self, weights: &Tensor<2>) -> Self {
         let weights = weights.clone().cast(self.log_probs.dtype());
         let weights = weights.mask_fill(self.mask.clone().bool_not(), 0.0);
         Self::masked(self.log_probs * weights, self.mask)

@@ -115,6 +115,7 @@ mod rpo;
 mod rrhf;
 mod scalar_reward;
 mod sdpo;
+mod sft;
 mod simper;
 mod simpo;
 mod slic_hf;
@@ -162,6 +163,7 @@ pub use scalar_reward::{
     AstarPoLoss, AstarPoLossConfig, DroLoss, DroLossConfig, QrpoLoss, QrpoLossConfig,
 };
 pub use sdpo::{SdpoLoss, SdpoLossConfig};
+pub use sft::{SftLoss, SftLossConfig};
 pub use simper::{SimperLoss, SimperLossConfig};
 pub use simpo::{SimpoLoss, SimpoLossConfig};
 pub use slic_hf::{SlicHfLoss, SlicHfLossConfig};

@@ -19,6 +19,7 @@ mod nll;
 mod normalization;
 mod regression_unit;
 mod tie_model;
+mod token_weighting;
 
 pub use divergence::Divergence;
 pub use gap_distance::GapDistance;
@@ -28,3 +29,4 @@ pub use nll::NllNormalization;
 pub use normalization::Normalization;
 pub use regression_unit::RegressionUnit;
 pub use tie_model::TieModel;
+pub use token_weighting::TokenWeighting;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::WithNll;
 use crate::log_probs::SequenceLogProbs;
 
-/// Weighting of the negative log-likelihoods of a batch: by sequence or by token.
+/// Weighting of the negative log-likelihoods of a batch: by sequence, by token, or not at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(rename_all = "snake_case")]
@@ -18,6 +18,9 @@ pub enum NllNormalization {
     /// An example's value then depends on the lengths in its batch. For a step of several
     /// micro-batches give the tokens of all of them: [`WithNll::over_step`].
     Token,
+    /// −ℓ: a sum over the tokens of each sequence, in nats. Long sequences count more, and the loss
+    /// grows with them.
+    Sum,
 }
 
 impl NllNormalization {
@@ -35,6 +38,7 @@ impl NllNormalization {
                 let [batch] = lengths.dims();
                 -log_probs.sum() * batch as f64 / lengths.sum().clamp_min(1.0)
             }
+            Self::Sum => -log_probs.sum(),
         }
     }
 
@@ -57,16 +61,28 @@ impl NllNormalization {
     ///
     /// # Panics
     ///
-    /// Panics if the column has the tokens of the step and the mean is per sequence: the number
+    /// Panics if the column has the tokens of the step and the mean is not per token: the number
     /// would act on nothing.
     pub(crate) fn nll_of<B>(self, column: &WithNll<B>) -> Tensor<1> {
-        match (self, column.tokens_per_example) {
-            (_, None) => self.nll(&column.nll_of),
-            (Self::Token, Some(tokens)) => -column.nll_of.unmodified().sum() * tokens.recip(),
-            (Self::Sequence, Some(_)) => panic!(
-                "the column `WithNll` has the tokens of the step, which a mean per sequence does \
-                 not use: take `NllNormalization::Token`, or leave `over_step` out"
+        match column.tokens_per_example {
+            None => self.nll(&column.nll_of),
+            Some(tokens) if self == Self::Token => self.nll_over(&column.nll_of, tokens),
+            Some(_) => panic!(
+                "the column `WithNll` has the tokens of the step, which only a mean per token \
+                 uses: take `NllNormalization::Token`, or leave `over_step` out"
             ),
+        }
+    }
+
+    /// [`Self::nll`] in a step with so many tokens per example, which a mean per token is over.
+    pub(crate) fn nll_over(
+        self,
+        log_probs: &SequenceLogProbs,
+        tokens_per_example: f64,
+    ) -> Tensor<1> {
+        match self {
+            Self::Token => -log_probs.unmodified().sum() * tokens_per_example.recip(),
+            Self::Sequence | Self::Sum => self.nll(log_probs),
         }
     }
 }

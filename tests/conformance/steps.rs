@@ -22,16 +22,17 @@ use burn_preference::log_probs::{sequence_kl, sequence_kl_from_hidden};
 use burn_preference::math::softplus;
 use burn_preference::modifier::wpo_weights;
 use burn_preference::{
-    AlphaPoLossConfig, AotLossConfig, ApoDownLossConfig, ApoZeroLossConfig, BatchMetrics,
+    AlphaPoLossConfig, AotLossConfig, ApoDownLossConfig, ApoZeroLossConfig, Batch, BatchMetrics,
     BcoLossConfig, BetaDpoLossConfig, CalDpoLossConfig, ChipoLossConfig, CpoLossConfig,
-    DiscopopLossConfig, Divergence, DpoLossConfig, DpoShiftLossConfig, DpopLossConfig,
-    ExoListLossConfig, ExoPairLossConfig, GpoLossConfig, HdpoLossConfig, HingeLossConfig,
-    InfoNcaLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig, LabelNoise, Link, LipoLossConfig,
-    LmHead, NcaLossConfig, NllNormalization, NpoLossConfig, Objective, OrpoLossConfig, Pair,
-    PlackettLuceLossConfig, PolicyPair, Ranked, RdpoLossConfig, RebelLossConfig, ReferencedPair,
-    RelativeLogProbs, SequenceLogProbs, SftTerm, SimnpoLossConfig, SimperLossConfig,
-    SimpoLossConfig, SppoLossConfig, TdpoLossConfig, TokenLogProbs, TokenStatistics, Unpaired,
-    WithBaseline, WithMargin, WithMeanMargin, WithScores, WithSequenceKl, WithShift,
+    Demonstrations, DiscopopLossConfig, Divergence, DpoLossConfig, DpoShiftLossConfig,
+    DpopLossConfig, ExoListLossConfig, ExoPairLossConfig, GpoLossConfig, HdpoLossConfig,
+    HingeLossConfig, InfoNcaLossConfig, IpoLossConfig, KlEstimate, KtoLossConfig, LabelNoise, Link,
+    LipoLossConfig, LmHead, NcaLossConfig, NllNormalization, NpoLossConfig, Objective,
+    OrpoLossConfig, Pair, PlackettLuceLossConfig, PolicyPair, Ranked, RdpoLossConfig,
+    RebelLossConfig, ReferencedPair, RelativeLogProbs, SequenceLogProbs, SftLossConfig, SftTerm,
+    SimnpoLossConfig, SimperLossConfig, SimpoLossConfig, SppoLossConfig, TdpoLossConfig,
+    TokenLogProbs, TokenStatistics, TokenWeighting, Unpaired, WithBaseline, WithMargin,
+    WithMeanMargin, WithScores, WithSequenceKl, WithShift, WithStepTokens,
 };
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
@@ -465,8 +466,31 @@ pub fn map(step: &Step) -> Option<Mapped> {
     let (peer, algorithm) = step.peer.split_once('.')?;
     match peer {
         "oxrl" => oxrl(step, algorithm),
+        "trl" => sft(step, algorithm),
         _ => authors(step),
     }
+}
+
+/// TRL's SFT: a mean over the tokens of the batch, or of a step of which the batch is a part.
+fn sft(step: &Step, algorithm: &str) -> Option<Mapped> {
+    let weighting = match (algorithm, step.text("loss_type")?) {
+        ("sft", "nll") => TokenWeighting::Uniform,
+        ("sft", "dft") => TokenWeighting::Probability,
+        _ => return None,
+    };
+    let sft = SftLossConfig::new().with_token_weighting(weighting).init();
+    let of_step = step.param("num_items");
+    Some(Mapped::new("SftLoss", move |pass| {
+        let batch = Demonstrations::new(pass.policy.clone());
+        Found::new(match of_step {
+            None => sft.forward(batch).mean(),
+            Some(tokens) => {
+                let examples = batch.len() as f64;
+                let batch = WithStepTokens::new(batch, tokens, examples).unwrap();
+                sft.forward(batch).mean()
+            }
+        })
+    }))
 }
 
 /// Ours and, of the peers' numbers, what they log; nothing is logged by the authors' code.

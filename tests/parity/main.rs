@@ -18,10 +18,10 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use burn_preference::{
-    ApoZeroLossConfig, AstarPoLossConfig, BatchMetrics, BradleyTerryLossConfig, DpoLossConfig,
-    DroLossConfig, Frozen, KlEstimate, KtoLossConfig, LmHead, NpoLossConfig, Objective,
-    OrpoLossConfig, PolicyPair, QrpoLossConfig, RewardPair, Scored, SftTerm, TokenLogProbs,
-    Unpaired, WithValue,
+    ApoZeroLossConfig, AstarPoLossConfig, BatchMetrics, BradleyTerryLossConfig, Demonstrations,
+    DpoLossConfig, DroLossConfig, Frozen, KlEstimate, KtoLossConfig, LmHead, NllNormalization,
+    NpoLossConfig, Objective, OrpoLossConfig, PolicyPair, QrpoLossConfig, RewardPair, Scored,
+    SftLossConfig, SftTerm, TokenLogProbs, TokenWeighting, Unpaired, WithStepTokens, WithValue,
     batch::{optimal_values, quantile_scores},
     log_probs::{sequence_kl, sequence_kl_from_hidden},
     math::{bounded_expm1, log_odds, log1mexp, softplus},
@@ -339,6 +339,53 @@ fn unpaired_completions_match_the_scalar_code() {
         let kl = to_vec(KlEstimate::from_mismatched(&relative()).baseline());
         let mean = rho.iter().sum::<f64>() / rho.len() as f64;
         assert_close(&kl, &[mean.max(0.0)], allowed, "z₀");
+    }
+}
+
+/// SFT and DFT of three demonstrations, one of them empty, in a step of more tokens than the batch has.
+#[test]
+fn demonstrations_match_the_scalar_code() {
+    let log_probs = [-0.5, -2.0, -1e4, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+    let lengths: [usize; 3] = [3, 1, 0];
+    let counts: Vec<bool> = lengths
+        .iter()
+        .flat_map(|n| (0..3).map(|t| t < *n))
+        .collect();
+    for dtype in wide_dtypes() {
+        let allowed = tolerance(dtype).max(1e-9);
+        for weighting in [TokenWeighting::Uniform, TokenWeighting::Probability] {
+            for (normalization, divisors) in [
+                (NllNormalization::Token, [2.5; 3]),
+                (NllNormalization::Sequence, [3.0, 1.0, 1.0]),
+                (NllNormalization::Sum, [1.0; 3]),
+            ] {
+                let sft = SftLossConfig::new()
+                    .with_normalization(normalization)
+                    .with_token_weighting(weighting)
+                    .init();
+                let leaf = floats(&log_probs, dtype).autodiff().require_grad();
+                let mask = bools(&counts).reshape([3, 3]);
+                let tokens = TokenLogProbs::new(leaf.clone().reshape([3, 3]), mask).unwrap();
+                let batch = WithStepTokens::new(Demonstrations::new(tokens), 10.0, 4.0).unwrap();
+                let output = sft.forward(batch);
+                let grads = output.sum().backward();
+                let weight = |i: usize| match weighting {
+                    _ if !counts[i] => 0.0,
+                    TokenWeighting::Probability => log_probs[i].exp(),
+                    _ => 1.0,
+                };
+                let slopes: Vec<f64> = (0..9).map(|i| -weight(i) / divisors[i / 3]).collect();
+                let loss = |row: usize| {
+                    (3 * row..3 * row + 3)
+                        .map(|i| slopes[i] * log_probs[i])
+                        .sum()
+                };
+                let losses: Vec<f64> = (0..3).map(loss).collect();
+                let what = format!("{normalization:?}, {weighting:?}");
+                assert_close(&to_vec(output.losses()), &losses, allowed, &what);
+                assert_close(&to_vec(leaf.grad(&grads).unwrap()), &slopes, allowed, &what);
+            }
+        }
     }
 }
 

@@ -55,6 +55,7 @@ const ROWS: &[Row] = &[
     ("SimperLoss", "2502.00883", "authors"),
     ("AsftLoss", "2409.10571", ""),
     ("TpoLoss", "2405.16681", "(TRL), (authors)"),
+    ("SftLoss", "2203.02155", "TRL"),
     ("KtoLoss", "2402.01306", "TRL, Liger, HALOs"),
     ("NpoLoss", "2404.05868", "open-unlearning"),
     ("SimnpoLoss", "2410.07163", "open-unlearning"),
@@ -80,7 +81,7 @@ const TIERS: &[(&str, &str, &[&str])] = &[
     (
         "used in practice",
         "Begin here: many train with these, so that there are recipes, and numbers to compare yours with.",
-        &["DpoLoss", "IpoLoss", "SimpoLoss", "CpoLoss", "OrpoLoss", "KtoLoss", "BcoLoss", "ApoZeroLoss", "NpoLoss", "BradleyTerryLoss"],
+        &["SftLoss", "DpoLoss", "IpoLoss", "SimpoLoss", "CpoLoss", "OrpoLoss", "KtoLoss", "BcoLoss", "ApoZeroLoss", "NpoLoss", "BradleyTerryLoss"],
     ),
     (
         "graded data",

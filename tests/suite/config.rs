@@ -218,6 +218,14 @@ fn needs_are_those_of_the_objective() {
         "unpaired completions, reference, z₀"
     );
     assert_eq!(words(r#"{"loss": "simnpo"}"#), "completions to unlearn");
+    assert_eq!(
+        words(r#"{"loss": "sft"}"#),
+        "demonstrations | demonstrations, tokens of the step"
+    );
+    let whole = |json: &str| [0, 1].map(|i| takes(json)[i].whole_batch);
+    assert_eq!(whole(r#"{"loss": "sft"}"#), [true, false]);
+    let per_sequence = r#"{"loss": "sft", "normalization": "sequence"}"#;
+    assert_eq!(whole(per_sequence), [false, false]);
     assert_eq!(words(r#"{"loss": "rrhf"}"#), "ranked lists");
     let reward = &takes(r#"{"loss": "bradley_terry_ties"}"#)[0];
     assert_eq!(

@@ -14,13 +14,15 @@ use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn::tensor::{Device, Tensor};
 use burn_preference::data::{
-    Collator, Cursor, DataError, Desirable, Encode, EpochLoader, Example, Format, Json, JsonLines,
-    Mismatched, PairFormat, PairTokens, PromptFormat, PromptOnly, RankedFormat, Reason, ScoreField,
-    Scores, Text, Tokenized, Truncation, UnpairedFormat, split_by,
+    Collator, Cursor, DataError, DemonstrationFormat, Desirable, Encode, EpochLoader, Example,
+    Format, Json, JsonLines, Mismatched, PairFormat, PairTokens, PromptFormat, PromptOnly,
+    RankedFormat, Reason, ScoreField, Scores, Text, Tokenized, Truncation, UnpairedFormat,
+    split_by,
 };
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use burn_preference::{PolicyPair, SequenceLogProbs, TokenLogProbs};
 use proptest::prelude::*;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::device::device;
@@ -117,6 +119,69 @@ fn conversations() {
         row.prompt.as_conversation().unwrap()[0].other["name"],
         Json::from("Ada")
     );
+}
+
+#[test]
+fn demonstrations() {
+    let read = |row: Value| only(&row.to_string(), DemonstrationFormat::default());
+    let row = read(json!({"prompt": "p", "completion": "c"})).unwrap();
+    assert_eq!((&row.prompt, row.completion()), (&plain("p"), &plain("c")));
+
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let [u, a] = [turn("user", "2+2?"), turn("assistant", "4")];
+    let [sure, yes] = [turn("user", "Sure?"), turn("assistant", "Yes.")];
+    let length = |text: &Text| text.as_conversation().unwrap().len();
+    let system = turn("system", "Be brief.");
+    let row = read(json!({"messages": [system, u, a, sure, yes]})).unwrap();
+    assert_eq!((length(&row.prompt), length(row.completion())), (2, 3));
+    // The same conversation in two columns.
+    let split = json!({"prompt": [system, u], "completion": [a, sure, yes]});
+    assert_eq!(read(split).unwrap().completion(), row.completion());
+    // A completion without a prompt ends with its only answer that counts, as that of a label does.
+    let implicit = read(json!({"completion": [u, a, sure, yes]})).unwrap();
+    assert_eq!(
+        (length(&implicit.prompt), length(implicit.completion())),
+        (3, 1)
+    );
+    // The prompt that UltraChat repeats beside its messages.
+    let repeated = read(json!({"prompt": "2+2?", "messages": [u, a]})).unwrap();
+    assert!(repeated.columns.get("prompt").is_none());
+    let other = read(json!({"prompt": "3+3?", "messages": [u, a]})).unwrap();
+    assert!(other.columns.get("prompt").is_some());
+    // ShareGPT's names, in a column of another name.
+    let format = DemonstrationFormat {
+        messages: "conversations".into(),
+        ..DemonstrationFormat::default()
+    };
+    let share = json!({"conversations": [
+        {"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"},
+    ]});
+    let share = only(&share.to_string(), format).unwrap();
+    assert_eq!((length(&share.prompt), length(share.completion())), (1, 1));
+
+    for (row, message) in [
+        (
+            json!({"prompt": "p"}),
+            "`completion`: expected a string or a list of messages, or messages in `messages`, found nothing",
+        ),
+        (
+            json!({"prompt": null, "completion": "c"}),
+            "`prompt`: expected a string or a list of messages, found null",
+        ),
+        (
+            json!({"messages": "text"}),
+            "`messages`: expected a list of messages, found a string",
+        ),
+        (json!({"messages": []}), "found no answer"),
+        (json!({"messages": [u]}), "found no answer"),
+        (
+            json!({"messages": [a, u]}),
+            "found an answer at the beginning",
+        ),
+    ] {
+        let error = read(row).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
 }
 
 #[test]
@@ -641,6 +706,7 @@ proptest! {
         }
         both!(PairFormat::default());
         both!(UnpairedFormat::default());
+        both!(DemonstrationFormat::default());
         both!(RankedFormat::default());
     }
 }

@@ -11,6 +11,7 @@ mod cache;
 mod catalogue;
 mod config;
 mod data;
+mod demonstrations;
 mod denoiser;
 mod determinism;
 mod extremes;

@@ -4,9 +4,10 @@ use burn::tensor::{Bool, Tensor};
 use burn_preference::config::ObjectiveConfig;
 use burn_preference::needs::{ColumnKind, Examples, Needs, Values};
 use burn_preference::{
-    Batch, Objective, Pair, PolicyPair, Ranked, RewardPair, Scored, SequenceLogProbs, Unpaired,
-    WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl,
-    WithShift, WithTies, WithValue, batch::Candidates,
+    Batch, Demonstrations, Objective, Pair, PolicyPair, Ranked, RewardPair, Scored,
+    SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline, WithMargin, WithMeanMargin, WithNll,
+    WithPreference, WithScores, WithSequenceKl, WithShift, WithStepTokens, WithTies, WithValue,
+    batch::Candidates,
 };
 
 use crate::support::{bools, counts, error, f64s, sequence, to_vec};
@@ -55,6 +56,22 @@ impl Taken<'_> {
         all.split_candidates(2).unwrap()
     }
 
+    /// Completions of one to four tokens.
+    fn demonstrations(self) -> Demonstrations {
+        let row = |i: &usize| {
+            (0..4)
+                .map(|t| -0.5 - 0.25 * (i + t) as f64)
+                .collect::<Vec<_>>()
+        };
+        let log_probs: Vec<f64> = self.0.iter().flat_map(row).collect();
+        let counts = |i: &usize| (0..4).map(|t| t <= *i).collect::<Vec<_>>();
+        let mask: Vec<bool> = self.0.iter().flat_map(counts).collect();
+        let shape = [self.0.len(), 4];
+        let log_probs = f64s(&log_probs).reshape(shape);
+        let tokens = TokenLogProbs::new(log_probs, bools(&mask).reshape(shape));
+        Demonstrations::new(tokens.unwrap())
+    }
+
     fn ranked<L: Candidates>(self, candidates: L) -> Ranked<L> {
         let [n, k] = [self.0.len(), 2];
         let scores = [[1.0, 0.0], [0.25, 0.75], [0.5, 0.1], [0.9, 0.6]];
@@ -93,6 +110,7 @@ fn with_columns<B: Batch + 'static>(
         [ColumnKind::Baseline] => losses(config, WithBaseline::new(batch, one()).unwrap()),
         [ColumnKind::Shift] => losses(config, WithShift::new(batch, one()).unwrap()),
         [ColumnKind::MeanMargin] => losses(config, WithMeanMargin::new(batch, one()).unwrap()),
+        [ColumnKind::StepTokens] => losses(config, WithStepTokens::new(batch, 16.0, 4.0).unwrap()),
         [ColumnKind::Nll] => {
             let imitated = taken.sequences([-3.0, -6.0, -2.0, -8.0], [2, 5, 3, 4]);
             losses(config, WithNll::new(batch, imitated).unwrap())
@@ -123,6 +141,7 @@ fn losses_of(config: &ObjectiveConfig, needs: &Needs, taken: Taken) -> Vec<f64> 
         (Examples::Unpaired, Values::LogRatios) => {
             of!(Unpaired::new(referenced.chosen, desirable).unwrap())
         }
+        (Examples::Demonstrations, Values::LogProbs) => of!(taken.demonstrations()),
         (Examples::Completions, Values::LogProbs) => of!(policy.chosen),
         (Examples::Completions, Values::LogRatios) => of!(referenced.chosen),
         (Examples::Scored, Values::LogRatios) => {
@@ -146,6 +165,11 @@ fn whole_batch_is_true() {
         let more: &[&str] = match *name {
             "hdpo" => &[r#", "entropy_weight": 0.9"#],
             "aot" => &["", r#", "paired": false"#],
+            "sft" => &[
+                "",
+                r#", "normalization": "sequence""#,
+                r#", "normalization": "sum", "token_weighting": "probability""#,
+            ],
             "cpo" | "orpo" | "tpo" => &["", r#", "nll_normalization": "token""#],
             "mixture" => &[
                 r#", "parts": [{"weight": 1, "objective": {"loss": "dpo"}}]"#,

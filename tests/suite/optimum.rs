@@ -16,15 +16,15 @@ use burn_preference::batch::{Scored, WithValue, optimal_values};
 use burn_preference::log_probs::sequence_kl;
 use burn_preference::{
     AstarPoLossConfig, BcoLossConfig, BradleyTerryLossConfig, BradleyTerryTiesLossConfig,
-    ChipoLossConfig, CpoLossConfig, DavidsonLossConfig, Divergence, DpoLossConfig, DroLossConfig,
-    ExoListLossConfig, ExoPairLossConfig, GapDistance, GpoLossConfig, HdpoLossConfig,
-    HingeLossConfig, InfoNcaLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise, Link, LossOutput,
-    NcaListLossConfig, NcaLossConfig, NpoLossConfig, Objective, Pair, PlackettLuceLossConfig,
-    QrpoLossConfig, Ranked, RaoKupperLossConfig, RdpoLossConfig, RebelLossConfig, ReferencedPair,
-    RegressionUnit, RelativeLogProbs, RewardPair, RewardRankingLossConfig, RpoLossConfig,
-    SdpoLossConfig, SequenceLogProbs, SppoLossConfig, TdpoLossConfig, TieModel, TokenLogProbs,
-    Unpaired, WithBaseline, WithPreference, WithScores, WithSequenceKl, WithShift, WithTies,
-    batch::Rewards,
+    ChipoLossConfig, CpoLossConfig, DavidsonLossConfig, Demonstrations, Divergence, DpoLossConfig,
+    DroLossConfig, ExoListLossConfig, ExoPairLossConfig, GapDistance, GpoLossConfig,
+    HdpoLossConfig, HingeLossConfig, InfoNcaLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise,
+    Link, LossOutput, NcaListLossConfig, NcaLossConfig, NllNormalization, NpoLossConfig, Objective,
+    Pair, PlackettLuceLossConfig, QrpoLossConfig, Ranked, RaoKupperLossConfig, RdpoLossConfig,
+    RebelLossConfig, ReferencedPair, RegressionUnit, RelativeLogProbs, RewardPair,
+    RewardRankingLossConfig, RpoLossConfig, SdpoLossConfig, SequenceLogProbs, SftLossConfig,
+    SppoLossConfig, TdpoLossConfig, TieModel, TokenLogProbs, TokenWeighting, Unpaired,
+    WithBaseline, WithPreference, WithScores, WithSequenceKl, WithShift, WithTies, batch::Rewards,
 };
 
 use crate::scalar::{log_softmax, logsumexp, sigmoid, softmax};
@@ -75,6 +75,10 @@ pub const STATEMENTS: &[(&str, &[Statement])] = &[
     ("SimperLoss", &[]),
     ("AsftLoss", &[]),
     ("TpoLoss", &[]),
+    ("SftLoss", &[
+        ("π is the distribution of the demonstrations", sft),
+        ("DFT: the gradient is that of −E π(y), whose minimum is the most frequent completion for certain", dft),
+    ]),
     ("KtoLoss", &[("contradictory labels: the majority's completion for certain, where DPO may take the minority's", kto)]),
     ("NpoLoss", &[("a limit: gradient ascent as β → 0", npo_limit)]),
     ("SimnpoLoss", &[]),
@@ -906,6 +910,53 @@ fn npo_limit() {
             assert!((left - rest).abs() < 1e-9, "{left} {rest}");
             assert!((slope - 1.0).abs() < beta * rho.abs(), "{slope}");
         }
+    }
+}
+
+/// Shares of three demonstrations of one prompt, one token each.
+const SHARES: [f64; 3] = [0.5, 0.2, 0.3];
+
+/// The completions of a policy as demonstrations.
+fn demonstrations(log_probs: Tensor<1>) -> Demonstrations {
+    let tokens = log_probs.reshape([3, 1]);
+    let counted = tokens.clone().without_autodiff().is_nan().bool_not();
+    Demonstrations::new(TokenLogProbs::new(tokens, counted).unwrap())
+}
+
+fn sft() {
+    for normalization in [
+        NllNormalization::Token,
+        NllNormalization::Sequence,
+        NllNormalization::Sum,
+    ] {
+        let sft = SftLossConfig::new()
+            .with_normalization(normalization)
+            .init();
+        let found = Policy::Softmax.minimum(&uniform(3), |log_probs| {
+            let output = sft.forward(demonstrations(log_probs));
+            output.weighted_mean(f64s(&SHARES)).unwrap()
+        });
+        assert_close(&found, &SHARES.map(f64::ln), TOLERANCE, "ln π");
+    }
+}
+
+/// The minimum is at the edge: the gradient is compared, everywhere inside.
+fn dft() {
+    let dft = SftLossConfig::new()
+        .with_token_weighting(TokenWeighting::Probability)
+        .init();
+    for logits in [[0.0, 0.0, 0.0], [1.0, -2.0, 0.5], [-3.0, 4.0, 0.0]] {
+        let gradient = |loss: &dyn Fn(Tensor<1>) -> Tensor<1>| {
+            let leaf = leaf(&logits);
+            let loss = loss(Policy::Softmax.log_probs(&leaf));
+            to_vec(leaf.grad(&loss.backward()).unwrap())
+        };
+        let ours = gradient(&|log_probs| {
+            let output = dft.forward(demonstrations(log_probs));
+            output.weighted_mean(f64s(&SHARES)).unwrap()
+        });
+        let expected = gradient(&|log_probs| -(log_probs.exp() * f64s(&SHARES)).sum());
+        assert_close(&ours, &expected, 1e-13, "gradient");
     }
 }
 

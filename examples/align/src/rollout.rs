@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Device;
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
-use burn_preference::{InvalidInput, SequenceLogProbs};
+use burn_preference::{InvalidInput, SequenceLogProbs, TokenLogProbs};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
@@ -175,15 +175,19 @@ impl Batching {
 }
 
 impl TokenBatches {
-    pub fn log_probs(&self, model: &Llama) -> Result<SequenceLogProbs, InvalidInput> {
+    pub fn token_log_probs(&self, model: &Llama) -> Result<TokenLogProbs, InvalidInput> {
         match self {
-            Self::Padded(batch) => batch.log_probs(model, Llama::forward),
-            Self::Packed(batch) => batch.log_probs(model, |model, batch| {
+            Self::Padded(batch) => batch.token_log_probs(model.forward(batch.ids.clone())),
+            Self::Packed(batch) => {
                 let (ids, positions) = (batch.ids.clone(), batch.positions.clone());
                 let visible = Visible::Mask(batch.attention_mask());
-                model.logits(model.hidden_packed(ids, positions, visible))
-            }),
+                batch.token_log_probs(model.logits(model.hidden_packed(ids, positions, visible)))
+            }
         }
+    }
+
+    pub fn log_probs(&self, model: &Llama) -> Result<SequenceLogProbs, InvalidInput> {
+        Ok(self.token_log_probs(model)?.sequence())
     }
 }
 

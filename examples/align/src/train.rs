@@ -3,7 +3,9 @@
 use burn::grad_clipping::GradientClippingConfig;
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
-use burn_preference::{Frozen, InvalidInput};
+use burn_preference::{
+    Demonstrations, Frozen, InvalidInput, NllNormalization, Objective, SftLossConfig,
+};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -56,6 +58,10 @@ pub fn base_model(plan: &Plan, seed: u64, batching: &Batching) -> Result<Llama, 
     let mut model = config.init(&batching.device.clone().autodiff());
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut optimizer = optimizer();
+    // All answers have one length: a mean per sequence is one per token.
+    let sft = SftLossConfig::new()
+        .with_normalization(NllNormalization::Sequence)
+        .init();
     let progress = Progress::new("base model", plan.base_steps);
     for step in 0..plan.base_steps {
         let examples: Vec<_> = (0..64)
@@ -66,7 +72,8 @@ pub fn base_model(plan: &Plan, seed: u64, batching: &Batching) -> Result<Llama, 
             })
             .collect();
         let rows = batching.tokens(examples.iter().map(|(p, c)| (&p[..], &c[..])))?;
-        let nll = -rows.log_probs(&model)?.mean().mean();
+        let demonstrations = Demonstrations::new(rows.token_log_probs(&model)?);
+        let nll = sft.forward(demonstrations).mean();
         let grads = GradientsParams::from_grads(nll.backward(), &model);
         // Down to zero at the end, so that the last batches do not show in the result.
         let left = 1.0 - step as f64 / plan.base_steps as f64;

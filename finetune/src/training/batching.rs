@@ -3,9 +3,10 @@
 use burn::data::dataloader::BatchStrategy;
 use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::Device;
-use burn_preference::SequenceLogProbs;
 use burn_preference::data::{Collator, Desirable, Example, TokenBudget};
+use burn_preference::log_probs::WithStatistics;
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch};
+use burn_preference::{Demonstrations, SequenceLogProbs};
 
 use crate::data::Examples;
 use crate::failure::Failure;
@@ -58,6 +59,26 @@ impl Batching {
         } else {
             tokens.log_probs(model, Decoder::hidden)?
         })
+    }
+
+    /// Log-probabilities of the tokens of completions, with the statistics of the same pass.
+    ///
+    /// # Errors
+    ///
+    /// As [`log_probs`](Self::log_probs).
+    pub fn demonstrations(
+        &self,
+        model: &Decoder,
+        tokens: &TokenBatch,
+    ) -> Result<Demonstrations, Failure> {
+        let (log_probs, statistics) = if let Some(packing) = self.packing {
+            let packed = PackedBatch::new(tokens.sequences.clone(), packing, &self.device)?;
+            packed.token_log_probs(WithStatistics(model.hidden_packed(&packed)))?
+        } else {
+            let output = model.hidden(tokens.ids.clone());
+            tokens.token_log_probs(WithStatistics(output))?
+        };
+        Ok(Demonstrations::new(log_probs).with_statistics(statistics)?)
     }
 
     /// Cuts the examples of a step into parts that fit into a forward.

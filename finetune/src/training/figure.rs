@@ -18,7 +18,7 @@ type Points = Vec<(f64, f64)>;
 /// Its name, and the lines of training and of held-out rows.
 type Panel = (&'static str, Points, Points);
 
-/// Draws loss, accuracy and margin from the lines that a run has written, as far as they are there.
+/// Draws loss, accuracy and margin, or what SFT has instead of them, from the lines that a run has written, as far as they are there.
 /// The figure appears when all of it is drawn.
 ///
 /// # Errors
@@ -36,6 +36,8 @@ pub fn draw_metrics(metrics: &Path, figure: &Path) -> Result<(), Failure> {
         ("loss", "loss"),
         ("reward accuracy", "rewards/accuracies"),
         ("margin of rewards", "rewards/margins"),
+        ("token accuracy", "mean_token_accuracy"),
+        ("perplexity", "perplexity"),
     ]
     .into_iter()
     .map(|(name, key)| (name, points("train", key), points("held_out", key)))

@@ -1,18 +1,19 @@
-//! Objectives of all kinds as tasks: those whose batch is made of tokens and values alone, and two
+//! Objectives of all kinds as tasks: those whose batch is made of tokens and values alone, and three
 //! that have a statistic besides.
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::Tensor;
 use burn_preference::config::{BuildError, Configured, ObjectiveConfig};
 use burn_preference::data::{
-    Collator, Desirable, Example, RankedTokens, UnpairedTokens, WithMismatched,
+    Collator, Demonstration, DemonstrationTokens, Desirable, Example, RankedTokens, UnpairedTokens,
+    WithMismatched,
 };
 use burn_preference::tokens::Sequence;
 use burn_preference::training::metrics::Observe;
 use burn_preference::training::state::{KlEstimate, RunningMean};
 use burn_preference::{
-    Frozen, InvalidInput, Metrics, Objective, Ranked, RelativeLogProbs, Unpaired, WithBaseline,
-    WithShift,
+    Demonstrations, Frozen, InvalidInput, Metrics, Objective, Ranked, RelativeLogProbs,
+    TokenWeighting, Unpaired, WithBaseline, WithShift, WithStepTokens,
 };
 use serde_json::{Value, json};
 
@@ -156,6 +157,74 @@ impl Task for WithKlEstimate {
         let tokens: UnpairedTokens<WithMismatched> = batching.collate(examples);
         let batch = move |tokens: &UnpairedTokens<_>, relative: RelativeLogProbs| {
             WithBaseline::new(tokens.unpaired(relative)?, baseline.clone())
+        };
+        Ok(part(tokens, &self.objective, batch))
+    }
+}
+
+/// An objective with the tokens that count in a step: SFT.
+pub struct WithTokenCount {
+    objective: Configured<WithStepTokens<Demonstrations>>,
+    /// The column of the step at hand, over all of its parts: tokens that count, and examples.
+    step: Option<[f64; 2]>,
+}
+
+impl WithTokenCount {
+    /// Builds the objective.
+    ///
+    /// # Errors
+    ///
+    /// As [`ObjectiveConfig::build`].
+    pub fn new(config: &ObjectiveConfig) -> Result<Self, BuildError> {
+        Ok(Self {
+            objective: config.build()?,
+            step: None,
+        })
+    }
+}
+
+impl Task for WithTokenCount {
+    type Label = Demonstration;
+
+    fn whole_batch(&self) -> bool {
+        self.objective.whole_batch()
+    }
+
+    fn measured_by(&self) -> &'static str {
+        match self.objective.config() {
+            ObjectiveConfig::Sft(sft) if sft.token_weighting != TokenWeighting::Uniform => "nll",
+            _ => "loss",
+        }
+    }
+
+    fn begin(
+        &mut self,
+        _: &Decoder,
+        parts: &[Examples<Demonstration>],
+        _: &StepContext<'_>,
+    ) -> Result<(), Failure> {
+        let examples = || parts.iter().flatten();
+        let sequences = examples().flat_map(Example::sequences);
+        let counted: usize = sequences.map(|sequence| sequence.length()).sum();
+        if counted == 0 {
+            let count = examples().count();
+            let what = "no token counts: nothing of them is the assistant's";
+            return Err(format!("{count} examples of which {what}").into());
+        }
+        self.step = Some([counted as f64, examples().count() as f64]);
+        Ok(())
+    }
+
+    fn part(
+        &self,
+        examples: Examples<Demonstration>,
+        batching: &Batching,
+    ) -> Result<Box<dyn Part + '_>, Failure> {
+        let [counted, of_step] = self.step.ok_or("a step that has not begun")?;
+        let tokens: DemonstrationTokens = batching.collate(examples);
+        let batch = move |_: &DemonstrationTokens, demonstrations: Demonstrations| {
+            let column = WithStepTokens::new(demonstrations, counted, of_step);
+            Ok(column.expect("a step has tokens and examples, as its beginning checks"))
         };
         Ok(part(tokens, &self.objective, batch))
     }

@@ -30,7 +30,9 @@ mod workers;
 
 pub use batching::Batching;
 pub use figure::draw_metrics;
-pub use kinds::{Plain, WithKlEstimate, WithRewardShift, completions, reward_lists};
+pub use kinds::{
+    Plain, WithKlEstimate, WithRewardShift, WithTokenCount, completions, reward_lists,
+};
 pub use options::TrainOptions;
 pub use part::{CollatedTokens, Part};
 pub use reference::ReferenceLogProbs;

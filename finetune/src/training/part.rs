@@ -1,7 +1,10 @@
 //! A part of a step: some of its examples, with the objective that takes them.
 
 use burn::tensor::Tensor;
-use burn_preference::data::{PairTokens, Preference, RankedTokens, Scores, UnpairedTokens};
+use burn_preference::data::{
+    Demonstration, DemonstrationTokens, PairTokens, Preference, RankedTokens, Scores,
+    UnpairedTokens,
+};
 use burn_preference::tokens::{PackedBatch, TokenBatch};
 use burn_preference::training::first_batch::{Finding, FirstBatch};
 use burn_preference::training::metrics::Observe;
@@ -87,6 +90,18 @@ impl<L: Clone + Send + Sync + 'static> CollatedTokens for UnpairedTokens<L> {
 
     fn first_batch(&self) -> Result<FirstBatch, InvalidInput> {
         FirstBatch::new(&self.tokens)?.unpaired(&self.desirable)
+    }
+}
+
+impl CollatedTokens for DemonstrationTokens {
+    type Label = Demonstration;
+
+    fn tokens(&self) -> &TokenBatch {
+        &self.tokens
+    }
+
+    fn first_batch(&self) -> Result<FirstBatch, InvalidInput> {
+        FirstBatch::new(&self.tokens)
     }
 }
 

@@ -24,7 +24,7 @@ impl Progress {
     pub(super) fn step(&self, metrics: &Metrics, tokens_a_second: f64) {
         self.bar.inc(1);
         let loss = metrics.get("loss").unwrap_or(f64::NAN);
-        let accuracy = metrics.get("rewards/accuracies");
+        let accuracy = accuracy(metrics);
         let accuracy = accuracy.map_or(String::new(), |share| format!(", accuracy {share:.2}"));
         let text = format!("loss {loss:.4}{accuracy}, {tokens_a_second:.0} tokens/s");
         if self.bar.is_hidden() && self.bar.position().is_multiple_of(self.every) {
@@ -34,11 +34,10 @@ impl Progress {
     }
 
     pub(super) fn measured(&self, step: usize, held: &Metrics) {
-        let get = |key| {
-            held.get(key)
-                .map_or("–".to_owned(), |value| format!("{value:.4}"))
-        };
-        let (loss, accuracy) = (get("loss"), get("rewards/accuracies"));
+        let accuracy = accuracy(held).map_or("–".to_owned(), |share| format!("{share:.4}"));
+        let loss = held
+            .get("loss")
+            .map_or("–".to_owned(), |loss| format!("{loss:.4}"));
         let line = format!("step {step}: held out: loss {loss}, accuracy {accuracy}");
         self.bar.suspend(|| println!("{line}"));
     }
@@ -46,4 +45,10 @@ impl Progress {
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// Of rewards, or where there are none of tokens.
+fn accuracy(metrics: &Metrics) -> Option<f64> {
+    let keys = ["rewards/accuracies", "mean_token_accuracy"];
+    keys.iter().find_map(|key| metrics.get(key))
 }

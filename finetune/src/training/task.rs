@@ -25,6 +25,12 @@ pub trait Task: Sync {
     /// True if the loss of an example depends on the rest of its batch.
     fn whole_batch(&self) -> bool;
 
+    /// The held-out metric that is smallest for the best weights. DFT's loss is none: it rises while
+    /// the policy learns.
+    fn measured_by(&self) -> &'static str {
+        "loss"
+    }
+
     /// Prepares what all parts of a step, or of what is measured, have in common, before the first
     /// of them.
     ///

@@ -161,7 +161,8 @@ where
                 let metrics = self.measure(&run.policy, held_out)?;
                 write_held_out(&mut log, step, &metrics)?;
                 progress.measured(step, &metrics);
-                run.keep_best(loss_of(&metrics, step)?, self.task.state());
+                let measured = held_out_loss(&metrics, self.task.measured_by(), step)?;
+                run.keep_best(measured, self.task.state());
             }
             if measured || stop {
                 run.state.task = self.task.state();
@@ -329,12 +330,13 @@ where
     }
 }
 
-fn loss_of(held_out: &Metrics, step: usize) -> Result<f64, Failure> {
-    let loss = held_out.get("loss").unwrap_or(f64::NAN);
+/// The metric `key` of held-out examples, a loss.
+fn held_out_loss(held_out: &Metrics, key: &str, step: usize) -> Result<f64, Failure> {
+    let loss = held_out.get(key).unwrap_or(f64::NAN);
     if loss.is_finite() {
         return Ok(loss);
     }
-    let what = format!("step {step}: the held-out loss is {loss}");
+    let what = format!("step {step}: the held-out {key} is {loss}");
     Err(format!("{what}; a smaller --rate may help").into())
 }
 

@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor};
 use burn_preference::tokens::{Sequence, TokenBatch, TokenTensors};
 use burn_preference::training::first_batch::{Findings, FirstBatch};
-use burn_preference::{RelativeLogProbs, SequenceLogProbs};
+use burn_preference::{Demonstrations, RelativeLogProbs, SequenceLogProbs};
 
 use super::batching::Batching;
 use super::reference::ReferenceLogProbs;
@@ -51,15 +51,8 @@ pub trait CompletionValues: Sized {
         context: &StepContext<'_>,
     ) -> Result<Self, Failure>;
 
-    /// Joins the values of several batches, in the order of `rows`: places among all of them. They
-    /// are then those of `tokens`.
-    ///
-    /// # Errors
-    ///
-    /// They do not fit together.
-    fn join(batches: &[Self], rows: Tensor<1, Int>, tokens: &TokenBatch) -> Result<Self, Failure>;
-
-    /// Computes the values of tokens of any number, by as many forwards as the budget asks for.
+    /// Computes the values of tokens of any number, by as many forwards as the budget asks for. By
+    /// default it is one: for values that are never of a whole step at once.
     ///
     /// For a model without autodiff: of another one, each forward would keep its graph.
     ///
@@ -71,22 +64,7 @@ pub trait CompletionValues: Sized {
         tokens: &TokenBatch,
         context: &StepContext<'_>,
     ) -> Result<Self, Failure> {
-        let forwards = context.batching.forwards(&tokens.sequences);
-        if forwards.len() < 2 {
-            return Self::compute(model, tokens, context);
-        }
-        let values = forwards.iter().map(|places| {
-            let sequences = places.iter().map(|&i| tokens.sequences[i].clone());
-            let tokens = context.batching.tokens(sequences.collect())?;
-            Self::compute(model, &tokens, context)
-        });
-        let values = values.collect::<Result<Vec<_>, Failure>>()?;
-        let mut rows = vec![0_i64; tokens.len()];
-        for (row, place) in (0..).zip(forwards.concat()) {
-            rows[place] = row;
-        }
-        let rows = Tensor::from_data(rows.as_slice(), &context.batching.device);
-        Self::join(&values, rows, tokens)
+        Self::compute(model, tokens, context)
     }
 
     /// Checks a first batch with the model, and with `losses` of the values where they tell more.
@@ -103,6 +81,43 @@ pub trait CompletionValues: Sized {
     ) -> Result<Findings, Failure>;
 }
 
+/// Computes the values of tokens by as many forwards as the budget asks for. `join` makes one batch of
+/// several, in the order of the rows that it is given: places among all of them.
+fn by_forwards<Y: CompletionValues>(
+    model: &Decoder,
+    tokens: &TokenBatch,
+    context: &StepContext<'_>,
+    join: impl Fn(&[Y], Tensor<1, Int>, &TokenBatch) -> Result<Y, Failure>,
+) -> Result<Y, Failure> {
+    let forwards = context.batching.forwards(&tokens.sequences);
+    if forwards.len() < 2 {
+        return Y::compute(model, tokens, context);
+    }
+    let values = forwards.iter().map(|places| {
+        let sequences = places.iter().map(|&i| tokens.sequences[i].clone());
+        let tokens = context.batching.tokens(sequences.collect())?;
+        Y::compute(model, &tokens, context)
+    });
+    let values = values.collect::<Result<Vec<_>, Failure>>()?;
+    let mut rows = vec![0_i64; tokens.len()];
+    for (row, place) in (0..).zip(forwards.concat()) {
+        rows[place] = row;
+    }
+    let rows = Tensor::from_data(rows.as_slice(), &context.batching.device);
+    join(&values, rows, tokens)
+}
+
+fn join_log_probs(
+    batches: &[SequenceLogProbs],
+    rows: Tensor<1, Int>,
+    tokens: &TokenBatch,
+) -> Result<SequenceLogProbs, Failure> {
+    let sums = batches.iter().map(SequenceLogProbs::sum).collect();
+    let lengths: Vec<usize> = tokens.sequences.iter().map(Sequence::length).collect();
+    let sums = Tensor::cat(sums, 0).select(0, rows);
+    Ok(SequenceLogProbs::new(sums, &lengths)?)
+}
+
 fn hidden(model: &Decoder, tokens: &TokenTensors) -> Result<SequenceLogProbs, Failure> {
     Ok(tokens.log_probs(model, Decoder::hidden)?)
 }
@@ -116,10 +131,12 @@ impl CompletionValues for SequenceLogProbs {
         context.batching.log_probs(model, tokens)
     }
 
-    fn join(batches: &[Self], rows: Tensor<1, Int>, tokens: &TokenBatch) -> Result<Self, Failure> {
-        let sums = batches.iter().map(Self::sum).collect();
-        let lengths: Vec<usize> = tokens.sequences.iter().map(Sequence::length).collect();
-        Ok(Self::new(Tensor::cat(sums, 0).select(0, rows), &lengths)?)
+    fn measure(
+        model: &Decoder,
+        tokens: &TokenBatch,
+        context: &StepContext<'_>,
+    ) -> Result<Self, Failure> {
+        by_forwards(model, tokens, context, join_log_probs)
     }
 
     fn check(
@@ -129,10 +146,37 @@ impl CompletionValues for SequenceLogProbs {
         _: &StepContext<'_>,
         _: impl FnMut(Self) -> Result<Tensor<1>, Failure>,
     ) -> Result<Findings, Failure> {
-        first
-            .with_vocab(model.config().vocab)
-            .with_parameters_of(model)
-            .check_policy(|tokens| hidden(model, tokens))
+        check_policy(first, model)
+    }
+}
+
+/// Checks a first batch of log-probabilities without a reference.
+fn check_policy(first: FirstBatch, model: &Decoder) -> Result<Findings, Failure> {
+    first
+        .with_vocab(model.config().vocab)
+        .with_parameters_of(model)
+        .check_policy(|tokens| hidden(model, tokens))
+}
+
+/// Every token by itself, with its statistics. They are never of a whole step at once: the tokens of
+/// the step are a number beside them.
+impl CompletionValues for Demonstrations {
+    fn compute(
+        model: &Decoder,
+        tokens: &TokenBatch,
+        context: &StepContext<'_>,
+    ) -> Result<Self, Failure> {
+        context.batching.demonstrations(model, tokens)
+    }
+
+    fn check(
+        first: FirstBatch,
+        model: &Decoder,
+        _: &TokenBatch,
+        _: &StepContext<'_>,
+        _: impl FnMut(Self) -> Result<Tensor<1>, Failure>,
+    ) -> Result<Findings, Failure> {
+        check_policy(first, model)
     }
 }
 
@@ -145,12 +189,18 @@ impl CompletionValues for RelativeLogProbs {
         context.relative(model, tokens)
     }
 
-    fn join(batches: &[Self], rows: Tensor<1, Int>, tokens: &TokenBatch) -> Result<Self, Failure> {
-        let side = |of: fn(&Self) -> &SequenceLogProbs| {
-            let batches: Vec<_> = batches.iter().map(|batch| of(batch).clone()).collect();
-            SequenceLogProbs::join(&batches, rows.clone(), tokens)
-        };
-        Ok(side(Self::policy)?.relative_to(side(Self::reference)?)?)
+    fn measure(
+        model: &Decoder,
+        tokens: &TokenBatch,
+        context: &StepContext<'_>,
+    ) -> Result<Self, Failure> {
+        by_forwards(model, tokens, context, |batches: &[Self], rows, tokens| {
+            let side = |of: fn(&Self) -> &SequenceLogProbs| {
+                let batches: Vec<_> = batches.iter().map(|batch| of(batch).clone()).collect();
+                join_log_probs(&batches, rows.clone(), tokens)
+            };
+            Ok(side(Self::policy)?.relative_to(side(Self::reference)?)?)
+        })
     }
 
     fn check(
@@ -181,8 +231,14 @@ impl CompletionValues for Tensor<1> {
         rewards(model, tokens)
     }
 
-    fn join(batches: &[Self], rows: Tensor<1, Int>, _: &TokenBatch) -> Result<Self, Failure> {
-        Ok(Self::cat(batches.to_vec(), 0).select(0, rows))
+    fn measure(
+        model: &Decoder,
+        tokens: &TokenBatch,
+        context: &StepContext<'_>,
+    ) -> Result<Self, Failure> {
+        by_forwards(model, tokens, context, |batches: &[Self], rows, _| {
+            Ok(Self::cat(batches.to_vec(), 0).select(0, rows))
+        })
     }
 
     /// By the body's hidden states: nothing trained the head above them, so that its

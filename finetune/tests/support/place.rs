@@ -151,8 +151,13 @@ impl Run {
 
     /// That the held-out loss has fallen.
     pub(crate) fn learns(&self) {
+        self.learns_by("loss");
+    }
+
+    /// That this held-out metric has fallen.
+    pub(crate) fn learns_by(&self, key: &str) {
         self.losses();
-        let held_out = self.numbers("held_out", "loss");
+        let held_out = self.numbers("held_out", key);
         let (first, last) = (held_out[0], held_out[held_out.len() - 1]);
         assert!(first.0 == 0 && last.1 < first.1, "{held_out:?}");
     }

@@ -5,7 +5,7 @@ use burn::tensor::{Bool, DType, FloatDType, Tensor, TensorReadError};
 use super::host::Metrics;
 use crate::batch::Pair;
 use crate::error::InvalidInput;
-use crate::log_probs::{LogProbs, TokenStatistics};
+use crate::log_probs::{LogProbs, TokenLogProbs, TokenStatistics};
 use crate::math::{log_odds, log_sigmoid};
 
 /// The metrics of one batch, or of several, still on the device.
@@ -119,10 +119,17 @@ impl BatchMetrics {
         statistics: &TokenStatistics,
         value: fn(&TokenStatistics) -> Tensor<2>,
     ) -> Self {
-        let [batch, columns] = statistics.mask().dims();
-        let all = [batch * columns];
-        let counted = statistics.mask().reshape(all);
-        self.counted(key, value(statistics).reshape(all), counted)
+        self.over_tokens(key, value(statistics), statistics.mask())
+    }
+
+    /// Adds `nll`, −ln π of a token in nats, of all tokens that count. The metric `perplexity` is
+    /// made of it: e^nll.
+    pub fn with_nll(self, tokens: &TokenLogProbs) -> Self {
+        self.over_tokens("nll", -tokens.log_probs(), tokens.mask())
+    }
+
+    fn over_tokens(self, key: &'static str, values: Tensor<2>, mask: Tensor<2, Bool>) -> Self {
+        self.counted(key, values.flatten(0, 1), mask.flatten(0, 1))
     }
 
     /// Reads all sums and counts back, in one transfer.

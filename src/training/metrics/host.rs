@@ -3,6 +3,10 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+/// The keys of what is made of other means.
+const MARGINS: &str = "rewards/margins";
+const PERPLEXITY: &str = "perplexity";
+
 /// Means by key, on the host, in f64.
 ///
 /// `Display` prints them, one a line, and `Serialize` writes them as one object of means: a line
@@ -43,28 +47,34 @@ impl Metrics {
         if let Some((sum, count)) = self.sums.get(key) {
             return (*count > 0.0).then(|| sum / count);
         }
-        // Unpaired completions have no margin each, only the difference of the two means.
-        if key == "rewards/margins" {
-            return Some(self.get("rewards/chosen")? - self.get("rewards/rejected")?);
+        match key {
+            // Unpaired completions have no margin each, only the difference of the two means.
+            MARGINS => Some(self.get("rewards/chosen")? - self.get("rewards/rejected")?),
+            PERPLEXITY => Some(self.get("nll")?.exp()),
+            _ => None,
         }
-        None
     }
 
     /// Whether `key` was observed, even if nothing of it was counted.
     pub fn contains(&self, key: &str) -> bool {
         let has = |key: &str| self.sums.contains_key(key);
-        let derived = key == "rewards/margins" && has("rewards/chosen") && has("rewards/rejected");
+        let derived = match key {
+            MARGINS => has("rewards/chosen") && has("rewards/rejected"),
+            PERPLEXITY => has("nll"),
+            _ => false,
+        };
         has(key) || derived
     }
 
-    /// Number of values that `key` is the mean of; 0 for the margin of unpaired completions.
+    /// Number of values that `key` is the mean of; 0 for the margin of unpaired completions and for
+    /// the perplexity, which are made of other means.
     pub fn count(&self, key: &str) -> f64 {
         self.sums.get(key).map_or(0.0, |(_, count)| *count)
     }
 
     /// Every key that has a mean, in alphabetical order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
-        let derived = ["rewards/margins"].into_iter();
+        let derived = [MARGINS, PERPLEXITY].into_iter();
         let derived = derived.filter(|key| !self.sums.contains_key(*key));
         let mut keys: Vec<&str> = self
             .sums

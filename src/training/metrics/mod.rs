@@ -13,6 +13,9 @@
 //! | `loss` | examples | mean loss |
 //! | `rewards/chosen`, `rewards/rejected` | pairs; desirable and undesirable completions; of lists, as `…/chosen`, the best-scored candidate, the mean of several | implicit rewards; those of a reward model |
 //! | `rewards`, `scores`, `logps`, `mean_logps` | scored completions | implicit rewards, what the batch holds as scores, ℓ and ℓ̄ |
+//! | `logps`, `mean_logps` | demonstrations | ℓ and ℓ̄ |
+//! | `nll` | counted tokens of demonstrations | −ln π of a token, nats |
+//! | `perplexity` | counted tokens of demonstrations | e^`nll` |
 //! | `rewards/margins` | pairs | chosen − rejected; unpaired: difference of the two means |
 //! | `rewards/accuracies` | pairs; ordered pairs of a list | share with the better one ahead |
 //! | `rewards/ties` | pairs; ordered pairs of a list | share with equal rewards, not counted as accurate |

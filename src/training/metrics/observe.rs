@@ -2,7 +2,8 @@ use burn::tensor::{Bool, Shape, Tensor};
 
 use super::batch::BatchMetrics;
 use crate::batch::{
-    Batch, Pair, Ranked, RewardPair, Scored, Unpaired, WithBaseline, WithNll, for_each_column,
+    Batch, Demonstrations, Pair, Ranked, RewardPair, Scored, Unpaired, WithBaseline, WithNll,
+    for_each_column,
 };
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 use crate::math::any_of_row;
@@ -109,6 +110,20 @@ impl<L: Against<1>> Observe for Unpaired<L> {
             .counted("mean_logps/chosen", policy.mean(), desirable)
             .counted("mean_logps/rejected", policy.mean(), undesirable);
         with_mismatches(metrics, self.log_probs())
+    }
+}
+
+impl Observe for Demonstrations {
+    fn observe(&self, _: &Tensor<1>, metrics: BatchMetrics) -> BatchMetrics {
+        let policy = self.tokens().sequence();
+        let metrics = metrics
+            .with_nll(self.tokens())
+            .with("logps", policy.sum())
+            .with("mean_logps", policy.mean());
+        match self.statistics() {
+            Some(statistics) => metrics.with_statistics(statistics),
+            None => metrics,
+        }
     }
 }
 

@@ -28,8 +28,8 @@ pub(crate) struct Args {
     /// as of `--model`.
     #[arg(help_heading = "Model and data", long)]
     pub(crate) adapter: Option<PathBuf>,
-    /// Rows of JSON lines (also by gzip or zstd) or Parquet, in TRL's shapes: pairs, unpaired
-    /// completions or lists, as the objective takes them; unpaired ones may be pairs. With
+    /// Rows of JSON lines (also by gzip or zstd) or Parquet, in TRL's shapes: demonstrations, pairs,
+    /// unpaired completions or lists, as the objective takes them; unpaired ones may be pairs. With
     /// `--sample`, anything with prompts. Columns of other names: see below. Several files:
     /// `--data a.jsonl --data b.parquet:0.5` takes half of the groups of rows of the second one.
     #[arg(
@@ -70,7 +70,7 @@ pub(crate) struct Args {
     pub(crate) columns: ColumnNames,
 
     /// An objective's name, its config as JSON, or a file of it: dpo, '{"loss": "ipo", "tau": 0.5}',
-    /// kto (unpaired completions), rrhf (lists), bradley_terry (a reward model).
+    /// sft (demonstrations), kto (unpaired completions), rrhf (lists), bradley_terry (a reward model).
     #[arg(help_heading = "Objective", long, default_value = "dpo")]
     pub(crate) loss: String,
     /// Source of the reference's log-probabilities.
@@ -100,7 +100,7 @@ pub(crate) struct Args {
     /// Optimiser steps; otherwise one epoch.
     #[arg(help_heading = "Steps", long)]
     pub(crate) steps: Option<usize>,
-    /// Pairs, unpaired completions or lists of an optimiser step; what is held out is measured as a
+    /// Pairs, demonstrations, unpaired completions or lists of an optimiser step; what is held out is measured as a
     /// whole.
     #[arg(help_heading = "Steps", long, default_value_t = 8)]
     pub(crate) batch: usize,

@@ -25,7 +25,7 @@ use burn_preference::needs::{ColumnKind, Examples, Values};
 use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 use finetune::{
     Chat, DataOptions, Failure, OutputLayer, Plain, RowKind, Splits, WithKlEstimate,
-    WithRewardShift, completions, load_adapter, load_as, remarks, reward_lists,
+    WithRewardShift, WithTokenCount, completions, load_adapter, load_as, remarks, reward_lists,
 };
 
 use crate::args::Args;
@@ -111,6 +111,10 @@ fn train(session: &Session<'_>) -> Result<ExitCode, Failure> {
         }
         (Examples::Unpaired, Values::LogRatios, [ColumnKind::Shift]) => {
             session.train(WithRewardShift::new(config)?, unpaired()?)
+        }
+        (Examples::Demonstrations, Values::LogProbs, [ColumnKind::StepTokens]) => {
+            let demonstrations = session.read(DataOptions::demonstrations)?;
+            session.train(WithTokenCount::new(config)?, demonstrations)
         }
         (Examples::Completions, Values::LogRatios, []) => {
             let splits = undesirable(unpaired()?)?;

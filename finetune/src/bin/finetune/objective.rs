@@ -70,9 +70,15 @@ fn is_alone(needs: &Needs) -> bool {
 fn is_known(needs: &Needs) -> bool {
     let makes = |column: &ColumnKind| match column {
         ColumnKind::Baseline | ColumnKind::Shift => needs.examples == Examples::Unpaired,
+        ColumnKind::StepTokens => true,
         _ => false,
     };
-    let reads = matches!(needs.examples, Examples::Pairs | Examples::Ranked) || is_alone(needs);
+    let reads = match needs.examples {
+        Examples::Pairs | Examples::Ranked => true,
+        // A step is as many forwards as it takes.
+        Examples::Demonstrations => needs.columns == [ColumnKind::StepTokens],
+        _ => is_alone(needs),
+    };
     reads && needs.columns.iter().all(makes)
 }
 

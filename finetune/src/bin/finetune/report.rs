@@ -16,35 +16,51 @@ pub(crate) fn print_costs(trained: &Trained) {
     }
 }
 
+/// Heads of columns with the metrics that stand there.
+type Columns = &'static [(&'static str, &'static str)];
+
+const OF_REWARDS: Columns = &[
+    ("loss", "loss"),
+    ("reward accuracy", "rewards/accuracies"),
+    ("margin", "rewards/margins"),
+    ("chosen", "logps/chosen"),
+    ("rejected", "logps/rejected"),
+];
+const OF_TOKENS: Columns = &[
+    ("loss", "loss"),
+    ("token accuracy", "mean_token_accuracy"),
+    ("entropy", "entropy"),
+    ("perplexity", "perplexity"),
+];
+
 /// Writes a row of held-out metrics for each model.
 pub(crate) fn table(rows: &[(String, Metrics)]) -> String {
-    let head = "| held out | loss | reward accuracy | margin | chosen | rejected |\n\
-                |---|---|---|---|---|---|\n";
-    let rows = rows.iter().map(|(name, metrics)| row(name, metrics));
-    head.to_owned() + &rows.collect::<String>()
-}
-
-fn row(name: &str, metrics: &Metrics) -> String {
-    let get = |key| {
-        metrics
-            .get(key)
-            .map_or("–".to_owned(), |value| format!("{value:.4}"))
+    let is_of_tokens = |(_, metrics): &(String, Metrics)| metrics.contains("perplexity");
+    let columns = if rows.iter().any(is_of_tokens) {
+        OF_TOKENS
+    } else {
+        OF_REWARDS
     };
-    format!(
-        "| {name} | {} | {} | {} | {} | {} |\n",
-        get("loss"),
-        get("rewards/accuracies"),
-        get("rewards/margins"),
-        get("logps/chosen"),
-        get("logps/rejected"),
-    )
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let heads = columns.iter().map(|(head, _)| (*head).to_owned());
+    let head = line([vec!["held out".to_owned()], heads.collect()].concat());
+    let rule = format!("|{}\n", "---|".repeat(columns.len() + 1));
+    let row = |(name, metrics): &(String, Metrics)| {
+        let cell = |(_, key): &(_, &str)| match metrics.get(key) {
+            Some(value) => format!("{value:.4}"),
+            None => "–".to_owned(),
+        };
+        line([vec![name.clone()], columns.iter().map(cell).collect()].concat())
+    };
+    head + &rule + &rows.iter().map(row).collect::<String>()
 }
 
-/// Says what is wrong with the losses before and after the training, and of what was saved.
-pub(crate) fn look_at_losses(rows: &[(String, Metrics)], is_rounded: bool) {
+/// Says what is wrong with the losses before and after the training, and of what was saved. `key` is
+/// the metric that is a loss.
+pub(crate) fn look_at_losses(rows: &[(String, Metrics)], key: &str, is_rounded: bool) {
     let losses: Vec<f64> = rows
         .iter()
-        .filter_map(|(_, metrics)| metrics.get("loss"))
+        .filter_map(|(_, metrics)| metrics.get(key))
         .collect();
     let &[before, after, loaded] = losses.as_slice() else {
         return;

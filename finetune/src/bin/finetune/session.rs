@@ -238,7 +238,7 @@ impl<'a> Session<'a> {
             let metrics = trainer.measure(&loaded.model, &splits.held_out)?;
             rows.push((loaded.row, metrics));
             print!("{}", table(&rows));
-            look_at_losses(&rows, loaded.is_rounded);
+            look_at_losses(&rows, trainer.task.measured_by(), loaded.is_rounded);
         }
         let examples = [examples, splits.held_out.len()];
         self.write_card(&rows, examples, &trainer.options)?;
