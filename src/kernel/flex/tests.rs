@@ -395,3 +395,29 @@ fn one_row_and_many_words() {
         );
     }
 }
+
+/// A batch may count no token at all.
+#[test]
+fn no_row() {
+    for stored in [Stored::WordsFirst, Stored::ColumnsFirst] {
+        let case = Case {
+            rows: 0,
+            vocab: 2003,
+            biased: true,
+            stored,
+            ..Case::default()
+        };
+        let problem = Problem::new(case.head());
+        let slope = problem.forward_with_slope(true).slope.expect("asked for");
+        assert!(wide(&slope).is_empty());
+        for bytes in [0, usize::MAX] {
+            let forward = problem.forward(bytes, true);
+            let (normalizer, tiles) = (&forward.normalizer, forward.tiles);
+            let [hidden, weight, bias] =
+                problem.backward(normalizer, tiles, &case.grad(), [true; 3]);
+            assert!(wide(&hidden.expect("asked for")).is_empty());
+            assert_eq!(wide(&weight.expect("asked for")), vec![0.0; 20 * 2003]);
+            assert_eq!(wide(&bias.expect("asked for")), vec![0.0; 2003]);
+        }
+    }
+}

@@ -63,7 +63,7 @@ impl Problem {
         for mut tiles in kept {
             let (start, len) = (tiles.layout().start_offset(), tiles.layout().num_elements());
             let tiles = &mut tiles.storage_mut()[start..][..len];
-            let chunks = next..next + len.div_ceil(self.logits_of(&(0..1)));
+            let chunks = next..next + len.div_ceil(self.logits_of(&(0..1)).max(1));
             next = chunks.end;
             state.add_kept(chunks, tiles);
         }
