@@ -52,6 +52,8 @@ mod operation;
 mod slope;
 
 pub(crate) use entry::{Outputs, head_kl, head_log_probs, head_logits, logits_log_probs};
+#[cfg(feature = "flex")]
+pub(crate) use flex::narrow;
 pub(crate) use head::{HeadTensors, Shaping};
 #[cfg(feature = "flex")]
 pub(crate) use slope::slope_node;

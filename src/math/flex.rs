@@ -22,7 +22,7 @@ use burn::tensor::{Bytes, DType, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 
 use super::function::{Function, MAX_LOG_PROB, MAX_SQUARED};
-use crate::kernel::slope_node;
+use crate::kernel::{narrow, slope_node};
 
 /// Breaks with the function of `x`, as one node if `x` is on the tape. Continues with `x` itself if
 /// it is on another backend or not of f32.
@@ -111,16 +111,6 @@ impl<F: Fn(f64) -> [f64; 2]> WithSimd for Pass<'_, F> {
             [*x, *slope] = values.map(narrow);
         }
     }
-}
-
-/// The nearest f32.
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "rounding is what it is for"
-)]
-#[inline(always)]
-fn narrow(x: f64) -> f32 {
-    x as f32
 }
 
 /// `2ⁿ` and `expm1(r)` with x = n·ln 2 + r, |r| ≤ ln 2 / 2, for x ≤ 0; below −200 it is −200. NaN

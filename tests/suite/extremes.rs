@@ -19,8 +19,8 @@ use proptest::sample::select;
 use crate::scalar::{self, Row};
 use crate::subjects::{self, MAX_EXPONENT, PairSubject};
 use crate::support::{
-    Lists, PairResult, Pairs, ZipEqual, assert_close, bools, cases, dtypes, error, f64s, floats,
-    ints, sequence, to_vec, tolerance, wide_dtypes,
+    Candidate, Lists, PairResult, Pairs, ZipEqual, assert_close, bools, cases, dtypes, error, f64s,
+    floats, ints, sequence, to_vec, tolerance, wide_dtypes,
 };
 
 /// 2¹⁰⁰ ≈ 1.3e30, 2⁻²⁰ ≈ 1e-6.
@@ -357,9 +357,6 @@ fn bounds_of_single_objectives() {
     }
 }
 
-/// One list: log-probs, references, lengths, scores and who is there, all of one length.
-type Candidate = (f64, f64, usize, f64, bool);
-
 fn any_list(log_prob: fn() -> BoxedStrategy<f64>) -> impl Strategy<Value = Vec<Candidate>> {
     let score = select(vec![-power(20), -1.5, -0.0, 0.25, 1.0, 2.0, 16.0]);
     let candidate = (
@@ -370,17 +367,6 @@ fn any_list(log_prob: fn() -> BoxedStrategy<f64>) -> impl Strategy<Value = Vec<C
         prop::bool::weighted(0.8),
     );
     prop::collection::vec(candidate, 1..=64)
-}
-
-fn lists_of(candidates: &[Candidate]) -> Lists {
-    Lists {
-        candidates: candidates.len(),
-        sums: candidates.iter().map(|c| c.0).collect(),
-        references: candidates.iter().map(|c| c.1).collect(),
-        lengths: candidates.iter().map(|c| c.2).collect(),
-        scores: candidates.iter().map(|c| c.3).collect(),
-        present: candidates.iter().map(|c| c.4).collect(),
-    }
 }
 
 fn present(candidates: &[Candidate]) -> scalar::List {
@@ -405,7 +391,7 @@ proptest! {
             let name = subject.name;
             let expected = if scalar.len() == 0 { 0.0 } else { (subject.loss)(&scalar, &scalar) };
             for dtype in wide_dtypes() {
-                let (losses, _, grads) = lists_of(&list).run_on(dtype, &subject.forward);
+                let (losses, _, grads) = Lists::of_one(&list).run_on(dtype, &subject.forward);
                 if !fits(expected, dtype) {
                     continue;
                 }
@@ -441,7 +427,7 @@ proptest! {
         for subject in subjects::lists(0.25) {
             let name = subject.name;
             for dtype in wide_dtypes() {
-                let (losses, ..) = lists_of(&list).run_on(dtype, &subject.forward);
+                let (losses, ..) = Lists::of_one(&list).run_on(dtype, &subject.forward);
                 if present {
                     prop_assert!(losses[0].is_nan(), "{name} in {dtype:?}: {losses:?}");
                 } else if dtype == DType::F64 {

@@ -22,8 +22,8 @@ use serde_json::json;
 use crate::objectives::any_pairs;
 use crate::subjects::{self, PairSubject, rows};
 use crate::support::{
-    Lists, PairResult, Pairs, UnpairedCompletions, ZipEqual, assert_close, bools, cases, error,
-    f64s, floats, sequence, to_vec,
+    Candidate, Lists, PairResult, Pairs, UnpairedCompletions, ZipEqual, assert_close, bools, cases,
+    error, f64s, floats, sequence, to_vec,
 };
 
 /// The reward scale at which the laws are checked.
@@ -36,9 +36,6 @@ fn run(subject: &PairSubject, pairs: &Pairs, dtype: DType) -> PairResult {
 fn losses(objective: &dyn Objective<ReferencedPair>, pairs: &Pairs) -> Vec<f64> {
     pairs.run(objective, DType::F64).losses
 }
-
-/// A candidate: ℓ, ℓ°, its length, its score, and whether it is there.
-type Candidate = (f64, f64, usize, f64, bool);
 
 prop_compose! {
     /// A list with many ties, of scores and of rewards, and another order of its candidates.
@@ -58,17 +55,6 @@ prop_compose! {
         candidates in Just(candidates),
     ) -> (Vec<Candidate>, Vec<usize>) {
         (candidates, order)
-    }
-}
-
-fn list_of(candidates: &[Candidate]) -> Lists {
-    Lists {
-        candidates: candidates.len(),
-        sums: candidates.iter().map(|c| c.0).collect(),
-        references: candidates.iter().map(|c| c.1).collect(),
-        lengths: candidates.iter().map(|c| c.2).collect(),
-        scores: candidates.iter().map(|c| c.3).collect(),
-        present: candidates.iter().map(|c| c.4).collect(),
     }
 }
 
@@ -394,9 +380,9 @@ proptest! {
     /// gradient, of equal scores and of equal rewards as well.
     #[test]
     fn the_order_in_a_list_means_nothing((candidates, order) in shuffled_list()) {
-        let list = list_of(&candidates);
+        let list = Lists::of_one(&candidates);
         let shuffled: Vec<Candidate> = order.iter().map(|&i| candidates[i]).collect();
-        let shuffled = list_of(&shuffled);
+        let shuffled = Lists::of_one(&shuffled);
         let at = |values: &[f64]| order.iter().map(|&i| values[i]).collect::<Vec<_>>();
         for (config, needs) in of_lists() {
             let name = config.name();

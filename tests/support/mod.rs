@@ -234,7 +234,22 @@ pub struct Lists {
     pub present: Vec<bool>,
 }
 
+/// Sum, sum of the reference, length and score of a candidate, and whether there is one.
+pub type Candidate = (f64, f64, usize, f64, bool);
+
 impl Lists {
+    /// One list of these candidates.
+    pub fn of_one(candidates: &[Candidate]) -> Self {
+        Self {
+            candidates: candidates.len(),
+            sums: candidates.iter().map(|c| c.0).collect(),
+            references: candidates.iter().map(|c| c.1).collect(),
+            lengths: candidates.iter().map(|c| c.2).collect(),
+            scores: candidates.iter().map(|c| c.3).collect(),
+            present: candidates.iter().map(|c| c.4).collect(),
+        }
+    }
+
     pub fn batch(&self, sums: Tensor<1>) -> Ranked<SequenceLogProbs<2>> {
         let shape = [self.scores.len() / self.candidates, self.candidates];
         let dtype = sums.dtype();

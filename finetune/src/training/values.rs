@@ -67,7 +67,8 @@ pub trait CompletionValues: Sized {
         Self::compute(model, tokens, context)
     }
 
-    /// Checks a first batch with the model, and with `losses` of the values where they tell more.
+    /// Checks a first batch with the model, and with `losses` of the values where they tell more. By
+    /// default the log-probabilities of the model are all that is checked.
     ///
     /// # Errors
     ///
@@ -75,10 +76,15 @@ pub trait CompletionValues: Sized {
     fn check(
         first: FirstBatch,
         model: &Decoder,
-        tokens: &TokenBatch,
-        context: &StepContext<'_>,
-        losses: impl FnMut(Self) -> Result<Tensor<1>, Failure>,
-    ) -> Result<Findings, Failure>;
+        _tokens: &TokenBatch,
+        _context: &StepContext<'_>,
+        _losses: impl FnMut(Self) -> Result<Tensor<1>, Failure>,
+    ) -> Result<Findings, Failure> {
+        first
+            .with_vocab(model.config().vocab)
+            .with_parameters_of(model)
+            .check_policy(|tokens| hidden(model, tokens))
+    }
 }
 
 /// Computes the values of tokens by as many forwards as the budget asks for. `join` makes one batch of
@@ -138,24 +144,6 @@ impl CompletionValues for SequenceLogProbs {
     ) -> Result<Self, Failure> {
         by_forwards(model, tokens, context, join_log_probs)
     }
-
-    fn check(
-        first: FirstBatch,
-        model: &Decoder,
-        _: &TokenBatch,
-        _: &StepContext<'_>,
-        _: impl FnMut(Self) -> Result<Tensor<1>, Failure>,
-    ) -> Result<Findings, Failure> {
-        check_policy(first, model)
-    }
-}
-
-/// Checks a first batch of log-probabilities without a reference.
-fn check_policy(first: FirstBatch, model: &Decoder) -> Result<Findings, Failure> {
-    first
-        .with_vocab(model.config().vocab)
-        .with_parameters_of(model)
-        .check_policy(|tokens| hidden(model, tokens))
 }
 
 /// Every token by itself, with its statistics. They are never of a whole step at once: the tokens of
@@ -167,16 +155,6 @@ impl CompletionValues for Demonstrations {
         context: &StepContext<'_>,
     ) -> Result<Self, Failure> {
         context.batching.demonstrations(model, tokens)
-    }
-
-    fn check(
-        first: FirstBatch,
-        model: &Decoder,
-        _: &TokenBatch,
-        _: &StepContext<'_>,
-        _: impl FnMut(Self) -> Result<Tensor<1>, Failure>,
-    ) -> Result<Findings, Failure> {
-        check_policy(first, model)
     }
 }
 

@@ -12,7 +12,8 @@ use crate::kernel::forward::STATISTICS;
     clippy::cast_possible_truncation,
     reason = "rounding is what it is for"
 )]
-pub(super) fn narrow(x: f64) -> f32 {
+#[inline(always)]
+pub(crate) fn narrow(x: f64) -> f32 {
     x as f32
 }
 

@@ -13,3 +13,5 @@ mod row;
 mod tensors;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use elementwise::narrow;

@@ -15,8 +15,15 @@ pub(super) fn single(logits: FlexTensor) -> FlexTensor {
 }
 
 pub(super) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
-    let layout = Layout::contiguous(Shape::new(shape));
-    FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
+    from_bytes(Bytes::from_elems(values), shape, DType::F32)
+}
+
+pub(super) fn from_bytes<const D: usize>(
+    bytes: Bytes,
+    shape: [usize; D],
+    dtype: DType,
+) -> FlexTensor {
+    FlexTensor::new(bytes, Layout::contiguous(Shape::new(shape)), dtype)
 }
 
 pub(super) fn f32s(tensor: &FlexTensor) -> Vec<f32> {

@@ -2,25 +2,30 @@
 
 use std::ops::Range;
 
-use burn::backend::flex::{FlexTensor, Layout};
-use burn::tensor::{Bytes, DType, Shape, bf16, f16};
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{Bytes, DType, bf16, f16};
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
 
 use super::buffers::split;
 use super::panels::{LANES, Panels};
+use crate::kernel::flex::tensors::from_bytes;
 
 /// A number type of weights.
 pub(super) trait Number: Copy + Send + Sync {
+    const DTYPE: DType;
+
     fn zeros(len: usize) -> Vec<Self>;
 
     /// Rounds `values` into `out`.
     fn write(out: &mut [Self], values: &[f32]);
 
-    fn tensor(values: Vec<Self>, shape: [usize; 2]) -> FlexTensor;
+    fn bytes(values: Vec<Self>) -> Bytes;
 }
 
 impl Number for f32 {
+    const DTYPE: DType = DType::F32;
+
     fn zeros(len: usize) -> Vec<Self> {
         vec![0.0; len]
     }
@@ -29,41 +34,34 @@ impl Number for f32 {
         out.copy_from_slice(values);
     }
 
-    fn tensor(values: Vec<Self>, shape: [usize; 2]) -> FlexTensor {
-        let layout = Layout::contiguous(Shape::new(shape));
-        FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
+    fn bytes(values: Vec<Self>) -> Bytes {
+        Bytes::from_elems(values)
     }
 }
 
-impl Number for f16 {
-    fn zeros(len: usize) -> Vec<Self> {
-        vec![0_u16; len].reinterpret_into()
-    }
+macro_rules! half_precision {
+    ($number:ty, $dtype:ident) => {
+        impl Number for $number {
+            const DTYPE: DType = DType::$dtype;
 
-    fn write(out: &mut [Self], values: &[f32]) {
-        out.convert_from_f32_slice(values);
-    }
+            fn zeros(len: usize) -> Vec<Self> {
+                // Zeros of integers cost no pages before they are written.
+                vec![0_u16; len].reinterpret_into()
+            }
 
-    fn tensor(values: Vec<Self>, shape: [usize; 2]) -> FlexTensor {
-        let layout = Layout::contiguous(Shape::new(shape));
-        FlexTensor::new(Bytes::from_elems(values), layout, DType::F16)
-    }
+            fn write(out: &mut [Self], values: &[f32]) {
+                out.convert_from_f32_slice(values);
+            }
+
+            fn bytes(values: Vec<Self>) -> Bytes {
+                Bytes::from_elems(values)
+            }
+        }
+    };
 }
 
-impl Number for bf16 {
-    fn zeros(len: usize) -> Vec<Self> {
-        vec![0_u16; len].reinterpret_into()
-    }
-
-    fn write(out: &mut [Self], values: &[f32]) {
-        out.convert_from_f32_slice(values);
-    }
-
-    fn tensor(values: Vec<Self>, shape: [usize; 2]) -> FlexTensor {
-        let layout = Layout::contiguous(Shape::new(shape));
-        FlexTensor::new(Bytes::from_elems(values), layout, DType::BF16)
-    }
-}
+half_precision!(f16, F16);
+half_precision!(bf16, BF16);
 
 /// The gradient of a weight.
 pub(super) struct WeightGradient<N> {
@@ -119,7 +117,7 @@ impl<N: Number> WeightGradient<N> {
         } else {
             [self.width, self.vocab]
         };
-        N::tensor(self.values, shape)
+        from_bytes(N::bytes(self.values), shape, N::DTYPE)
     }
 }
 
