@@ -286,6 +286,40 @@ fn the_only_word() {
     }
 }
 
+/// Kept logits change no bit of a gradient that takes several bands: neither where the gradient of
+/// the weight overwrites them, whichever of the two is longer, nor where it does not.
+#[test]
+fn many_bands() {
+    let cases = [
+        (Stored::WordsFirst, 16),
+        (Stored::WordsFirst, 300),
+        (Stored::Transposed, 16),
+        (Stored::ColumnsFirst, 16),
+    ];
+    for (stored, width) in cases {
+        let case = Case {
+            rows: 257,
+            width,
+            vocab: 9001,
+            biased: true,
+            stored,
+            ..Case::default()
+        };
+        let problem = Problem::new(case.head());
+        for wanted in [[true; 3], [true, false, true], [false, true, false]] {
+            let keeping = |bytes: usize| {
+                let forward = problem.forward(bytes, false);
+                let (normalizer, tiles) = (&forward.normalizer, forward.tiles);
+                let gradients = problem.backward(normalizer, tiles, &case.grad(), wanted);
+                gradients.map(|gradient| gradient.as_ref().map(f32s))
+            };
+            let none = keeping(0);
+            let same = |bytes: &usize| keeping(*bytes) == none;
+            assert!([5 << 20, usize::MAX].iter().all(same), "{stored:?} {width}");
+        }
+    }
+}
+
 /// The results have the same bits on any number of threads.
 #[test]
 fn threads() {
