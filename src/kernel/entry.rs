@@ -3,9 +3,10 @@
 use burn::backend::{Dispatch, DispatchTensor};
 use burn::tensor::{Bool, Int, Tensor};
 
+use super::discrepancy::Discrepancy;
 use super::forward::{STATISTICS, Save};
 use super::head::{Head, HeadTensors};
-use super::operation::{HeadOptions, LogProbOps};
+use super::operation::{ComparisonOptions, HeadOptions, LogProbOps};
 use super::{choice, generic};
 
 /// Results of one pass over logits: log-probabilities `[rows]`, alone or with by-products
@@ -87,22 +88,67 @@ pub(crate) fn head_logits(head: HeadTensors) -> Tensor<2> {
     Tensor::from_dispatch(generic::logits::<Dispatch>(hidden, &head))
 }
 
-/// KL(π° ‖ π) of every row, `[rows]`, where π° is the reference and π is the policy.
-pub(crate) fn head_kl(policy: HeadTensors, reference: HeadTensors) -> Tensor<1> {
+/// Divergence of two heads at every row, `[rows]`. Only the policy gets a gradient.
+pub(crate) fn head_discrepancy(
+    kind: Discrepancy,
+    policy: HeadTensors,
+    reference: HeadTensors,
+) -> Tensor<1> {
     let extension = choice::has_extension(&policy.hidden.device());
+    head_discrepancy_by(extension, kind, policy, reference)
+}
+
+fn head_discrepancy_by(
+    extension: bool,
+    kind: Discrepancy,
+    policy: HeadTensors,
+    reference: HeadTensors,
+) -> Tensor<1> {
     let [rows, _] = policy.hidden.dims();
     let targets = Tensor::<1, Int>::zeros([rows], &policy.hidden.device()).into_dispatch();
     let ([hidden, weight, bias], form) = policy.into_dispatch();
-    let ([ref_hidden, ref_weight, ref_bias], ref_form) = reference.into_dispatch();
+    let ([ref_hidden, ref_weight, ref_bias], reference_form) = reference.into_dispatch();
     Tensor::from_dispatch(if extension {
-        Dispatch::head_kl(
-            hidden, weight, bias, ref_hidden, ref_weight, ref_bias, targets, form, ref_form,
+        let options = ComparisonOptions {
+            kind,
+            form,
+            reference_form,
+        };
+        Dispatch::head_discrepancy(
+            hidden, weight, bias, ref_hidden, ref_weight, ref_bias, targets, options,
         )
     } else {
-        generic::kl_forward::<Dispatch>(
-            Head::new(hidden, weight, bias, targets.clone(), form),
-            Head::new(ref_hidden, ref_weight, ref_bias, targets, ref_form),
-        )
+        let policy = Head::<Dispatch>::new(hidden, weight, bias, targets.clone(), form);
+        let reference = Head::new(ref_hidden, ref_weight, ref_bias, targets, reference_form);
+        generic::head_comparison(kind, &policy, &reference, false).discrepancy
+    })
+}
+
+/// As [`head_discrepancy`], but from logits `[rows, vocab]`. A row that is not counted may hold any
+/// values.
+pub(crate) fn logits_discrepancy(
+    kind: Discrepancy,
+    policy: Tensor<2>,
+    reference: Tensor<2>,
+    counted: Tensor<1, Bool>,
+) -> Tensor<1> {
+    let extension = choice::has_extension(&policy.device());
+    logits_discrepancy_by(extension, kind, policy, reference, counted)
+}
+
+fn logits_discrepancy_by(
+    extension: bool,
+    kind: Discrepancy,
+    policy: Tensor<2>,
+    reference: Tensor<2>,
+    counted: Tensor<1, Bool>,
+) -> Tensor<1> {
+    let [policy, reference] = [policy, reference].map(Tensor::into_dispatch);
+    let counted = counted.into_dispatch();
+    Tensor::from_dispatch(if extension {
+        Dispatch::logits_discrepancy(policy, reference, counted, kind)
+    } else {
+        generic::logits_comparison::<Dispatch>(kind, &policy, &reference, &counted).discrepancy
     })
 }
 

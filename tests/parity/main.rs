@@ -23,7 +23,7 @@ use burn_preference::{
     NpoLossConfig, Objective, OrpoLossConfig, PolicyPair, QrpoLossConfig, RewardPair, Scored,
     SftLossConfig, SftTerm, TokenLogProbs, TokenWeighting, Unpaired, WithStepTokens, WithValue,
     batch::{optimal_values, quantile_scores},
-    log_probs::{sequence_kl, sequence_kl_from_hidden},
+    log_probs::{Discrepancy, TokenDiscrepancy},
     math::{bounded_expm1, log_odds, log1mexp, softplus},
 };
 
