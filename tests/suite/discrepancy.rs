@@ -76,7 +76,12 @@ fn every_kind_of_every_gradient() {
     for kind in KINDS {
         for (hidden, weight) in [(true, true), (true, false), (false, true), (false, false)] {
             for from_logits in [false, true] {
-                let how = How { hidden, weight, from_logits, ..TRAINABLE };
+                let how = How {
+                    hidden,
+                    weight,
+                    from_logits,
+                    ..TRAINABLE
+                };
                 models.check(kind, how, 1e-11);
             }
         }

@@ -8,8 +8,10 @@ use burn::tensor::{FloatDType, TensorData};
 use proptest::prelude::*;
 use pulp::Arch;
 
-use super::head::Problem;
+use super::comparison::with_terms;
+use super::head::{Pair, Problem};
 use super::tensors::{f32s, tensor};
+use crate::kernel::discrepancy::Discrepancy;
 use crate::kernel::forward::Save;
 use crate::kernel::forward::{Forward, HeadGradients};
 use crate::kernel::generic;
@@ -62,6 +64,8 @@ struct Case {
     shaping: Shaping,
     stored: Stored,
     dtype: FloatDType,
+    /// Another seed is another model.
+    seed: u64,
 }
 
 impl Default for Case {
@@ -74,6 +78,7 @@ impl Default for Case {
             shaping: Shaping::NONE,
             stored: Stored::WordsFirst,
             dtype: FloatDType::F32,
+            seed: 0,
         }
     }
 }
@@ -85,7 +90,8 @@ impl Case {
         } = self;
         let targets: Vec<i64> = (0..rows).map(|row| (row * 7919 % vocab) as i64).collect();
         let some = |shape: [usize; 2], seed| {
-            let numbers = tensor(numbers(shape[0] * shape[1], seed), shape);
+            let numbers = numbers(shape[0] * shape[1], seed + 10 * self.seed);
+            let numbers = tensor(numbers, shape);
             Flex::float_cast(numbers, self.dtype)
         };
         let weight = match self.stored {
@@ -175,6 +181,7 @@ fn case() -> impl Strategy<Value = Case> {
             shaping,
             stored,
             dtype,
+            seed: 0,
         },
     )
 }
@@ -245,8 +252,59 @@ fn check(case: &Case, arch: Arch) {
     }
 }
 
+const KINDS: [Discrepancy; 3] = [
+    Discrepancy::ForwardKl,
+    Discrepancy::ReverseKl,
+    Discrepancy::JensenShannon(0.3),
+];
+
+/// Compares divergences of two heads, and their gradients, with f64.
+fn check_pair(case: &Case, reference: &Case, arch: Arch) {
+    let heads = || [case.head(), reference.head()];
+    let [policy, theirs] = heads().map(doubled);
+    let grad = Flex::float_cast(case.grad(), FloatDType::F64);
+    let wanted = [true, true, case.biased];
+    let bound = case.rounding().max(reference.rounding());
+    for kind in KINDS {
+        let exact = generic::head_comparison(kind, &policy, &theirs, true);
+        let pair = || Pair::forward(arch, heads());
+        for slope in [false, true] {
+            let ours = with_terms!(kind, |terms| pair().compare(terms, slope));
+            close("divergence", &ours.discrepancy, &exact.discrepancy, 2e-6);
+            close("kept", &ours.kept, &exact.kept, 2e-6);
+            if let (Some(ours), Some(exact)) = (&ours.slope, &exact.slope) {
+                close("slope", ours, exact, rounding(case.width));
+            }
+        }
+        let (kept, exact) = (
+            Flex::float_cast(exact.kept.clone(), FloatDType::F32),
+            generic::head_comparison_backward(kind, &policy, &theirs, &exact.kept, &grad, wanted),
+        );
+        let pair = Pair::backward(arch, heads());
+        let ours = with_terms!(kind, |terms| {
+            pair.gradients(terms, &kept, &case.grad(), wanted)
+        });
+        gradients_agree(ours, exact, bound);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn pairs_of_every_kind(
+        case in case(),
+        other in case(),
+        arch in prop::sample::select(archs()),
+    ) {
+        let reference = Case {
+            rows: case.rows,
+            vocab: case.vocab,
+            seed: 1,
+            ..other
+        };
+        check_pair(&case, &reference, arch);
+    }
 
     #[test]
     fn heads_of_every_kind(case in case(), arch in prop::sample::select(archs())) {

@@ -9,14 +9,14 @@ use burn::tensor::{DType, FloatDType, bf16, f16};
 use rayon::prelude::*;
 
 use super::buffers::{Aligned, Pool, split};
+use super::deltas::Deltas;
 use super::gradient::{Number, Part, WeightGradient};
 use super::panels::padded;
-use super::passes::{PerRow, turn};
 use super::problem::Problem;
 use super::product::{Factors, Product};
 use super::words::Block;
-use crate::kernel::flex::elementwise::{narrow, turned_if_certain};
-use crate::kernel::flex::tensors::{f32s, tensor};
+use crate::kernel::flex::elementwise::narrow;
+use crate::kernel::flex::tensors::tensor;
 use crate::kernel::forward::HeadGradients;
 
 /// Bytes of deltas that a backward works on at a time. There are two such buffers.
@@ -25,19 +25,19 @@ const WORKSPACE: usize = 4 << 20;
 const COLUMNS: usize = 96;
 
 impl Problem {
-    /// `kept` holds the logits that the forward kept. The deltas overwrite these logits.
-    pub(crate) fn backward(
+    /// The gradients from the deltas of all logits. `kept` holds the logits that the forward kept;
+    /// their deltas overwrite them.
+    pub(super) fn gradients(
         &self,
-        normalizer: &FlexTensor,
+        deltas: impl Deltas,
         kept: Vec<FlexTensor>,
-        grad: &FlexTensor,
         wanted: [bool; 3],
     ) -> HeadGradients<Flex> {
         match self.dtype {
-            DType::F16 => self.backward_as::<f16>(normalizer, kept, grad, wanted),
-            DType::BF16 => self.backward_as::<bf16>(normalizer, kept, grad, wanted),
-            _ if self.shares_buffer() => self.backward_in_place(normalizer, kept, grad, wanted),
-            _ => self.backward_as::<f32>(normalizer, kept, grad, wanted),
+            DType::F16 => self.gradients_as::<f16, _>(deltas, kept, wanted),
+            DType::BF16 => self.gradients_as::<bf16, _>(deltas, kept, wanted),
+            _ if self.shares_buffer() => self.gradients_in_place(deltas, kept, wanted),
+            _ => self.gradients_as::<f32, _>(deltas, kept, wanted),
         }
     }
 
@@ -61,14 +61,13 @@ impl Problem {
         room
     }
 
-    fn backward_in_place(
+    fn gradients_in_place(
         &self,
-        normalizer: &FlexTensor,
+        deltas: impl Deltas,
         kept: Vec<FlexTensor>,
-        grad: &FlexTensor,
         wanted: [bool; 3],
     ) -> HeadGradients<Flex> {
-        let mut state = Backward::<f32>::new(self, normalizer, grad, wanted);
+        let mut state = Backward::<f32, _>::new(self, deltas, wanted);
         let mut next = 0;
         for logits in kept {
             let chunks = self.chunks_of(next, &logits);
@@ -78,14 +77,13 @@ impl Problem {
         state.finish(next)
     }
 
-    fn backward_as<N: Number>(
+    fn gradients_as<N: Number, D: Deltas>(
         &self,
-        normalizer: &FlexTensor,
+        deltas: D,
         kept: Vec<FlexTensor>,
-        grad: &FlexTensor,
         wanted: [bool; 3],
     ) -> HeadGradients<Flex> {
-        let mut state = Backward::<N>::new(self, normalizer, grad, wanted);
+        let mut state = Backward::<N, D>::new(self, deltas, wanted);
         let mut next = 0;
         for logits in kept {
             let chunks = self.chunks_of(next, &logits);
@@ -99,25 +97,6 @@ impl Problem {
     fn chunks_of(&self, first: usize, logits: &FlexTensor) -> Range<usize> {
         let logits = logits.layout().num_elements();
         first..first + logits.div_ceil(self.logits_of(&(0..1)).max(1))
-    }
-
-    /// The numbers that turn the logits of a block into deltas, except for the onehot term at the
-    /// targets.
-    fn per_row(&self, block: &Range<usize>, normalizer: &[[f32; 2]], grad: &[f32]) -> PerRow {
-        let factor = narrow(self.shaping.factor());
-        let normalizer = &normalizer[block.clone()];
-        let mut of = PerRow {
-            max: normalizer.iter().map(|of| of[0]).collect(),
-            log_sum: normalizer.iter().map(|of| of[1]).collect(),
-            factor: grad[block.clone()]
-                .iter()
-                .map(|grad| -factor * grad)
-                .collect(),
-        };
-        for numbers in [&mut of.max, &mut of.log_sum, &mut of.factor] {
-            numbers.resize(padded(block.len()), 0.0);
-        }
-        of
     }
 
     /// Hidden states, a matrix in panels for each block: its rows are rows.
@@ -160,9 +139,9 @@ impl Problem {
 }
 
 /// The gradients so far.
-struct Backward<'a, N> {
+struct Backward<'a, N, D> {
     problem: &'a Problem,
-    of: Vec<PerRow>,
+    deltas: D,
     columns: Option<Aligned>,
     /// Products of the deltas of a chunk with the hidden states.
     products: Pool,
@@ -179,19 +158,16 @@ struct Band<'a> {
     weight: Block<'a>,
 }
 
-impl<'a, N: Number> Backward<'a, N> {
+impl<'a, N: Number, D: Deltas> Backward<'a, N, D> {
     fn new(
         problem: &'a Problem,
-        normalizer: &FlexTensor,
-        grad: &FlexTensor,
+        deltas: D,
         [wants_hidden, wants_weight, wants_bias]: [bool; 3],
     ) -> Self {
-        let (normalizer, grad) = (f32s(normalizer), f32s(grad));
         let (vocab, width) = (problem.vocab, problem.width);
-        let of_rows = |block| problem.per_row(block, normalizer.as_chunks().0, &grad);
         Self {
             problem,
-            of: problem.blocks.iter().map(of_rows).collect(),
+            deltas,
             columns: wants_weight.then(|| problem.columns()),
             products: Pool::new(problem.largest_chunk() * padded(width)),
             hidden: wants_hidden.then(|| Aligned::zeros(problem.lanes() * width)),
@@ -303,7 +279,7 @@ impl<'a, N: Number> Backward<'a, N> {
             }
             None => words.iter().map(|_| None).collect::<Vec<_>>(),
         };
-        let (of, columns, products) = (&self.of, self.columns.as_ref(), &self.products);
+        let (source, columns, products) = (&self.deltas, self.columns.as_ref(), &self.products);
         let hidden = self.hidden.as_mut();
         let matrix = problem.words.block(&all, copy);
         rayon::join(
@@ -316,7 +292,7 @@ impl<'a, N: Number> Backward<'a, N> {
                 let tasks = words.into_par_iter().zip(deltas).zip(weights).zip(biases);
                 tasks.for_each(|(((words, deltas), weight), bias)| {
                     let matrix = matrix.from(words.start - all.start, 0);
-                    problem.deltas(&words, (!are_kept).then_some(matrix), of, deltas);
+                    source.write(problem, &words, (!are_kept).then_some(matrix), deltas);
                     if let Some((weight, columns)) = weight.zip(columns) {
                         products.with(|products| {
                             problem.write_weight(&words, deltas, columns, products, weight);
@@ -337,7 +313,7 @@ impl<'a, N: Number> Backward<'a, N> {
     }
 }
 
-impl Backward<'_, f32> {
+impl<D: Deltas> Backward<'_, f32, D> {
     /// Adds chunks whose logits are in a buffer, and writes their gradient of the weight from the
     /// start of this buffer on: see [`Problem::room_before`].
     fn add_in_place(&mut self, chunks: Range<usize>, mut logits: Aligned) {
@@ -416,49 +392,6 @@ impl Problem {
             deltas = rest;
             (block, tile)
         })
-    }
-
-    /// Writes `(onehot − softmax)·g` of the tiles of a chunk to `out`. Without a weight, `out` holds
-    /// the logits at the start.
-    fn deltas(&self, words: &Range<usize>, weight: Option<Block>, of: &[PerRow], out: &mut [f32]) {
-        let lens = self
-            .blocks
-            .iter()
-            .map(|block| words.len() * padded(block.len()));
-        let tiles = split(out, lens).into_par_iter().zip(&self.blocks).zip(of);
-        tiles.for_each(|((tile, block), of)| {
-            if let Some(weight) = weight {
-                self.logits(weight, block, words, tile);
-            }
-            self.turn(words, block, of, tile);
-        });
-    }
-
-    /// Turns the logits of a tile into deltas.
-    fn turn(&self, words: &Range<usize>, block: &Range<usize>, of: &PerRow, tile: &mut [f32]) {
-        let bend = narrow(self.shaping.bend());
-        for panel in self.panels.of(block.len()) {
-            let tile = panel.of_mut(tile, words.len());
-            let first = block.start + panel.first;
-            let rows = first..block.end.min(first + panel.width);
-            // The onehot term at the target, with the derivative of a softcap. The term needs the
-            // target's logit, so compute the term before `turn` overwrites the logit.
-            let targets = self.targets[rows].iter().enumerate();
-            let gains: Vec<(usize, f32)> = targets
-                .filter(|(_, target)| words.contains(target))
-                .map(|(lane, target)| {
-                    let place = (target - words.start) * panel.width + lane;
-                    // `of.factor` has a minus sign for the softmax term. The onehot term has the
-                    // opposite sign.
-                    let factor = -of.factor[panel.first + lane];
-                    (place, turned_if_certain(tile[place], factor, bend))
-                })
-                .collect();
-            turn(self.panels.arch, tile, panel, of, bend);
-            for (place, gain) in gains {
-                tile[place] += gain;
-            }
-        }
     }
 
     /// Adds the deltas of a band, a part of the columns and a block of rows in each task.

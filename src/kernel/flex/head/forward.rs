@@ -27,7 +27,7 @@ pub(super) struct Grid {
 }
 
 /// Cuts `0..len` into `parts` ranges at most.
-fn ranges(len: usize, parts: usize) -> Vec<Range<usize>> {
+pub(super) fn ranges(len: usize, parts: usize) -> Vec<Range<usize>> {
     let step = len.div_ceil(parts.max(1)).max(1);
     let starts = (0..len).step_by(step);
     starts.map(|start| start..(start + step).min(len)).collect()
