@@ -152,8 +152,7 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
         let (policy, guard) = policy.into_parts();
         let reference = reference.into_primitive();
         let prepared = TwoLogits.prepare::<C>([guard]).compute_bound();
-        let found =
-            B::logits_comparison(kind, policy.clone(), reference.clone(), counted.clone());
+        let found = B::logits_comparison(kind, policy.clone(), reference.clone(), counted.clone());
         match prepared.stateful() {
             OpsKind::Tracked(prep) => {
                 let state = TwoLogitsState {

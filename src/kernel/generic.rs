@@ -503,10 +503,8 @@ impl<B: Backend> Words<B> {
                 let m = mixed.mixture;
                 let of_ours = excess::<B>(ours.clone(), m.clone(), mixed.above_ours.clone());
                 let of_theirs = excess::<B>(theirs.clone(), m, mixed.above_theirs);
-                let terms = B::float_add(
-                    times::<B>(of_theirs, beta),
-                    times::<B>(of_ours, 1.0 - beta),
-                );
+                let terms =
+                    B::float_add(times::<B>(of_theirs, beta), times::<B>(of_ours, 1.0 - beta));
                 let down = B::float_neg(mixed.above_ours);
                 (terms, Some(B::float_mul(ours.clone(), down)))
             }

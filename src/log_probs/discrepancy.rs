@@ -321,5 +321,9 @@ fn from_positions(
     let policy = our_head.with_hidden(positions.take(ours));
     let theirs = positions.take(theirs.without_autodiff());
     let reference = their_head.without_autodiff().with_hidden(theirs);
-    at_positions(kernel::head_discrepancy(kind, policy, reference), mask, positions)
+    at_positions(
+        kernel::head_discrepancy(kind, policy, reference),
+        mask,
+        positions,
+    )
 }

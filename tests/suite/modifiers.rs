@@ -9,16 +9,14 @@ use burn_preference::config::{Configured, ObjectiveConfig};
 use burn_preference::modifier::wpo_weights;
 use burn_preference::training::state::{MovingAverage, RunningMean};
 use burn_preference::{
-    AsftLossConfig, BatchMetrics, BcoLossConfig, CpoLossConfig, DpoLossConfig, LossOutput,
-    Metrics, Mixture, NllNormalization, Objective, OrpoLossConfig, Pair, PolicyPair, PolicySide,
-    Ranked, ReferencedPair, RelativeTokenLogProbs, SequenceLogProbs, SftTerm, SimpoLossConfig,
+    AsftLossConfig, BatchMetrics, BcoLossConfig, CpoLossConfig, DpoLossConfig, LossOutput, Metrics,
+    Mixture, NllNormalization, Objective, OrpoLossConfig, Pair, PolicyPair, PolicySide, Ranked,
+    ReferencedPair, RelativeTokenLogProbs, SequenceLogProbs, SftTerm, SimpoLossConfig,
     SlicHfLossConfig, TokenLogProbs, Weighted, WithNll, WithShift, WithWeights, WithoutColumn,
 };
 
 use crate::scalar;
-use crate::support::{
-    ZipEqual, assert_close, bools, device, error, f64s, leaf, sequence, to_vec,
-};
+use crate::support::{ZipEqual, assert_close, bools, device, error, f64s, leaf, sequence, to_vec};
 
 /// Two pairs of ragged token log-probs: completions of 4 and 2, of 1 and 3 tokens.
 fn tokens(leaf: Tensor<1>) -> Pair<TokenLogProbs> {

@@ -6,9 +6,7 @@ use std::path::Path;
 
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use burn_preference::log_probs::{
-    CompletionMask, Discrepancy, ModelOutput, WithStatistics,
-};
+use burn_preference::log_probs::{CompletionMask, Discrepancy, ModelOutput, WithStatistics};
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch, TokenTensors};
 use burn_preference::training::gradients::clip_by_global_norm;
 use burn_preference::training::metrics::Observe;

@@ -145,8 +145,8 @@ impl TwoModels {
         };
         let dtype = how.dtype;
         let reference = How {
-            layout,
             dtype,
+            layout,
             ..REFERENCE
         };
         let policy = self.policy.tensors(how);
@@ -171,7 +171,11 @@ impl TwoModels {
         let (ours, expected) = (self.run(kind, how), self.scalar(kind));
         let what = |name: &str| format!("{name} of {kind:?}, {how:?}");
         assert_close(&ours.values, &expected.values, tolerance, &what("values"));
-        let wanted = [how.hidden, how.weight, how.weight && self.policy.bias.is_some()];
+        let wanted = [
+            how.hidden,
+            how.weight,
+            how.weight && self.policy.bias.is_some(),
+        ];
         let names = ["d hidden", "d weight", "d bias"];
         for (part, name) in names.into_iter().enumerate() {
             let expected = if wanted[part] {

@@ -8,10 +8,9 @@ use cubecl::prelude::*;
 
 use super::rows::{shaped, tanh};
 
-/// Which divergence, at compile time; β is an argument.
+/// Which divergence, at compile time; every other number is Jensen–Shannon, whose β is an argument.
 pub(super) const FORWARD: u32 = 0;
 pub(super) const REVERSE: u32 = 1;
-pub(super) const MIXED: u32 = 2;
 
 /// Stands for ln(p/p°) where one of the two probabilities is 0, and is multiplied by this 0.
 const RULED_OUT: f32 = 1.0e30;
@@ -117,8 +116,10 @@ pub(super) fn compare_rows<B: Float, C: Float, N: Size>(
     their_inside: f32,
     their_outside: f32,
     #[comptime] kind: u32,
-    #[comptime] our_shape: [bool; 2],
-    #[comptime] their_shape: [bool; 2],
+    #[comptime] our_scaled: bool,
+    #[comptime] our_capped: bool,
+    #[comptime] their_scaled: bool,
+    #[comptime] their_capped: bool,
     #[comptime] units: u32,
     #[comptime] exact: bool,
     #[define(B, C)] _dtypes: [ElemType; 2],
@@ -150,12 +151,22 @@ pub(super) fn compare_rows<B: Float, C: Float, N: Size>(
             y += Vector::<f32, N>::cast_from(bias[vector]);
         }
         let x = log_softmax::<N>(
-            x, kept, place, our_inside, our_outside,
-            comptime!(our_shape[0]), comptime!(our_shape[1]),
+            x,
+            kept,
+            place,
+            our_inside,
+            our_outside,
+            our_scaled,
+            our_capped,
         );
         let y = log_softmax::<N>(
-            y, kept, place + 2, their_inside, their_outside,
-            comptime!(their_shape[0]), comptime!(their_shape[1]),
+            y,
+            kept,
+            place + 2,
+            their_inside,
+            their_outside,
+            their_scaled,
+            their_capped,
         );
         let (p, q) = (x.exp(), y.exp());
         let d = log_ratio::<N>(x, y, kind);
@@ -228,8 +239,10 @@ pub(super) fn turn_compared<B: Float, C: Float, O: Float, N: Size>(
     bend: f32,
     first_row: u32,
     #[comptime] kind: u32,
-    #[comptime] our_shape: [bool; 2],
-    #[comptime] their_shape: [bool; 2],
+    #[comptime] our_scaled: bool,
+    #[comptime] our_capped: bool,
+    #[comptime] their_scaled: bool,
+    #[comptime] their_capped: bool,
     #[comptime] units: u32,
     #[comptime] turns: usize,
     #[define(B, C, O)] _dtypes: [ElemType; 3],
@@ -261,13 +274,16 @@ pub(super) fn turn_compared<B: Float, C: Float, O: Float, N: Size>(
             if let ComptimeOption::Some(bias) = &their_bias {
                 y += Vector::<f32, N>::cast_from(bias[vector]);
             }
-            let logits = shaped::<N>(
-                x, our_inside, our_outside, comptime!(our_shape[0]), comptime!(our_shape[1]),
-            );
+            let logits = shaped::<N>(x, our_inside, our_outside, our_scaled, our_capped);
             let x = (logits - Vector::new(kept[place])) - Vector::new(kept[place + 1]);
             let y = log_softmax::<N>(
-                y, kept, place + 2, their_inside, their_outside,
-                comptime!(their_shape[0]), comptime!(their_shape[1]),
+                y,
+                kept,
+                place + 2,
+                their_inside,
+                their_outside,
+                their_scaled,
+                their_capped,
             );
             let p = x.exp();
             let mut delta = p;
@@ -282,7 +298,7 @@ pub(super) fn turn_compared<B: Float, C: Float, O: Float, N: Size>(
                 delta = p * (above + mean) * Vector::new(beta - 1.0_f32);
             }
             delta *= Vector::new(grad);
-            if comptime!(our_shape[1]) {
+            if comptime!(our_capped) {
                 let bent = logits * Vector::new(bend);
                 delta = delta - delta * (bent * bent);
             }
