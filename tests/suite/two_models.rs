@@ -145,8 +145,8 @@ impl TwoModels {
         };
         let dtype = how.dtype;
         let reference = How {
-            layout,
             dtype,
+            layout,
             ..REFERENCE
         };
         let policy = self.policy.tensors(how);

@@ -7,10 +7,14 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 
 use super::block::Block;
-use super::head::{BACKWARD_ROWS, columns, head_backward, head_forward, outputs};
+use super::head::{
+    BACKWARD_ROWS, columns, head_backward, head_comparison, head_comparison_backward, head_forward,
+    outputs,
+};
 use super::tensors::{counted_targets, empty, rows_in_line};
 use crate::kernel::backend::LogProbKernel;
 use crate::kernel::choice::is_generic;
+use crate::kernel::discrepancy::{Comparison, Discrepancy};
 use crate::kernel::forward::{Forward, HeadGradients, Save};
 use crate::kernel::generic;
 use crate::kernel::head::{Head, Shaping};
@@ -69,5 +73,35 @@ impl LogProbKernel for CubeBackend {
         let (normalizer, grad) = (into_contiguous(normalizer), into_contiguous(grad));
         let logits = Block::new(rows_in_line(logits), None, Shaping::NONE);
         logits.turn(&targets, &normalizer, &grad, [0, 0], dtype)
+    }
+
+    fn head_comparison(
+        kind: Discrepancy,
+        policy: Head<Self>,
+        reference: Head<Self>,
+        slope: bool,
+    ) -> Comparison<Self> {
+        if is_generic(policy.hidden.dtype()) || is_generic(reference.hidden.dtype()) {
+            return generic::head_comparison(kind, &policy, &reference, slope);
+        }
+        head_comparison(kind, &policy, &reference, slope)
+    }
+
+    fn head_comparison_backward(
+        kind: Discrepancy,
+        policy: Head<Self>,
+        reference: Head<Self>,
+        kept: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        wanted: [bool; 3],
+    ) -> HeadGradients<Self> {
+        if is_generic(policy.hidden.dtype()) || is_generic(reference.hidden.dtype()) {
+            return generic::head_comparison_backward(
+                kind, &policy, &reference, &kept, &grad, wanted,
+            );
+        }
+        let (kept, grad) = (into_contiguous(kept), into_contiguous(grad));
+        let rows = BACKWARD_ROWS;
+        head_comparison_backward(kind, &policy, &reference, [&kept, &grad], wanted, rows)
     }
 }
