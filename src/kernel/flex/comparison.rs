@@ -296,7 +296,9 @@ impl<T: Terms> WithSimd for Turn<'_, T> {
             for l in 0..LANES {
                 let word = self.of.word(l, [x[l], y[l]]);
                 let slope = self.of.factor[l] * self.terms.slope(word, self.of.mean[l]);
+                // Without a softcap a logit may be −∞.
                 let bent = self.bend * f64::from(x[l]);
+                let bent = if self.bend == 0.0 { 0.0 } else { bent };
                 x[l] = narrow(slope - slope * (bent * bent));
             }
         }
