@@ -1,4 +1,4 @@
-//! Which divergence compares two models, and the results of a comparison.
+//! The divergences that compare two models, and the results of a comparison.
 
 use burn::backend::Backend;
 use burn::backend::tensor::FloatTensor;
@@ -47,7 +47,7 @@ pub enum Discrepancy {
 pub(super) struct Comparison<B: Backend> {
     /// The divergence of each row, `[rows]`.
     pub discrepancy: FloatTensor<B>,
-    /// What the backward needs, `[rows, 5]`: the largest logit m and `ln Σ exp(x − m)` of the
+    /// Numbers for the backward, `[rows, 5]`: the largest logit m and `ln Σ exp(x − m)` of the
     /// policy, the same two of the reference, and the mean E under the policy:
     ///
     /// ```text

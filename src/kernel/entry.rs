@@ -183,8 +183,11 @@ mod tests {
     use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor};
 
     use super::super::choice::has_extension;
+    use super::super::discrepancy::Discrepancy;
     use super::super::head::{HeadTensors, Shaping};
-    use super::{head_log_probs_by, logits_log_probs_by};
+    use super::{
+        head_discrepancy_by, head_log_probs_by, logits_discrepancy_by, logits_log_probs_by,
+    };
 
     fn numbers(tensors: &[Tensor<2>]) -> Vec<f64> {
         let values = |tensor: &Tensor<2>| tensor.to_data().iter::<f64>().collect::<Vec<_>>();
@@ -264,5 +267,53 @@ mod tests {
             ]
         };
         agree(&by(true), &by(false));
+    }
+
+    /// The same of two models: as heads, and as logits.
+    #[test]
+    fn a_comparison_without_the_extension() {
+        let device = Device::flex();
+        let random = |shape: [usize; 2]| {
+            let all = Distribution::Uniform(-2.0, 2.0);
+            Tensor::<2>::random(shape, all, (&device, DType::F64))
+        };
+        let leaf = |shape| random(shape).autodiff().require_grad();
+        let shaping = Shaping {
+            scale: 0.5,
+            softcap: Some(1.5),
+            temperature: 0.8,
+        };
+        let head = |hidden: &Tensor<2>, weight: &Tensor<2>, shaping| HeadTensors {
+            hidden: hidden.clone(),
+            weight: weight.clone(),
+            bias: None,
+            words_first: true,
+            shaping,
+        };
+        let [hidden, weight, logits] = [[4, 5], [7, 5], [4, 7]].map(leaf);
+        let [their_hidden, their_weight, their_logits] = [[4, 3], [7, 3], [4, 7]].map(random);
+        let counted = Tensor::<1, Bool>::from_bool([true, false, true, true], &device);
+        for kind in [
+            Discrepancy::ForwardKl,
+            Discrepancy::ReverseKl,
+            Discrepancy::JensenShannon(0.3),
+        ] {
+            let by = |extension: bool| {
+                let policy = head(&hidden, &weight, shaping);
+                let reference = head(&their_hidden, &their_weight, Shaping::NONE);
+                let found = head_discrepancy_by(extension, kind, policy, reference);
+                let grads = found.clone().exp().sum().backward();
+                let grad = |leaf: &Tensor<2>| leaf.grad(&grads).expect("a leaf");
+                let of_head = [found.inner().unsqueeze(), grad(&hidden), grad(&weight)];
+
+                let (ours, theirs) = (logits.clone(), their_logits.clone());
+                let found = logits_discrepancy_by(extension, kind, ours, theirs, counted.clone());
+                let grads = found.clone().exp().sum().backward();
+                let gradient = logits.grad(&grads).expect("a leaf");
+                let of_logits = [found.inner().unsqueeze(), gradient];
+                of_head.into_iter().chain(of_logits).collect::<Vec<_>>()
+            };
+            agree(&by(true), &by(false));
+        }
     }
 }

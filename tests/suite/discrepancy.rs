@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use crate::problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, Shaping, TRAINABLE};
 use crate::support::{
-    assert_close, bools, cases, device, dtypes, error, keeps_nan, to_vec, tolerance,
+    ZipEqual, assert_close, bools, cases, device, dtypes, error, keeps_nan, to_vec, tolerance,
 };
 use crate::two_models::{KINDS, TwoModels, divergence, slope};
 
@@ -101,7 +101,7 @@ fn several_blocks() {
         softcap: Some(2.5),
         temperature: 0.7,
     };
-    let models = TwoModels::new([2, 400, 4500, 3], 1);
+    let models = TwoModels::new([2, 280, 4500, 3], 1);
     let capped = TwoModels {
         policy: models.policy.clone().shaped(shaping),
         ..models.clone()
@@ -112,30 +112,25 @@ fn several_blocks() {
         Discrepancy::ReverseKl,
         Discrepancy::JensenShannon(0.3),
     ] {
+        let expected = models.scalar(kind);
         for layout in LAYOUTS {
-            models.check(
-                kind,
-                How {
-                    dtype,
-                    layout,
-                    ..TRAINABLE
-                },
-                3e-4,
-            );
-        }
-        for how in [TRAINABLE, FROZEN, REFERENCE] {
-            capped.check(kind, How { dtype, ..how }, 3e-4);
-        }
-        let from_logits = true;
-        models.check(
-            kind,
-            How {
+            let how = How {
                 dtype,
-                from_logits,
-                ..FROZEN
-            },
-            3e-4,
-        );
+                layout,
+                ..TRAINABLE
+            };
+            models.check_against(&expected, kind, how, 3e-4);
+        }
+        let how = How {
+            dtype,
+            from_logits: true,
+            ..FROZEN
+        };
+        models.check_against(&expected, kind, how, 3e-4);
+        let expected = capped.scalar(kind);
+        for how in [TRAINABLE, FROZEN, REFERENCE] {
+            capped.check_against(&expected, kind, How { dtype, ..how }, 3e-4);
+        }
     }
 }
 
@@ -144,29 +139,32 @@ fn half_precision() {
     // Numbers that both types hold exactly: what is left is the kernel's own rounding.
     let mut models = TwoModels::new([2, 9, 47, 31], 5);
     models.coarsen();
-    for dtype in dtypes() {
+    let half = |dtype: &DType| matches!(dtype, DType::F16 | DType::BF16);
+    for dtype in dtypes().into_iter().filter(half) {
+        // Of two models: where a product rounds its logits, both are rounded.
+        let allowed = 2.0 * tolerance(dtype);
         for kind in KINDS {
             for layout in LAYOUTS {
-                models.check(
-                    kind,
-                    How {
-                        dtype,
-                        layout,
-                        ..TRAINABLE
-                    },
-                    tolerance(dtype),
-                );
+                let how = How {
+                    dtype,
+                    layout,
+                    ..TRAINABLE
+                };
+                models.check(kind, how, allowed);
             }
-            for from_logits in [false, true] {
-                models.check(
-                    kind,
-                    How {
-                        dtype,
-                        from_logits,
-                        ..FROZEN
-                    },
-                    tolerance(dtype),
+            models.check(kind, How { dtype, ..FROZEN }, allowed);
+            // Logits of eighths; the gradient alone is rounded.
+            let [ours, theirs] = [1, 2].map(|seed| {
+                let noise = crate::problem::noise(20, seed).into_iter();
+                noise.map(|x| (x * 32.0).round() / 8.0).collect::<Vec<_>>()
+            });
+            for (found, gradient) in at_one(kind, &ours, &theirs, dtype) {
+                let (expected, slopes) = (
+                    divergence(kind, &ours, &theirs),
+                    slope(kind, &ours, &theirs),
                 );
+                assert_close(&[found], &[expected], 1e-5, "value");
+                assert_close(&gradient, &slopes, 4e-3, "gradient");
             }
         }
     }
@@ -268,12 +266,13 @@ proptest! {
                 prop_assert!((found - expected).abs() < 2e-2 * expected + 1e-13);
             }
             for (found, _) in at_one(kind, &ours, &theirs, DType::F64) {
-                prop_assert!((found - expected).abs() < 1e-7 * expected + 1e-15);
+                prop_assert!((found - expected).abs() < 1e-9 * expected + 2e-15);
             }
         }
     }
 
-    /// Finite values and gradients, and those of the scalar code.
+    /// Finite values and gradients, and those of the scalar code. A gradient is p·(d − mean d), of
+    /// differences d up to 2e4, which f32 holds to 1e-3.
     #[test]
     fn extremes(
         ours in prop::collection::vec(prop::sample::select(&[-1e4, -100.0, 0.0, 100.0, 1e4][..]), 4),
@@ -282,11 +281,11 @@ proptest! {
         for kind in KINDS {
             let (expected, slopes) = (divergence(kind, &ours, &theirs), slope(kind, &ours, &theirs));
             for dtype in [DType::F32, DType::F64] {
+                let allowed = if dtype == DType::F32 { 2e-3 } else { tolerance(dtype) };
                 for (found, gradient) in at_one(kind, &ours, &theirs, dtype) {
                     prop_assert!(error(found, expected) < tolerance(dtype), "{found} {expected}");
                     for (&found, &expected) in gradient.iter().zip(&slopes) {
-                        prop_assert!(found.is_finite());
-                        prop_assert!(error(found, expected) < tolerance(dtype));
+                        prop_assert!((found - expected).abs() < allowed, "{found} {expected}");
                     }
                 }
             }
@@ -538,5 +537,72 @@ fn models_that_do_not_fit_are_refused() {
     for beta in [0.0, 1.0, -0.1, f64::NAN, f64::INFINITY] {
         let error = logits(Discrepancy::JensenShannon(beta), [2, 2, 4], [2, 2, 4]).unwrap_err();
         assert_eq!(error.name(), "beta");
+    }
+}
+
+/// TRL's GKD loss and Liger's JSD in f64, TRL's chunked divergence in f32:
+/// `scripts/discrepancy_goldens.py` wrote the numbers.
+#[test]
+fn the_divergences_of_other_code() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/two_models.json");
+    let file: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let list = |values: &serde_json::Value| -> Vec<f64> {
+        let values = values.as_array().unwrap().iter();
+        values.map(|x| x.as_f64().unwrap()).collect()
+    };
+    let models = file["models"].as_array().unwrap();
+    let cases = file["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 45);
+    for case in cases {
+        let model = models.iter().find(|model| model["name"] == case["model"]);
+        let model = model.unwrap();
+        let shaping = |softcap: Option<f64>, scale: f64| Shaping {
+            scale,
+            softcap,
+            temperature: model["temperature"].as_f64().unwrap(),
+        };
+        let [ours, theirs] = ["policy", "reference"].map(|side| {
+            let parts: Vec<Vec<f64>> = model[side].as_array().unwrap().iter().map(list).collect();
+            let (vocab, width) = (parts[2].len(), parts[1].len() / parts[2].len());
+            let rows = parts[0].len() / width;
+            // One more position, which predicts nothing.
+            let hidden = [parts[0].clone(), vec![0.0; width]].concat();
+            let mut problem = Problem::new([1, rows + 1, vocab, width], 0);
+            problem.hidden = hidden;
+            problem.weight.clone_from(&parts[1]);
+            problem.bias = Some(parts[2].clone());
+            problem.mask.fill(true);
+            problem
+        });
+        let softcap = model["softcap"].as_f64();
+        let models = TwoModels {
+            policy: ours.shaped(shaping(softcap, model["scale"].as_f64().unwrap())),
+            reference: theirs.shaped(shaping(None, 1.0)),
+        };
+        let kind = match case["beta"].as_f64().unwrap() {
+            0.0 => Discrepancy::ForwardKl,
+            1.0 => Discrepancy::ReverseKl,
+            beta => Discrepancy::JensenShannon(beta),
+        };
+        let peer = case["peer"].as_str().unwrap();
+        let allowed = if peer == "TRL, chunked" { 5e-6 } else { 1e-12 };
+        let what = format!("{peer}, {}, {kind:?}", case["model"]);
+        let weights = |i: usize| 1.0 + i as f64 / 7.0;
+        for from_logits in [false, true] {
+            let how = How {
+                from_logits,
+                ..TRAINABLE
+            };
+            let ours = models.run_weighted(kind, how, weights);
+            assert_close(&ours.values, &list(&case["values"]), allowed, &what);
+            let gradients = case["gradients"].as_array().unwrap();
+            for (ours, theirs) in ours.gradients.iter().zip_equal(gradients) {
+                let theirs = list(theirs);
+                // That of the position that predicts nothing.
+                let rest = vec![0.0; ours.len() - theirs.len()];
+                assert_close(ours, &[theirs, rest].concat(), allowed, &what);
+            }
+        }
     }
 }

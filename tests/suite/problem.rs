@@ -232,7 +232,7 @@ impl Problem {
             TokenLogProbs::from_output(WithStatistics((states, head)), tokens, mask).unwrap()
         };
         let columns = log_probs.log_probs();
-        let [hidden, weight, bias] = tensors.gradients(how, &columns);
+        let [hidden, weight, bias] = tensors.gradients(how, &columns, Self::factor);
         Result {
             log_probs: to_vec(columns),
             statistics: values(&statistics),
@@ -290,14 +290,17 @@ pub struct Tensors {
 impl Tensors {
     /// Gradients of hidden states, weight and bias of Σ factor·column; empty for those that are not
     /// wanted. That of the weight is `[vocab, width]`.
-    pub fn gradients(&self, how: How, columns: &Tensor<2>) -> [Vec<f64>; 3] {
+    pub fn gradients(
+        &self,
+        how: How,
+        columns: &Tensor<2>,
+        factor: impl Fn(usize) -> f64,
+    ) -> [Vec<f64>; 3] {
         if !(how.hidden || how.weight) {
             assert!(!columns.is_autodiff(), "no graph without gradients");
             return [const { Vec::new() }; 3];
         }
-        let factors: Vec<f64> = (0..columns.shape().num_elements())
-            .map(Problem::factor)
-            .collect();
+        let factors: Vec<f64> = (0..columns.shape().num_elements()).map(factor).collect();
         let factors = Problem::floats(&factors, columns.dims(), columns.dtype());
         let grads = (columns.clone() * factors).sum().backward();
         let of = |tensor: &Tensor<2>| tensor.grad(&grads).unwrap();

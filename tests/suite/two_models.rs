@@ -79,6 +79,7 @@ pub fn slope(kind: Discrepancy, ours: &[f64], theirs: &[f64]) -> Vec<f64> {
     let weighed = |v: usize| match kind {
         Discrepancy::ForwardKl => -theirs[v].exp(),
         Discrepancy::ReverseKl => ours[v].exp() * (ours[v] - theirs[v]),
+        Discrepancy::JensenShannon(_) if ours[v].exp() == 0.0 => 0.0,
         Discrepancy::JensenShannon(beta) => (1.0 - beta) * ours[v].exp() * (ours[v] - m[v]),
         other => unreachable!("{other:?}"),
     };
@@ -136,8 +137,19 @@ impl TwoModels {
         }
     }
 
-    /// Ours. The reference has the words in another layout than the policy.
+    /// Ours, with the gradients of Σ factor·divergence.
     pub fn run(&self, kind: Discrepancy, how: How) -> Compared {
+        self.run_weighted(kind, how, Problem::factor)
+    }
+
+    /// Ours, with the gradients of Σ weight·divergence. The reference has the words in another
+    /// layout than the policy.
+    pub fn run_weighted(
+        &self,
+        kind: Discrepancy,
+        how: How,
+        weight: impl Fn(usize) -> f64,
+    ) -> Compared {
         let layout = match how.layout {
             Layout::WordsFirst => Layout::Transposed,
             Layout::View => Layout::WordsFirst,
@@ -161,14 +173,19 @@ impl TwoModels {
         };
         let columns = found.unwrap().values();
         Compared {
-            gradients: policy.gradients(how, &columns),
+            gradients: policy.gradients(how, &columns, weight),
             values: to_vec(columns),
         }
     }
 
     #[track_caller]
     pub fn check(&self, kind: Discrepancy, how: How, tolerance: f64) {
-        let (ours, expected) = (self.run(kind, how), self.scalar(kind));
+        self.check_against(&self.scalar(kind), kind, how, tolerance);
+    }
+
+    #[track_caller]
+    pub fn check_against(&self, expected: &Compared, kind: Discrepancy, how: How, tolerance: f64) {
+        let ours = self.run(kind, how);
         let what = |name: &str| format!("{name} of {kind:?}, {how:?}");
         assert_close(&ours.values, &expected.values, tolerance, &what("values"));
         let wanted = [

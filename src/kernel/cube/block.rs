@@ -1,13 +1,16 @@
 //! A block of logits, and the launches of the two kernels over it.
 
 use burn::backend::cubecl::dtype_to_storage_type;
+use burn::backend::ops::FloatTensorOps;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::comparison::{FORWARD, REVERSE, compare_rows, turn_compared};
 use super::rows::{TURNS, reduce_rows, turn_rows};
-use super::tensors::{address_type, empty, vector_size};
+use super::tensors::{address_type, empty, part, vector_size};
 use crate::kernel::discrepancy::Discrepancy;
 use crate::kernel::head::Shaping;
 
@@ -159,7 +162,7 @@ impl Block {
     }
 }
 
-/// Blocks of the same rows and words under two models, f32, and the divergence to compare them by.
+/// Blocks of the same rows and words under two models, and the divergence to compare them by.
 pub(super) struct Comparison {
     pub kind: Discrepancy,
     pub policy: Block,
@@ -191,11 +194,17 @@ impl Comparison {
         [of(&self.policy), of(&self.reference)]
     }
 
-    /// Compares the rows. `normalizers` is `[rows, 4]`, of policy and reference. Returns
-    /// `[rows, 2]`: the divergence and E.
-    pub(super) fn reduce(&self, normalizers: &CubeTensor) -> CubeTensor {
+    /// Compares the rows, and returns the divergence `[rows, 1]` and what the backward needs,
+    /// `[rows, 5]`. Rows with a negative target are not read. Other targets may be any.
+    pub(super) fn reduce(&self, targets: &CubeTensor) -> [CubeTensor; 2] {
         let (x, y) = (&self.policy.x, &self.reference.x);
         let [rows, vocab] = x.meta.shape().dims();
+        let normalizers = [&self.policy, &self.reference].map(|block| {
+            let reduced = empty(x, [rows, 3], DType::F32);
+            block.reduce(targets, &reduced, 0, false);
+            part(&reduced, 1, 1, 2)
+        });
+        let normalizers = into_contiguous(CubeBackend::float_cat(normalizers.into(), 1));
         let out = empty(x, [rows, 2], DType::F32);
         let across = rows.min(32_768);
         let width = self.width(&[]);
@@ -205,6 +214,7 @@ impl Comparison {
         let ([our_scaled, our_capped], [their_scaled, their_capped]) =
             (self.policy.kind(), self.reference.kind());
         let (kind, beta) = self.kind();
+        let [of_ours, of_theirs] = self.bias_types();
         let [our_bias, their_bias] =
             [&self.policy, &self.reference].map(|block| block.bias.clone());
         compare_rows::launch(
@@ -217,6 +227,7 @@ impl Comparison {
             ComptimeOptionArgs::from(our_bias.map(CubeTensor::into_tensor_arg)),
             y.clone().into_tensor_arg(),
             ComptimeOptionArgs::from(their_bias.map(CubeTensor::into_tensor_arg)),
+            targets.clone().into_tensor_arg(),
             normalizers.clone().into_tensor_arg(),
             out.clone().into_tensor_arg(),
             beta,
@@ -231,15 +242,18 @@ impl Comparison {
             their_capped,
             units,
             vocab % width == 0,
-            self.bias_types().map(dtype_to_storage_type),
+            [x.dtype, y.dtype, of_ours, of_theirs, targets.dtype].map(dtype_to_storage_type),
         );
-        out
+        let kept = vec![normalizers, part(&out, 1, 1, 1)];
+        let kept = into_contiguous(CubeBackend::float_cat(kept, 1));
+        [part(&out, 1, 0, 1), kept]
     }
 
     /// The gradient of the policy's x in `dtype`, written as by [`Block::turn`]. `kept` is that of
     /// [`Comparison`](crate::kernel::discrepancy::Comparison), from row `first_row` on.
     pub(super) fn turn(
         self,
+        targets: &CubeTensor,
         kept: &CubeTensor,
         grad: &CubeTensor,
         first_row: usize,
@@ -279,6 +293,7 @@ impl Comparison {
             ComptimeOptionArgs::from(our_bias.map(CubeTensor::into_tensor_arg)),
             y.clone().into_tensor_arg(),
             ComptimeOptionArgs::from(their_bias.map(CubeTensor::into_tensor_arg)),
+            targets.clone().into_tensor_arg(),
             kept.clone().into_tensor_arg(),
             grad.clone().into_tensor_arg(),
             argument,
@@ -297,7 +312,7 @@ impl Comparison {
             their_capped,
             UNITS,
             TURNS,
-            [of_ours, of_theirs, dtype].map(dtype_to_storage_type),
+            [x.dtype, y.dtype, of_ours, of_theirs, dtype, targets.dtype].map(dtype_to_storage_type),
         );
         output
     }

@@ -101,13 +101,15 @@ fn log_softmax<N: Size>(
 }
 
 /// Sums the terms of the divergence of each row, and of its mean E. `kept` is `[rows, 4 or more]`,
-/// and `out` gets two columns. Each cube reduces one row.
+/// and `out` gets two columns. Each cube reduces
+/// one row. A row with a negative target is not read and gets zeros.
 #[cube(launch, address_type = "dynamic")]
-pub(super) fn compare_rows<B: Float, C: Float, N: Size>(
-    ours: &Tensor<Vector<f32, N>>,
+pub(super) fn compare_rows<L: Float, M: Float, B: Float, C: Float, I: Int, N: Size>(
+    ours: &Tensor<Vector<L, N>>,
     our_bias: ComptimeOption<&Tensor<Vector<B, N>>>,
-    theirs: &Tensor<Vector<f32, N>>,
+    theirs: &Tensor<Vector<M, N>>,
     their_bias: ComptimeOption<&Tensor<Vector<C, N>>>,
+    targets: &Tensor<I>,
     kept: &Tensor<f32>,
     out: &mut Tensor<f32>,
     beta: f32,
@@ -122,13 +124,21 @@ pub(super) fn compare_rows<B: Float, C: Float, N: Size>(
     #[comptime] their_capped: bool,
     #[comptime] units: u32,
     #[comptime] exact: bool,
-    #[define(B, C)] _dtypes: [ElemType; 2],
+    #[define(L, M, B, C, I)] _dtypes: [ElemType; 5],
 ) {
     let row = CUBE_POS;
     if row >= ours.shape(0) {
         terminate!();
     }
     let unit = UNIT_POS as usize;
+    let into = row * out.stride(0);
+    if targets[row] < I::new(0) {
+        if unit == 0 {
+            out[into] = 0.0_f32;
+            out[into + 1] = 0.0_f32;
+        }
+        terminate!();
+    }
     let width = ours.vector_size();
     let vocab = ours.shape(1);
     let vectors = (vocab + width - 1) / width;
@@ -140,12 +150,12 @@ pub(super) fn compare_rows<B: Float, C: Float, N: Size>(
     let mut mean = 0.0_f32;
     let mut vector = unit;
     while vector < vectors {
-        let mut x = ours[from + vector];
+        let mut x = Vector::<f32, N>::cast_from(ours[from + vector]);
         #[comptime]
         if let ComptimeOption::Some(bias) = &our_bias {
             x += Vector::<f32, N>::cast_from(bias[vector]);
         }
-        let mut y = theirs[their_from + vector];
+        let mut y = Vector::<f32, N>::cast_from(theirs[their_from + vector]);
         #[comptime]
         if let ComptimeOption::Some(bias) = &their_bias {
             y += Vector::<f32, N>::cast_from(bias[vector]);
@@ -213,20 +223,21 @@ pub(super) fn compare_rows<B: Float, C: Float, N: Size>(
         sync_cube();
     }
     if unit == 0 {
-        let into = row * out.stride(0);
         out[into] = sums[0];
         out[into + 1] = means[0];
     }
 }
 
 /// Writes the gradient of the divergence times grad·∂logit/∂x. `output` may be the buffer of
-/// `ours`. `kept` is `[rows, 5]`. Each cube handles one stretch of a row.
+/// `ours`. `kept` is `[rows, 5]`. Each cube handles one stretch of a row. A row with a negative target
+/// gets zeros.
 #[cube(launch, address_type = "dynamic")]
-pub(super) fn turn_compared<B: Float, C: Float, O: Float, N: Size>(
-    ours: &Tensor<Vector<f32, N>>,
+pub(super) fn turn_compared<L: Float, M: Float, B: Float, C: Float, O: Float, I: Int, N: Size>(
+    ours: &Tensor<Vector<L, N>>,
     our_bias: ComptimeOption<&Tensor<Vector<B, N>>>,
-    theirs: &Tensor<Vector<f32, N>>,
+    theirs: &Tensor<Vector<M, N>>,
     their_bias: ComptimeOption<&Tensor<Vector<C, N>>>,
+    targets: &Tensor<I>,
     kept: &Tensor<f32>,
     grad: &Tensor<f32>,
     output: &mut Tensor<Vector<O, N>>,
@@ -245,7 +256,7 @@ pub(super) fn turn_compared<B: Float, C: Float, O: Float, N: Size>(
     #[comptime] their_capped: bool,
     #[comptime] units: u32,
     #[comptime] turns: usize,
-    #[define(B, C, O)] _dtypes: [ElemType; 3],
+    #[define(L, M, B, C, O, I)] _dtypes: [ElemType; 6],
 ) {
     let row = CUBE_POS_Z as usize * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize;
     if row >= ours.shape(0) {
@@ -257,6 +268,7 @@ pub(super) fn turn_compared<B: Float, C: Float, O: Float, N: Size>(
     let their_from = row * (theirs.stride(0) / width);
     let into = row * (output.stride(0) / width);
     let place = (first_row as usize + row) * kept.stride(0);
+    let counts = targets[first_row as usize + row] >= I::new(0);
     let mean = Vector::<f32, N>::new(kept[place + 4]);
     let grad = grad[first_row as usize + row] * factor;
     let start = CUBE_POS_X as usize * (units as usize * turns) + UNIT_POS as usize;
@@ -264,45 +276,49 @@ pub(super) fn turn_compared<B: Float, C: Float, O: Float, N: Size>(
     for turn in 0..turns {
         let vector = start + turn * units as usize;
         if vector < vectors {
-            let mut x = ours[from + vector];
-            #[comptime]
-            if let ComptimeOption::Some(bias) = &our_bias {
-                x += Vector::<f32, N>::cast_from(bias[vector]);
-            }
-            let mut y = theirs[their_from + vector];
-            #[comptime]
-            if let ComptimeOption::Some(bias) = &their_bias {
-                y += Vector::<f32, N>::cast_from(bias[vector]);
-            }
-            let logits = shaped::<N>(x, our_inside, our_outside, our_scaled, our_capped);
-            let x = (logits - Vector::new(kept[place])) - Vector::new(kept[place + 1]);
-            let y = log_softmax::<N>(
-                y,
-                kept,
-                place + 2,
-                their_inside,
-                their_outside,
-                their_scaled,
-                their_capped,
-            );
-            let p = x.exp();
-            let mut delta = p;
-            if comptime!(kind == FORWARD) {
-                delta = p - y.exp();
-            } else if comptime!(kind == REVERSE) {
-                delta = p * (log_ratio::<N>(x, y, kind) - mean);
+            if counts {
+                let mut x = Vector::<f32, N>::cast_from(ours[from + vector]);
+                #[comptime]
+                if let ComptimeOption::Some(bias) = &our_bias {
+                    x += Vector::<f32, N>::cast_from(bias[vector]);
+                }
+                let mut y = Vector::<f32, N>::cast_from(theirs[their_from + vector]);
+                #[comptime]
+                if let ComptimeOption::Some(bias) = &their_bias {
+                    y += Vector::<f32, N>::cast_from(bias[vector]);
+                }
+                let logits = shaped::<N>(x, our_inside, our_outside, our_scaled, our_capped);
+                let x = (logits - Vector::new(kept[place])) - Vector::new(kept[place + 1]);
+                let y = log_softmax::<N>(
+                    y,
+                    kept,
+                    place + 2,
+                    their_inside,
+                    their_outside,
+                    their_scaled,
+                    their_capped,
+                );
+                let p = x.exp();
+                let mut delta = p;
+                if comptime!(kind == FORWARD) {
+                    delta = p - y.exp();
+                } else if comptime!(kind == REVERSE) {
+                    delta = p * (log_ratio::<N>(x, y, kind) - mean);
+                } else {
+                    let d = log_ratio::<N>(x, y, kind);
+                    let zero = Vector::<f32, N>::new(0.0_f32);
+                    let above = below_larger::<N>(d, beta) + max(-d, zero);
+                    delta = p * (above + mean) * Vector::new(beta - 1.0_f32);
+                }
+                delta *= Vector::new(grad);
+                if comptime!(our_capped) {
+                    let bent = logits * Vector::new(bend);
+                    delta = delta - delta * (bent * bent);
+                }
+                output[into + vector] = Vector::cast_from(delta);
             } else {
-                let d = log_ratio::<N>(x, y, kind);
-                let zero = Vector::<f32, N>::new(0.0_f32);
-                let above = below_larger::<N>(d, beta) + max(-d, zero);
-                delta = p * (above + mean) * Vector::new(beta - 1.0_f32);
+                output[into + vector] = Vector::cast_from(Vector::<f32, N>::new(0.0_f32));
             }
-            delta *= Vector::new(grad);
-            if comptime!(our_capped) {
-                let bent = logits * Vector::new(bend);
-                delta = delta - delta * (bent * bent);
-            }
-            output[into + vector] = Vector::cast_from(delta);
         }
     }
 }

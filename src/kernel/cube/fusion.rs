@@ -259,4 +259,58 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
         let mut gradient = later::<B>("log_probs::logits_backward", inputs, outputs, run);
         gradient.next().expect("one, as described")
     }
+
+    fn logits_comparison(
+        kind: Discrepancy,
+        policy: FloatTensor<Self>,
+        reference: FloatTensor<Self>,
+        counted: BoolTensor<Self>,
+    ) -> Comparison<Self> {
+        let dtype = wide(policy.dtype);
+        let rows = policy.shape[0];
+        let shapes = [Shape::new([rows]), Shape::new([rows, KEPT])];
+        let outputs = shapes.map(|shape| (shape, dtype)).into();
+        let run = move |handles: &mut Handles<B>, description: &CustomOpIr| {
+            let inputs = &description.inputs;
+            let policy = handles.get_float_tensor::<B>(&inputs[0]);
+            let reference = handles.get_float_tensor::<B>(&inputs[1]);
+            let counted = handles.get_bool_tensor::<B>(&inputs[2]);
+            let found = B::logits_comparison(kind, policy, reference, counted);
+            vec![found.discrepancy, found.kept]
+        };
+        let inputs = vec![policy, reference, counted];
+        let mut outputs = later::<B>("log_probs::logits_comparison", inputs, outputs, run);
+        let mut next = || outputs.next().expect("as many as described");
+        Comparison {
+            discrepancy: next(),
+            kept: next(),
+            slope: None,
+        }
+    }
+
+    fn logits_comparison_backward(
+        kind: Discrepancy,
+        policy: FloatTensor<Self>,
+        reference: FloatTensor<Self>,
+        counted: BoolTensor<Self>,
+        kept: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let outputs = vec![(policy.shape.clone(), policy.dtype)];
+        let run = move |handles: &mut Handles<B>, description: &CustomOpIr| {
+            let inputs = &description.inputs;
+            let policy = handles.get_float_tensor::<B>(&inputs[0]);
+            let reference = handles.get_float_tensor::<B>(&inputs[1]);
+            let counted = handles.get_bool_tensor::<B>(&inputs[2]);
+            let kept = handles.get_float_tensor::<B>(&inputs[3]);
+            let grad = handles.get_float_tensor::<B>(&inputs[4]);
+            vec![B::logits_comparison_backward(
+                kind, policy, reference, counted, kept, grad,
+            )]
+        };
+        let inputs = vec![policy, reference, counted, kept, grad];
+        let id = "log_probs::logits_comparison_backward";
+        let mut gradient = later::<B>(id, inputs, outputs, run);
+        gradient.next().expect("one, as described")
+    }
 }

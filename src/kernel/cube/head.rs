@@ -126,6 +126,7 @@ pub(super) fn head_comparison_backward(
 ) -> HeadGradients<CubeBackend> {
     let dtype = policy.hidden.dtype;
     let (words, bias) = (words(reference), bias(reference));
+    let targets = into_contiguous(policy.targets.clone());
     gradients(policy, wanted, most_rows, |policy, bounds| {
         let some = part(&words, 0, bounds.first_word, bounds.words);
         let bias = bias.as_ref();
@@ -135,7 +136,7 @@ pub(super) fn head_comparison_backward(
             policy,
             reference: block_of(reference, (bounds.first_row, bounds.rows), &some, bias),
         };
-        comparison.turn(kept, grad, bounds.first_row, dtype)
+        comparison.turn(&targets, kept, grad, bounds.first_row, dtype)
     })
 }
 
@@ -245,22 +246,14 @@ pub(super) fn head_comparison(
             policy: block_of(policy, (start, length), &our_words, our_bias.clone()),
             reference: block_of(reference, (start, length), &their_words, their_bias.clone()),
         };
-        let normalizers = [&comparison.policy, &comparison.reference].map(|block| {
-            let reduced = empty(&block.x, [length, columns(false)], DType::F32);
-            block.reduce(&targets, &reduced, 0, false);
-            part(&reduced, 1, 1, 2)
-        });
-        let normalizers = CubeBackend::float_cat(normalizers.into(), 1);
-        let found = comparison.reduce(&normalizers);
-        let kept = vec![normalizers, part(&found, 1, 1, 1)];
-        let kept = CubeBackend::float_cat(kept, 1);
+        let [discrepancy, kept] = comparison.reduce(&targets);
         if slope {
             let shape = Shape::new([length]);
             let ones = CubeBackend::float_ones(shape, &policy.hidden.device, DType::F32.into());
-            let delta = comparison.turn(&kept, &ones, 0, policy.hidden.dtype);
+            let delta = comparison.turn(&targets, &kept, &ones, 0, policy.hidden.dtype);
             slopes.push(product(delta, our_words.clone(), None, DType::F32));
         }
-        all.push(part(&found, 1, 0, 1));
+        all.push(discrepancy);
         keep.push(kept);
     }
     Comparison {
