@@ -9,8 +9,9 @@ use burn::tensor::Tensor;
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::positive;
 use crate::objective::LossOutput;
-use crate::training::gradients::clip_by_global_norm;
+use crate::training::gradients::{clip_by_global_norm, sum_gradients};
 use crate::training::metrics::{BatchMetrics, Observe};
+use crate::training::reducer::{ReduceError, Reducer};
 
 /// The gradients and metrics of one optimiser step, from parts of its batch: those of the mean over
 /// all examples, however unequal the parts are.
@@ -147,8 +148,8 @@ impl StepPart {
 
 impl<M: Module> Accumulation<M> {
     /// Nothing yet of a step with `total` examples: those of all parts, and of all workers
-    /// ([`Reducer::total`](crate::training::reducer::Reducer::total)) where Burn sums their
-    /// gradients.
+    /// ([`Reducer::total`]) where their gradients are summed, by [`reduced`](Self::reduced) or by
+    /// Burn.
     ///
     /// # Errors
     ///
@@ -205,6 +206,87 @@ impl<M: Module> Accumulation<M> {
         self.metrics = std::mem::take(&mut self.metrics).merge(part.metrics);
         self.gradients.accumulate(model, part.gradients);
         Ok(())
+    }
+
+    /// The step of all workers: gradients, metrics and number of examples are summed, so that what
+    /// [`clipped`](Self::clipped) returns is the same on each of them, and that of one process. Every
+    /// worker calls it once a step, after its last part; one that had no part as well.
+    ///
+    /// For workers that are processes. burn-train's `MultiDevice` sums gradients itself.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use burn::module::{Module, Param};
+    /// # use burn::tensor::{Device, Tensor};
+    /// # use burn_preference::BatchMetrics;
+    /// # use burn_preference::training::accumulation::{Accumulation, StepPart};
+    /// use burn_preference::Error;
+    /// use burn_preference::training::reducer::Threads;
+    /// # #[derive(Module, Debug)]
+    /// # struct Model {
+    /// #     scale: Param<Tensor<1>>,
+    /// # }
+    /// # let device = Device::default().autodiff();
+    /// # let policy = Model { scale: Param::from_tensor(Tensor::ones([1], &device)) };
+    ///
+    /// // Three of the four examples here, one there; between processes it is `Mpi::init`.
+    /// let workers = Threads::new(2, Duration::from_secs(10))?;
+    /// let slopes = std::thread::scope(|scope| {
+    ///     let worker = |examples: usize| {
+    ///         let (policy, reducer) = (policy.clone().fork(&device), workers.clone());
+    ///         scope.spawn(move || -> Result<f32, Error> {
+    ///             let losses = policy.scale.val().repeat_dim(0, examples) * 3.0;
+    ///             let metrics = BatchMetrics::default().with("loss", losses.clone());
+    ///             let mut step = Accumulation::over(4.0)?;
+    ///             step.add_part(&policy, StepPart::new(&policy, losses, metrics, 4.0)?)?;
+    ///             let (grads, metrics) = step.reduced(&policy, &reducer)?.clipped(&policy, 10.0)?;
+    ///             assert_eq!(metrics.read()?.count("loss"), 4.0);
+    ///             Ok(grads.get::<1>(policy.scale.id).unwrap().into_scalar::<f32>())
+    ///         })
+    ///     };
+    ///     [worker(3), worker(1)].map(|worker| worker.join().unwrap())
+    /// });
+    /// for slope in slopes {
+    ///     assert_eq!(slope?, 3.0); // 3·3/4 here, 3/4 there
+    /// }
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The workers do not come together, or they have more examples than the total: see
+    /// [`ReduceError`].
+    pub fn reduced(self, model: &M, reducer: &dyn Reducer) -> Result<Self, ReduceError> {
+        let Self {
+            total,
+            examples,
+            mut gradients,
+            metrics,
+        } = self;
+        let devices = model.devices();
+        let device = devices.first().cloned().unwrap_or_default().inner();
+        let examples = reducer.total(examples, &device)?;
+        if examples > total {
+            return Err(ReduceError::Examples { examples, total });
+        }
+        let metrics = metrics.read().map_err(|error| ReduceError::Unreadable {
+            reason: error.to_string(),
+        })?;
+        let metrics = metrics.reduced(reducer, &device)?;
+        let summed = sum_gradients(gradients.grads(), model, reducer)?;
+        gradients = GradientsAccumulator::default();
+        gradients.accumulate(model, summed);
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a count of examples"
+        )]
+        Ok(Self {
+            total,
+            examples: examples as usize,
+            gradients,
+            metrics: BatchMetrics::on_device(&metrics, &device),
+        })
     }
 
     /// The gradients, clipped together by [`clip_by_global_norm`], and the metrics of all parts with

@@ -1,4 +1,4 @@
-//! Clipping all gradients of a model together, as TRL does (`max_grad_norm`).
+//! All gradients of a model together: clipped, as TRL does (`max_grad_norm`), or summed over workers.
 //!
 //! Burn's optimisers clip each parameter by itself, which changes the direction of a step; a
 //! global norm only changes its length. Reference hyperparameters of preference papers assume the
@@ -12,6 +12,7 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::positive;
+use crate::training::reducer::{ReduceError, Reducer, sum_numbers};
 
 /// Scales all gradients of `model` by min(1, `max_norm` / norm), where the norm is over all of
 /// them together, and returns them with that norm, `[1]`, before clipping.
@@ -139,5 +140,138 @@ impl ModuleVisitor for Clip {
             let grad = grad.cast(factor.dtype()) * factor.unsqueeze();
             self.grads.register::<D>(param.id, grad.cast(dtype));
         }
+    }
+}
+
+/// Numbers that are summed at once, unless one gradient has more: 64 MiB in f32.
+const AT_ONCE: usize = 1 << 24;
+
+/// Σ over the workers of the gradients of `model`, which all of them have a copy of.
+///
+/// Gradients go through the reducer one after the other, in the order in which the model visits its
+/// parameters, flat and beside each other in vectors of about 64 MiB. They are f32 there, or f64
+/// where they are f64, and get their number type back. A parameter that has a gradient on one worker
+/// has one on all of them afterwards; one that has none on any worker, such as a frozen one, is not
+/// sent. Every value is read back.
+///
+/// # Errors
+///
+/// The workers do not come together: see [`ReduceError`]. Models that differ have other numbers of
+/// values, which is an error as well.
+pub fn sum_gradients<M: Module>(
+    grads: GradientsParams,
+    model: &M,
+    reducer: &dyn Reducer,
+) -> Result<GradientsParams, ReduceError> {
+    let mut present = Present {
+        grads: &grads,
+        seen: HashSet::new(),
+        marks: Vec::new(),
+        device: None,
+    };
+    model.visit(&mut present);
+    let Some(device) = present.device else {
+        return Ok(grads);
+    };
+    let marks = sum_numbers(reducer, &present.marks, &device)?;
+    let mut sums = Sums {
+        grads,
+        seen: HashSet::new(),
+        marks: marks.into_iter(),
+        flat: Vec::new(),
+        places: Vec::new(),
+        reducer,
+        result: Ok(()),
+    };
+    model.visit(&mut sums);
+    sums.send();
+    sums.result?;
+    Ok(sums.grads)
+}
+
+/// Which parameters have a gradient, 1 or 0 each.
+struct Present<'a> {
+    grads: &'a GradientsParams,
+    seen: HashSet<ParamId>,
+    marks: Vec<f64>,
+    device: Option<Device>,
+}
+
+impl ModuleVisitor for Present<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.seen.insert(param.id) {
+            let mark = self.grads.get::<D>(param.id).is_some();
+            self.marks.push(f64::from(u8::from(mark)));
+            let device = || param.lazy_device().inner();
+            self.device.get_or_insert_with(device);
+        }
+    }
+}
+
+/// Puts a part of the sums where it belongs.
+type Place = Box<dyn FnOnce(Tensor<1>, &mut GradientsParams)>;
+
+struct Sums<'a> {
+    grads: GradientsParams,
+    seen: HashSet<ParamId>,
+    /// Number of workers that have a gradient, for each parameter that is still to come.
+    marks: std::vec::IntoIter<f64>,
+    /// Gradients that wait, of one device and number type.
+    flat: Vec<Tensor<1>>,
+    places: Vec<(usize, Place)>,
+    reducer: &'a dyn Reducer,
+    result: Result<(), ReduceError>,
+}
+
+impl Sums<'_> {
+    fn send(&mut self) {
+        let (flat, places) = (
+            std::mem::take(&mut self.flat),
+            std::mem::take(&mut self.places),
+        );
+        if flat.is_empty() || self.result.is_err() {
+            return;
+        }
+        let sum = match self.reducer.sum(Tensor::cat(flat, 0)) {
+            Ok(sum) => sum,
+            Err(error) => return self.result = Err(error),
+        };
+        let mut start = 0;
+        for (length, place) in places {
+            place(sum.clone().narrow(0, start, length), &mut self.grads);
+            start += length;
+        }
+    }
+}
+
+impl ModuleVisitor for Sums<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if !self.seen.insert(param.id) || self.marks.next().is_none_or(|workers| workers == 0.0) {
+            return;
+        }
+        let id = param.id;
+        let grad = self.grads.remove::<D>(id);
+        let grad = grad.unwrap_or_else(|| param.val().without_autodiff().zeros_like());
+        let (shape, dtype) = (grad.shape(), grad.dtype());
+        let length = shape.num_elements();
+        if length == 0 {
+            return self.grads.register::<D>(id, grad);
+        }
+        let grad = grad.reshape([length]);
+        let grad = match dtype {
+            DType::F64 => grad,
+            _ => grad.cast(FloatDType::F32),
+        };
+        let waiting: usize = self.places.iter().map(|(length, _)| length).sum();
+        let is_alike =
+            |first: &Tensor<1>| first.device() == grad.device() && first.dtype() == grad.dtype();
+        if waiting + length > AT_ONCE || !self.flat.first().is_none_or(is_alike) {
+            self.send();
+        }
+        self.flat.push(grad);
+        let place = move |sum: Tensor<1>, grads: &mut GradientsParams| {
+            grads.register::<D>(id, sum.reshape(shape).cast(dtype));
+        };
+        self.places.push((length, Box::new(place)));
     }
 }

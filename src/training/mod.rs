@@ -6,8 +6,9 @@
 //! | [`metrics`] | | metrics of a batch to log, under TRL's keys |
 //! | [`state`] | | statistics of more than one batch that an objective depends on: z₀, δ, M₀ |
 //! | [`class_ratio`] | | KTO's two weights beside the numbers of a data set |
-//! | [`reducer`] | | sums over workers: counts, z₀, δ |
-//! | [`gradients`] | `optim` | clipping by the global norm |
+//! | [`reducer`] | | sums over workers: counts, z₀, δ, gradients |
+//! | `mpi` | `mpi` | workers that are processes |
+//! | [`gradients`] | `optim` | clipping by the global norm; sums over workers |
 //! | [`accumulation`] | `optim` | gradients and metrics of a step, from parts of its batch |
 //! | [`burn_train`] | `train` | an item and metrics for burn-train |
 //!
@@ -23,7 +24,9 @@
 //! - on GPUs, whose atomic additions have no order;
 //! - for several workers of burn-train's `multi`, which adds gradients in the order in which workers
 //!   finish. Only the sum of two has no order: two workers without accumulated gradients. What
-//!   [`Threads`](reducer::Threads) sums (z₀, δ, counts) has the same bits for any number of workers.
+//!   [`Threads`](reducer::Threads) or `Mpi` sums has the same bits on every worker and in every run,
+//!   gradients included;
+//! - for another number of workers, whose sums have another order.
 //!
 //! The order of a list's candidates changes no loss, ties included. Burn's sort does not say which of
 //! two equal values comes first. [`AotLoss`](crate::AotLoss) then has the same losses, and its gradient may go to either
@@ -38,5 +41,7 @@ pub mod first_batch;
 #[cfg(feature = "optim")]
 pub mod gradients;
 pub mod metrics;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod reducer;
 pub mod state;

@@ -1,8 +1,15 @@
 //! Sums over all workers of a run, where a statistic spans more than one of them.
 //!
-//! Burn sums the *gradients* of workers and of accumulated micro-batches. What it cannot know is
-//! what a loss needs from the others before its backward: how many examples or tokens there are in
-//! the whole window, KTO's z₀, BCO's δ. A [`Reducer`] tells.
+//! A loss needs something from the others before its backward: how many examples or tokens there are
+//! in the whole step, KTO's z₀, BCO's δ. A [`Reducer`] tells. burn-train's `MultiDevice` sums the
+//! gradients of its workers; between processes the same reducer does, by
+//! [`Accumulation::reduced`](crate::training::accumulation::Accumulation::reduced).
+//!
+//! | workers | reducer |
+//! |---|---|
+//! | one | [`Local`] |
+//! | threads of a process | [`Threads`] |
+//! | processes, on one machine or on many | `Mpi` in `training::mpi`, with the feature `mpi` |
 //!
 //! ```
 //! use std::time::Duration;
@@ -25,11 +32,11 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use thiserror::Error;
 
 /// The error of a sum over workers.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum ReduceError {
     /// A sum over no workers.
@@ -37,16 +44,48 @@ pub enum ReduceError {
     NoWorkers,
     /// Not every worker came: one failed, or its share of the data was shorter.
     #[error(
-        "{arrived} of {workers} workers came within {timeout:?}: the others failed, or their \
-         share of the data has fewer batches"
+        "{arrived} of {workers} workers came within {timeout:?}{}: the others failed, or their \
+         share of the data has fewer batches",
+        without(missing)
     )]
     TimedOut {
+        /// Ranks of the workers that did not come, in their order; empty where workers have no
+        /// ranks, as threads have none.
+        missing: Vec<usize>,
         /// Number of workers that came.
         arrived: usize,
         /// Number of workers that there are.
         workers: usize,
         /// The time that they waited.
         timeout: Duration,
+    },
+    /// Another worker said that it failed, or the connection to it broke.
+    #[error("worker {rank}: {reason}")]
+    Worker {
+        /// Rank of that worker.
+        rank: usize,
+        /// The reason, in its words or in those of the connection.
+        reason: String,
+    },
+    /// No connection to any other worker.
+    #[error("no connection to the other workers: {reason}")]
+    Disconnected {
+        /// The reason, in the words of the connection.
+        reason: String,
+    },
+    /// The workers have different metrics.
+    #[error("another worker has other metrics than this one, whose keys are: {keys}")]
+    Metrics {
+        /// The keys of this worker, with commas between them.
+        keys: String,
+    },
+    /// The parts of all workers have more examples than the step that they belong to.
+    #[error("the workers have {examples} examples, of a step of {total}")]
+    Examples {
+        /// Number of examples of all workers.
+        examples: f64,
+        /// Number of examples of the step, as this worker was told.
+        total: f64,
     },
     /// The workers have different numbers of values: they are not at the same step.
     #[error("another worker has {expected} values to sum, this one {found}")]
@@ -67,10 +106,19 @@ pub enum ReduceError {
     },
 }
 
-/// Sums a few numbers over all workers; every worker calls it as often as the others.
+fn without(missing: &[usize]) -> String {
+    if missing.is_empty() {
+        return String::new();
+    }
+    let ranks: Vec<String> = missing.iter().map(usize::to_string).collect();
+    format!(", without rank {}", ranks.join(", "))
+}
+
+/// Sums numbers over all workers; every worker calls it as often as the others.
 ///
-/// Give it statistics, not gradients: results are constants. Another transport between workers is
-/// one method:
+/// Results are constants: a statistic is summed before the backward, a gradient after it. Another
+/// transport between workers is one method. What breaks there is [`ReduceError::Worker`] or
+/// [`ReduceError::Disconnected`]. Every worker should get the same bits, or their weights part.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -106,14 +154,28 @@ pub trait Reducer: fmt::Debug + Send + Sync {
     fn total(&self, local: usize, device: &Device) -> Result<f64, ReduceError> {
         // f32 is exact to 2²⁴: in two digits, counts to 2⁴⁸ are.
         const DIGIT: usize = 1 << 20;
-        let digits = [(local % DIGIT) as f64, (local / DIGIT) as f64];
-        let local = Tensor::from_data(TensorData::from(digits), device);
+        let local = Tensor::from_data(
+            TensorData::from([(local % DIGIT) as f64, (local / DIGIT) as f64]),
+            (device, DType::F32),
+        );
         let total = read(self.sum(local)?)?;
         Ok(total[0] + total[1] * DIGIT as f64)
     }
 }
 
-fn read(values: Tensor<1>) -> Result<Vec<f64>, ReduceError> {
+/// Σ over the workers of numbers on the host, by `device` in f32.
+pub(super) fn sum_numbers(
+    reducer: &dyn Reducer,
+    local: &[f64],
+    device: &Device,
+) -> Result<Vec<f64>, ReduceError> {
+    read(reducer.sum(Tensor::from_data(
+        TensorData::from(local),
+        (device, DType::F32),
+    ))?)
+}
+
+pub(super) fn read(values: Tensor<1>) -> Result<Vec<f64>, ReduceError> {
     match values.try_into_data() {
         Ok(data) => Ok(data.iter().collect()),
         Err(error) => Err(ReduceError::Unreadable {
@@ -220,6 +282,7 @@ impl Group {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
                 let error = ReduceError::TimedOut {
+                    missing: Vec::new(),
                     arrived: round.values.len(),
                     workers: self.workers,
                     timeout: self.timeout,

@@ -11,7 +11,7 @@ const STAIRS: &str = "training";
 const FLOORS: [&[&str]; 10] = [
     &["error", "guide", "kernel"],
     &["hyperparameter", "math", "needs", "training::reducer"],
-    &["log_probs", "training::gradients"],
+    &["log_probs", "training::gradients", "training::mpi"],
     &["batch", "tokens"],
     &["part", "reference"],
     &["objective"],

@@ -85,6 +85,7 @@ fn who_does_not_come_is_missed_in_time() {
     let errors = on_threads(2, |_| group.sum(values(&[1.0], DType::F32)).unwrap_err());
     assert!(start.elapsed() < LONG);
     let missed = ReduceError::TimedOut {
+        missing: Vec::new(),
         arrived: 2,
         workers: 3,
         timeout,

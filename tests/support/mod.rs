@@ -6,6 +6,7 @@ pub mod bigram;
 pub mod device;
 pub mod fuzz;
 pub mod llama;
+pub mod steps;
 
 #[allow(unused_imports, reason = "each test binary uses its own part")]
 pub use device::{device, dtypes, elsewhere, keeps_nan, tolerance, wide_dtypes};

@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 
-use burn::tensor::{Bool, DType, FloatDType, Tensor, TensorReadError};
+use burn::tensor::{Bool, DType, Device, FloatDType, Tensor, TensorData, TensorReadError};
 
 use super::host::Metrics;
 use crate::batch::Pair;
@@ -62,6 +62,20 @@ impl BatchMetrics {
             count: ones.mask_fill(not_counted, 0.0).sum_dim(0),
         });
         self
+    }
+
+    /// Sums and counts that were read back, on `device` again.
+    pub(in crate::training) fn on_device(metrics: &Metrics, device: &Device) -> Self {
+        let number =
+            |value: f64| Tensor::from_data(TensorData::from([value]), (device, DType::F32));
+        let sums = metrics.sums().map(|(key, sum, count)| KeyedSum {
+            key: key.to_owned().into(),
+            sum: number(sum),
+            count: number(count),
+        });
+        Self {
+            sums: sums.collect(),
+        }
     }
 
     /// The metrics of both: of the micro-batches of a step, which are then read back at once.

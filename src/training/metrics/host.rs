@@ -1,7 +1,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use burn::tensor::Device;
 use serde::{Serialize, Serializer};
+
+use crate::training::reducer::{ReduceError, Reducer, sum_numbers};
 
 /// The keys of what is made of other means.
 const MARGINS: &str = "rewards/margins";
@@ -42,6 +45,64 @@ impl Metrics {
         }
     }
 
+    /// The sums and counts of all workers, rounded to f32 on the way through `device`.
+    ///
+    /// A worker without any metrics takes part: it had no examples. The others have the same keys.
+    ///
+    /// # Errors
+    ///
+    /// The workers do not come together, or their keys differ: see [`ReduceError`].
+    pub fn reduced(&self, reducer: &dyn Reducer, device: &Device) -> Result<Self, ReduceError> {
+        let keys: Vec<&str> = self.sums.keys().map(String::as_str).collect();
+        let own = keys.join("\n");
+        let sum = |values: &[f64]| sum_numbers(reducer, values, device);
+        // Names, as a mean over those that have some: a worker without examples learns them so.
+        let holds = !own.is_empty();
+        let lengths = sum(&[f64::from(u8::from(holds)), own.len() as f64])?;
+        let holders = lengths[0];
+        if holders == 0.0 {
+            return Ok(Self::default());
+        }
+        let length = lengths[1] / holders;
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a mean of lengths"
+        )]
+        let places = length as usize;
+        let mut letters: Vec<f64> = own.bytes().map(f64::from).collect();
+        letters.resize(places, 0.0);
+        let letters: Vec<f64> = sum(&letters)?
+            .into_iter()
+            .map(|sum| sum / holders)
+            .collect();
+        let is_mean =
+            own.len() as f64 == length && own.bytes().map(f64::from).eq(letters.iter().copied());
+        // The number of keys is the same on every worker, whatever the letters are.
+        let count = letters.iter().filter(|l| **l == f64::from(b'\n')).count() + 1;
+        let mut values = vec![f64::from(u8::from(holds && !is_mean))];
+        let sums = self.sums.values().flat_map(|(sum, count)| [*sum, *count]);
+        values.extend(sums);
+        values.resize(1 + 2 * count, 0.0);
+        let values = sum(&values)?;
+        if values[0] > 0.0 {
+            let keys = keys.join(", ");
+            return Err(ReduceError::Metrics { keys });
+        }
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a byte, which all holders have alike"
+        )]
+        let letters: Vec<u8> = letters.into_iter().map(|letter| letter as u8).collect();
+        let names = String::from_utf8_lossy(&letters);
+        let mut all = Self::default();
+        for (name, value) in names.split('\n').zip(values[1..].chunks_exact(2)) {
+            all.add(name, value[0], value[1]);
+        }
+        Ok(all)
+    }
+
     /// The mean of `key`; none where nothing was counted.
     pub fn get(&self, key: &str) -> Option<f64> {
         if let Some((sum, count)) = self.sums.get(key) {
@@ -70,6 +131,12 @@ impl Metrics {
     /// the perplexity, which are made of other means.
     pub fn count(&self, key: &str) -> f64 {
         self.sums.get(key).map_or(0.0, |(_, count)| *count)
+    }
+
+    /// Every key with its sum and its count.
+    pub(super) fn sums(&self) -> impl Iterator<Item = (&str, f64, f64)> {
+        let sums = self.sums.iter();
+        sums.map(|(key, (sum, count))| (key.as_str(), *sum, *count))
     }
 
     /// Every key that has a mean, in alphabetical order.
