@@ -53,6 +53,7 @@ fn main() -> ExitCode {
     let again = mpi.clone();
     let rank = mpi.rank();
     mpi.finish().unwrap();
+    again.clone().finish().unwrap();
     let closed = again.total(1, &Device::flex()).unwrap_err();
     assert!(
         closed.to_string().ends_with("MPI was closed by `finish`"),

@@ -14,6 +14,8 @@ use burn_preference::data::{
 
 use crate::columns::ColumnNames;
 use crate::failure::Failure;
+use crate::ranks::speaks;
+use crate::say;
 use crate::source::{DataSource, RowKind, load_rows, raw};
 use crate::text::{Chat, Unwritten};
 
@@ -99,7 +101,7 @@ impl DataOptions {
         }
         let pairs = self.texts(path, self.columns.pairs(as_conversation)?)?;
         let unpaired: Vec<_> = pairs.iter().flat_map(Example::unpair).collect();
-        println!(
+        say!(
             "{}: {} pairs, taken as {} unpaired completions: the chosen ones desirable, the \
              rejected ones not",
             path.display(),
@@ -224,7 +226,9 @@ impl DataOptions {
         let loaded = load_rows(path, format, self.on_error());
         let loaded = loaded.map_err(|error| self.columns.explain(error))?;
         for error in &loaded.skipped {
-            eprintln!("left out: {error}");
+            if speaks() {
+                eprintln!("left out: {error}");
+            }
         }
         self.look_for_roles(path)?;
         Ok(loaded.examples)
@@ -241,7 +245,7 @@ impl DataOptions {
         }
         for name in left {
             let path = path.display();
-            println!("look: --roles: no message of {path} is of the role `{name}`");
+            say!("look: --roles: no message of {path} is of the role `{name}`");
         }
         Ok(())
     }
@@ -266,9 +270,10 @@ impl DataOptions {
             let split = split_by(&InMemDataset::new(all), self.held_out, self.seed, |row| {
                 self.group(row).unwrap_or_default()
             })?;
-            println!(
+            say!(
                 "groups: {} train, {} held out",
-                split.train_groups, split.held_out_groups
+                split.train_groups,
+                split.held_out_groups
             );
             (some(&files, &split.train), some(&files, &split.held_out))
         } else {
@@ -311,7 +316,7 @@ impl DataOptions {
             if taken == 0 {
                 return Err(format!("--data {source}: none of {all} rows is taken").into());
             }
-            println!(
+            say!(
                 "{path}: {taken} of {all} rows are taken, a share of {}",
                 source.share
             );
@@ -403,7 +408,9 @@ impl DataOptions {
                 written.filter(|row| row.as_ref().is_ok_and(|row| is_written(&row.prompt)));
             report.system_prompts = written.count();
         }
-        print!("{name} {report}");
+        if speaks() {
+            print!("{name} {report}");
+        }
         say_unwritten(&unwritten, tokens.texts().len());
         self.look_for_choices(&report);
         look_for_special_tokens(tokens.texts(), chat)?;
@@ -431,7 +438,7 @@ impl DataOptions {
         ];
         let names = report.unread_columns.keys().map(String::as_str);
         for name in names.filter(|name| choices.contains(name)) {
-            println!(
+            say!(
                 "look: which answer is better? `{name}` may say it for each row, and {option} says \
                  the same of all"
             );
@@ -470,7 +477,7 @@ impl DataOptions {
         let unread: Vec<_> = unread.map(quoted).collect();
         if !unread.is_empty() {
             let unread = unread.join(", ");
-            println!("look: the model sees nothing of the columns {unread}");
+            say!("look: the model sees nothing of the columns {unread}");
         }
     }
 
@@ -494,7 +501,7 @@ impl DataOptions {
         self.look_for_unread(&prompts);
         if prompts.len() < all {
             let different = prompts.len();
-            println!(
+            say!(
                 "{all} rows have {different} different prompts: each is answered for its first row"
             );
         }
@@ -563,7 +570,7 @@ fn unwritten<L>(
 fn say_unwritten(unwritten: &BTreeMap<Unwritten, usize>, examples: usize) {
     let of = examples.min(RENDERED);
     for (what, count) in unwritten {
-        println!("look: {what} ({count} of {of} examples)");
+        say!("look: {what} ({count} of {of} examples)");
     }
 }
 
@@ -585,7 +592,7 @@ fn look_for_special_tokens<L: Labels>(
         found = found.or(token);
     }
     if let Some(token) = found {
-        println!(
+        say!(
             "look: {count} rows say special tokens of the model, such as `{token}`: was a template \
              applied before? --plain takes text as it stands"
         );

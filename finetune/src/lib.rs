@@ -14,6 +14,7 @@
 //! | `text` | tokenizer and chat template |
 //! | `files` | weights and adapters on disk |
 //! | `source`, `columns`, `data` | files; names of columns; rows of files as examples |
+//! | `ranks` | the processes of a run |
 //! | `training` | the loop |
 //! | `answers` | a model's answers and their judges |
 
@@ -36,6 +37,8 @@ mod gguf;
 #[cfg(feature = "program")]
 mod model;
 #[cfg(feature = "program")]
+mod ranks;
+#[cfg(feature = "program")]
 mod source;
 #[cfg(feature = "program")]
 mod text;
@@ -44,6 +47,6 @@ mod training;
 
 #[cfg(feature = "program")]
 pub use {
-    answers::*, columns::*, data::*, failure::Failure, files::*, model::*, source::*, text::*,
-    training::*,
+    answers::*, columns::*, data::*, failure::Failure, files::*, model::*, ranks::*, source::*,
+    text::*, training::*,
 };

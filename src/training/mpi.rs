@@ -141,15 +141,21 @@ impl Mpi {
         share(items, self.rank(), self.workers())
     }
 
-    /// Closes MPI, when all workers have come here. No clone sums anything afterwards.
+    /// Closes MPI, when all workers have come here. No clone sums anything afterwards; to close it
+    /// again does nothing.
     ///
     /// # Errors
     ///
     /// Another worker does not come, or an earlier sum failed.
     pub fn finish(self) -> Result<(), ReduceError> {
+        let closed = ReduceError::Disconnected {
+            reason: "MPI was closed by `finish`".to_owned(),
+        };
+        if matches!(&*self.jobs(), Err(error) if *error == closed) {
+            return Ok(());
+        }
         self.ask(Job::Finish)?;
-        let reason = "MPI was closed by `finish`".to_owned();
-        *self.jobs() = Err(ReduceError::Disconnected { reason });
+        *self.jobs() = Err(closed);
         Ok(())
     }
 

@@ -54,6 +54,15 @@ impl KlEstimate {
         }
     }
 
+    /// The estimate of no completions, on `device`: of a worker that has none in this step.
+    pub fn of_nothing(device: &Device) -> Self {
+        let zero = Tensor::zeros([1], device);
+        Self {
+            sum: zero.clone(),
+            count: zero,
+        }
+    }
+
     /// The estimate over both parts.
     pub fn merge(self, other: Self) -> Self {
         Self {

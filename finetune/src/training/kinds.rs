@@ -134,17 +134,13 @@ impl Task for WithKlEstimate {
         context: &StepContext<'_>,
     ) -> Result<(), Failure> {
         let frozen = Frozen::new(model);
-        let mut all: Option<KlEstimate> = None;
+        let mut all = KlEstimate::of_nothing(&context.batching.device);
         for examples in parts {
             let tokens: UnpairedTokens<WithMismatched> = context.batching.collate(examples.clone());
             let relative = context.relative(frozen.model(), tokens.mismatched())?;
-            let estimate = KlEstimate::from_mismatched(&relative);
-            all = Some(match all {
-                Some(all) => all.merge(estimate),
-                None => estimate,
-            });
+            all = all.merge(KlEstimate::from_mismatched(&relative));
         }
-        self.baseline = all.map(|all| all.baseline());
+        self.baseline = Some(all.reduced(context.ranks.reducer())?.baseline());
         Ok(())
     }
 
@@ -201,17 +197,18 @@ impl Task for WithTokenCount {
         &mut self,
         _: &Decoder,
         parts: &[Examples<Demonstration>],
-        _: &StepContext<'_>,
+        context: &StepContext<'_>,
     ) -> Result<(), Failure> {
         let examples = || parts.iter().flatten();
         let sequences = examples().flat_map(Example::sequences);
-        let counted: usize = sequences.map(|sequence| sequence.length()).sum();
-        if counted == 0 {
-            let count = examples().count();
+        let counted = sequences.map(|sequence| sequence.length()).sum();
+        let counted = context.ranks.total(counted)?;
+        let count = context.ranks.total(examples().count())?;
+        if counted == 0.0 {
             let what = "no token counts: nothing of them is the assistant's";
             return Err(format!("{count} examples of which {what}").into());
         }
-        self.step = Some([counted as f64, examples().count() as f64]);
+        self.step = Some([counted, count]);
         Ok(())
     }
 

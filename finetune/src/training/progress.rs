@@ -3,6 +3,9 @@
 use burn_preference::Metrics;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::ranks::speaks;
+use crate::say;
+
 /// A bar with tokens a second and the time that is left; where there is no terminal, some lines.
 pub(super) struct Progress {
     bar: ProgressBar,
@@ -11,7 +14,12 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new(steps: usize, done: usize) -> Self {
-        let bar = ProgressBar::new(steps as u64).with_position(done as u64);
+        let bar = if speaks() {
+            ProgressBar::new(steps as u64)
+        } else {
+            ProgressBar::hidden()
+        };
+        let bar = bar.with_position(done as u64);
         bar.reset_eta();
         let template = "{bar:24} {pos}/{len}  {elapsed}, {eta} left  {msg}";
         bar.set_style(ProgressStyle::with_template(template).expect("the template is valid"));
@@ -28,7 +36,7 @@ impl Progress {
         let accuracy = accuracy.map_or(String::new(), |share| format!(", accuracy {share:.2}"));
         let text = format!("loss {loss:.4}{accuracy}, {tokens_a_second:.0} tokens/s");
         if self.bar.is_hidden() && self.bar.position().is_multiple_of(self.every) {
-            println!("step {}: {text}", self.bar.position());
+            say!("step {}: {text}", self.bar.position());
         }
         self.bar.set_message(text);
     }
@@ -39,7 +47,7 @@ impl Progress {
             .get("loss")
             .map_or("–".to_owned(), |loss| format!("{loss:.4}"));
         let line = format!("step {step}: held out: loss {loss}, accuracy {accuracy}");
-        self.bar.suspend(|| println!("{line}"));
+        self.bar.suspend(|| say!("{line}"));
     }
 
     pub(super) fn finish(&self) {

@@ -10,6 +10,7 @@ use indicatif::ProgressBar;
 use super::batching::Batching;
 use crate::failure::Failure;
 use crate::model::Decoder;
+use crate::say;
 
 /// The log-probabilities that a policy is compared with.
 pub enum ReferenceLogProbs {
@@ -48,7 +49,7 @@ impl ReferenceLogProbs {
             },
         )?;
         bar.finish_and_clear();
-        println!(
+        say!(
             "reference: {before} in the cache, {} computed in {:.1} s",
             cache.len() - before,
             start.elapsed().as_secs_f64()

@@ -1,7 +1,7 @@
 //! The loop: steps, evaluations, the best weights, and a run that can be stopped and go on.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -10,6 +10,7 @@ use burn::data::dataloader::BatchStrategy;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::Device;
 use burn_preference::Metrics;
 use burn_preference::data::{Cursor, Example, TokenBudget};
 use burn_preference::training::accumulation::{Accumulation, StepPart};
@@ -27,6 +28,8 @@ use super::workers::Workers;
 use crate::data::Examples;
 use crate::failure::Failure;
 use crate::model::Decoder;
+use crate::ranks::Ranks;
+use crate::say;
 
 /// ε of AdamW, as PyTorch and TRL have it. Burn's 1e-5 is as large as a gradient of a large model
 /// that is clipped at norm 1 (1/√N a weight), whose step it would halve.
@@ -107,7 +110,9 @@ impl<T: Task> Trainer<'_, T>
 where
     TokenBudget<T::Label>: BatchStrategy<Example<Vec<u32>, T::Label>>,
 {
-    /// Trains `policy`, from the beginning or from the run folder's last checkpoint.
+    /// Trains `policy`, from the beginning or from the run folder's last checkpoint. Where there are
+    /// several processes, every one has a share of each step and of what is measured, and all have the
+    /// same weights; the first one writes the files.
     ///
     /// # Errors
     ///
@@ -122,10 +127,13 @@ where
     ) -> Result<Trained, Failure> {
         let train = Arc::new(InMemDataset::new(train));
         let mut run = self.begin(policy, train.len(), resume)?;
-        self.folder.cut_metrics(run.state.step)?;
-        let mut log = OpenOptions::new()
-            .append(true)
-            .open(self.folder.metrics())?;
+        let mut log: Box<dyn Write> = if self.context.ranks.is_first() {
+            self.folder.cut_metrics(run.state.step)?;
+            let metrics = self.folder.metrics();
+            Box::new(OpenOptions::new().append(true).open(metrics)?)
+        } else {
+            Box::new(io::sink())
+        };
         if run.state.step == 0 {
             self.check_first_batch(&run, &train)?;
             if !held_out.is_empty() {
@@ -135,6 +143,7 @@ where
         }
         let progress = Progress::new(self.options.steps, run.state.step);
         let (mut examples, mut seconds) = (0, 0.0);
+        let mut stopped = false;
         while run.state.step < self.options.steps && self.is_patient(&run.state) {
             let start = Instant::now();
             run.state.step += 1;
@@ -155,7 +164,8 @@ where
             progress.step(&metrics, tokens as f64 / took);
 
             let last = step == self.options.steps;
-            let stop = self.stop.load(Ordering::Relaxed);
+            // All of them stop after the same step.
+            let stop = self.context.ranks.any(self.stop.load(Ordering::Relaxed))?;
             let measured = last || step.is_multiple_of(self.options.evaluate_every);
             if measured && !held_out.is_empty() {
                 let metrics = self.measure(&run.policy, held_out)?;
@@ -166,14 +176,17 @@ where
             }
             if measured || stop {
                 run.state.task = self.task.state();
-                run.save(&self.folder)?;
+                if self.context.ranks.is_first() {
+                    run.save(&self.folder)?;
+                }
             }
             if stop {
-                println!("interrupted after step {step}");
+                say!("interrupted after step {step}");
+                stopped = true;
                 break;
             }
             if !self.is_patient(&run.state) {
-                println!("stopped after step {step}: the held-out loss does not fall any more");
+                say!("stopped after step {step}: the held-out loss does not fall any more");
             }
         }
         progress.finish();
@@ -189,7 +202,7 @@ where
             policy,
             examples,
             seconds,
-            interrupted: self.stop.load(Ordering::Relaxed) && !ended,
+            interrupted: stopped && !ended,
         })
     }
 
@@ -225,7 +238,7 @@ where
         let run = run.resume(&self.folder)?;
         if run.state.step > 0 {
             self.task.restore(run.state.task.clone())?;
-            println!("goes on after step {}", run.state.step);
+            say!("goes on after step {}", run.state.step);
         }
         Ok(run)
     }
@@ -256,7 +269,7 @@ where
             .iter()
             .partition(|finding| finding.severity() == Severity::Error);
         for warning in warnings {
-            println!("look: {warning}");
+            say!("look: {warning}");
         }
         for error in &errors {
             eprintln!("error: {error}");
@@ -275,7 +288,8 @@ where
     ) -> Result<(GradientsParams, Metrics), Failure> {
         let (policy, total) = (&run.policy, examples.len() as f64);
         let device = policy.embedding.weight.device();
-        let parts = self.context.batching.parts(examples);
+        let ranks = self.context.ranks;
+        let parts = self.context.batching.parts(own(examples, ranks));
         self.task.begin(policy, &parts, &self.context)?;
         let parts = self.workers.map(parts, |examples| {
             // Leaves of its own: Burn locks graphs that share one against each other.
@@ -287,6 +301,9 @@ where
         let mut step = Accumulation::over(total)?;
         for part in parts {
             step.add_part(policy, part)?;
+        }
+        if ranks.are_several() {
+            step = step.reduced(policy, ranks.reducer())?;
         }
         let (gradients, metrics) = step.clipped(policy, self.options.clip)?;
         let metrics = metrics.read()?;
@@ -311,10 +328,12 @@ where
         examples: &[Example<Vec<u32>, T::Label>],
     ) -> Result<Metrics, Failure> {
         let model = policy.valid();
+        let ranks = self.context.ranks;
+        let examples = own(examples.to_vec(), ranks);
         let parts = if self.task.whole_batch() {
-            vec![examples.to_vec()]
+            vec![examples]
         } else {
-            self.context.batching.parts(examples.to_vec())
+            self.context.batching.parts(examples)
         };
         self.task.begin(&model, &parts, &self.context)?;
         let parts = self.workers.map(parts, |examples| {
@@ -326,8 +345,18 @@ where
         for metrics in &parts {
             all.merge(metrics);
         }
+        if ranks.are_several() {
+            all = all.reduced(ranks.reducer(), &Device::flex())?;
+        }
         Ok(all)
     }
+}
+
+/// The share of this process of examples of a step, or of those that are measured.
+fn own<L>(examples: Examples<L>, ranks: &Ranks) -> Examples<L> {
+    let share = ranks.share(examples.len());
+    let own = examples.into_iter().skip(share.start);
+    own.take(share.len()).collect()
 }
 
 /// The metric `key` of held-out examples, a loss.
@@ -340,7 +369,7 @@ fn held_out_loss(held_out: &Metrics, key: &str, step: usize) -> Result<f64, Fail
     Err(format!("{what}; a smaller --rate may help").into())
 }
 
-fn write_held_out(log: &mut File, step: usize, metrics: &Metrics) -> Result<(), Failure> {
+fn write_held_out(log: &mut dyn Write, step: usize, metrics: &Metrics) -> Result<(), Failure> {
     let line = json!({"step": step, "held_out": table(metrics)});
     Ok(writeln!(log, "{line}")?)
 }

@@ -9,6 +9,7 @@ use super::batching::Batching;
 use super::reference::ReferenceLogProbs;
 use crate::failure::Failure;
 use crate::model::Decoder;
+use crate::ranks::Ranks;
 
 /// Everything that turns the tokens of a step into values, besides the policy.
 pub struct StepContext<'a> {
@@ -16,6 +17,8 @@ pub struct StepContext<'a> {
     pub batching: &'a Batching,
     /// The reference, for an objective that has one.
     pub reference: Option<&'a ReferenceLogProbs>,
+    /// The processes that share a step.
+    pub ranks: &'a Ranks,
 }
 
 impl StepContext<'_> {

@@ -65,7 +65,7 @@ impl BatchMetrics {
     }
 
     /// Sums and counts that were read back, on `device` again.
-    pub(in crate::training) fn on_device(metrics: &Metrics, device: &Device) -> Self {
+    pub(crate) fn on_device(metrics: &Metrics, device: &Device) -> Self {
         let number =
             |value: f64| Tensor::from_data(TensorData::from([value]), (device, DType::F32));
         let sums = metrics.sums().map(|(key, sum, count)| KeyedSum {

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use burn::tensor::{Device, FloatDType};
 use burn_preference::tokens::{Packing, Padding};
@@ -167,6 +168,10 @@ pub(crate) struct Args {
     /// adapter).
     #[arg(help_heading = "Devices and files", long, value_enum)]
     pub(crate) save_dtype: Option<Numbers>,
+    /// Seconds that a process of a run waits for another one: at least the time that a checkpoint takes.
+    #[cfg(feature = "mpi")]
+    #[arg(help_heading = "Devices and files", long, default_value_t = 600)]
+    pub(crate) timeout: u64,
     /// A file of options: a JSON object by the names of the flags, such as
     /// '{"model": "m0", "rate": 1e-4, "full": true}'. The command line wins. A run writes its own as
     /// `OUT.run/options.json`.
@@ -311,6 +316,14 @@ impl Args {
         }
     }
 
+    /// The longest time that a process of a run waits for another one.
+    pub(crate) fn patience(&self) -> Duration {
+        #[cfg(feature = "mpi")]
+        return Duration::from_secs(self.timeout);
+        #[cfg(not(feature = "mpi"))]
+        Duration::ZERO
+    }
+
     /// `OUT` with an end, such as `OUT.run`.
     pub(crate) fn beside_out(&self, end: &str) -> PathBuf {
         let mut name = self.out.as_os_str().to_owned();
@@ -333,6 +346,12 @@ fn check(args: &Args) -> Result<(), Failure> {
         ("--patience", args.patience.unwrap_or(1), 1),
         ("--sample", args.sample.unwrap_or(2), 2),
         ("--answer-tokens", args.answer_tokens, 1),
+        #[cfg(feature = "mpi")]
+        (
+            "--timeout",
+            usize::try_from(args.timeout).unwrap_or(usize::MAX),
+            1,
+        ),
     ];
     if let Some((name, size, least)) = sizes.into_iter().find(|(_, size, least)| size < least) {
         return Err(format!("{name}: at least {least}, found {size}").into());

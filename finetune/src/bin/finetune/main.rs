@@ -24,8 +24,9 @@ use burn_preference::data::{Desirable, PairTokens, RankedTokens, UnpairedTokens}
 use burn_preference::needs::{ColumnKind, Examples, Values};
 use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 use finetune::{
-    Chat, DataOptions, Failure, OutputLayer, Plain, RowKind, Splits, WithKlEstimate,
+    Chat, DataOptions, Failure, OutputLayer, Plain, Ranks, RowKind, Splits, WithKlEstimate,
     WithRewardShift, WithTokenCount, completions, load_adapter, load_as, remarks, reward_lists,
+    say,
 };
 
 use crate::args::Args;
@@ -34,7 +35,14 @@ use crate::session::Session;
 use crate::sources::Sources;
 
 fn main() -> ExitCode {
-    match Args::checked().and_then(|args| run(&args)) {
+    let run = || {
+        let args = Args::checked()?;
+        let ranks = Ranks::join(args.patience())?;
+        let code = run(&args, &ranks)?;
+        ranks.finish()?;
+        Ok::<_, Failure>(code)
+    };
+    match run() {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
@@ -43,12 +51,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let device = device(&args.device)?;
+fn run(args: &Args, ranks: &Ranks) -> Result<ExitCode, Failure> {
+    if ranks.are_several() && args.sample.is_some() {
+        return Err("--sample: answers are drawn by one process".into());
+    }
+    let device = device(&args.device, ranks.local_rank())?;
     let sources = Sources::find(args)?;
     let mut base = load_as(args.dtype.dtype(), &sources.model.path, &device)?;
     for remark in remarks(&sources.model.path, &base)? {
-        println!("look: {remark}");
+        say!("look: {remark}");
     }
     if let Some(adapter) = &sources.adapter {
         base = load_adapter(base, &adapter.path, &device)?.merged();
@@ -61,7 +72,7 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
         return Err(format!("--max-length: at most {longest}: {what}").into());
     }
     if let Some(known) = base.config().positions.filter(|known| *known < asked) {
-        println!("look: --max-length is {asked}, and the model was trained on {known} tokens");
+        say!("look: --max-length is {asked}, and the model was trained on {known} tokens");
     }
     let is_reward_model = base.config().output == OutputLayer::Reward;
     if let (Some(count), Some(judge)) = (args.sample, &args.score) {
@@ -79,7 +90,9 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
             "--model: a reward model has no words whose probability could be learnt".into(),
         );
     }
-    train(&Session::new(args, sources, base, chat, device, objective)?)
+    train(&Session::new(
+        args, sources, base, chat, device, objective, ranks,
+    )?)
 }
 
 /// Trains the objective on examples of the kind that it needs.
@@ -139,13 +152,17 @@ fn train(session: &Session<'_>) -> Result<ExitCode, Failure> {
     }
 }
 
-fn device(name: &str) -> Result<Device, Failure> {
+/// The device of this process. Several processes of a machine take a GPU each, by their numbers.
+fn device(name: &str, number: usize) -> Result<Device, Failure> {
+    if name == "wgpu" && number > 0 {
+        return Err("--device wgpu: one process of a machine".into());
+    }
     Ok(match name {
         "flex" => Device::flex(),
         #[cfg(feature = "wgpu")]
         "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
         #[cfg(feature = "cuda")]
-        "cuda" => Device::cuda(0),
+        "cuda" => Device::cuda(number),
         #[cfg(feature = "tch")]
         #[expect(deprecated, reason = "supported while it exists")]
         "tch" => Device::libtorch(),

@@ -11,7 +11,7 @@ use finetune::Failure;
 use serde_json::{Map, Number, Value};
 
 /// Options that say how this command is run, and not what a run is.
-const OF_THE_COMMAND: [&str; 3] = ["config", "help", "resume"];
+const OF_THE_COMMAND: [&str; 4] = ["config", "help", "resume", "timeout"];
 
 /// The command line with the options of its `--config` before its own, which win.
 ///

@@ -1,14 +1,14 @@
 //! Reports at the end of a run: a table, answers, and its costs.
 
 use burn_preference::Metrics;
-use finetune::{Answering, Chat, Decoder, Failure, Prompt, Trained};
+use finetune::{Answering, Chat, Decoder, Failure, Prompt, Trained, say};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 /// Prints seconds an example and peak memory.
 pub(crate) fn print_costs(trained: &Trained) {
     if trained.examples > 0 {
-        println!(
+        say!(
             "{:.2} s an example; peak memory {}",
             trained.seconds / trained.examples as f64,
             peak_memory()
@@ -66,10 +66,10 @@ pub(crate) fn look_at_losses(rows: &[(String, Metrics)], key: &str, is_rounded: 
         return;
     };
     if after >= before {
-        println!("look: the held-out loss has not fallen");
+        say!("look: the held-out loss has not fallen");
     } else if is_rounded && loaded - after > 0.1 * (before - after) {
         let lost = 100.0 * (loaded - after) / (before - after);
-        println!(
+        say!(
             "look: {lost:.0}% of what the held-out loss has fallen is lost where the saved weights are \
              rounded; --save-dtype f32 keeps it"
         );
@@ -86,16 +86,16 @@ pub(crate) fn print_answers(
     let chat: &Chat = answering.chat;
     for prompt in prompts {
         if !answering.fits(prompt)? {
-            println!("\nnot answered: a prompt that is longer than --max-length");
+            say!("\nnot answered: a prompt that is longer than --max-length");
             continue;
         }
         for (i, (name, model)) in ["before", "after"].into_iter().zip(models).enumerate() {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             for answer in answering.answer(model, prompt, 1, &mut rng)? {
                 if i == 0 {
-                    println!("\n{}", chat.decode(answer.ids.prompt())?.trim());
+                    say!("\n{}", chat.decode(answer.ids.prompt())?.trim());
                 }
-                println!("  {name}: {}", answer.text);
+                say!("  {name}: {}", answer.text);
             }
         }
     }

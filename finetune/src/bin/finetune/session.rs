@@ -14,11 +14,11 @@ use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
 use burn_preference::{Frozen, Metrics};
 use finetune::{
-    Batching, Chat, DataOptions, Decoder, Failure, Prompt, ReferenceLogProbs, RunFolder,
+    Batching, Chat, DataOptions, Decoder, Failure, Prompt, Ranks, ReferenceLogProbs, RunFolder,
     SaveOptions, Splits, StepContext, Task, Texts, TrainOptions, Trainer, Workers,
-    check_whole_steps, draw_metrics, load_adapter, load_as, save, save_adapter,
+    check_whole_steps, draw_metrics, load_adapter, load_as, save, save_adapter, say,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag::{register, register_conditional_shutdown};
 
@@ -39,6 +39,7 @@ pub(crate) struct Session<'a> {
     batching: Batching,
     folder: RunFolder,
     workers: usize,
+    ranks: &'a Ranks,
     pub(crate) objective: ChosenObjective,
 }
 
@@ -65,6 +66,7 @@ impl<'a> Session<'a> {
         chat: Chat,
         device: Device,
         objective: ChosenObjective,
+        ranks: &'a Ranks,
     ) -> Result<Self, Failure> {
         if args.out.exists() {
             return Err(format!("--out: {} is there already", args.out.display()).into());
@@ -81,13 +83,17 @@ impl<'a> Session<'a> {
         }
         check_options(args, &objective)?;
         let whole = objective.needs.whole_batch;
+        if whole && ranks.are_several() {
+            let what = "the loss of this objective is of a whole step, which one process computes";
+            return Err(format!("--loss: {what}").into());
+        }
         // Of full weights, each worker would have gradients of its own, as large as the model.
         let two = args.device == "flex" && !args.full && !whole;
         let workers = args.workers.unwrap_or(if two { 2 } else { 1 });
         // What runs at once shares the budget.
         let mut batching = args.batching(&chat, &device);
         batching.budget = (batching.budget / workers).max(1);
-        println!("objective: {}", objective.written);
+        say!("objective: {}", objective.written);
         Ok(Self {
             args,
             sources,
@@ -96,6 +102,7 @@ impl<'a> Session<'a> {
             batching,
             folder,
             workers,
+            ranks,
             objective,
         })
     }
@@ -167,9 +174,7 @@ impl<'a> Session<'a> {
         if args.batch > examples {
             let batch = args.batch;
             let all = "each step has all of them";
-            println!(
-                "look: --batch is {batch}, and there are {examples} examples to train on: {all}"
-            );
+            say!("look: --batch is {batch}, and there are {examples} examples to train on: {all}");
         }
         let options = self.options(examples);
         if self.objective.needs.whole_batch {
@@ -178,9 +183,11 @@ impl<'a> Session<'a> {
         let frozen = self.frozen();
         let policy = self.policy(&frozen)?;
         let before = policy.valid();
-        println!("{}", self.sizes(&policy));
-        self.folder.create()?;
-        options_file::write(&self.given(), &self.folder.options())?;
+        say!("{}", self.sizes(&policy));
+        if self.ranks.is_first() {
+            self.folder.create()?;
+            options_file::write(&self.given(), &self.folder.options())?;
+        }
         let all = splits.train.iter().chain(&splits.held_out);
         let sequences: Vec<Sequence> = all.flat_map(T::sequences).collect();
         let weights = args.fingerprint(&frozen)?;
@@ -194,20 +201,23 @@ impl<'a> Session<'a> {
         let elsewhere = (is_elsewhere && reference.is_some())
             .then(|| ReferenceLogProbs::Live(Box::new(Frozen::new(&self.base))));
         let stop = Arc::new(AtomicBool::new(false));
+        let settings = args.settings(
+            &self.objective.written,
+            self.workers,
+            &contents(weights, &sequences),
+        );
+        self.ranks.agree(&json!([settings, options]).to_string())?;
         let mut trainer = Trainer {
             task,
             context: StepContext {
                 batching: &self.batching,
                 reference: reference.as_ref(),
+                ranks: self.ranks,
             },
             options,
             check: (!args.no_check).then(|| self.tolerance()),
             folder: self.folder.clone(),
-            settings: args.settings(
-                &self.objective.written,
-                self.workers,
-                &contents(weights, &sequences),
-            ),
+            settings,
             workers: Workers::new(self.workers)?,
             stop: Arc::clone(&stop),
         };
@@ -217,10 +227,12 @@ impl<'a> Session<'a> {
             register(*signal, Arc::clone(&stop))?;
         }
         let trained = trainer.train(policy, splits.train, &splits.held_out, args.resume)?;
-        self.draw_metrics();
+        if self.ranks.is_first() {
+            self.draw_metrics();
+        }
         print_costs(&trained);
         if trained.interrupted {
-            println!("go on with --resume");
+            say!("go on with --resume");
             // What the shell says of a program that Ctrl-C has ended.
             return Ok(ExitCode::from(130));
         }
@@ -237,8 +249,13 @@ impl<'a> Session<'a> {
             }
             let metrics = trainer.measure(&loaded.model, &splits.held_out)?;
             rows.push((loaded.row, metrics));
-            print!("{}", table(&rows));
+            say!("{}", table(&rows).trim_end());
             look_at_losses(&rows, trainer.task.measured_by(), loaded.is_rounded);
+        }
+        // What is left is the first one's.
+        self.ranks.finish()?;
+        if !self.ranks.is_first() {
+            return Ok(ExitCode::SUCCESS);
         }
         let examples = [examples, splits.held_out.len()];
         self.write_card(&rows, examples, &trainer.options)?;
@@ -262,7 +279,7 @@ impl<'a> Session<'a> {
         let options = ["answers", "answer-tokens", "temperature"];
         let options = &options[usize::from(answers == 0)..];
         if let Some(name) = options.iter().find(|name| given(name)) {
-            println!("look: --{name} changes nothing: no prompt is answered");
+            say!("look: --{name} changes nothing: no prompt is answered");
         }
     }
 
@@ -275,7 +292,7 @@ impl<'a> Session<'a> {
     ) -> Result<(), Failure> {
         let remarks = self.remarks();
         for remark in &remarks {
-            println!("look: {remark}");
+            say!("look: {remark}");
         }
         let table = (!rows.is_empty()).then(|| table(rows));
         let card = Card {
@@ -304,7 +321,7 @@ impl<'a> Session<'a> {
                     dtype,
                     ..Default::default()
                 };
-                let saved = save(policy, &base.path, &args.out, &options)?;
+                let saved = self.first(|| Ok(save(policy, &base.path, &args.out, &options)?))?;
                 // As it was trained, or in f32, whatever the files have.
                 let same = saved == args.dtype.dtype();
                 let dtype = if same { saved } else { FloatDType::F32 };
@@ -312,13 +329,16 @@ impl<'a> Session<'a> {
             }
             Save::Adapter => {
                 let saved = dtype.unwrap_or(FloatDType::F32);
-                save_adapter(policy, base, &args.out, saved)?;
+                self.first(|| {
+                    save_adapter(policy, base, &args.out, saved)?;
+                    Ok(saved)
+                })?;
                 // On the weights that its config names, which have all their bits.
                 let base = self.base.clone();
                 (saved, load_adapter(base, &args.out, device)?)
             }
         };
-        println!("saved: {}", args.out.display());
+        say!("saved: {}", args.out.display());
         let trained = match args.save {
             Save::Model => args.dtype.dtype(),
             Save::Adapter => FloatDType::F32,
@@ -333,6 +353,29 @@ impl<'a> Session<'a> {
             },
             is_rounded: saved != FloatDType::F32,
         })
+    }
+
+    /// Has the first process save, and returns the number type of what it saved when it is there.
+    fn first(
+        &self,
+        save: impl FnOnce() -> Result<FloatDType, Failure>,
+    ) -> Result<FloatDType, Failure> {
+        const SAVED: [FloatDType; 4] = [
+            FloatDType::F32,
+            FloatDType::F16,
+            FloatDType::BF16,
+            FloatDType::F64,
+        ];
+        if !self.ranks.are_several() {
+            return save();
+        }
+        let saved = self.ranks.is_first().then(save).transpose()?;
+        for dtype in SAVED {
+            if self.ranks.any(saved == Some(dtype))? {
+                return Ok(dtype);
+            }
+        }
+        Err(format!("{saved:?}: a number type that several processes do not know").into())
     }
 
     /// Remarks for those who load what was saved.
@@ -376,9 +419,9 @@ impl<'a> Session<'a> {
 
     fn draw_metrics(&self) {
         let (metrics, figure) = (self.folder.metrics(), self.folder.figure());
-        println!("metrics: {}", metrics.display());
+        say!("metrics: {}", metrics.display());
         match draw_metrics(&metrics, &figure) {
-            Ok(()) => println!("figure: {}", figure.display()),
+            Ok(()) => say!("figure: {}", figure.display()),
             // What was trained is not lost for it.
             Err(error) => eprintln!("no figure: {}: {error}", figure.display()),
         }
@@ -429,11 +472,20 @@ impl<'a> Session<'a> {
         }
         let folder = self.args.cache.clone();
         let folder = folder.unwrap_or_else(|| self.folder.cache());
-        let cache = ReferenceCache::open(folder, weights)?;
+        let cache = ReferenceCache::open(&folder, weights)?;
         // Nothing is kept for a backward: as many rows as a step's forward has, at least.
         let longest = sequences.iter().map(|s| s.ids().len()).max().unwrap_or(1);
         let rows = (self.args.budget / longest).max(1);
-        ReferenceLogProbs::computed(cache, &model, sequences, rows, &self.batching)
+        let computed = |cache, sequences: &[Sequence]| {
+            ReferenceLogProbs::computed(cache, &model, sequences, rows, &self.batching)
+        };
+        if !self.ranks.are_several() {
+            return computed(cache, sequences);
+        }
+        // Each process its share; then all of them find everything.
+        computed(cache, &sequences[self.ranks.share(sequences.len())])?;
+        self.ranks.meet()?;
+        computed(ReferenceCache::open(&folder, weights)?, sequences)
     }
 
     fn sizes(&self, policy: &Decoder) -> String {

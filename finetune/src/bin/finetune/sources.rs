@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use finetune::{Failure, Source};
+use finetune::{Failure, Source, say};
 use serde_json::Value;
 
 use crate::args::Args;
@@ -46,7 +46,7 @@ impl Sources {
         }
         let sources = Self { model, adapter };
         if has_adapter && sources.adapter.as_ref().map(|of| &of.path) != Some(&sources.model.path) {
-            println!(
+            say!(
                 "look: {0} has adapter_config.json beside its weights: the weights are taken as they \
                  are. If the adapter is not merged into them, `--adapter {0}` adds it (transformers \
                  with PEFT adds it in any case)",
@@ -74,7 +74,7 @@ impl Sources {
         let before = config.and_then(|config| Some(config["_name_or_path"].as_str()?.to_owned()));
         let mut names = [Some(self.model.name()), before].into_iter().flatten();
         if !names.any(|name| end(&name) == end(&base)) {
-            println!(
+            say!(
                 "look: {} was trained on {base}, and is merged into {}: if these are not the same \
                  weights, this is another model",
                 adapter.path.display(),
@@ -99,7 +99,7 @@ impl Sources {
                 Some(_) => format!("that of {model} is another one, and is used"),
                 None => format!("{model} has none"),
             };
-            println!(
+            say!(
                 "look: the chat template of {adapter} is not used, and {of_model}: the adapter may \
                  have learnt prompts of another form"
             );
