@@ -8,6 +8,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::module::Module;
@@ -18,6 +19,7 @@ use burn_preference::tokens::Padding;
 use burn_preference::training::accumulation::{Accumulation, StepPart};
 use burn_preference::training::gradients::clip_by_global_norm;
 use burn_preference::training::metrics::Observe;
+use burn_preference::training::reducer::{Reducer, Threads};
 use burn_preference::{
     BatchMetrics, DpoLossConfig, Error, Frozen, NllNormalization, Objective, ReferencedPair,
     SftTerm, WithNll,
@@ -316,4 +318,53 @@ fn the_figure_is_up_to_date() {
     let hint =
         "docs/accumulation.svg: run UPDATE_DOCS=1 cargo test --workspace --test suite accumulation";
     assert!(drawn == kept, "{hint}");
+}
+
+/// Workers of unequal shares, of which one has nothing of this step.
+#[test]
+fn the_step_of_all_workers_is_one_large_batch() {
+    let step = Step::new();
+    let (whole, metrics) = step.of(&[[0, 8]]).unwrap();
+    let shares: [&[[u32; 2]]; 3] = [&[[0, 5]], &[], &[[5, 6], [6, 8]]];
+    let workers = Threads::new(3, Duration::from_mins(1)).unwrap();
+    let found = thread::scope(|scope| {
+        let worker = |share: &'static [[u32; 2]]| {
+            let (step, workers) = (&step, workers.clone());
+            scope.spawn(move || {
+                let mut own = Accumulation::over(8.0).unwrap();
+                for part in share {
+                    own.add_part(&step.policy, step.part(*part)).unwrap();
+                }
+                let all = own.reduced(&step.policy, &workers).unwrap();
+                assert_eq!(all.examples(), 8);
+                let (grads, metrics) = all.clipped(&step.policy, 0.01).unwrap();
+                (step.numbers(&grads), entries(metrics))
+            })
+        };
+        shares.map(worker).map(|worker| worker.join().unwrap())
+    });
+    for of_worker in &found {
+        assert_close(&of_worker.0, &whole, 1e-6, "gradients");
+        for ((key, found), (_, expected)) in of_worker.1.iter().zip_equal(&metrics) {
+            assert_close(&[*found], &[*expected], 1e-6, key);
+        }
+        // The same bits, or the weights of workers would part.
+        assert_eq!(of_worker, &found[0]);
+    }
+}
+
+#[test]
+fn workers_with_more_examples_than_the_step() {
+    let step = Step::new();
+    let mut own = Accumulation::over(8.0).unwrap();
+    own.add_part(&step.policy, step.part([0, 5])).unwrap();
+    let workers = Threads::new(2, Duration::from_mins(1)).unwrap();
+    let error = thread::scope(|scope| {
+        scope.spawn(|| workers.total(4, &device()).unwrap());
+        own.reduced(&step.policy, &workers).unwrap_err()
+    });
+    assert_eq!(
+        error.to_string(),
+        "the workers have 9 examples, of a step of 8"
+    );
 }

@@ -1,10 +1,14 @@
-//! Clipping by the norm of all gradients together.
+//! Clipping by the norm of all gradients together, and sums of them over workers.
+
+use std::thread;
+use std::time::Duration;
 
 use burn::module::{Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
-use burn_preference::training::gradients::clip_by_global_norm;
+use burn_preference::training::gradients::{clip_by_global_norm, sum_gradients};
+use burn_preference::training::reducer::Threads;
 use proptest::prelude::*;
 
 use crate::support::device::dtypes;
@@ -136,4 +140,51 @@ fn a_bound_is_a_number() {
         let error = clip_by_global_norm(GradientsParams::new(), &model, bad);
         assert_eq!(error.err().unwrap().name(), "max_norm");
     }
+}
+
+/// What each of two workers has after the sum of these gradients.
+fn summed(model: &Model, own: [GradientsParams; 2]) -> [GradientsParams; 2] {
+    let workers = Threads::new(2, Duration::from_mins(1)).unwrap();
+    thread::scope(|scope| {
+        let sum = |grads| {
+            let workers = workers.clone();
+            scope.spawn(move || sum_gradients(grads, model, &workers).unwrap())
+        };
+        own.map(sum).map(|worker| worker.join().unwrap())
+    })
+}
+
+#[test]
+fn gradients_of_workers_add_up_in_their_number_type() {
+    let model = Model::new((2, [2, 3]), &device());
+    let values = |offset: f64| (0..8).map(|i| offset + f64::from(i)).collect::<Vec<_>>();
+    for dtype in dtypes() {
+        let own = [1.0, 0.5].map(|offset| model.grads(&values(offset), dtype));
+        let expected: Vec<f64> = (0..8).map(|i| 1.5 + f64::from(2 * i)).collect();
+        for grads in summed(&model, own) {
+            let first = grads.get::<1>(model.first.id).unwrap();
+            let second = grads.get::<2>(model.second.id).unwrap();
+            assert_eq!((first.dtype(), second.dtype()), (dtype, dtype));
+            assert_eq!(second.dims(), [2, 3]);
+            assert_eq!([to_vec(first), to_vec(second)].concat(), expected);
+        }
+    }
+}
+
+/// One worker has no gradient of a parameter, as without examples; nobody has one of the other.
+#[test]
+fn gradients_that_one_worker_has() {
+    let model = Model::new((2, [2, 3]), &device());
+    let mut own = [GradientsParams::new(), GradientsParams::new()];
+    own[1].register(model.first.id, Tensor::<1>::ones([2], &device()));
+    for grads in summed(&model, own) {
+        assert_eq!(grads.len(), 1);
+        assert_eq!(to_vec(grads.get::<1>(model.first.id).unwrap()), [1.0, 1.0]);
+    }
+    // Parameters without elements, and none at all.
+    let empty = Model::new((0, [0, 3]), &device());
+    let own = [(); 2].map(|()| empty.grads(&[], DType::F32));
+    assert!(summed(&empty, own).iter().all(|grads| grads.len() == 2));
+    let none = [GradientsParams::new(), GradientsParams::new()];
+    assert!(summed(&empty, none).iter().all(GradientsParams::is_empty));
 }

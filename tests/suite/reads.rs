@@ -47,7 +47,7 @@ const READS: [&str; 21] = [
 ];
 
 /// The files that may read, and why no training step waits there.
-const READERS: [(&str, &str); 15] = [
+const READERS: [(&str, &str); 16] = [
     (
         "batch/token_pair.rs",
         "SamPO, as documented: Burn sorts on the host on GPUs",
@@ -77,6 +77,7 @@ const READERS: [(&str, &str); 15] = [
     ("training/first_batch/host.rs", "before training"),
     ("training/first_batch/packed.rs", "before training"),
     ("training/metrics/batch.rs", "metrics"),
+    ("training/mpi.rs", "sums over workers, on the host"),
     ("training/reducer.rs", "sums over workers, on the host"),
 ];
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Tensor, TensorData};
 use burn_preference::training::reducer::{Local, ReduceError, Reducer, Threads};
-use burn_preference::{KlEstimate, RelativeLogProbs, SequenceLogProbs};
+use burn_preference::{KlEstimate, Metrics, RelativeLogProbs, SequenceLogProbs};
 
 use crate::support::{device, to_vec};
 
@@ -177,4 +177,91 @@ fn the_baseline_of_all_workers() {
     assert_eq!(baselines, [[0.0], [0.0]]);
     let both = estimate(&[1.0, 3.0]).merge(estimate(&[2.0]));
     assert_eq!(to_vec(both.reduced(&Local).unwrap().baseline()), [2.0]);
+}
+
+/// What each worker gets as the metrics of all, from its own ones.
+fn metrics_of_all(own: &[Metrics]) -> Vec<Result<Metrics, ReduceError>> {
+    let group = Threads::new(own.len(), LONG).unwrap();
+    on_threads(own.len(), |worker| own[worker].reduced(&group, &device()))
+}
+
+fn metrics(entries: &[(&str, f64, f64)]) -> Metrics {
+    let mut metrics = Metrics::default();
+    for (key, sum, count) in entries {
+        metrics.add(*key, *sum, *count);
+    }
+    metrics
+}
+
+#[test]
+fn metrics_of_workers_are_those_of_all() {
+    let own = [
+        metrics(&[
+            ("loss", 1.5, 2.0),
+            ("rewards/chosen", -0.25, 1.0),
+            ("ü", 0.0, 0.0),
+        ]),
+        // Without examples, it does not know the keys.
+        Metrics::default(),
+        metrics(&[
+            ("loss", 3.0, 1.0),
+            ("rewards/chosen", 0.75, 3.0),
+            ("ü", 0.0, 0.0),
+        ]),
+    ];
+    let all = metrics(&[
+        ("loss", 4.5, 3.0),
+        ("rewards/chosen", 0.5, 4.0),
+        ("ü", 0.0, 0.0),
+    ]);
+    for found in metrics_of_all(&own) {
+        assert_eq!(found, Ok(all.clone()));
+    }
+    assert_eq!(own[0].reduced(&Local, &device()), Ok(own[0].clone()));
+    for found in metrics_of_all(&[Metrics::default(), Metrics::default()]) {
+        assert_eq!(found, Ok(Metrics::default()));
+    }
+    // A NaN is one of all of them.
+    let broken = [f64::NAN, 1.0].map(|sum| metrics(&[("loss", sum, 1.0)]));
+    for found in metrics_of_all(&broken) {
+        assert!(found.unwrap().get("loss").unwrap().is_nan());
+    }
+}
+
+#[test]
+fn other_keys_are_an_error_of_every_worker() {
+    let loss = metrics(&[("loss", 1.0, 1.0)]);
+    // As long, longer, more of them; with the letters of a mean.
+    for other in [
+        metrics(&[("lost", 1.0, 1.0)]),
+        metrics(&[("losses", 1.0, 1.0)]),
+        metrics(&[("loss", 1.0, 1.0), ("nll", 1.0, 1.0)]),
+        metrics(&[("l", 1.0, 1.0), ("s", 1.0, 1.0)]),
+    ] {
+        let three = [loss.clone(), Metrics::default(), other];
+        for found in metrics_of_all(&three) {
+            let error = found.unwrap_err();
+            assert!(matches!(error, ReduceError::Metrics { .. }), "{error}");
+        }
+    }
+}
+
+#[test]
+fn errors_name_ranks() {
+    let timeout = Duration::from_secs(5);
+    let missed = ReduceError::TimedOut {
+        missing: vec![1, 3],
+        arrived: 2,
+        workers: 4,
+        timeout,
+    };
+    assert!(
+        missed
+            .to_string()
+            .starts_with("2 of 4 workers came within 5s, without rank 1, 3: "),
+        "{missed}"
+    );
+    let reason = "connection reset".to_owned();
+    let broken = ReduceError::Worker { rank: 2, reason };
+    assert_eq!(broken.to_string(), "worker 2: connection reset");
 }
