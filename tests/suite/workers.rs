@@ -44,6 +44,7 @@ fn launch(
     rows: impl Dataset<Row> + 'static,
     batch: usize,
     devices: Vec<Device>,
+    optimizer: MultiDeviceOptim,
 ) -> LearningResult<Model> {
     fn loader(
         rows: impl Dataset<Row> + 'static,
@@ -58,7 +59,7 @@ fn launch(
     let directory = tempfile::tempdir().unwrap();
     let strategy = ExecutionStrategy::multi(
         devices.iter().map(|d| d.clone().autodiff()).collect(),
-        MultiDeviceOptim::OptimMainDevice,
+        optimizer,
     );
     SupervisedTraining::new(directory.path(), train, valid)
         .with_training_strategy(strategy.into())
@@ -67,17 +68,19 @@ fn launch(
         .launch(Learner::new(model, SgdConfig::new().init(), RATE))
 }
 
-/// Two workers of burn-train with four rows each.
-fn by_workers(kind: Kind, devices: [Device; 2]) -> Vec<f64> {
-    let reducer = Threads::new(2, Duration::from_mins(1)).unwrap();
+/// Two, four or eight workers of burn-train, with equal parts of the eight rows of a window.
+fn by_workers(kind: Kind, devices: &[Device], optimizer: MultiDeviceOptim) -> Vec<f64> {
+    let workers = devices.len();
+    let reducer = Threads::new(workers, Duration::from_mins(1)).unwrap();
     let model = Model::new(kind, Arc::new(reducer), &devices[0]);
-    // The loader gives the first half of the rows to the first worker.
-    let half = |part: usize| {
-        let of = move |window| rows_of(window)[4 * part..4 * part + 4].to_vec();
+    // The loader gives the first part of all rows to the first worker.
+    let each = 8 / workers;
+    let part = |worker: usize| {
+        let of = move |window| rows_of(window)[each * worker..each * (worker + 1)].to_vec();
         (0..WINDOWS).flat_map(of)
     };
-    let rows = InMemDataset::new(half(0).chain(half(1)).collect());
-    let result = launch(model, rows, 4, devices.into());
+    let rows = InMemDataset::new((0..workers).flat_map(part).collect());
+    let result = launch(model, rows, each, devices.to_vec(), optimizer);
     assert!(result.error.is_none(), "{:?}", result.error);
     result.model.numbers()
 }
@@ -90,12 +93,33 @@ fn micro_batches_and_workers_take_the_steps_of_one_large_batch() {
         let start = Model::new(kind, Arc::new(Local), &flex).numbers();
         assert!(whole.iter().zip(&start).any(|(a, b)| (a - b).abs() > 0.01));
         let unequal = accumulated(kind, &[3, 5], &flex);
-        let workers = by_workers(kind, [flex.clone(), flex.clone()]);
+        let two = vec![flex.clone(); 2];
+        let workers = by_workers(kind, &two, MultiDeviceOptim::OptimMainDevice);
         let what = format!("{kind:?}");
         assert_close(&unequal, &whole, tolerance(DType::F32), &what);
         assert_close(&workers, &whole, tolerance(DType::F32), &what);
         // Whoever comes first: the sum of two numbers has no order. That of three has one.
-        assert_eq!(by_workers(kind, [flex.clone(), flex.clone()]), workers);
+        let again = by_workers(kind, &two, MultiDeviceOptim::OptimMainDevice);
+        assert_eq!(again, workers);
+    }
+}
+
+/// More workers, with one optimiser or with parts of it on each device.
+#[test]
+fn four_and_eight_workers_and_a_sharded_optimizer() {
+    let flex = Device::flex();
+    for kind in KINDS {
+        let whole = accumulated(kind, &[8], &flex);
+        for (workers, optimizer) in [
+            (4, MultiDeviceOptim::OptimMainDevice),
+            (8, MultiDeviceOptim::OptimMainDevice),
+            (2, MultiDeviceOptim::OptimSharded),
+            (4, MultiDeviceOptim::OptimSharded),
+        ] {
+            let what = format!("{kind:?}, {workers} workers");
+            let found = by_workers(kind, &vec![flex.clone(); workers], optimizer);
+            assert_close(&found, &whole, tolerance(DType::F32), &what);
+        }
     }
 }
 
@@ -152,8 +176,13 @@ fn two_remote_servers_take_the_same_steps() {
     assert_ne!(servers[0], servers[1]);
     for kind in KINDS {
         let whole = accumulated(kind, &[8], &Device::flex());
-        let remote = by_workers(kind, servers.clone());
-        assert_close(&remote, &whole, tolerance(DType::F32), &format!("{kind:?}"));
+        for optimizer in [
+            MultiDeviceOptim::OptimMainDevice,
+            MultiDeviceOptim::OptimSharded,
+        ] {
+            let remote = by_workers(kind, &servers, optimizer);
+            assert_close(&remote, &whole, tolerance(DType::F32), &format!("{kind:?}"));
+        }
     }
 }
 
@@ -165,7 +194,13 @@ fn uneven_shards_fail_in_time() {
     // Four rows for the first worker, five for the second: one batch and two.
     let rows = InMemDataset::new((0..9).map(|i| Row { window: 0, i }).collect());
     let start = Instant::now();
-    let result = launch(model, rows, 4, vec![flex.clone(), flex]);
+    let result = launch(
+        model,
+        rows,
+        4,
+        vec![flex.clone(), flex],
+        MultiDeviceOptim::OptimMainDevice,
+    );
     assert!(start.elapsed() < Duration::from_secs(30));
     let error = result
         .error
@@ -206,12 +241,24 @@ fn a_run_that_failed_returns_a_model_and_its_error() {
         rows: rows.clone(),
         at: 5,
     };
-    let result = launch(model(), damaged, 2, vec![flex.clone()]);
+    let result = launch(
+        model(),
+        damaged,
+        2,
+        vec![flex.clone()],
+        MultiDeviceOptim::OptimMainDevice,
+    );
     let error = result.error.expect("a row is damaged").to_string();
     assert!(error.contains("row 5 is damaged"), "{error}");
     // Two steps were taken, of rows 0 to 3.
     let two_steps = InMemDataset::new(rows[..4].to_vec());
-    let expected = launch(model(), two_steps, 2, vec![flex.clone()]);
+    let expected = launch(
+        model(),
+        two_steps,
+        2,
+        vec![flex.clone()],
+        MultiDeviceOptim::OptimMainDevice,
+    );
     assert!(expected.error.is_none());
     let same = result.model.numbers() == expected.model.numbers();
     assert!(same, "{:?}", result.model.numbers());
