@@ -11,6 +11,8 @@ fi
 # `mpirun` asks whether root means it.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 features=burn-preference/mpi,finetune/mpi
+cargo clippy --quiet --workspace --lib --bins --test mpi --test ranks --features $features -- -D warnings
+cargo test --quiet --workspace --features $features --doc training::mpi
 program=$(cargo test --workspace --features $features --test mpi --no-run --message-format json |
     grep -o '"executable":"[^"]*/deps/mpi-[^"]*"' | cut -d '"' -f 4)
 
@@ -38,3 +40,6 @@ for ranks in 2 3; do
     breaks killed $ranks "process rank $last with PID .* exited on signal 9"
     breaks other $ranks "worker $last: it sums 2 numbers of 32 bits where worker 0 sums 1 numbers of 32 bits"
 done
+
+# `finetune` as a user starts it.
+cargo test --quiet --workspace --features $features --test ranks -- --test-threads 1

@@ -117,7 +117,7 @@ fn the_numbers_of_one_process() {
     .iter()
     .enumerate()
     {
-        // A step of three examples after one of four: not every process has some of each step.
+        // Of a step of one example, most processes have none.
         let batch = if i % 2 == 0 { 4 } else { 1 };
         let arguments = format!(
             "{arguments} --batch {batch} --rate 0.003 --steps 6 --evaluate-every 3 --held-out 0.3"
@@ -162,14 +162,20 @@ fn processes(mpirun: &Child) -> Vec<u32> {
     found
 }
 
-/// Starts a run of two processes, and sends a signal to the second one after some steps.
+/// Starts a run of two processes, and sends a signal after some steps: to the second one, or if it is
+/// Ctrl-C's to `mpirun`.
 fn broken(place: &Place, out: &str, arguments: &str, signal: &str) -> (Output, Duration) {
     let mut command = mpirun(place, 2, &format!("{arguments} --out {out}"));
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = child.spawn().unwrap();
     wait_for(place, out, 8);
-    let second = processes(&child)[1].to_string();
-    let sent = Command::new("kill").args([signal, &second]).status();
+    let id = match signal {
+        "-INT" => child.id(),
+        _ => processes(&child)[1],
+    };
+    let sent = Command::new("kill")
+        .args([signal, &id.to_string()])
+        .status();
     assert!(sent.unwrap().success());
     let start = Instant::now();
     let done = child.wait_with_output().unwrap();
@@ -184,6 +190,7 @@ fn a_process_that_breaks_ends_the_run_which_goes_on() {
     let two = run(&place, 2, "two", arguments);
     for (out, signal, text) in [
         ("killed", "-KILL", "process rank 1 with PID"),
+        ("interrupted", "-INT", ""),
         (
             "hangs",
             "-STOP",
