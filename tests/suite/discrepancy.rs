@@ -606,3 +606,86 @@ fn the_divergences_of_other_code() {
         }
     }
 }
+
+/// A teacher that sees a hint before the prompt: its states stand where ours predict the same word.
+#[test]
+fn completions_after_other_prompts() {
+    let batch = |rows: Vec<Sequence>| TokenBatch::new(rows, Padding::new(0), &device()).unwrap();
+    let ours = batch(vec![
+        Sequence::new(&[1], &[2, 3]),
+        Sequence::new(&[4, 5, 6], &[7]),
+        Sequence::new(&[], &[2, 8, 1]),
+    ]);
+    let rows = || {
+        vec![
+            Sequence::new(&[9, 9, 1], &[2, 3]),
+            Sequence::new(&[5], &[7]),
+            Sequence::new(&[9], &[2, 8, 1]),
+        ]
+    };
+    let theirs = batch(rows());
+    // A state is its own token: what it predicts is not, so the policy is told apart.
+    let states = |batch: &TokenBatch| batch.ids.clone().float().cast(DType::F64).unsqueeze_dim(2);
+    let aligned = ours.aligned(&theirs, states(&theirs)).unwrap();
+    assert_eq!(aligned.dims(), [3, 4, 1]);
+    let aligned = to_vec(aligned);
+    // Where a token of a completion is predicted, the state of the token before it.
+    assert_eq!(aligned[..2], [1.0, 2.0]);
+    assert_eq!(aligned[4 + 2], 5.0);
+    assert_eq!(aligned[8..8 + 2], [2.0, 8.0]);
+
+    let error = |rows: Vec<Sequence>| {
+        let theirs = batch(rows);
+        let values = states(&theirs);
+        ours.aligned(&theirs, values).unwrap_err().to_string()
+    };
+    assert_eq!(
+        error(rows()[..2].to_vec()),
+        "`other`: expected 3 sequences, found 2"
+    );
+    let mut other = rows();
+    other[1] = Sequence::new(&[5], &[8]);
+    assert_eq!(
+        error(other),
+        "`other`: expected the same completions, found another one in row 1"
+    );
+    let mut none = rows();
+    none[0] = Sequence::new(&[], &[2, 3]);
+    assert_eq!(
+        error(none),
+        "`other`: expected prompts, found none in row 0"
+    );
+    let wrong = ours.aligned(&theirs, states(&ours));
+    assert_eq!(wrong.unwrap_err().name(), "values");
+    let nobody = batch(Vec::new());
+    let none = nobody.aligned(&nobody, states(&nobody)).unwrap();
+    assert_eq!(none.dims(), [0, 2, 1]);
+}
+
+/// The minimum is the teacher: gradient descent from another distribution ends there.
+#[test]
+fn the_minimum_is_the_teacher() {
+    let teacher = [1.0, -2.0, 0.5, 0.0];
+    for kind in KINDS {
+        let mut ours = vec![-1.0, 1.0, 0.0, 0.5];
+        // Near the teacher all of them are this multiple of the same square.
+        let curvature = match kind {
+            Discrepancy::JensenShannon(beta) => beta * (1.0 - beta),
+            _ => 1.0,
+        };
+        for _ in 0..1000 {
+            let [(_, gradient), _] = at_one(kind, &ours, &teacher, DType::F64);
+            for (x, g) in ours.iter_mut().zip(gradient) {
+                *x -= 1.5 / curvature * g;
+            }
+        }
+        let [(value, _), _] = at_one(kind, &ours, &teacher, DType::F64);
+        assert!(value < 1e-12, "{kind:?}: {value}");
+        assert_close(
+            &crate::scalar::softmax(&ours),
+            &crate::scalar::softmax(&teacher),
+            1e-5,
+            "π = π°",
+        );
+    }
+}
