@@ -9,8 +9,7 @@ on CPU: one table.
 
 Forward and backward with the gradients of the policy's hidden states and head; ours run before and
 after the peers. The table holds medians of seconds, and of ours / theirs. β = 0 is KL(π° ‖ π), β = 1
-KL(π ‖ π°). Liger's loss has a cross-entropy beside the divergence; its weight is 0, but it computes
-it.
+KL(π ‖ π°). Liger's is a mean over the tokens; the cross-entropy beside it has weight 0 and is left out.
 """
 import argparse
 import gc
