@@ -62,5 +62,5 @@ pub(super) struct Comparison<B: Backend> {
 }
 
 /// Columns of [`Comparison::kept`].
-#[cfg(feature = "_cube")]
+#[cfg(any(feature = "flex", feature = "_cube"))]
 pub(super) const KEPT: usize = 5;

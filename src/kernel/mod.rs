@@ -62,7 +62,7 @@ pub(crate) use entry::{
     Outputs, head_discrepancy, head_log_probs, head_logits, logits_discrepancy, logits_log_probs,
 };
 #[cfg(feature = "flex")]
-pub(crate) use flex::narrow;
+pub(crate) use flex::{ln, narrow, power, twice_atanh};
 pub(crate) use head::{HeadTensors, Shaping};
 #[cfg(feature = "flex")]
 pub(crate) use slope::slope_node;

@@ -19,7 +19,7 @@ use crate::kernel::flex::tensors::{f32s, indices, single};
 use crate::kernel::head::{Head, Shaping};
 
 /// Maximum number of rows of a block: the gradient of the weight sums over the rows of one.
-const BLOCK: usize = DEPTH;
+pub(super) const BLOCK: usize = DEPTH;
 /// Bytes of a chunk of the weight: half of an L2 cache.
 const CHUNK_BYTES: usize = 440 << 10;
 
@@ -62,6 +62,24 @@ pub(crate) struct Problem {
     copies: Pool,
 }
 
+/// Number of the words of a head.
+pub(super) fn vocabulary(head: &Head<Flex>) -> usize {
+    let [first, second] = head.weight.layout().shape().dims::<2>();
+    if head.form.words_first { first } else { second }
+}
+
+/// Number of words in a chunk of a head, unless another problem decides.
+pub(super) fn words_of_a_chunk(head: &Head<Flex>) -> usize {
+    let [rows, width] = head.hidden.layout().shape().dims();
+    let vocab = vocabulary(head);
+    let fitting = CHUNK_BYTES / (size_of::<f32>() * width) / WORDS * WORDS;
+    let products = rows.saturating_mul(width).saturating_mul(vocab);
+    let tasks = (products / TASK).clamp(1, TASKS);
+    fitting
+        .min((vocab / tasks).next_multiple_of(WORDS))
+        .clamp(WORDS, 8 * WORDS)
+}
+
 impl Problem {
     pub(crate) fn new(head: Head<Flex>) -> Self {
         Self::on(Arch::new(), head)
@@ -69,24 +87,23 @@ impl Problem {
 
     /// As [`Self::new`], with the vectors of `arch`.
     pub(crate) fn on(arch: Arch, head: Head<Flex>) -> Self {
+        let chunk = words_of_a_chunk(&head);
+        Self::cut(arch, head, BLOCK, chunk)
+    }
+
+    /// As [`Self::on`], with at most `block` rows in a block, and `chunk` words in a chunk.
+    pub(super) fn cut(arch: Arch, head: Head<Flex>, block: usize, chunk: usize) -> Self {
         let [rows, width] = head.hidden.layout().shape().dims();
-        let [first, second] = head.weight.layout().shape().dims::<2>();
         let words_first = head.form.words_first;
-        let vocab = if words_first { first } else { second };
+        let vocab = vocabulary(&head);
         let panels = Panels::new(arch);
         // Blocks of equal length; only the last one may be shorter.
-        let blocks = rows.div_ceil(BLOCK).max(1);
+        let blocks = rows.div_ceil(block).max(1);
         let block = padded(rows.div_ceil(blocks)).max(LANES);
         let blocks = (0..rows).step_by(block);
         let blocks = blocks
             .map(|first| first..(first + block).min(rows))
             .collect();
-        let fitting = CHUNK_BYTES / (size_of::<f32>() * width) / WORDS * WORDS;
-        let products = rows.saturating_mul(width).saturating_mul(vocab);
-        let tasks = (products / TASK).clamp(1, TASKS);
-        let chunk = fitting
-            .min((vocab / tasks).next_multiple_of(WORDS))
-            .clamp(WORDS, 8 * WORDS);
         let words = Words::new(head.weight, words_first, width);
         let words_of_a_copy = words.room(COPIED * chunk);
         let mut problem = Self {
