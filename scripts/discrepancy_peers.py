@@ -4,7 +4,7 @@ on CPU: one table.
 
     python3 -m venv peers && peers/bin/pip install torch==2.15.0 numpy trl==1.16.0
     peers/bin/pip install --no-deps liger-kernel==0.8.5
-    cargo bench --workspace --bench discrepancy --no-run
+    cargo bench --workspace --bench head_floor --no-run
     peers/bin/python scripts/discrepancy_peers.py   # --shape s1 --beta 0.5 for a part of it
 
 Forward and backward with the gradients of the policy's hidden states and head; ours run before and
@@ -73,11 +73,11 @@ PEERS = [eager, trl, liger]
 
 
 def ours(shape, beta, args):
-    command = ["cargo", "bench", "--quiet", "--workspace", "--bench", "discrepancy", "--", "--csv"]
+    command = ["cargo", "bench", "--quiet", "--workspace", "--bench", "head_floor", "--", "--csv"]
     command += ["--threads", str(args.threads), "--shape", shape, "--rounds", str(args.rounds)]
     command += ["--only", OURS[beta]]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(lines.split()[0].split(",")[1])
+    return float(lines.split()[0].split(",")[7])
 
 
 def measured(shape, beta, args):

@@ -21,8 +21,8 @@
 //! | CUDA, ROCm, Vulkan, Metal, WebGPU, CubeCL's CPU | head or logits | f32, f16 or bf16 | `cube/`; behind Burn's fusion, by way of `cube/fusion.rs` |
 //! | `NdArray`, `LibTorch`, remote | head or logits | all | `generic.rs` |
 //! | a backend that `burn` has and this crate's features do not | head or logits | all | the steps of `generic.rs`, which the tape records: logits stay in memory |
-//! | Flex, `NdArray`, `LibTorch`, remote | two models | all | `generic.rs` |
-//! | CUDA, ROCm, Vulkan, Metal, WebGPU, CubeCL's CPU | two models | f32, f16 or bf16 | `cube/`, as above |
+//! | any | two models | one of which takes `generic.rs` by the rows above | `generic.rs` |
+//! | Flex, and all of CubeCL | two models | every other two | `flex/head/`, `flex/logits.rs`; `cube/` |
 //! | any | a head whose logits are wanted (`head_logits`) | all | the first steps of `generic.rs`, which the tape records |
 //!
 //! Rows are the positions that predict a counted token: whoever calls has dropped the others, and
