@@ -19,8 +19,6 @@ use crate::kernel::flex::elementwise::narrow;
 use crate::kernel::flex::tensors::tensor;
 use crate::kernel::forward::HeadGradients;
 
-/// Bytes of deltas that a backward works on at a time. There are two such buffers.
-const WORKSPACE: usize = 4 << 20;
 /// Columns of the hidden states' gradient that one task adds to.
 const COLUMNS: usize = 96;
 
@@ -353,7 +351,7 @@ impl Problem {
     /// gradient.
     fn step(&self) -> usize {
         let of_chunk = size_of::<f32>() * self.logits_of(&(0..1));
-        (WORKSPACE / of_chunk.max(1)).max(1)
+        (self.workspace / of_chunk.max(1)).max(1)
     }
 
     /// Ranges of [`Self::step`] chunks.

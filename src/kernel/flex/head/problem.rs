@@ -31,6 +31,8 @@ pub(super) const TASKS: usize = 16;
 /// Number of chunks that a forward copies at a time. Each column of a `Linear` is in another page, so
 /// long pieces of a column are worth more than a copy that stays in the cache.
 const COPIED: usize = 4;
+/// Bytes of deltas that a backward works on, unless a test says otherwise.
+const WORKSPACE: usize = 4 << 20;
 /// Multiplications that are worth a task of their own.
 const TASK: usize = 2_000_000;
 
@@ -54,6 +56,8 @@ pub(crate) struct Problem {
     pub(super) dtype: DType,
     /// Number of words in a chunk.
     chunk: usize,
+    /// Bytes of deltas that a backward works on at a time. There are two such buffers.
+    pub(in crate::kernel::flex) workspace: usize,
     /// Hidden states, `[rows, width]`, contiguous f32.
     hidden: FlexTensor,
     /// Hidden states, a matrix in panels for each block: its columns are rows.
@@ -119,6 +123,7 @@ impl Problem {
             words_first,
             dtype: head.hidden.dtype(),
             chunk,
+            workspace: WORKSPACE,
             hidden: single(head.hidden).to_contiguous(),
             packed: Aligned::zeros(0),
             copies: Pool::new(words_of_a_copy),
