@@ -24,12 +24,13 @@
 //! 13. [`reward_models`]: pairs, lists and ties of rewards, and the use of their scores
 //! 14. [`dpo_variants`]: MallowsPO, ε-DPO, MODPO, SafeDPO, SPIN, Step-DPO, iterative and online DPO
 //! 15. [`token_importance`]: a weight for every token
-//! 16. [`your_own_objective`]: six papers, three lines each
-//! 17. [`beyond_text`]: denoisers, and models that see or hear
+//! 16. [`distillation`]: another model as the teacher, or the policy itself
+//! 17. [`your_own_objective`]: six papers, three lines each
+//! 18. [`beyond_text`]: denoisers, and models that see or hear
 //!
 //! **For reference.**
 //!
-//! 18. [`coming_from_trl`]: its options, and where conventions differ
+//! 19. [`coming_from_trl`]: its options, and where conventions differ
 
 macro_rules! chapters {
     ($($name:ident: $($file:literal)+,)*) => {
@@ -57,6 +58,7 @@ chapters! {
     reward_models: "guide/reward_models.md",
     dpo_variants: "guide/dpo_variants.md",
     token_importance: "guide/token_importance.md",
+    distillation: "guide/distillation.md",
     your_own_objective: "guide/your_own_objective.md",
     beyond_text: "guide/beyond_text.md",
     coming_from_trl: "guide/coming_from_trl.md",

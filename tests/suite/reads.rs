@@ -53,6 +53,7 @@ const READERS: [(&str, &str); 16] = [
         "SamPO, as documented: Burn sorts on the host on GPUs",
     ),
     ("error.rs", "where all checks of values read"),
+    ("kernel/flex/head/buffers.rs", "Flex computes on the host"),
     ("kernel/flex/logits.rs", "Flex computes on the host"),
     ("kernel/flex/tensors.rs", "Flex computes on the host"),
     (
