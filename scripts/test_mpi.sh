@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several processes by MPI: sums, whole steps and runs of `finetune` in two and three of them, and what
-# is seen when one of them breaks. Installs Open MPI and libclang where they are missing.
-# Our code is built once more, with the feature `mpi`; Burn is not.
+# is seen when one of them breaks. With the word `time` only how long sums take.
+# Installs Open MPI and libclang where they are missing. Our code is built once more, with the feature `mpi`; Burn is not.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if ! command -v mpirun >/dev/null || ! command -v mpicc >/dev/null || ! command -v clang >/dev/null; then
@@ -11,12 +11,22 @@ fi
 # `mpirun` asks whether root means it.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 features=burn-preference/mpi,finetune/mpi
-cargo clippy --quiet --workspace --lib --bins --test mpi --test ranks --features $features -- -D warnings
-cargo test --quiet --workspace --features $features --doc training::mpi
+if [ "${1:-}" != time ]; then
+    cargo clippy --quiet --workspace --lib --bins --test mpi --test ranks --features $features -- -D warnings
+    cargo test --quiet --workspace --features $features --doc training::mpi
+fi
 program=$(cargo test --workspace --features $features --test mpi --no-run --message-format json |
     grep -o '"executable":"[^"]*/deps/mpi-[^"]*"' | cut -d '"' -f 4)
 
 run() { timeout 120 mpirun --oversubscribe -n "$@"; }
+
+if [ "${1:-}" = time ]; then
+    for ranks in 1 2 3; do
+        echo "--- $ranks"
+        run $ranks "$program" time
+    done
+    exit
+fi
 
 for ranks in 2 3; do
     run $ranks "$program" | sort | tee target/mpi.txt

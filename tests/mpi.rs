@@ -1,8 +1,8 @@
 //! A program for `mpirun`, whose processes check together what they compute: `scripts/test_mpi.sh`
 //! starts it. Alone it is one worker.
 //!
-//! With an argument it breaks in a way that the script looks at: `absent` and `killed` are about the
-//! last rank, `other` sums another number of values there.
+//! With `time` it says how long sums take. With another argument it breaks in a way that the script
+//! looks at: `absent` and `killed` are about the last rank, `other` sums another number of values there.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -33,6 +33,10 @@ fn main() -> ExitCode {
     let breaks = std::env::args()
         .nth(1)
         .filter(|name| !name.starts_with('-'));
+    if breaks.as_deref() == Some("time") {
+        times(&Mpi::init(LONG).unwrap());
+        return ExitCode::SUCCESS;
+    }
     let timeout = breaks.as_ref().map_or(LONG, |_| Duration::from_secs(2));
     let mpi = Mpi::init(timeout).unwrap();
     assert_eq!(
@@ -61,6 +65,26 @@ fn main() -> ExitCode {
     );
     println!("rank {rank} of {}: right", again.workers());
     ExitCode::SUCCESS
+}
+
+/// Medians of seven sums.
+fn times(mpi: &Mpi) {
+    for numbers in [1, 2_000_000, 20_000_000] {
+        let local = Tensor::<1>::ones([numbers], &Device::flex());
+        let mut seconds: Vec<f64> = (0..7)
+            .map(|_| {
+                mpi.total(0, &Device::flex()).unwrap();
+                let start = Instant::now();
+                mpi.sum(local.clone()).unwrap();
+                start.elapsed().as_secs_f64()
+            })
+            .collect();
+        seconds.sort_by(f64::total_cmp);
+        if mpi.rank() == 0 {
+            println!("{numbers} numbers: {:.2} ms", 1e3 * seconds[3]);
+        }
+    }
+    mpi.clone().finish().unwrap();
 }
 
 /// What the others see when the last rank breaks.
