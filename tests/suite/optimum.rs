@@ -978,25 +978,26 @@ fn grpo() {
         let of_return = gradient(&logits, &|log_probs| {
             -(log_probs.exp() * f64s(&REWARDS)).sum()
         });
-        for size in [2, 3_usize] {
+        for size in [2, 3_u32] {
             for (advantage, factor) in [
                 (Advantage::LeaveOneOut, 1.0),
-                (Advantage::Centered, (size - 1) as f64 / size as f64),
+                (Advantage::Centered, f64::from(size - 1) / f64::from(size)),
             ] {
                 let grpo = GrpoLossConfig::new()
                     .with_advantage(advantage)
                     .with_normalization(TokenNormalization::Sequence)
                     .init();
                 let ours = gradient(&logits, &|log_probs| {
-                    let groups = (0..3_usize.pow(size as u32)).map(|group| {
-                        (0..size as u32)
+                    let groups = (0..3_usize.pow(size)).map(|group| {
+                        (0..size)
                             .map(|k| group / 3_usize.pow(k) % 3)
                             .collect::<Vec<_>>()
                     });
                     let losses = groups.map(|group| {
                         let weight: f64 = group.iter().map(|i| shares[*i]).sum::<f64>().exp();
                         let rewards: Vec<f64> = group.iter().map(|i| REWARDS[*i]).collect();
-                        let rewards = GroupedReward::of_groups(&rewards, &vec![0; size]).unwrap();
+                        let rewards =
+                            GroupedReward::of_groups(&rewards, &vec![0; group.len()]).unwrap();
                         let drawn = log_probs.clone().select(0, ints(&group));
                         let sampler = drawn.clone().without_autodiff();
                         let batch = Samples::new(one_token(drawn), one_token(sampler), &rewards);
