@@ -59,9 +59,9 @@ objective! {
     {
         /// The advantage of a sample over the others of its group.
         advantage / with_advantage: Advantage = Advantage::Normalized(1e-4), choice;
-        /// What a ratio is taken of.
+        /// The level of a ratio: a token or a completion.
         level / with_level: RatioLevel = RatioLevel::Token;
-        /// What is clipped.
+        /// The clip of a policy that has moved away.
         clip / with_clip: RatioClip = RatioClip::Objective, choice;
         /// ε_low in \[0, 1\]: a ratio is clipped below 1 − ε_low; at 1, never.
         clip_low / with_clip_low: f64 = 0.2, fraction;

@@ -5,8 +5,8 @@ use crate::batch::{GroupedReward, Samples};
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{Choice, positive};
 
-/// How much better a sample is than the others of its group: r its reward, r̄ the mean of the group's
-/// n rewards, and ε a number > 0 that keeps the quotient finite.
+/// Advantage of a sample over the others of its group: r is its reward, r̄ the mean of the group's n
+/// rewards, and ε a number > 0 that keeps the quotient finite.
 ///
 /// All rewards of a group equal: the advantages are 0, and the group teaches nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

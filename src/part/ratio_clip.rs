@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::{Choice, above_one};
 
-/// What is clipped where the policy has moved away from its sampler: w is the ratio π/μ, A the
-/// advantage, and clip(w) = clamp(w, 1 − ε_low, 1 + ε_high).
+/// Clip of a policy that has moved away from its sampler: w is the ratio π/μ, A the advantage, and
+/// clip(w) = clamp(w, 1 − ε_low, 1 + ε_high).
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(rename_all = "snake_case")]
@@ -25,8 +25,8 @@ pub enum RatioClip {
 }
 
 impl RatioClip {
-    /// What the policy is to make large, of each token: `[batch, time − 1]`, or `[batch, 1]` where
-    /// the ratio is one of a completion and its weight is not what is clipped.
+    /// Objective of each token, which the policy is to make large: `[batch, time − 1]`, or
+    /// `[batch, 1]` where the ratio is one of a completion and its weight is not what is clipped.
     pub fn objective(
         &self,
         ratios: Tensor<2>,

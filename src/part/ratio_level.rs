@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Samples;
 use crate::math::sum_columns;
 
-/// What a ratio π/μ of policy and sampler is taken of: a token, or a completion.
+/// Level of a ratio π/μ of policy and sampler: one of a token, or one of a completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(rename_all = "snake_case")]

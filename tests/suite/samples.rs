@@ -1,10 +1,15 @@
 //! Policy gradients on scored groups against scalar code of their own, and what their batch promises:
 //! padding, order, parts of a step, advantages, extremes, metrics.
 
+use burn::data::dataloader::batcher::Batcher;
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Tensor, TensorData};
 use burn_preference::batch::SampleLogProbs;
 use burn_preference::config::{BuildError, ObjectiveConfig};
+use burn_preference::data::{
+    Collator, Example, Format, Group, Json, Object, PairFormat, RankedFormat, RowError,
+    SampleFormat, SampleTokens, Text, TokenBudget,
+};
 use burn_preference::tokens::{Padding, Sequence, TokenBatch};
 use burn_preference::training::accumulation::Accumulation;
 use burn_preference::{
@@ -904,4 +909,160 @@ fn parts_add_up_to_the_step() -> Result<(), Error> {
         assert_close(&numbers(&grads), &expected, 5e-6, &format!("{config:?}"));
     }
     Ok(())
+}
+
+fn row(json: &str) -> Object {
+    match serde_json::from_str(json).unwrap() {
+        Json::Object(row) => row,
+        other => panic!("{other}"),
+    }
+}
+
+const ROW: &str = r#"{"prompt": "2+2=", "responses": ["4", "22", "5"], "scores": [1, 0, 0.5],
+    "prompt_ids": [5, 6], "response_ids": [[1, 0], [2, 2, 0], []],
+    "response_log_probs": [[-0.7, -0.1], [-1.6, -0.2, -0.3], []], "id": 7}"#;
+
+/// Each sample is an example of its own, with the ids that were drawn.
+#[test]
+fn groups_of_a_file_are_samples() {
+    use burn::data::dataloader::BatchStrategy;
+
+    let group = SampleFormat::default().parse(row(ROW)).unwrap();
+    assert_eq!(group.completions().len(), 3);
+    assert_eq!(group.prompt, Text::Plain("2+2=".into()));
+    let mut other = group.clone();
+    other.label = Group {
+        rewards: vec![3.0, 1.0],
+        prompt_ids: Vec::new(),
+        ids: vec![vec![8, 9], vec![7]],
+        log_probs: vec![vec![-9.0, -0.5], vec![-9.0]],
+    };
+    let samples = Example::samples(&[group.clone(), other]).unwrap();
+    let deviations: Vec<f64> = samples.iter().map(|s| s.label.reward.deviation()).collect();
+    assert_close(&deviations, &[0.5, -0.5, 0.0, 1.0, -1.0], 1e-15, "r − r̄");
+    assert!(
+        samples
+            .iter()
+            .all(|sample| sample.columns["id"].as_f64() == Some(7.0))
+    );
+    // As many as fit, as of any label.
+    let mut budget = TokenBudget::padded(10, Padding::new(0));
+    budget.add(samples[0].clone());
+    budget.add(samples[1].clone());
+    assert_eq!(budget.batch(true).unwrap().len(), 2);
+
+    // Column t belongs to token t + 1, and nothing predicts the first token of a row.
+    let batch: SampleTokens = Collator::new(Padding::new(0)).batch(samples, &device());
+    assert_eq!(batch.sampler.dims(), [5, 4]);
+    let expected = [
+        [0.0, -0.7, -0.1, 0.0],
+        [0.0, -1.6, -0.2, -0.3],
+        [0.0; 4],
+        [-0.5, 0.0, 0.0, 0.0],
+        [0.0; 4],
+    ];
+    assert_close(
+        &to_vec(batch.sampler.clone()),
+        expected.as_flattened(),
+        1e-7,
+        "ln μ",
+    );
+    let [rows, time] = batch.tokens.ids.dims();
+    let logits = Tensor::<3>::zeros([rows, time, 10], &device());
+    let policy = batch.tokens.token_log_probs(logits).unwrap();
+    let lengths = to_vec(policy.sequence().lengths());
+    let found = batch.samples(policy.clone()).unwrap();
+    assert_eq!(to_vec(found.sampler().sequence().lengths()), lengths);
+    let ratio = -10_f64.ln() + 0.7;
+    assert!(error(to_vec(found.log_ratios())[1], ratio) < 1e-6);
+    assert_eq!(found.rewards()[4].deviation(), -1.0);
+    let fewer = TokenLogProbs::new(
+        Tensor::zeros([4, 4], &device()),
+        Tensor::full([4, 4], true, &device()),
+    );
+    assert!(batch.samples(fewer.unwrap()).is_err());
+}
+
+/// Formats do not take one kind of rows for another: what is missing has a name.
+#[test]
+fn rows_of_groups_are_no_other_rows() {
+    let lists = RankedFormat::default().parse(row(ROW)).unwrap();
+    assert_eq!((lists.completions().len(), lists.label.0[2]), (3, 0.5));
+    assert_eq!(
+        PairFormat::default().parse(row(ROW)).unwrap_err().field(),
+        "chosen"
+    );
+    let wrong = |change: &dyn Fn(&mut Object)| -> RowError {
+        let mut row = row(ROW);
+        change(&mut row);
+        SampleFormat::default().parse(row).unwrap_err()
+    };
+    let json = |text: &str| serde_json::from_str::<Json>(text).unwrap();
+    for name in [
+        "prompt",
+        "responses",
+        "scores",
+        "prompt_ids",
+        "response_ids",
+        "response_log_probs",
+    ] {
+        let error = wrong(&|row| {
+            row.remove(name);
+        });
+        assert_eq!((error.field(), error.found()), (name, "nothing"));
+    }
+    for (name, value, field) in [
+        ("prompt_ids", "3", "prompt_ids"),
+        ("prompt_ids", "[-1]", "prompt_ids[0]"),
+        ("prompt_ids", "[2147483648]", "prompt_ids[0]"),
+        ("response_ids", "[[1, 0], [2, 2, 0]]", "response_ids"),
+        (
+            "response_ids",
+            "[[1, 0], [2, 0.5, 0], []]",
+            "response_ids[1][1]",
+        ),
+        ("response_ids", "[[1, 0], 4, []]", "response_ids[1]"),
+        (
+            "response_log_probs",
+            "[[-0.7], [-1.6, -0.2, -0.3], []]",
+            "response_log_probs[0]",
+        ),
+        (
+            "response_log_probs",
+            "[[-0.7, null], [-1, -1, -1], []]",
+            "response_log_probs[0][1]",
+        ),
+        (
+            "response_log_probs",
+            "[[-0.7, -1e300], [-1, -1, -1], []]",
+            "response_log_probs[0][1]",
+        ),
+        ("responses", r#"["4"]"#, "scores"),
+        ("scores", "[1, 0, null]", "scores[2]"),
+    ] {
+        let error = wrong(&|row| row.insert(name, json(value)));
+        assert_eq!(error.field(), field, "{error}");
+    }
+    let one = r#"{"prompt": "?", "responses": ["4"], "scores": [1], "prompt_ids": [5],
+        "response_ids": [[1]], "response_log_probs": [[-1]]}"#;
+    assert_eq!(
+        SampleFormat::default().parse(row(one)).unwrap_err().field(),
+        "responses"
+    );
+
+    // What does not fit without a file.
+    let grouped = GroupedReward::of_groups(&[1.0, 0.0], &[0, 0]).unwrap();
+    for log_probs in [vec![-1.0], vec![-1.0, f64::NAN]] {
+        let error = Example::sample(vec![1], vec![2, 3], log_probs, grouped[0]).unwrap_err();
+        assert_eq!(error.name(), "log_probs");
+    }
+    let group = SampleFormat::default().parse(row(ROW)).unwrap();
+    let spoiled = |change: &dyn Fn(&mut Group)| {
+        let mut group = group.clone();
+        change(&mut group.label);
+        Example::samples(&[group]).unwrap_err().name()
+    };
+    assert_eq!(spoiled(&|group| group.rewards.truncate(2)), "rewards");
+    assert_eq!(spoiled(&|group| group.log_probs.truncate(2)), "log_probs");
+    assert_eq!(spoiled(&|group| group.rewards[0] = f64::NAN), "rewards");
 }
