@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Losses, gradients, advantages and metrics of TRL's GRPO and RLOO, for tests/conformance/samples.rs.
+"""Losses, gradients, advantages and metrics of TRL's GRPO and RLOO, and losses and gradients of Liger's GRPO, for
+tests/conformance/samples.rs.
 
     python3 -m venv .venv
-    .venv/bin/pip install torch==2.15.0 transformers==5.24.0 trl==1.16.0
+    .venv/bin/pip install torch==2.15.0 transformers==5.24.0 trl==1.16.0 liger-kernel==0.8.5
     .venv/bin/python scripts/grpo_goldens.py
 
 After finetune/scripts/goldens.py and tokenizer.py. The tiny Llama of `finetune` is the reference, the same with moved
 weights the sampler, and once more moved the policy, so that ratios are clipped on both sides. TRL's trainers make the
 inputs (`_generate_and_score_completions`, with completions of our choice in place of generated ones) and the loss
-(`_compute_loss`). Writes tests/data/grpo.json: the log-probabilities of the three models, the rewards, and for each
+(`_compute_loss`). Liger's `ppo_loss_fn` gets the same log-probabilities, in f64. Writes tests/data/grpo.json: the log-probabilities of the three models, the rewards, and for each
 case the options, advantages, loss, its gradient with respect to the policy's log-probabilities, and metrics.
 """
+import importlib.metadata
 import json
 import pathlib
 import random
@@ -20,6 +22,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = ROOT / "finetune" / "tests" / "data"
@@ -113,6 +116,21 @@ def run(rloo=False, **options):
                          metrics=metrics)
 
 
+def liger(shared, advantages, loss_type, beta, epsilon=0.2, epsilon_high=None, scale_rewards=None,
+          use_bias_correction_kl=True, **options):
+    """Liger's loss of the same samples, and its gradient."""
+    lengths = [len(row) for row in shared["policy"]]
+    pad = lambda rows: torch.tensor([row + [0.0] * (max(lengths) - len(row)) for row in rows], dtype=torch.float64)
+    policy = pad(shared["policy"]).requires_grad_()
+    mask = pad([[1.0] * length for length in lengths])
+    loss, _ = LigerFusedLinearGRPOFunction.ppo_loss_fn(
+        policy, mask, torch.tensor(advantages, dtype=torch.float64), mask, pad(shared["reference"]),
+        pad(shared["sampler"]), epsilon, epsilon_high or epsilon, beta, loss_type, LONGEST,
+        use_bias_correction_kl=use_bias_correction_kl, **options)
+    loss.backward()
+    return dict(loss=loss.item(), grads=[row[:length].tolist() for row, length in zip(policy.grad, lengths)])
+
+
 def main():
     shared, cases = {}, {}
     for name, options in CASES.items():
@@ -122,9 +140,14 @@ def main():
             assert shared.setdefault(key, values) == values, key
         cases[name] = dict(options=options) | found
         print(f"{name}: loss {found['loss']:.6f}, {found['metrics']}")
+    for name, case in cases.items():
+        options = case["options"]
+        # Liger has no RLOO, and refuses CISPO with a ratio of completions.
+        if "rloo" not in options and name != "cispo, sequence":
+            case["liger"] = liger(shared, case["advantages"], **options)
     ratios = [p - s for ps, ss in zip(shared["policy"], shared["sampler"]) for p, s in zip(ps, ss)]
     print("ln ratios from", min(ratios), "to", max(ratios))
-    found = dict(trl=trl.__version__, transformers=transformers.__version__, torch=torch.__version__, longest=LONGEST,
+    found = dict(trl=trl.__version__, liger=importlib.metadata.version("liger-kernel"), transformers=transformers.__version__, torch=torch.__version__, longest=LONGEST,
                  rewards=REWARDS, groups=[i // EACH for i in range(len(REWARDS))], **shared, cases=cases)
     rounded = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.9g}"))
     (ROOT / "tests" / "data" / "grpo.json").write_text(json.dumps(rounded) + "\n")

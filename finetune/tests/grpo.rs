@@ -119,6 +119,13 @@ fn several_steps_on_one_sample_and_the_next_round() {
     let second = place.finish("next", &mut sample(&place, "m1", "next", JUDGE));
     let [before, after] = [&first, &second].map(mean_score);
     assert!(after > before + 0.2, "{before} {after}");
+    assert!(!run.text.contains("is --model the one"), "{}", run.text);
+    // Answers of another model are no samples of this one.
+    let other = place.run("other", "--data next.jsonl --loss grpo").text;
+    assert!(
+        other.contains("is --model the one that wrote these answers?"),
+        "{other}"
+    );
     // Packed rows have the same numbers.
     let packed = format!("{steps} --shared-prefix");
     let packed = grpo(

@@ -29,17 +29,18 @@ objective! {
     /// | CISPO (2506.13585) | `clip` weight, `clip_low` 1, `clip_high` 4 | `cispo` |
     /// | RLOO (2402.14740) | `advantage` leave one out, `level` completion, `normalization` per sequence | `RLOOTrainer` |
     ///
-    /// The defaults are those of TRL 1.16. In RLOO the KL is a part of the reward there:
-    /// r − β·Σ_t ln μ/π°, which you subtract from the rewards; here β is the weight of a term of the
+    /// The defaults are those of TRL 1.16. In its RLOO the KL is a part of the reward,
+    /// r − β·Σ_t ln μ/π°: subtract it from the rewards. Here β is the weight of a term of the
     /// loss, for every level.
     ///
     /// While the policy is its sampler, every ratio is 1, the value says nothing, and the gradient is
     /// that of REINFORCE with a baseline: −A·∇ln π. Look at the metric `reward` of the next samples,
     /// not at the loss.
     ///
-    /// The advantages come from all samples of a step, before it is cut: see [`GroupedReward`](crate::batch::GroupedReward). With a
-    /// [`WithStepTokens`] column the tokens are those of the whole step, too; without it they are
-    /// those of the batch. A loss with β > 0 takes batches with a reference, one with β = 0 those
+    /// The advantages come from all samples of a step, before it is cut: see
+    /// [`GroupedReward`](crate::batch::GroupedReward). With a [`WithStepTokens`] column the tokens are
+    /// those of the whole step, too; without it they are those of the batch. Past e^80 a ratio is
+    /// constant, and has no gradient. A loss with β > 0 takes batches with a reference, one with β = 0 those
     /// without it.
     ///
     /// # Panics

@@ -1,5 +1,6 @@
 //! GRPO and its relatives beside TRL's trainers (scripts/grpo_goldens.py): advantages, loss, the
-//! gradient with respect to every log-probability, and metrics, of every `loss_type` that is claimed.
+//! gradient with respect to every log-probability, and metrics, of every `loss_type` that is claimed;
+//! and beside Liger's loss of the same samples.
 
 use std::collections::BTreeMap;
 
@@ -35,6 +36,14 @@ struct Case {
     loss: f64,
     grads: Rows,
     metrics: BTreeMap<String, f64>,
+    /// None where Liger has no such objective.
+    liger: Option<OfLiger>,
+}
+
+#[derive(Deserialize)]
+struct OfLiger {
+    loss: f64,
+    grads: Rows,
 }
 
 #[derive(Deserialize)]
@@ -185,7 +194,7 @@ impl Goldens {
 fn losses_and_gradients_are_trls() {
     let goldens = Goldens::read();
     assert_eq!(goldens.cases.len(), 19);
-    let mut clipped = [0.0; 2];
+    let (mut clipped, mut compared) = ([0.0; 2], 0);
     for (name, case) in &goldens.cases {
         let config = case.options.config(goldens.longest);
         for (reward, expected) in goldens.rewards(&case.options).iter().zip(&case.advantages) {
@@ -209,6 +218,20 @@ fn losses_and_gradients_are_trls() {
                     error(*grad, *expected) < TOLERANCE,
                     "{name}: {grad} {expected}"
                 );
+            }
+            if let Some(liger) = &case.liger {
+                compared += 1;
+                assert!(
+                    error(loss, liger.loss) < TOLERANCE,
+                    "{name}: {loss} {}",
+                    liger.loss
+                );
+                for (grad, expected) in grads.iter().zip(goldens.padded(&liger.grads, 0.0)) {
+                    assert!(
+                        error(*grad, expected) < TOLERANCE,
+                        "{name}: {grad} {expected}"
+                    );
+                }
             }
             for (key, value) in &case.metrics {
                 let found = match (key.as_str(), case.options.rloo) {
@@ -237,6 +260,7 @@ fn losses_and_gradients_are_trls() {
                 .unwrap_or(&0.0);
         }
     }
+    assert_eq!(compared, 2 * 16);
     // Both clips act in the cases.
     assert!(clipped.iter().all(|sum| *sum > 0.5), "{clipped:?}");
 }

@@ -56,7 +56,7 @@ const ROWS: &[Row] = &[
     ("AsftLoss", "2409.10571", ""),
     ("TpoLoss", "2405.16681", "(TRL), (authors)"),
     ("SftLoss", "2203.02155", "TRL"),
-    ("GrpoLoss", "2402.03300", "TRL"),
+    ("GrpoLoss", "2402.03300", "TRL, Liger"),
     ("KtoLoss", "2402.01306", "TRL, Liger, HALOs"),
     ("NpoLoss", "2404.05868", "open-unlearning"),
     ("SimnpoLoss", "2410.07163", "open-unlearning"),

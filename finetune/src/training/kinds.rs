@@ -244,7 +244,12 @@ pub struct OnSamples<Y, L: SampleLogProbs> {
     batch: fn(&SampleTokens, Y) -> Result<Samples<L>, InvalidInput>,
     /// The column of the step at hand, over all of its parts: tokens that count, and examples.
     step: Option<[f64; 2]>,
+    /// True before the first step, in which the policy is its sampler.
+    is_first: bool,
 }
+
+/// By how much the mean ratio of the first step may differ from 1: number types round otherwise.
+const OFF: f64 = 0.05;
 
 impl<Y, L: SampleLogProbs + 'static> OnSamples<Y, L> {
     /// Builds the objective.
@@ -260,6 +265,7 @@ impl<Y, L: SampleLogProbs + 'static> OnSamples<Y, L> {
             objective: config.build()?,
             batch,
             step: None,
+            is_first: true,
         })
     }
 }
@@ -327,6 +333,23 @@ where
             Ok(column.expect("a step has tokens and examples, as its beginning checks"))
         };
         Ok(part(tokens, &self.objective, batch))
+    }
+
+    fn observe(&mut self, metrics: &Metrics) {
+        let ratio = metrics.get("ratio").unwrap_or(f64::NAN);
+        if self.is_first && !((ratio - 1.0).abs() < OFF) {
+            println!(
+                "look: π/μ is {ratio:.3} on average in the first step, and not 1: is --model the one \
+                 that wrote these answers?"
+            );
+        }
+        self.is_first = false;
+    }
+
+    /// A run that goes on has moved already.
+    fn restore(&mut self, _: Value) -> Result<(), Failure> {
+        self.is_first = false;
+        Ok(())
     }
 }
 
