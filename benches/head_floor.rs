@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData, activation};
-use burn_preference::log_probs::CompletionMask;
+use burn_preference::log_probs::{CompletionMask, Discrepancy, TokenDiscrepancy};
 use burn_preference::{InvalidInput, LmHead, TokenLogProbs};
 use clap::{Parser, ValueEnum};
 use finetune::measure::{self, median, memory_of};
@@ -121,6 +121,14 @@ enum Variant {
     Logits,
     /// Both have one, by Burn's `log_softmax` and `gather`.
     Burn,
+    /// KL(π° ‖ π) of each token between two heads, of which one is trained.
+    ForwardKl,
+    /// KL(π ‖ π°) likewise.
+    ReverseKl,
+    /// Jensen–Shannon with β = 0.5 likewise.
+    JensenShannon,
+    /// KL(π° ‖ π) with frozen heads: the hidden states have a gradient.
+    FrozenKl,
 }
 
 impl Variant {
@@ -132,7 +140,24 @@ impl Variant {
             Self::Trained => [2.0 - inputs.kept(), 1.0, 1.0],
             Self::Bounded => [2.0, 1.0, 1.0],
             Self::Retained | Self::Logits | Self::Burn => [1.0, 1.0, 1.0],
+            Self::ForwardKl | Self::ReverseKl | Self::JensenShannon => [4.0, 1.0, 1.0],
+            Self::FrozenKl => [2.0, 1.0, 0.0],
         }
+    }
+
+    /// The divergence of two heads that the variant computes, if it does.
+    fn discrepancy(self) -> Option<Discrepancy> {
+        match self {
+            Self::ForwardKl | Self::FrozenKl => Some(Discrepancy::ForwardKl),
+            Self::ReverseKl => Some(Discrepancy::ReverseKl),
+            Self::JensenShannon => Some(Discrepancy::JensenShannon(0.5)),
+            _ => None,
+        }
+    }
+
+    /// Whether the weight has a gradient.
+    fn trains_weight(self) -> bool {
+        !matches!(self, Self::Reference | Self::Frozen | Self::FrozenKl)
     }
 
     fn name(self) -> String {
@@ -144,6 +169,8 @@ impl Variant {
 struct Inputs {
     hidden: Tensor<3>,
     weight: Tensor<2>,
+    /// The weight of the head that is compared, if a variant does so.
+    reference: Option<Tensor<2>>,
     transposed: bool,
     tokens: Tensor<2, Int>,
     mask: CompletionMask,
@@ -151,7 +178,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn new(arguments: &Arguments) -> Self {
+    fn new(arguments: &Arguments, variants: &[Variant]) -> Self {
         let device = Device::default();
         let Shape {
             batch,
@@ -175,6 +202,10 @@ impl Inputs {
         };
         let dtype = arguments.dtype.dtype();
         let spread = Distribution::Normal(0.0, 1.0 / (width as f64).sqrt());
+        let matrix = || Tensor::<2>::random(shape, spread, &device).cast(dtype);
+        let compares = variants
+            .iter()
+            .any(|variant| variant.discrepancy().is_some());
         Self {
             hidden: Tensor::<3>::random(
                 [batch, time, width],
@@ -182,7 +213,8 @@ impl Inputs {
                 &device,
             )
             .cast(dtype),
-            weight: Tensor::<2>::random(shape, spread, &device).cast(dtype),
+            weight: matrix(),
+            reference: compares.then(matrix),
             transposed: arguments.transposed,
             tokens: (ids * 7919 % vocab as i64).reshape([batch, time]),
             mask: mask.expect("two dimensions"),
@@ -202,42 +234,45 @@ impl Inputs {
         let [batch, time, width] = self.hidden.dims();
         let states = self.hidden.clone().reshape([batch * time, width]);
         let states = leaf(variant != Variant::Reference, states);
-        let trainable = !matches!(variant, Variant::Reference | Variant::Frozen);
+        let trainable = variant.trains_weight();
         let weight = leaf(trainable, self.weight.clone());
         let hidden = states.clone().reshape([batch, time, width]);
         let (tokens, mask) = (self.tokens.clone(), self.mask.clone());
-        let log_probs = match variant {
-            Variant::Logits | Variant::Burn => {
-                let columns = if self.transposed {
-                    weight.clone()
-                } else {
-                    weight.clone().transpose()
-                };
-                let logits = hidden.matmul(columns.unsqueeze());
-                if variant == Variant::Logits {
-                    TokenLogProbs::from_output(logits, tokens, mask)?
-                } else {
-                    let all = activation::log_softmax(logits, 2).narrow(1, 0, time - 1);
-                    let targets = tokens.narrow(1, 1, time - 1).unsqueeze_dim(2);
-                    let chosen = all.gather(2, targets).squeeze_dim(2);
-                    TokenLogProbs::new(chosen, mask.tensor().narrow(1, 1, time - 1))?
+        let values = if let Some((kind, reference)) = self.comparison(variant) {
+            let policy = (hidden, self.head(weight.clone()));
+            let reference = (self.hidden.clone(), self.head(reference));
+            TokenDiscrepancy::from_outputs(kind, policy, reference, mask)?.sums()
+        } else {
+            let log_probs = match variant {
+                Variant::Logits | Variant::Burn => {
+                    let columns = if self.transposed {
+                        weight.clone()
+                    } else {
+                        weight.clone().transpose()
+                    };
+                    let logits = hidden.matmul(columns.unsqueeze());
+                    if variant == Variant::Logits {
+                        TokenLogProbs::from_output(logits, tokens, mask)?
+                    } else {
+                        let all = activation::log_softmax(logits, 2).narrow(1, 0, time - 1);
+                        let targets = tokens.narrow(1, 1, time - 1).unsqueeze_dim(2);
+                        let chosen = all.gather(2, targets).squeeze_dim(2);
+                        TokenLogProbs::new(chosen, mask.tensor().narrow(1, 1, time - 1))?
+                    }
                 }
-            }
-            _ => {
-                let head = if self.transposed {
-                    LmHead::transposed(weight.clone())
-                } else {
-                    LmHead::new(weight.clone())
-                };
-                let head = match variant {
-                    Variant::Bounded => head.with_retained_bytes(0),
-                    Variant::Retained => head.with_retained_bytes(usize::MAX),
-                    _ => head,
-                };
-                TokenLogProbs::from_output((hidden, head), tokens, mask)?
-            }
+                _ => {
+                    let head = self.head(weight.clone());
+                    let head = match variant {
+                        Variant::Bounded => head.with_retained_bytes(0),
+                        Variant::Retained => head.with_retained_bytes(usize::MAX),
+                        _ => head,
+                    };
+                    TokenLogProbs::from_output((hidden, head), tokens, mask)?
+                }
+            };
+            log_probs.sequence().sum()
         };
-        let loss = log_probs.sequence().sum().sum();
+        let loss = values.sum();
         if variant == Variant::Reference {
             black_box(loss);
         } else {
@@ -245,6 +280,19 @@ impl Inputs {
             black_box((states.grad(&grads), trainable.then(|| weight.grad(&grads))));
         }
         Ok(())
+    }
+
+    fn head(&self, weight: Tensor<2>) -> LmHead {
+        if self.transposed {
+            LmHead::transposed(weight)
+        } else {
+            LmHead::new(weight)
+        }
+    }
+
+    /// What a variant compares two heads by, and the weight of the reference.
+    fn comparison(&self, variant: Variant) -> Option<(Discrepancy, Tensor<2>)> {
+        variant.discrepancy().zip(self.reference.clone())
     }
 
     /// The share of the logits that a trained head keeps by default.
@@ -263,8 +311,8 @@ impl Inputs {
         let bytes = self.weight.dtype().size();
         match variant {
             Variant::Reference => 0,
-            Variant::Frozen => bytes * states,
-            _ => bytes * (states + weight),
+            _ if variant.trains_weight() => bytes * (states + weight),
+            _ => bytes * states,
         }
     }
 }
@@ -384,7 +432,7 @@ fn fastest(a: Operand, b: Operand, out: &mut [f32], [m, n, k]: [usize; 3]) -> f6
 
 /// Peak memory of one step beyond inputs and gradients, in MiB.
 fn memory(arguments: &Arguments, variant: Variant) -> Result<Option<f64>, InvalidInput> {
-    let inputs = Inputs::new(arguments);
+    let inputs = Inputs::new(arguments, &[variant]);
     let peak = measure::peak_memory(|| inputs.step(variant))?;
     let gradients = inputs.gradients(variant) as f64 / f64::from(1 << 20);
     Ok(peak.map(|peak| peak - gradients))
@@ -410,7 +458,7 @@ fn main() -> Result<(), InvalidInput> {
     let memory = |variant: &Variant| memory_of(&variant.name()).unwrap_or_else(|| "–".to_owned());
     let memories: Vec<String> = chosen.iter().map(memory).collect();
 
-    let inputs = Inputs::new(&arguments);
+    let inputs = Inputs::new(&arguments, chosen);
     let mut floor = Floor::new(inputs.rows, arguments.shape);
     let mut floors = [const { Vec::new() }; 3];
     let mut times = vec![Vec::new(); chosen.len()];

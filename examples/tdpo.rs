@@ -9,7 +9,7 @@ mod toy;
 
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::Device;
-use burn_preference::log_probs::sequence_kl_from_hidden;
+use burn_preference::log_probs::Discrepancy;
 use burn_preference::{BatchMetrics, Error, Frozen, Objective, TdpoLossConfig, WithSequenceKl};
 use toy::Bigram;
 
@@ -24,15 +24,12 @@ fn main() -> Result<(), Error> {
 
     for step in 0..=20 {
         // Each model runs once: its hidden states serve the KL and the log-probabilities.
-        let (ours, our_head) = policy.hidden(rows.ids.clone());
-        let (theirs, their_head) = reference.model().hidden(rows.ids.clone());
-        let kl = sequence_kl_from_hidden(
-            (ours.clone(), &our_head),
-            (theirs.clone(), &their_head),
-            rows.completion_mask.clone(),
-        )?;
-        let ours = rows.token_log_probs((ours, our_head))?.sequence();
-        let theirs = rows.token_log_probs((theirs, their_head))?.sequence();
+        let ours = policy.hidden(rows.ids.clone());
+        let theirs = reference.model().hidden(rows.ids.clone());
+        let kl = rows.discrepancy(Discrepancy::ForwardKl, ours.clone(), theirs.clone())?;
+        let kl = kl.sums();
+        let ours = rows.token_log_probs(ours)?.sequence();
+        let theirs = rows.token_log_probs(theirs)?.sequence();
         let relative = ours.relative_to(theirs)?;
         let batch = WithSequenceKl::new(pairs.pair(relative)?, pairs.pair(kl.clone())?)?;
 

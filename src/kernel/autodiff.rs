@@ -12,9 +12,10 @@ use burn::tensor::{FloatDType, Shape};
 
 use super::backend::LogProbKernel;
 use super::choice;
+use super::discrepancy::Discrepancy;
 use super::forward::{Forward, HeadGradients};
 use super::head::{Head, HeadForm};
-use super::operation::{HeadOptions, LogProbOps};
+use super::operation::{ComparisonOptions, HeadOptions, LogProbOps};
 
 impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
     fn head_log_probs(
@@ -92,7 +93,7 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
         }
     }
 
-    fn head_kl(
+    fn head_discrepancy(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
@@ -100,13 +101,28 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
         reference_weight: FloatTensor<Self>,
         reference_bias: FloatTensor<Self>,
         targets: IntTensor<Self>,
-        form: HeadForm,
-        reference_form: HeadForm,
+        options: ComparisonOptions,
     ) -> FloatTensor<Self> {
+        let ComparisonOptions {
+            kind,
+            form,
+            reference_form,
+        } = options;
+        let tracked = [hidden.is_tracked(), weight.is_tracked(), bias.is_tracked()];
         let policy = plain::<B, C>([&hidden, &weight, &bias], targets.clone(), form);
         let reference = [&reference_hidden, &reference_weight, &reference_bias];
         let reference = plain::<B, C>(reference, targets.clone(), reference_form);
-        let kl = B::kl_forward(policy, reference.clone());
+        let dtype = policy.hidden.dtype().into();
+        let slope = tracked == [true, false, false];
+        let found = B::head_comparison(kind, policy, reference.clone(), slope);
+
+        if let Some(slope) = found.slope {
+            let prepared = FrozenHead.prepare::<C>([hidden.node()]).compute_bound();
+            return match prepared.stateful() {
+                OpsKind::Tracked(prep) => prep.finish((slope, dtype), found.discrepancy),
+                OpsKind::UnTracked(prep) => prep.finish(found.discrepancy),
+            };
+        }
         let guards = [hidden.node(), weight.node(), bias.node()];
         match TwoHeads.prepare::<C>(guards).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
@@ -115,9 +131,40 @@ impl<B: LogProbKernel, C: CheckpointStrategy> LogProbOps for Autodiff<B, C> {
                     targets,
                     form,
                 };
-                prep.finish((policy, reference), kl)
+                let state = TwoHeadsState {
+                    kind,
+                    policy,
+                    reference,
+                    kept: found.kept,
+                };
+                prep.finish(state, found.discrepancy)
             }
-            OpsKind::UnTracked(prep) => prep.finish(kl),
+            OpsKind::UnTracked(prep) => prep.finish(found.discrepancy),
+        }
+    }
+
+    fn logits_discrepancy(
+        policy: FloatTensor<Self>,
+        reference: FloatTensor<Self>,
+        counted: BoolTensor<Self>,
+        kind: Discrepancy,
+    ) -> FloatTensor<Self> {
+        let (policy, guard) = policy.into_parts();
+        let reference = reference.into_primitive();
+        let prepared = TwoLogits.prepare::<C>([guard]).compute_bound();
+        let found = B::logits_comparison(kind, policy.clone(), reference.clone(), counted.clone());
+        match prepared.stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = TwoLogitsState {
+                    kind,
+                    policy,
+                    reference,
+                    counted,
+                    kept: found.kept,
+                };
+                prep.finish(state, found.discrepancy)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(found.discrepancy),
         }
     }
 }
@@ -224,9 +271,17 @@ impl<B: LogProbKernel> Backward<B, 3> for TrainableHead {
 #[derive(Debug)]
 struct TwoHeads;
 
+/// The policy's head and the reference's head. The reference is a constant.
+#[derive(Debug, Clone)]
+struct TwoHeadsState<B: Backend> {
+    kind: Discrepancy,
+    policy: SavedHead<B>,
+    reference: Head<B>,
+    kept: FloatTensor<B>,
+}
+
 impl<B: LogProbKernel> Backward<B, 3> for TwoHeads {
-    /// The policy's head and the reference's head. The reference is a constant.
-    type State = (SavedHead<B>, Head<B>);
+    type State = TwoHeadsState<B>;
 
     fn backward(
         self,
@@ -234,8 +289,40 @@ impl<B: LogProbKernel> Backward<B, 3> for TwoHeads {
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
-        hand_out::<B, _>(ops, grads, |(policy, reference), grad, wanted| {
-            B::kl_backward(policy.restore(checkpointer), reference, grad, wanted)
+        hand_out::<B, _>(ops, grads, |state, grad, wanted| {
+            let policy = state.policy.restore(checkpointer);
+            let (kind, reference, kept) = (state.kind, state.reference, state.kept);
+            B::head_comparison_backward(kind, policy, reference, kept, grad, wanted)
+        });
+    }
+}
+
+#[derive(Debug)]
+struct TwoLogits;
+
+#[derive(Debug, Clone)]
+struct TwoLogitsState<B: Backend> {
+    kind: Discrepancy,
+    policy: FloatTensor<B>,
+    reference: FloatTensor<B>,
+    counted: BoolTensor<B>,
+    kept: FloatTensor<B>,
+}
+
+impl<B: LogProbKernel> Backward<B, 1> for TwoLogits {
+    type State = TwoLogitsState<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let state = ops.state;
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| {
+            B::logits_comparison_backward(
+                state.kind,
+                state.policy,
+                state.reference,
+                state.counted,
+                state.kept,
+                grad,
+            )
         });
     }
 }

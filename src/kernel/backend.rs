@@ -3,6 +3,7 @@
 use burn::backend::Backend;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 
+use super::discrepancy::{Comparison, Discrepancy};
 use super::forward::{Forward, HeadGradients, Save};
 use super::generic;
 use super::head::Head;
@@ -47,19 +48,52 @@ pub(super) trait LogProbKernel: Backend {
         generic::logits_backward::<Self>(logits, targets, counted, normalizer, grad)
     }
 
-    /// The forward of [`LogProbOps::head_kl`].
-    fn kl_forward(policy: Head<Self>, reference: Head<Self>) -> FloatTensor<Self> {
-        generic::kl_forward(policy, reference)
-    }
-
-    /// The backward of [`Self::kl_forward`], for the policy's head.
-    fn kl_backward(
+    /// The forward of [`LogProbOps::head_discrepancy`]. With `slope` the result holds the gradient
+    /// of each row's hidden state.
+    fn head_comparison(
+        kind: Discrepancy,
         policy: Head<Self>,
         reference: Head<Self>,
+        slope: bool,
+    ) -> Comparison<Self> {
+        generic::head_comparison(kind, &policy, &reference, slope)
+    }
+
+    /// The backward of [`Self::head_comparison`] without a slope, for the policy's head. `kept` is
+    /// [`Comparison::kept`], and `grad` is `[rows]`.
+    fn head_comparison_backward(
+        kind: Discrepancy,
+        policy: Head<Self>,
+        reference: Head<Self>,
+        kept: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         wanted: [bool; 3],
     ) -> HeadGradients<Self> {
-        generic::kl_backward(policy, reference, grad, wanted)
+        generic::head_comparison_backward(kind, &policy, &reference, &kept, &grad, wanted)
+    }
+
+    /// The forward of [`LogProbOps::logits_discrepancy`].
+    fn logits_comparison(
+        kind: Discrepancy,
+        policy: FloatTensor<Self>,
+        reference: FloatTensor<Self>,
+        counted: BoolTensor<Self>,
+    ) -> Comparison<Self> {
+        generic::logits_comparison::<Self>(kind, &policy, &reference, &counted)
+    }
+
+    /// The backward of [`Self::logits_comparison`]: the gradient of the policy's logits.
+    fn logits_comparison_backward(
+        kind: Discrepancy,
+        policy: FloatTensor<Self>,
+        reference: FloatTensor<Self>,
+        counted: BoolTensor<Self>,
+        kept: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        generic::logits_comparison_backward::<Self>(
+            kind, &policy, &reference, &counted, &kept, &grad,
+        )
     }
 }
 

@@ -44,7 +44,8 @@ const FEW_BYTES: usize = 8 << 20;
 /// The data that the backward of a head needs. `tracked` says which of hidden states, weight and
 /// bias have a gradient. If `retained_bytes` is `None`, the kept logits may take half as much again
 /// as the gradient of the weight, `gradient`. A kernel that frees logits while it writes this
-/// gradient needs only this half more with them than without. A few logits are kept in any case.
+/// gradient, or writes it over them, needs only this half more with them than without. A few logits
+/// are kept in any case.
 pub(super) fn saved_for_backward(
     tracked: [bool; 3],
     retained_bytes: Option<usize>,

@@ -3,9 +3,10 @@
 use burn::backend::{Dispatch, DispatchTensor};
 use burn::tensor::{Bool, Int, Tensor};
 
+use super::discrepancy::Discrepancy;
 use super::forward::{STATISTICS, Save};
 use super::head::{Head, HeadTensors};
-use super::operation::{HeadOptions, LogProbOps};
+use super::operation::{ComparisonOptions, HeadOptions, LogProbOps};
 use super::{choice, generic};
 
 /// Results of one pass over logits: log-probabilities `[rows]`, alone or with by-products
@@ -87,22 +88,67 @@ pub(crate) fn head_logits(head: HeadTensors) -> Tensor<2> {
     Tensor::from_dispatch(generic::logits::<Dispatch>(hidden, &head))
 }
 
-/// KL(π° ‖ π) of every row, `[rows]`, where π° is the reference and π is the policy.
-pub(crate) fn head_kl(policy: HeadTensors, reference: HeadTensors) -> Tensor<1> {
+/// Divergence of two heads at every row, `[rows]`. Only the policy gets a gradient.
+pub(crate) fn head_discrepancy(
+    kind: Discrepancy,
+    policy: HeadTensors,
+    reference: HeadTensors,
+) -> Tensor<1> {
     let extension = choice::has_extension(&policy.hidden.device());
+    head_discrepancy_by(extension, kind, policy, reference)
+}
+
+fn head_discrepancy_by(
+    extension: bool,
+    kind: Discrepancy,
+    policy: HeadTensors,
+    reference: HeadTensors,
+) -> Tensor<1> {
     let [rows, _] = policy.hidden.dims();
     let targets = Tensor::<1, Int>::zeros([rows], &policy.hidden.device()).into_dispatch();
     let ([hidden, weight, bias], form) = policy.into_dispatch();
-    let ([ref_hidden, ref_weight, ref_bias], ref_form) = reference.into_dispatch();
+    let ([ref_hidden, ref_weight, ref_bias], reference_form) = reference.into_dispatch();
     Tensor::from_dispatch(if extension {
-        Dispatch::head_kl(
-            hidden, weight, bias, ref_hidden, ref_weight, ref_bias, targets, form, ref_form,
+        let options = ComparisonOptions {
+            kind,
+            form,
+            reference_form,
+        };
+        Dispatch::head_discrepancy(
+            hidden, weight, bias, ref_hidden, ref_weight, ref_bias, targets, options,
         )
     } else {
-        generic::kl_forward::<Dispatch>(
-            Head::new(hidden, weight, bias, targets.clone(), form),
-            Head::new(ref_hidden, ref_weight, ref_bias, targets, ref_form),
-        )
+        let policy = Head::<Dispatch>::new(hidden, weight, bias, targets.clone(), form);
+        let reference = Head::new(ref_hidden, ref_weight, ref_bias, targets, reference_form);
+        generic::head_comparison(kind, &policy, &reference, false).discrepancy
+    })
+}
+
+/// As [`head_discrepancy`], but from logits `[rows, vocab]`. A row that is not counted may hold any
+/// values.
+pub(crate) fn logits_discrepancy(
+    kind: Discrepancy,
+    policy: Tensor<2>,
+    reference: Tensor<2>,
+    counted: Tensor<1, Bool>,
+) -> Tensor<1> {
+    let extension = choice::has_extension(&policy.device());
+    logits_discrepancy_by(extension, kind, policy, reference, counted)
+}
+
+fn logits_discrepancy_by(
+    extension: bool,
+    kind: Discrepancy,
+    policy: Tensor<2>,
+    reference: Tensor<2>,
+    counted: Tensor<1, Bool>,
+) -> Tensor<1> {
+    let [policy, reference] = [policy, reference].map(Tensor::into_dispatch);
+    let counted = counted.into_dispatch();
+    Tensor::from_dispatch(if extension {
+        Dispatch::logits_discrepancy(policy, reference, counted, kind)
+    } else {
+        generic::logits_comparison::<Dispatch>(kind, &policy, &reference, &counted).discrepancy
     })
 }
 
@@ -137,8 +183,11 @@ mod tests {
     use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor};
 
     use super::super::choice::has_extension;
+    use super::super::discrepancy::Discrepancy;
     use super::super::head::{HeadTensors, Shaping};
-    use super::{head_log_probs_by, logits_log_probs_by};
+    use super::{
+        head_discrepancy_by, head_log_probs_by, logits_discrepancy_by, logits_log_probs_by,
+    };
 
     fn numbers(tensors: &[Tensor<2>]) -> Vec<f64> {
         let values = |tensor: &Tensor<2>| tensor.to_data().iter::<f64>().collect::<Vec<_>>();
@@ -218,5 +267,53 @@ mod tests {
             ]
         };
         agree(&by(true), &by(false));
+    }
+
+    /// The same of two models: as heads, and as logits.
+    #[test]
+    fn a_comparison_without_the_extension() {
+        let device = Device::flex();
+        let random = |shape: [usize; 2]| {
+            let all = Distribution::Uniform(-2.0, 2.0);
+            Tensor::<2>::random(shape, all, (&device, DType::F64))
+        };
+        let leaf = |shape| random(shape).autodiff().require_grad();
+        let shaping = Shaping {
+            scale: 0.5,
+            softcap: Some(1.5),
+            temperature: 0.8,
+        };
+        let head = |hidden: &Tensor<2>, weight: &Tensor<2>, shaping| HeadTensors {
+            hidden: hidden.clone(),
+            weight: weight.clone(),
+            bias: None,
+            words_first: true,
+            shaping,
+        };
+        let [hidden, weight, logits] = [[4, 5], [7, 5], [4, 7]].map(leaf);
+        let [their_hidden, their_weight, their_logits] = [[4, 3], [7, 3], [4, 7]].map(random);
+        let counted = Tensor::<1, Bool>::from_bool([true, false, true, true], &device);
+        for kind in [
+            Discrepancy::ForwardKl,
+            Discrepancy::ReverseKl,
+            Discrepancy::JensenShannon(0.3),
+        ] {
+            let by = |extension: bool| {
+                let policy = head(&hidden, &weight, shaping);
+                let reference = head(&their_hidden, &their_weight, Shaping::NONE);
+                let found = head_discrepancy_by(extension, kind, policy, reference);
+                let grads = found.clone().exp().sum().backward();
+                let grad = |leaf: &Tensor<2>| leaf.grad(&grads).expect("a leaf");
+                let of_head = [found.inner().unsqueeze(), grad(&hidden), grad(&weight)];
+
+                let (ours, theirs) = (logits.clone(), their_logits.clone());
+                let found = logits_discrepancy_by(extension, kind, ours, theirs, counted.clone());
+                let grads = found.clone().exp().sum().backward();
+                let gradient = logits.grad(&grads).expect("a leaf");
+                let of_logits = [found.inner().unsqueeze(), gradient];
+                of_head.into_iter().chain(of_logits).collect::<Vec<_>>()
+            };
+            agree(&by(true), &by(false));
+        }
     }
 }

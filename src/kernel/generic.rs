@@ -7,6 +7,7 @@ use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
 use burn::tensor::{DType, IndexingUpdateOp, Shape, Slice, TensorData};
 
+use super::discrepancy::{Comparison, Discrepancy};
 use super::forward::{Forward, HeadGradients, Save};
 use super::head::{Head, Shaping};
 
@@ -376,59 +377,309 @@ impl<B: Backend> Sums<B> {
     }
 }
 
-/// Log-softmax (ln π) of logits `[rows, vocab]`.
-fn log_softmax<B: Backend>(logits: FloatTensor<B>) -> FloatTensor<B> {
+/// Tensors of the size of a block that a comparison of two models holds at once. Its blocks are
+/// smaller by this factor.
+const COMPARED: usize = 8;
+/// Stands for ln(p/p°) where one of the two probabilities is 0, and is multiplied by this 0.
+const RULED_OUT: f64 = 1e30;
+
+/// A block of words under two models: probabilities and their logarithms, `[rows, vocab]`.
+struct Words<B: Backend> {
+    ours: FloatTensor<B>,
+    theirs: FloatTensor<B>,
+    /// ln(p/p°)
+    log_ratio: FloatTensor<B>,
+    kind: Discrepancy,
+}
+
+/// ln(m/p) and ln(m/p°), and the mixture m = β·p° + (1 − β)·p.
+struct Mixed<B: Backend> {
+    above_ours: FloatTensor<B>,
+    above_theirs: FloatTensor<B>,
+    mixture: FloatTensor<B>,
+}
+
+/// The normaliser `[rows, 2]` of logits `[rows, vocab]`.
+fn normalizer<B: Backend>(logits: FloatTensor<B>) -> FloatTensor<B> {
     let max = B::float_max_dim(logits.clone(), 1);
-    let shifted = B::float_sub(logits, max);
-    let sum = B::float_sum_dim(B::float_exp(shifted.clone()), 1);
-    B::float_sub(shifted, B::float_log(sum))
+    let powers = B::float_exp(B::float_sub(logits, max.clone()));
+    B::float_cat(vec![max, B::float_log(B::float_sum_dim(powers, 1))], 1)
 }
 
-pub(super) fn kl_forward<B: Backend>(policy: Head<B>, reference: Head<B>) -> FloatTensor<B> {
-    let [rows, _] = dims::<B>(&policy.hidden);
-    let [vocab, _] = dims::<B>(&words(&policy));
-    let dtype = wide(policy.hidden.dtype());
-    let mut kl = Vec::new();
-    for (start, length) in blocks(rows, vocab) {
-        let [ours, theirs] = [&policy, &reference]
-            .map(|head| log_softmax::<B>(Block::new(head, start, length).logits(head)));
-        let theirs = cast::<B>(theirs, dtype);
-        let bools = get_device_settings::<B>(&theirs.device()).bool_dtype;
-        // A word with the reference probability 0 contributes 0. Its term is 0·(−∞), which floating
-        // point evaluates to NaN.
-        let ruled_out = B::float_equal_elem(theirs.clone(), f64::NEG_INFINITY.into(), bools);
-        let difference = B::float_sub(theirs.clone(), ours);
-        let terms = B::float_mul(B::float_exp(theirs), difference);
-        let terms = B::float_mask_fill(terms, ruled_out, 0.0.into());
-        kl.push(B::float_sum_dim(terms, 1));
+fn column_of<B: Backend>(tensor: &FloatTensor<B>, index: usize) -> FloatTensor<B> {
+    let column = [Slice::full(), Slice::from(index..index + 1)];
+    B::float_slice(tensor.clone(), &column)
+}
+
+/// Terms `a·(eᵈ − 1 − d)` of KL(a ‖ b), where b = a·eᵈ. No term is negative, and so the sum has
+/// its digits where the models are nearly equal; it is Σ a·(−d), since Σa = Σb.
+///
+/// eᵈ − 1 = (1 + eᵈ)·tanh(d/2) neither cancels near 0 nor overflows when a is multiplied in.
+fn excess<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>, d: FloatTensor<B>) -> FloatTensor<B> {
+    let tanh = B::float_tanh(times::<B>(d.clone(), 0.5));
+    let difference = B::float_mul(B::float_add(a.clone(), b), tanh);
+    B::float_sub(difference, B::float_mul(a, d))
+}
+
+impl<B: Backend> Words<B> {
+    /// Words of the logits of both models. `kept` holds at least four columns of
+    /// [`Comparison::kept`].
+    fn new(
+        kind: Discrepancy,
+        ours: FloatTensor<B>,
+        theirs: FloatTensor<B>,
+        kept: &FloatTensor<B>,
+    ) -> Self {
+        let log_softmax = |logits: FloatTensor<B>, first: usize| {
+            let shifted = B::float_sub(logits, column_of::<B>(kept, first));
+            B::float_sub(shifted, column_of::<B>(kept, first + 1))
+        };
+        let [ours, theirs] = [log_softmax(ours, 0), log_softmax(theirs, 2)];
+        let log_ratio = B::float_sub(ours.clone(), theirs.clone());
+        let [ours, theirs] = [ours, theirs].map(B::float_exp);
+        // A probability of 0 is multiplied by a logarithm that may be infinite or, of two such
+        // probabilities, NaN. A word that only the first argument of a KL has keeps its ∞.
+        let bools = get_device_settings::<B>(&ours.device()).bool_dtype;
+        let ruled_out = |probability: &FloatTensor<B>, log_ratio: FloatTensor<B>, value: f64| {
+            let zero = B::float_equal_elem(probability.clone(), 0.0.into(), bools);
+            B::float_mask_fill(log_ratio, zero, value.into())
+        };
+        let log_ratio = match kind {
+            Discrepancy::ForwardKl => ruled_out(&theirs, log_ratio, RULED_OUT),
+            Discrepancy::ReverseKl => ruled_out(&ours, log_ratio, -RULED_OUT),
+            Discrepancy::JensenShannon(_) => {
+                let log_ratio = ruled_out(&ours, log_ratio, -RULED_OUT);
+                ruled_out(&theirs, log_ratio, RULED_OUT)
+            }
+        };
+        Self {
+            ours,
+            theirs,
+            log_ratio,
+            kind,
+        }
     }
-    flat::<B>(kl)
+
+    /// The mixture by `ln(1 + w·(e^(−|d|) − 1))`, w the weight of the smaller probability, which
+    /// keeps its digits near d = 0 and never overflows.
+    fn mixed(&self, beta: f64) -> Mixed<B> {
+        let d = self.log_ratio.clone();
+        let tanh = B::float_tanh(times::<B>(B::float_abs(d.clone()), 0.5));
+        // e^(−|d|) − 1
+        let less = B::float_mul(
+            times::<B>(tanh.clone(), -2.0),
+            B::float_recip(B::float_add_scalar(tanh, 1.0.into())),
+        );
+        let sign = B::float_sign(d.clone());
+        let weight = B::float_add_scalar(times::<B>(sign, beta - 0.5), 0.5.into());
+        let below_larger = B::float_log1p(B::float_mul(weight, less));
+        let positive = B::float_clamp_min(d.clone(), 0.0.into());
+        let negative = B::float_sub(positive.clone(), d);
+        Mixed {
+            above_ours: B::float_add(below_larger.clone(), negative),
+            above_theirs: B::float_add(below_larger, positive),
+            mixture: B::float_add(
+                times::<B>(self.theirs.clone(), beta),
+                times::<B>(self.ours.clone(), 1.0 - beta),
+            ),
+        }
+    }
+
+    /// Terms of the divergence, and of E: see [`Comparison::kept`].
+    fn terms(&self) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+        let (ours, theirs, d) = (&self.ours, &self.theirs, &self.log_ratio);
+        match self.kind {
+            Discrepancy::ForwardKl => {
+                let terms = excess::<B>(theirs.clone(), ours.clone(), d.clone());
+                (terms, None)
+            }
+            Discrepancy::ReverseKl => {
+                let up = B::float_neg(d.clone());
+                let terms = excess::<B>(ours.clone(), theirs.clone(), up);
+                (terms, Some(B::float_mul(ours.clone(), d.clone())))
+            }
+            Discrepancy::JensenShannon(beta) => {
+                let mixed = self.mixed(beta);
+                let m = mixed.mixture;
+                let of_ours = excess::<B>(ours.clone(), m.clone(), mixed.above_ours.clone());
+                let of_theirs = excess::<B>(theirs.clone(), m, mixed.above_theirs);
+                let terms =
+                    B::float_add(times::<B>(of_theirs, beta), times::<B>(of_ours, 1.0 - beta));
+                let down = B::float_neg(mixed.above_ours);
+                (terms, Some(B::float_mul(ours.clone(), down)))
+            }
+        }
+    }
+
+    /// Gradient of the policy's logits, where `mean` is E, `[rows, 1]`.
+    fn gradient(self, mean: FloatTensor<B>) -> FloatTensor<B> {
+        match self.kind {
+            Discrepancy::ForwardKl => B::float_sub(self.ours, self.theirs),
+            Discrepancy::ReverseKl => B::float_mul(self.ours, B::float_sub(self.log_ratio, mean)),
+            Discrepancy::JensenShannon(beta) => {
+                let above = self.mixed(beta).above_ours;
+                let centred = B::float_add(above, mean);
+                times::<B>(B::float_mul(self.ours, centred), beta - 1.0)
+            }
+        }
+    }
 }
 
-/// The gradient is ∂KL/∂logits = π − π°.
-pub(super) fn kl_backward<B: Backend>(
-    policy: Head<B>,
-    reference: Head<B>,
-    grad: FloatTensor<B>,
+/// Compares the logits of some rows. The results are the divergence `[rows, 1]`, what the backward
+/// needs `[rows, 5]`, and the words.
+fn compare<B: Backend>(
+    kind: Discrepancy,
+    ours: FloatTensor<B>,
+    theirs: FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>, Words<B>) {
+    let theirs = cast::<B>(theirs, ours.dtype());
+    let normalizers = [ours.clone(), theirs.clone()].map(normalizer::<B>);
+    let normalizers = B::float_cat(normalizers.into(), 1);
+    let words = Words::<B>::new(kind, ours, theirs, &normalizers);
+    let (terms, expected) = words.terms();
+    let discrepancy = B::float_sum_dim(terms, 1);
+    let mean = match expected {
+        Some(expected) => B::float_sum_dim(expected, 1),
+        None => B::float_zeros(
+            discrepancy.shape(),
+            &discrepancy.device(),
+            discrepancy.dtype().into(),
+        ),
+    };
+    let kept = B::float_cat(vec![normalizers, mean], 1);
+    (discrepancy, kept, words)
+}
+
+/// Gradient of the policy's logits, from what [`compare`] kept of the same rows.
+fn compared_gradient<B: Backend>(
+    kind: Discrepancy,
+    ours: FloatTensor<B>,
+    theirs: FloatTensor<B>,
+    kept: &FloatTensor<B>,
+) -> FloatTensor<B> {
+    let theirs = cast::<B>(theirs, ours.dtype());
+    Words::<B>::new(kind, ours, theirs, kept).gradient(column_of::<B>(kept, 4))
+}
+
+fn comparison_blocks(rows: usize, vocab: usize) -> impl Iterator<Item = (usize, usize)> {
+    blocks(rows, vocab.saturating_mul(COMPARED))
+}
+
+pub(super) fn head_comparison<B: Backend>(
+    kind: Discrepancy,
+    policy: &Head<B>,
+    reference: &Head<B>,
+    slope: bool,
+) -> Comparison<B> {
+    let [rows, _] = dims::<B>(&policy.hidden);
+    let [vocab, _] = dims::<B>(&words(policy));
+    let (mut all, mut keep, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
+    for (start, length) in comparison_blocks(rows, vocab) {
+        let logits = Block::new(policy, start, length).logits(policy);
+        let theirs = Block::new(reference, start, length).logits(reference);
+        let bent = bent::<B>(&logits, policy.form.shaping).filter(|_| slope);
+        let (discrepancy, kept, compared) = compare::<B>(kind, logits, theirs);
+        if slope {
+            let delta = compared.gradient(column_of::<B>(&kept, 4));
+            let delta = unshaped::<B>(delta, bent, policy.form.shaping);
+            let dtype = delta.dtype();
+            let delta = cast::<B>(delta, policy.weight.dtype());
+            let product = B::float_matmul(delta, words(policy));
+            slopes.push(cast::<B>(product, dtype));
+        }
+        all.push(discrepancy);
+        keep.push(kept);
+    }
+    Comparison {
+        discrepancy: flat::<B>(all),
+        kept: B::float_cat(keep, 0),
+        slope: slope.then(|| B::float_cat(slopes, 0)),
+    }
+}
+
+pub(super) fn head_comparison_backward<B: Backend>(
+    kind: Discrepancy,
+    policy: &Head<B>,
+    reference: &Head<B>,
+    kept: &FloatTensor<B>,
+    grad: &FloatTensor<B>,
     wanted: [bool; 3],
 ) -> HeadGradients<B> {
     let [rows, _] = dims::<B>(&policy.hidden);
-    let [vocab, _] = dims::<B>(&words(&policy));
-    let dtype = wide(policy.hidden.dtype());
+    let [vocab, _] = dims::<B>(&words(policy));
     let mut sums = Sums::new(wanted);
-    for (start, length) in blocks(rows, vocab) {
-        let block = Block::new(&policy, start, length);
-        let logits = block.logits(&policy);
-        let theirs = Block::new(&reference, start, length).logits(&reference);
+    for (start, length) in comparison_blocks(rows, vocab) {
+        let block = Block::new(policy, start, length);
+        let logits = block.logits(policy);
+        let theirs = Block::new(reference, start, length).logits(reference);
         let bent = bent::<B>(&logits, policy.form.shaping);
-        let [ours, theirs] = [logits, theirs].map(|logits| B::float_exp(log_softmax::<B>(logits)));
-        let difference = B::float_sub(ours, cast::<B>(theirs, dtype));
+        let kept = narrow::<B>(kept.clone(), start, length);
+        let delta = compared_gradient::<B>(kind, logits, theirs, &kept);
         let grad = column::<B>(narrow::<B>(grad.clone(), start, length));
-        let delta = B::float_mul(difference, grad);
-        let delta = unshaped::<B>(delta, bent, policy.form.shaping);
-        sums.add(&policy, block, delta);
+        let delta = unshaped::<B>(B::float_mul(delta, grad), bent, policy.form.shaping);
+        sums.add(policy, block, delta);
     }
-    sums.finish(&policy)
+    sums.finish(policy)
+}
+
+/// Rows `start..start + length` of logits, in f32 at least; zeros in the rows that do not count.
+fn some_logits<B: Backend>(
+    logits: &FloatTensor<B>,
+    counted: &BoolTensor<B>,
+    start: usize,
+    length: usize,
+) -> FloatTensor<B> {
+    let [_, vocab] = dims::<B>(logits);
+    let some = narrow::<B>(logits.clone(), start, length);
+    let some = cast::<B>(some, wide(logits.dtype()));
+    let counted = B::bool_slice(counted.clone(), &[Slice::from(start..start + length)]);
+    B::float_mask_fill(some, not_counted::<B>(counted, vocab), 0.0.into())
+}
+
+pub(super) fn logits_comparison<B: Backend>(
+    kind: Discrepancy,
+    policy: &FloatTensor<B>,
+    reference: &FloatTensor<B>,
+    counted: &BoolTensor<B>,
+) -> Comparison<B> {
+    let [rows, vocab] = dims::<B>(policy);
+    let (mut all, mut keep) = (Vec::new(), Vec::new());
+    for (start, length) in comparison_blocks(rows, vocab) {
+        let [ours, theirs] =
+            [policy, reference].map(|logits| some_logits::<B>(logits, counted, start, length));
+        let (discrepancy, kept, _) = compare::<B>(kind, ours, theirs);
+        all.push(discrepancy);
+        keep.push(kept);
+    }
+    Comparison {
+        discrepancy: flat::<B>(all),
+        kept: B::float_cat(keep, 0),
+        slope: None,
+    }
+}
+
+pub(super) fn logits_comparison_backward<B: Backend>(
+    kind: Discrepancy,
+    policy: &FloatTensor<B>,
+    reference: &FloatTensor<B>,
+    counted: &BoolTensor<B>,
+    kept: &FloatTensor<B>,
+    grad: &FloatTensor<B>,
+) -> FloatTensor<B> {
+    let [rows, vocab] = dims::<B>(policy);
+    let mut gradients = Vec::new();
+    for (start, length) in comparison_blocks(rows, vocab) {
+        let [ours, theirs] =
+            [policy, reference].map(|logits| some_logits::<B>(logits, counted, start, length));
+        let kept = narrow::<B>(kept.clone(), start, length);
+        let delta = compared_gradient::<B>(kind, ours, theirs, &kept);
+        let grad = column::<B>(narrow::<B>(grad.clone(), start, length));
+        let delta = B::float_mul(delta, grad);
+        let counted = B::bool_slice(counted.clone(), &[Slice::from(start..start + length)]);
+        let delta = B::float_mask_fill(delta, not_counted::<B>(counted, vocab), 0.0.into());
+        gradients.push(cast::<B>(delta, policy.dtype()));
+    }
+    B::float_cat(gradients, 0)
 }
 
 /// Turns `counted`, `[rows]`, into a mask `[rows, width]` that is true in the rows that do not

@@ -42,6 +42,7 @@ mod backend;
 mod choice;
 #[cfg(feature = "_cube")]
 mod cube;
+mod discrepancy;
 mod entry;
 #[cfg(feature = "flex")]
 mod flex;
@@ -51,9 +52,12 @@ mod head;
 mod operation;
 mod slope;
 
-pub(crate) use entry::{Outputs, head_kl, head_log_probs, head_logits, logits_log_probs};
+pub use discrepancy::Discrepancy;
+pub(crate) use entry::{
+    Outputs, head_discrepancy, head_log_probs, head_logits, logits_discrepancy, logits_log_probs,
+};
 #[cfg(feature = "flex")]
-pub(crate) use flex::narrow;
+pub(crate) use flex::{ln, narrow, power, twice_atanh};
 pub(crate) use head::{HeadTensors, Shaping};
 #[cfg(feature = "flex")]
 pub(crate) use slope::slope_node;

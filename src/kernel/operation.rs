@@ -4,6 +4,7 @@ use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
 
 use super::backend::LogProbKernel;
+use super::discrepancy::Discrepancy;
 use super::forward::Save;
 use super::head::{Head, HeadForm};
 
@@ -16,6 +17,14 @@ pub(super) struct HeadOptions {
     pub retained_bytes: Option<usize>,
     /// If true, the second output holds the by-products.
     pub statistics: bool,
+}
+
+/// Which divergence compares two heads, and their forms.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct ComparisonOptions {
+    pub kind: Discrepancy,
+    pub form: HeadForm,
+    pub reference_form: HeadForm,
 }
 
 /// The operations return log-probabilities `[rows]`, which have a gradient, and by-products
@@ -50,11 +59,11 @@ pub(super) trait LogProbOps: Backend {
         statistics: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// KL(π° ‖ π) of every row, `[rows]`. Policy π and reference π° each have their own hidden
-    /// states and head. Only the policy gets a gradient. `targets` may hold any values; only the
-    /// shape `[rows]` matters.
+    /// Divergence of two models at every row, `[rows]`. Policy and reference each have their own
+    /// hidden states and head. Only the policy gets a gradient. `targets` may hold any values; only
+    /// the shape `[rows]` matters.
     #[allow(clippy::too_many_arguments, reason = "two heads")]
-    fn head_kl(
+    fn head_discrepancy(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
@@ -62,8 +71,16 @@ pub(super) trait LogProbOps: Backend {
         reference_weight: FloatTensor<Self>,
         reference_bias: FloatTensor<Self>,
         targets: IntTensor<Self>,
-        form: HeadForm,
-        reference_form: HeadForm,
+        options: ComparisonOptions,
+    ) -> FloatTensor<Self>;
+
+    /// Divergence of two models at every row, `[rows]`, from logits `[rows, vocab]`. Only the
+    /// policy gets a gradient. A row that is not counted may hold any values.
+    fn logits_discrepancy(
+        policy: FloatTensor<Self>,
+        reference: FloatTensor<Self>,
+        counted: BoolTensor<Self>,
+        kind: Discrepancy,
     ) -> FloatTensor<Self>;
 }
 
@@ -88,7 +105,7 @@ impl<B: LogProbKernel> LogProbOps for B {
         B::logits_forward(logits, targets, counted, statistics).into_outputs()
     }
 
-    fn head_kl(
+    fn head_discrepancy(
         hidden: FloatTensor<B>,
         weight: FloatTensor<B>,
         bias: FloatTensor<B>,
@@ -96,18 +113,21 @@ impl<B: LogProbKernel> LogProbOps for B {
         reference_weight: FloatTensor<B>,
         reference_bias: FloatTensor<B>,
         targets: IntTensor<B>,
-        form: HeadForm,
-        reference_form: HeadForm,
+        options: ComparisonOptions,
     ) -> FloatTensor<B> {
-        B::kl_forward(
-            Head::new(hidden, weight, bias, targets.clone(), form),
-            Head::new(
-                reference_hidden,
-                reference_weight,
-                reference_bias,
-                targets,
-                reference_form,
-            ),
-        )
+        let reference = [reference_hidden, reference_weight, reference_bias];
+        let policy = Head::new(hidden, weight, bias, targets.clone(), options.form);
+        let [hidden, weight, bias] = reference;
+        let reference = Head::new(hidden, weight, bias, targets, options.reference_form);
+        B::head_comparison(options.kind, policy, reference, false).discrepancy
+    }
+
+    fn logits_discrepancy(
+        policy: FloatTensor<B>,
+        reference: FloatTensor<B>,
+        counted: BoolTensor<B>,
+        kind: Discrepancy,
+    ) -> FloatTensor<B> {
+        B::logits_comparison(kind, policy, reference, counted).discrepancy
     }
 }

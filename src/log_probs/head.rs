@@ -109,11 +109,11 @@ impl LmHead {
     /// tokens that count. So by default a batch with no more such rows than one and a half times the
     /// hidden size keeps all of them. The numbers are the same whatever is kept.
     ///
-    /// On Flex the backward frees the logits while it writes the gradient of the weight. So the
-    /// default takes at most half of this gradient and some 40 MiB more at the peak than `0`, as
-    /// long as nothing else needs the memory between forward and backward: `cargo bench --workspace
-    /// --bench head_floor` measures it. A frozen head keeps none and needs none. Kernels for GPUs
-    /// keep none.
+    /// On Flex the gradient of a weight `[vocab, hidden]` in f32 overwrites the logits, and the
+    /// backward frees them while it writes any other one. So the default takes at most half of this
+    /// gradient and some 40 MiB more at the peak than `0`, as long as nothing else needs the memory
+    /// between forward and backward: `cargo bench --workspace --bench head_floor` measures it. A
+    /// frozen head keeps none and needs none. Kernels for GPUs keep none.
     pub fn with_retained_bytes(mut self, bytes: usize) -> Self {
         self.retained_bytes = Some(bytes);
         self

@@ -21,9 +21,9 @@
 //! not in the features of this crate, keeps all logits.)
 
 mod completions;
+mod discrepancy;
 mod head;
 mod hidden;
-mod kl;
 mod logits;
 mod mask;
 mod output;
@@ -38,8 +38,8 @@ mod statistics;
 mod token;
 
 pub use completions::{Completions, LogProbs};
+pub use discrepancy::{ComparableOutput, TokenDiscrepancy};
 pub use head::LmHead;
-pub use kl::{sequence_kl, sequence_kl_from_hidden};
 pub use mask::CompletionMask;
 pub use output::{ModelOutput, WithStatistics};
 pub(crate) use packed::{PackedPositions, flat};
@@ -49,3 +49,5 @@ pub use relative_tokens::RelativeTokenLogProbs;
 pub use sequence::SequenceLogProbs;
 pub use statistics::TokenStatistics;
 pub use token::TokenLogProbs;
+
+pub use crate::kernel::Discrepancy;

@@ -28,7 +28,7 @@ pub struct PackedPositions {
 
 impl PackedPositions {
     /// Checks that the sequences are still those of the positions: their fields are public.
-    fn check(&self) -> Result<(), InvalidInput> {
+    pub(super) fn check(&self) -> Result<(), InvalidInput> {
         let dims = self.counted.dims();
         check_tokens(dims, &self.device, &self.ids, &self.completion_mask)
     }

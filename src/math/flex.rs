@@ -10,7 +10,6 @@
     reason = "only what is inlined into `dispatch` is vectorised"
 )]
 
-use std::f64::consts::{LN_2, LOG2_E, SQRT_2};
 use std::ops::ControlFlow;
 
 use burn::backend::flex::{FlexTensor, Layout};
@@ -22,7 +21,7 @@ use burn::tensor::{Bytes, DType, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 
 use super::function::{Function, MAX_LOG_PROB, MAX_SQUARED};
-use crate::kernel::{narrow, slope_node};
+use crate::kernel::{ln, narrow, power, slope_node, twice_atanh};
 
 /// Breaks with the function of `x`, as one node if `x` is on the tape. Continues with `x` itself if
 /// it is on another backend or not of f32.
@@ -111,60 +110,6 @@ impl<F: Fn(f64) -> [f64; 2]> WithSimd for Pass<'_, F> {
             [*x, *slope] = values.map(narrow);
         }
     }
-}
-
-/// `2ⁿ` and `expm1(r)` with x = n·ln 2 + r, |r| ≤ ln 2 / 2, for x ≤ 0; below −200 it is −200. NaN
-/// stays NaN in the second.
-#[inline(always)]
-fn power(x: f64) -> [f64; 2] {
-    // Adding 1.5·2⁵² rounds to an integer. The low bits of the sum then hold this integer.
-    const ROUND: f64 = 6_755_399_441_055_744.0;
-    let x = if x < -200.0 { -200.0 } else { x };
-    let shifted = x * LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = x - n * LN_2;
-    let mut p = 1.0 / 3_628_800.0;
-    p = p * r + 1.0 / 362_880.0;
-    p = p * r + 1.0 / 40_320.0;
-    p = p * r + 1.0 / 5040.0;
-    p = p * r + 1.0 / 720.0;
-    p = p * r + 1.0 / 120.0;
-    p = p * r + 1.0 / 24.0;
-    p = p * r + 1.0 / 6.0;
-    p = p * r + 0.5;
-    p = p * r + 1.0;
-    let two_to_n = f64::from_bits((shifted.to_bits() << 52).wrapping_add(1.0_f64.to_bits()));
-    [two_to_n, p * r]
-}
-
-/// `ln((1 + s)/(1 − s))` for |s| ≤ 1/3.
-#[inline(always)]
-fn twice_atanh(s: f64) -> f64 {
-    let square = s * s;
-    let mut sum = 1.0 / 17.0;
-    sum = sum * square + 1.0 / 15.0;
-    sum = sum * square + 1.0 / 13.0;
-    sum = sum * square + 1.0 / 11.0;
-    sum = sum * square + 1.0 / 9.0;
-    sum = sum * square + 1.0 / 7.0;
-    sum = sum * square + 1.0 / 5.0;
-    sum = sum * square + 1.0 / 3.0;
-    sum = sum * square + 1.0;
-    2.0 * s * sum
-}
-
-/// `ln x` for normal x > 0; some number for NaN.
-#[inline(always)]
-fn ln(x: f64) -> f64 {
-    const MANTISSA: u64 = (1 << 52) - 1;
-    // An integer in the low bits of 2⁵² is added to it.
-    const SHIFT: f64 = 4_503_599_627_370_496.0;
-    let lowest = (SQRT_2 / 2.0).to_bits();
-    let moved = x.to_bits().wrapping_add(1.0_f64.to_bits() - lowest);
-    let exponent = f64::from_bits((moved >> 52) | SHIFT.to_bits()) - (SHIFT + 1023.0);
-    // In √½ … √2.
-    let factor = f64::from_bits((moved & MANTISSA) + lowest);
-    exponent * LN_2 + twice_atanh((factor - 1.0) / (factor + 1.0))
 }
 
 /// `e^(−|x|)`.

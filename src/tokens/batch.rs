@@ -3,7 +3,10 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use super::reference::Reference;
 use super::sequence::Sequence;
 use crate::error::InvalidInput;
-use crate::log_probs::{CompletionMask, ModelOutput, SequenceLogProbs, TokenLogProbs};
+use crate::log_probs::{
+    ComparableOutput, CompletionMask, Discrepancy, ModelOutput, SequenceLogProbs, TokenDiscrepancy,
+    TokenLogProbs,
+};
 
 /// Padding, which makes rows of the same length of sequences of different lengths.
 ///
@@ -211,6 +214,24 @@ impl TokenBatch {
         output: O,
     ) -> Result<O::TokenLogProbs, InvalidInput> {
         output.padded(self.ids.clone(), &self.completion_mask)
+    }
+
+    /// Divergence of two models at each counted token, from their outputs of [`ids`](Self::ids):
+    /// [`TokenDiscrepancy::from_outputs`] for these tensors.
+    ///
+    /// The reference is a constant: what it returns needs no `without_autodiff`. Its forward does,
+    /// or the tape keeps it: give a [`Frozen`](crate::Frozen) model ids without autodiff.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenDiscrepancy::from_outputs`].
+    pub fn discrepancy<O: ComparableOutput>(
+        &self,
+        kind: Discrepancy,
+        policy: O,
+        reference: O,
+    ) -> Result<TokenDiscrepancy, InvalidInput> {
+        TokenDiscrepancy::from_outputs(kind, policy, reference, self.completion_mask.clone())
     }
 
     /// [`log_probs`](Self::log_probs) of the reference: for

@@ -8,7 +8,8 @@ use super::reference::Reference;
 use super::sequence::Sequence;
 use crate::error::InvalidInput;
 use crate::log_probs::{
-    CountedPositions, ModelOutput, PackedPositions, SequenceLogProbs, TokenLogProbs, flat,
+    ComparableOutput, CountedPositions, Discrepancy, ModelOutput, PackedPositions,
+    SequenceLogProbs, TokenDiscrepancy, TokenLogProbs, flat,
 };
 
 /// Sequences whose prompts stand once: a prompt, then its completions, each of which sees the
@@ -221,6 +222,21 @@ impl PackedBatch {
         output.packed(&self.packed_positions())
     }
 
+    /// [`TokenBatch::discrepancy`] of packed rows, in the rows and the columns of
+    /// [`unpacked`](Self::unpacked).
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenDiscrepancy::from_outputs`].
+    pub fn discrepancy<O: ComparableOutput>(
+        &self,
+        kind: Discrepancy,
+        policy: O,
+        reference: O,
+    ) -> Result<TokenDiscrepancy, InvalidInput> {
+        TokenDiscrepancy::from_packed(kind, policy, reference, &self.packed_positions())
+    }
+
     /// [`TokenBatch::reference`] of packed rows: a [`Frozen`](crate::Frozen) model gets this batch
     /// without autodiff, and a cache is asked for the sequences of [`unpacked`](Self::unpacked).
     ///
@@ -254,7 +270,7 @@ impl PackedBatch {
     /// [`unpacked`](Self::unpacked): differentiable, and the last token of a prompt stands in the
     /// row of each of its completions.
     ///
-    /// For what takes hidden states beside the head: another head, a KL, a value. Log-probabilities
+    /// For what takes hidden states beside the head: another head, a value. Log-probabilities
     /// need no such copy: [`log_probs`](Self::log_probs).
     /// What stands in place of padding is unspecified.
     ///

@@ -18,7 +18,7 @@ use std::path::Path;
 
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use burn_preference::batch::PerCompletion;
-use burn_preference::log_probs::{sequence_kl, sequence_kl_from_hidden};
+use burn_preference::log_probs::{Discrepancy, TokenDiscrepancy};
 use burn_preference::math::softplus;
 use burn_preference::modifier::wpo_weights;
 use burn_preference::{
@@ -585,9 +585,12 @@ fn kl(policy: Tensor<3>, reference: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<
     if by_hidden() {
         let [_, _, vocab] = policy.dims();
         let head = LmHead::new(Tensor::<2>::eye(vocab, &policy.device()).cast(DType::F64));
-        return sequence_kl_from_hidden((policy, &head), (reference, &head), mask).unwrap();
+        let (ours, theirs) = ((policy, head.clone()), (reference, head));
+        let kl = TokenDiscrepancy::from_outputs(Discrepancy::ForwardKl, ours, theirs, mask);
+        return kl.unwrap().sums();
     }
-    sequence_kl(policy, reference, mask).unwrap()
+    let kl = TokenDiscrepancy::from_outputs(Discrepancy::ForwardKl, policy, reference, mask);
+    kl.unwrap().sums()
 }
 
 /// An objective on lists of N rows each.

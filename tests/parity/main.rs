@@ -12,6 +12,8 @@ mod problem;
 mod scalar;
 #[path = "../suite/subjects.rs"]
 mod subjects;
+#[path = "../suite/two_models.rs"]
+mod two_models;
 
 use burn::module::{Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
@@ -24,7 +26,7 @@ use burn_preference::{
     PolicyPair, QrpoLossConfig, RewardPair, Samples, Scored, SftLossConfig, SftTerm, TokenLogProbs,
     TokenWeighting, Unpaired, WithStepTokens, WithValue,
     batch::{optimal_values, quantile_scores},
-    log_probs::{sequence_kl, sequence_kl_from_hidden},
+    log_probs::TokenDiscrepancy,
     math::{bounded_expm1, log_odds, log1mexp, softplus},
 };
 
@@ -35,6 +37,7 @@ use support::{
     Lists, PairResult, Pairs, UnpairedCompletions, ZipEqual, assert_close, bools, device, dtypes,
     floats, keeps_nan, sequence, to_vec, tolerance, wide_dtypes,
 };
+use two_models::{KINDS, TwoModels};
 
 /// A power of two, so that f32 holds it.
 const BETA: f64 = 0.25;
@@ -741,42 +744,97 @@ fn metrics_of_pairs() {
     }
 }
 
+/// Every divergence of two models, with its gradients, by both paths, in every layout and number
+/// type; with shaped logits, and with models that are nearly equal.
 #[test]
-fn divergence_of_two_models() {
-    let [batch, time, vocab] = [2, 3, 5];
-    let (ours, theirs) = (problem::noise(30, 1), problem::noise(30, 2));
-    for dtype in wide_dtypes() {
-        let logits = |values: &[f64]| Problem::floats(values, [batch, time, vocab], dtype);
-        let mask = bools(&[true, true, true, false, false, true]).reshape([batch, time]);
-        let kl = to_vec(sequence_kl(logits(&ours), logits(&theirs), mask).unwrap());
-        let row_kl = |row: usize| -> f64 {
-            let softmax = |x: &[f64]| scalar::softmax(&x[row * vocab..][..vocab]);
-            let (p, q) = (softmax(&theirs), softmax(&ours));
-            p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum()
-        };
-        let expected = [row_kl(0) + row_kl(1), row_kl(4)];
-        assert_close(&kl, &expected, tolerance(dtype), "KL");
+fn two_models_match_the_scalar_code() {
+    let half = |dtype: &DType| matches!(dtype, DType::F16 | DType::BF16);
+    let shaping = Shaping {
+        scale: 0.5,
+        softcap: Some(4.0),
+        temperature: 0.75,
+    };
+    for dtype in dtypes() {
+        for (seed, shape) in [[2, 9, 47, 31], [1, 2, 1, 3], [3, 4, 300, 8]]
+            .into_iter()
+            .enumerate()
+        {
+            let mut models = TwoModels::new(shape, 5 + seed as u64);
+            if half(&dtype) {
+                models.coarsen();
+            }
+            if seed == 1 {
+                models.policy = models.policy.without_bias();
+                models.policy.mask.fill(true);
+            }
+            if seed == 2 {
+                models.policy = models.policy.shaped(shaping);
+                models.reference = models.reference.without_bias();
+            }
+            // Of two models: where a product rounds its logits, both are rounded.
+            let allowed = tolerance(dtype) * if half(&dtype) { 2.0 } else { 1.0 };
+            for kind in KINDS {
+                for layout in LAYOUTS {
+                    for how in [TRAINABLE, FROZEN, REFERENCE] {
+                        let how = How {
+                            dtype,
+                            layout,
+                            ..how
+                        };
+                        models.check(kind, how, allowed);
+                    }
+                }
+                // `head.logits` may round its product to half precision.
+                if !half(&dtype) {
+                    let how = How {
+                        dtype,
+                        from_logits: true,
+                        ..TRAINABLE
+                    };
+                    models.check(kind, how, tolerance(dtype));
+                }
+            }
+        }
+    }
+}
 
-        // Hidden states that a head leaves as they are.
-        let leaf = logits(&ours).autodiff().require_grad();
+/// Two models that differ by 2⁻¹³ in each logit: the divergence has relative digits.
+#[test]
+fn two_models_that_are_nearly_equal() {
+    let vocab = 40;
+    let ours: Vec<f64> = problem::noise(vocab, 1)
+        .iter()
+        .map(|x| (x * 64.0).round() / 16.0)
+        .collect();
+    let theirs: Vec<f64> = ours
+        .iter()
+        .zip(problem::noise(vocab, 2))
+        .map(|(x, d)| x + (d * 8.0).round() / 65536.0)
+        .collect();
+    for dtype in wide_dtypes() {
+        // The scalar code itself cancels to 1e-16, absolutely.
+        let allowed = if dtype == DType::F64 { 1e-6 } else { 2e-2 };
         let identity = Tensor::<2>::eye(vocab, &device()).cast(dtype);
-        let mask = bools(&[true, true, true, false, false, true]).reshape([batch, time]);
-        let head = LmHead::new(identity);
-        let kl = sequence_kl_from_hidden((leaf.clone(), &head), (logits(&theirs), &head), mask);
-        let kl = kl.unwrap();
-        assert_close(
-            &to_vec(kl.clone()),
-            &expected,
-            tolerance(dtype),
-            "KL of heads",
-        );
-        let grads = to_vec(leaf.grad(&kl.sum().backward()).unwrap());
-        for (row, grads) in grads.chunks(vocab).enumerate() {
-            let softmax = |x: &[f64]| scalar::softmax(&x[row * vocab..][..vocab]);
-            let counts = f64::from(u8::from([0, 1, 4].contains(&row)));
-            let pairs = softmax(&ours).into_iter().zip(softmax(&theirs));
-            let slope: Vec<f64> = pairs.map(|(p, q)| counts * (p - q)).collect();
-            assert_close(grads, &slope, tolerance(dtype), "π − π°");
+        let logits = |row: &[f64]| {
+            let rows = [row, row].concat();
+            Problem::floats(&rows, [1, 2, vocab], dtype)
+        };
+        let mask = || bools(&[false, true]).reshape([1, 2]);
+        for kind in KINDS {
+            let expected = two_models::divergence(kind, &ours, &theirs);
+            let head = || LmHead::new(identity.clone());
+            let [policy, reference] = [&ours, &theirs].map(|row| (logits(row), head()));
+            let heads = TokenDiscrepancy::from_outputs(kind, policy, reference, mask());
+            let [policy, reference] = [&ours, &theirs].map(|row| logits(row));
+            let plain = TokenDiscrepancy::from_outputs(kind, policy, reference, mask());
+            for found in [heads, plain] {
+                let found = to_vec(found.unwrap().values())[0];
+                let relative = (found / expected - 1.0).abs();
+                assert!(
+                    relative < allowed,
+                    "{kind:?}, {dtype:?}: {found} of {expected}"
+                );
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_preference::batch::quantile_scores;
-use burn_preference::log_probs::sequence_kl;
+use burn_preference::log_probs::{Discrepancy, TokenDiscrepancy};
 use burn_preference::modifier::wpo_weights;
 use burn_preference::training::state::{MovingAverage, RunningMean};
 use burn_preference::{
@@ -188,7 +188,8 @@ fn tensors_of_another_device_are_named() {
     is_about_devices(&error.unwrap_err(), "tokens");
     let error = TokenLogProbs::from_output(logits(&d), ids(&d), all(&e));
     is_about_devices(&error.unwrap_err(), "completion_mask");
-    let error = sequence_kl(logits(&d), logits(&d), all(&e));
+    let kind = Discrepancy::ForwardKl;
+    let error = TokenDiscrepancy::from_outputs(kind, logits(&d), logits(&d), all(&e));
     is_about_devices(&error.unwrap_err(), "completion_mask");
     let head = LmHead::new(Tensor::zeros([5, 3], (&d, DType::F32)));
     let bias = Tensor::zeros([5], (&e, DType::F32));

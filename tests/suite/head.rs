@@ -29,7 +29,7 @@ prop_compose! {
 }
 
 /// Most heads do nothing to their logits, Granite scales, Gemma 2 caps; and all at once.
-fn any_shaping() -> impl Strategy<Value = Shaping> {
+pub fn any_shaping() -> impl Strategy<Value = Shaping> {
     let any = (0.1..2.0_f64, 0.5..20.0_f64, 0.3..3.0_f64);
     prop_oneof![
         2 => Just(Shaping::NONE),

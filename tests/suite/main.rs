@@ -14,6 +14,7 @@ mod data;
 mod demonstrations;
 mod denoiser;
 mod determinism;
+mod discrepancy;
 mod extremes;
 mod files;
 mod first_batch;
@@ -44,6 +45,7 @@ mod symbols;
 mod train;
 mod trl_rows;
 mod turns;
+mod two_models;
 mod workers;
 
 #[path = "../../examples/denoiser/likelihood.rs"]

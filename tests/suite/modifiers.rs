@@ -4,23 +4,19 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::Tensor;
 use burn_preference::config::{Configured, ObjectiveConfig};
-use burn_preference::log_probs::{sequence_kl, sequence_kl_from_hidden};
 use burn_preference::modifier::wpo_weights;
 use burn_preference::training::state::{MovingAverage, RunningMean};
 use burn_preference::{
-    AsftLossConfig, BatchMetrics, BcoLossConfig, CpoLossConfig, DpoLossConfig, LmHead, LossOutput,
-    Metrics, Mixture, NllNormalization, Objective, OrpoLossConfig, Pair, PolicyPair, PolicySide,
-    Ranked, ReferencedPair, RelativeTokenLogProbs, SequenceLogProbs, SftTerm, SimpoLossConfig,
+    AsftLossConfig, BatchMetrics, BcoLossConfig, CpoLossConfig, DpoLossConfig, LossOutput, Metrics,
+    Mixture, NllNormalization, Objective, OrpoLossConfig, Pair, PolicyPair, PolicySide, Ranked,
+    ReferencedPair, RelativeTokenLogProbs, SequenceLogProbs, SftTerm, SimpoLossConfig,
     SlicHfLossConfig, TokenLogProbs, Weighted, WithNll, WithShift, WithWeights, WithoutColumn,
 };
-use proptest::prelude::*;
 
 use crate::scalar;
-use crate::support::{
-    ZipEqual, assert_close, bools, cases, device, error, f64s, leaf, sequence, to_vec,
-};
+use crate::support::{ZipEqual, assert_close, bools, device, error, f64s, leaf, sequence, to_vec};
 
 /// Two pairs of ragged token log-probs: completions of 4 and 2, of 1 and 3 tokens.
 fn tokens(leaf: Tensor<1>) -> Pair<TokenLogProbs> {
@@ -394,123 +390,6 @@ fn wpo_weights_have_no_gradient_and_a_bound() {
         let error = wpo_weights(&policy, &collisions, Some(bad)).unwrap_err();
         assert_eq!(error.name(), "max_weight");
     }
-}
-
-proptest! {
-    #![proptest_config(cases(24))]
-
-    #[test]
-    fn the_kl_between_two_models(
-        logits in prop::collection::vec(-8.0..8.0_f64, 12),
-        other in prop::collection::vec(-8.0..8.0_f64, 12),
-    ) {
-        // One row, three steps, four words; steps 0 and 1 predict counted tokens.
-        let tensor = |values: &[f64]| {
-            let data = TensorData::new(values.to_vec(), [1, 3, 4]);
-            Tensor::<3>::from_data(data, (&device(), DType::F64))
-        };
-        let mask = || bools(&[false, true, true]).reshape([1, 3]);
-        let p = |values: &[f64], t: usize| scalar::softmax(&values[4 * t..4 * t + 4]);
-
-        let leaf = tensor(&logits).autodiff().require_grad();
-        let kl = sequence_kl(leaf.clone(), tensor(&other), mask()).unwrap();
-        let terms = |t| {
-            let (ours, theirs) = (p(&logits, t), p(&other, t));
-            theirs.into_iter().zip(ours).map(|(q, p)| q * (q / p).ln()).sum::<f64>()
-        };
-        prop_assert!(error(to_vec(kl.clone())[0], terms(0) + terms(1)) < 1e-11);
-        // d KL / d logits = π − π°
-        let grads = to_vec(leaf.grad(&kl.sum().backward()).unwrap());
-        for t in 0..2 {
-            for v in 0..4 {
-                let expected = p(&logits, t)[v] - p(&other, t)[v];
-                prop_assert!(error(grads[4 * t + v], expected) < 1e-11);
-            }
-        }
-        prop_assert!(grads[8..].iter().all(|&g| g == 0.0), "the last step predicts nothing");
-        let same = sequence_kl(tensor(&logits), tensor(&logits), mask()).unwrap();
-        prop_assert_eq!(to_vec(same), vec![0.0]);
-    }
-
-    /// The same from hidden states and heads, with the gradients of all three of the policy's.
-    #[test]
-    fn the_kl_from_hidden_states(
-        values in prop::collection::vec(-2.0..2.0_f64, 80),
-        words_first in any::<bool>(),
-        biased in any::<bool>(),
-        counted in prop::collection::vec(any::<bool>(), 6),
-    ) {
-        let tensor = |start: usize, shape: [usize; 3]| {
-            let len = shape.iter().product::<usize>();
-            let data = TensorData::new(values[start..start + len].to_vec(), shape);
-            Tensor::<3>::from_data(data, (&device(), DType::F64))
-        };
-        let leaf = |start, shape| tensor(start, shape).autodiff().require_grad();
-        // Two rows, three steps; hidden states of 2 and 3, four words.
-        let (hidden, theirs) = (leaf(0, [2, 3, 2]), tensor(12, [2, 3, 3]));
-        let weight = leaf(30, if words_first { [1, 4, 2] } else { [1, 2, 4] });
-        let (bias, their_weight) = (leaf(38, [1, 1, 4]), tensor(42, [1, 3, 4]));
-        let matrix = || weight.clone().squeeze_dim::<2>(0);
-        let head = if words_first { LmHead::new(matrix()) } else { LmHead::transposed(matrix()) };
-        let offset = || bias.clone().reshape([4]);
-        let head = if biased { head.with_bias(offset()) } else { head };
-        let reference = LmHead::transposed(their_weight.clone().squeeze_dim(0));
-        let mask = || bools(&counted).reshape([2, 3]);
-
-        let gradients = |kl: &Tensor<1>| {
-            let grads = (kl.clone() * f64s(&[1.0, -0.5])).sum().backward();
-            [&hidden, &weight, &bias].map(|x| x.grad(&grads).map_or(vec![0.0; 4], to_vec))
-        };
-        let ours = sequence_kl_from_hidden((hidden.clone(), &head), (theirs.clone(), &reference), mask());
-        let ours = ours.unwrap();
-        let columns = if words_first { matrix().transpose() } else { matrix() };
-        let logits = hidden.clone().matmul(columns.unsqueeze::<3>().repeat_dim(0, 2));
-        let logits = if biased { logits + bias.clone() } else { logits };
-        let their_logits = theirs.matmul(their_weight.repeat_dim(0, 2));
-        let plain = sequence_kl(logits, their_logits, mask()).unwrap();
-        assert_close(&to_vec(ours.clone()), &to_vec(plain.clone()), 1e-12, "KL");
-        for (ours, plain) in gradients(&ours).iter().zip_equal(gradients(&plain)) {
-            assert_close(ours, &plain, 1e-12, "gradient");
-        }
-    }
-}
-
-#[test]
-fn a_kl_of_heads_that_do_not_fit_is_refused() {
-    let zeros = |shape: [usize; 3]| Tensor::<3>::zeros(shape, (&device(), DType::F64));
-    let head = |words, width| LmHead::new(Tensor::zeros([words, width], (&device(), DType::F64)));
-    let mask = || bools(&[true; 4]).reshape([2, 2]);
-    let kl = |policy: [usize; 3], words, reference: [usize; 3]| {
-        let (ours, theirs) = (head(4, policy[2]), head(words, reference[2]));
-        sequence_kl_from_hidden((zeros(policy), &ours), (zeros(reference), &theirs), mask())
-    };
-    assert_eq!(to_vec(kl([2, 2, 3], 4, [2, 2, 5]).unwrap()), [0.0; 2]);
-    let error = kl([2, 2, 3], 5, [2, 2, 3]).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "`reference`: expected the policy's vocabulary of 4, found 5"
-    );
-    assert_eq!(kl([2, 2, 3], 4, [2, 3, 3]).unwrap_err().name(), "reference");
-}
-
-#[test]
-fn a_word_that_the_reference_rules_out_costs_nothing() {
-    let tensor = |values: [f64; 4]| {
-        let data = TensorData::new(values.to_vec(), [1, 2, 2]);
-        Tensor::<3>::from_data(data, (&device(), DType::F64))
-    };
-    let mask = bools(&[false, true]).reshape([1, 2]);
-    let leaf = tensor([0.0; 4]).autodiff().require_grad();
-    let reference = tensor([0.0, f64::NEG_INFINITY, 0.0, 0.0]);
-    let kl = sequence_kl(leaf.clone(), reference, mask).unwrap();
-    assert_close(
-        &to_vec(kl.clone()),
-        &[std::f64::consts::LN_2],
-        1e-15,
-        "1·ln(1/½)",
-    );
-    let grads = to_vec(leaf.grad(&kl.backward()).unwrap());
-    assert_close(&grads, &[-0.5, 0.5, 0.0, 0.0], 1e-15, "gradient");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::f64::consts::LN_2;
 
 use burn::tensor::{Bool, Int, Tensor};
 use burn_preference::batch::{Scored, WithValue, optimal_values};
-use burn_preference::log_probs::sequence_kl;
+use burn_preference::log_probs::{Discrepancy, TokenDiscrepancy};
 use burn_preference::{
     Advantage, AstarPoLossConfig, BcoLossConfig, BradleyTerryLossConfig,
     BradleyTerryTiesLossConfig, ChipoLossConfig, CpoLossConfig, DavidsonLossConfig, Demonstrations,
@@ -627,7 +627,9 @@ fn tdpo() {
             .unwrap()
             .sequence()
     };
-    let kl = sequence_kl(ours.clone(), theirs.clone(), mask.clone()).unwrap();
+    let (forward, mask_of) = (Discrepancy::ForwardKl, mask.clone());
+    let kl = TokenDiscrepancy::from_outputs(forward, ours.clone(), theirs.clone(), mask_of);
+    let kl = kl.unwrap().sums();
     let relative = [log_probs(ours), log_probs(theirs)];
 
     let (chosen, rejected): (Vec<usize>, Vec<usize>) = ordered(9).unzip();

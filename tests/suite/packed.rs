@@ -14,7 +14,7 @@ use burn_preference::data::{
     Collator, Cursor, EpochLoader, Example, Mismatched, PairTokens, Preference, RankedTokens,
     TokenBudget, Truncation, UnpairedTokens, WithMismatched,
 };
-use burn_preference::log_probs::{WithStatistics, sequence_kl_from_hidden};
+use burn_preference::log_probs::{Discrepancy, WithStatistics};
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch, TokenTensors};
 use burn_preference::training::first_batch::{Finding, FirstBatch};
 use burn_preference::{
@@ -482,27 +482,51 @@ fn losses_are_those_of_padded_rows() {
 }
 
 #[test]
-fn what_has_no_packed_way_is_unpacked() {
+fn the_discrepancy_of_packed_rows() {
     let sequences = [
         Sequence::new(&[1, 2], &[3, 4]),
         Sequence::new(&[1, 2], &[5]),
     ];
     let packed = pack(&sequences, Packing::new(padding()));
     let (ours, theirs) = (learned(), rotary());
-    let unpack = |hidden| packed.unpack(hidden).unwrap();
-    let mask = || packed.unpacked.completion_mask.clone();
-    let kl = sequence_kl_from_hidden(
-        (unpack(ours.packed(&packed)), &ours.head()),
-        (unpack(theirs.packed(&packed)), &theirs.head()),
-        mask(),
-    );
-    let ids = || packed.unpacked.ids.clone();
-    let expected = sequence_kl_from_hidden(
-        (ours.padded(ids()), &ours.head()),
-        (theirs.padded(ids()), &theirs.head()),
-        mask(),
-    );
-    assert_close(&to_vec(kl.unwrap()), &to_vec(expected.unwrap()));
+    let batch = &packed.unpacked;
+    let ids = || batch.ids.clone();
+    for kind in [Discrepancy::ForwardKl, Discrepancy::JensenShannon(0.3)] {
+        let policy = || (ours.packed(&packed), ours.head());
+        let reference = || (theirs.packed(&packed), theirs.head());
+        let found = packed.discrepancy(kind, policy(), reference()).unwrap();
+        let expected = batch
+            .discrepancy(
+                kind,
+                (ours.padded(ids()), ours.head()),
+                (theirs.padded(ids()), theirs.head()),
+            )
+            .unwrap();
+        let expected = to_vec(expected.values());
+        assert_eq!(expected.iter().filter(|x| **x != 0.0).count(), 3);
+        assert_close(&to_vec(found.values()), &expected);
+        let [policy, reference] =
+            [policy(), reference()].map(|(hidden, head)| head.logits(hidden).unwrap());
+        let found = packed.discrepancy(kind, policy, reference).unwrap();
+        assert_close(&to_vec(found.values()), &expected);
+    }
+}
+
+#[test]
+fn what_has_no_packed_way_is_unpacked() {
+    let sequences = [
+        Sequence::new(&[1, 2], &[3, 4]),
+        Sequence::new(&[1, 2], &[5]),
+    ];
+    let packed = pack(&sequences, Packing::new(padding()));
+    let model = learned();
+    let log_probs = |hidden| {
+        let found = packed.unpacked.token_log_probs((hidden, model.head()));
+        to_vec(found.unwrap().log_probs())
+    };
+    let unpacked = packed.unpack(model.packed(&packed)).unwrap();
+    let padded = model.padded(packed.unpacked.ids.clone());
+    assert_close(&log_probs(unpacked), &log_probs(padded));
 
     let wrong = Tensor::<3>::zeros([1, 4, 8], &device());
     let found = |error: InvalidInput| error.to_string();
@@ -510,7 +534,7 @@ fn what_has_no_packed_way_is_unpacked() {
         found(packed.unpack(wrong.clone()).unwrap_err()),
         "`values`: expected shape [1, 5, 8], found shape [1, 4, 8]"
     );
-    let head = ours.head();
+    let head = model.head();
     let error = packed.log_probs(&wrong, |wrong, _| (wrong.clone(), head));
     assert_eq!(error.unwrap_err().name(), "hidden");
     let error = packed.log_probs(&wrong, |wrong, _| wrong.clone());

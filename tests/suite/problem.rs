@@ -108,7 +108,7 @@ impl Problem {
         }
     }
 
-    fn factor(position: usize) -> f64 {
+    pub fn factor(position: usize) -> f64 {
         0.25 + (position % 5) as f64
     }
 
@@ -180,8 +180,8 @@ impl Problem {
         result
     }
 
-    /// Ours. The weight is given in either layout; its gradient comes back as `[vocab, width]`.
-    pub fn run(&self, how: How) -> Result {
+    /// Ours, as tensors, those with gradients as leaves. The weight is given in either layout.
+    pub fn tensors(&self, how: How) -> Tensors {
         let grad = |tensor: Tensor<2>, wanted: bool| match (wanted, how.checkpointed) {
             (false, _) => tensor,
             (true, false) => tensor.autodiff().require_grad(),
@@ -212,6 +212,18 @@ impl Problem {
             .shaping
             .head(head.with_retained_bytes(how.retained_bytes));
         let states = hidden.clone().reshape([self.batch, self.time, self.width]);
+        Tensors {
+            hidden,
+            weight,
+            bias,
+            output: (states, head),
+        }
+    }
+
+    /// Results of Σ factor·log-prob. The weight's gradient comes back as `[vocab, width]`.
+    pub fn run(&self, how: How) -> Result {
+        let tensors = self.tensors(how);
+        let (states, head) = tensors.output.clone();
         let (tokens, mask) = (self.tokens(), self.mask());
         let (log_probs, statistics) = if how.from_logits {
             let logits = head.logits(states).unwrap();
@@ -220,37 +232,14 @@ impl Problem {
             TokenLogProbs::from_output(WithStatistics((states, head)), tokens, mask).unwrap()
         };
         let columns = log_probs.log_probs();
-        let mut result = Result {
-            log_probs: to_vec(columns.clone()),
+        let [hidden, weight, bias] = tensors.gradients(how, &columns, Self::factor);
+        Result {
+            log_probs: to_vec(columns),
             statistics: values(&statistics),
-            hidden: Vec::new(),
-            weight: Vec::new(),
-            bias: Vec::new(),
-        };
-        if !(how.hidden || how.weight) {
-            assert!(!columns.is_autodiff(), "no graph without gradients");
-            return result;
+            hidden,
+            weight,
+            bias,
         }
-        let factors: Vec<f64> = (0..columns.shape().num_elements())
-            .map(Self::factor)
-            .collect();
-        let factors = Self::floats(&factors, columns.dims(), columns.dtype());
-        let grads = (columns * factors).sum().backward();
-        let of = |tensor: &Tensor<2>| tensor.grad(&grads).unwrap();
-        if how.hidden {
-            result.hidden = to_vec(of(&hidden));
-        }
-        if how.weight {
-            let weight = of(&weight);
-            assert_eq!(weight.dtype(), how.dtype);
-            result.weight = to_vec(if words_first {
-                weight
-            } else {
-                weight.transpose()
-            });
-            result.bias = bias.map(|bias| to_vec(of(&bias))).unwrap_or_default();
-        }
-        result
     }
 
     #[track_caller]
@@ -287,6 +276,50 @@ impl Problem {
             };
             assert_close(&ours.bias, expected, tolerance, &what("d bias"));
         }
+    }
+}
+
+/// Hidden states and a head, and what the crate takes.
+pub struct Tensors {
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<2>>,
+    pub output: (Tensor<3>, LmHead),
+}
+
+impl Tensors {
+    /// Gradients of hidden states, weight and bias of Σ factor·column; empty for those that are not
+    /// wanted. That of the weight is `[vocab, width]`.
+    pub fn gradients(
+        &self,
+        how: How,
+        columns: &Tensor<2>,
+        factor: impl Fn(usize) -> f64,
+    ) -> [Vec<f64>; 3] {
+        if !(how.hidden || how.weight) {
+            assert!(!columns.is_autodiff(), "no graph without gradients");
+            return [const { Vec::new() }; 3];
+        }
+        let factors: Vec<f64> = (0..columns.shape().num_elements()).map(factor).collect();
+        let factors = Problem::floats(&factors, columns.dims(), columns.dtype());
+        let grads = (columns.clone() * factors).sum().backward();
+        let of = |tensor: &Tensor<2>| tensor.grad(&grads).unwrap();
+        let mut gradients = [const { Vec::new() }; 3];
+        if how.hidden {
+            gradients[0] = to_vec(of(&self.hidden));
+        }
+        if how.weight {
+            let weight = of(&self.weight);
+            assert_eq!(weight.dtype(), how.dtype);
+            gradients[1] = to_vec(if matches!(how.layout, Layout::Transposed) {
+                weight.transpose()
+            } else {
+                weight
+            });
+            let bias = self.bias.as_ref().map(|bias| to_vec(of(bias)));
+            gradients[2] = bias.unwrap_or_default();
+        }
+        gradients
     }
 }
 

@@ -6,9 +6,7 @@ use std::path::Path;
 
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use burn_preference::log_probs::{
-    CompletionMask, ModelOutput, WithStatistics, sequence_kl, sequence_kl_from_hidden,
-};
+use burn_preference::log_probs::{CompletionMask, Discrepancy, ModelOutput, WithStatistics};
 use burn_preference::tokens::{PackedBatch, Packing, Padding, Sequence, TokenBatch, TokenTensors};
 use burn_preference::training::gradients::clip_by_global_norm;
 use burn_preference::training::metrics::Observe;
@@ -244,15 +242,13 @@ impl Training {
         let batch = &self.padded;
         let [ours, theirs] =
             [&self.policy, self.reference.model()].map(|model| model.hidden(batch.ids.clone()));
-        let mask = batch.completion_mask.clone();
         let kl = if by_logits {
             let [ours, theirs] = [&ours, &theirs].map(|(hidden, head)| head.logits(hidden.clone()));
-            sequence_kl(ours.unwrap(), theirs.unwrap(), mask)
+            batch.discrepancy(Discrepancy::ForwardKl, ours.unwrap(), theirs.unwrap())
         } else {
-            let ((ours, our_head), (theirs, their_head)) = (&ours, &theirs);
-            sequence_kl_from_hidden((ours.clone(), our_head), (theirs.clone(), their_head), mask)
+            batch.discrepancy(Discrepancy::ForwardKl, ours.clone(), theirs.clone())
         };
-        let kl = Pair::from_concatenated(&kl.unwrap()).unwrap();
+        let kl = Pair::from_concatenated(&kl.unwrap().sums()).unwrap();
         let [ours, theirs] = [ours, theirs].map(|side| batch.token_log_probs(side).unwrap());
         let relative = ours.sequence().relative_to(theirs.sequence()).unwrap();
         let pairs = Pair::from_concatenated(&relative).unwrap();

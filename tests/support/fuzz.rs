@@ -18,7 +18,7 @@ use burn_preference::data::{
     Preference, PromptFormat, RankedFormat, RankedTokens, SampleFormat, SampleTokens, Scores,
     TokenizeOptions, Tokenized, Truncation, Turns, UnpairedFormat, UnpairedTokens,
 };
-use burn_preference::log_probs::{WithStatistics, sequence_kl};
+use burn_preference::log_probs::{Discrepancy, TokenDiscrepancy, WithStatistics};
 use burn_preference::modifier::wpo_weights;
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Padding;
@@ -445,8 +445,18 @@ fn log_probs(u: &mut Unstructured) -> Result<()> {
         };
         let other_batch = about(u, batch)?;
         let other = floats(u, [other_batch, time, vocab], dtype)?;
-        match sequence_kl(logits.clone(), other, mask.clone()) {
-            Ok(kl) => assert_eq!(kl.dims(), [batch]),
+        let kinds = [
+            Discrepancy::ForwardKl,
+            Discrepancy::ReverseKl,
+            Discrepancy::JensenShannon(0.3),
+            Discrepancy::JensenShannon(1.0),
+        ];
+        let kind = *u.choose(&kinds)?;
+        match TokenDiscrepancy::from_outputs(kind, logits.clone(), other, mask.clone()) {
+            Ok(found) => {
+                assert_eq!(found.sums().dims(), [batch]);
+                assert_eq!(found.values().dims(), [batch, time - 1]);
+            }
             Err(error) => says_something(&error),
         }
         (logits, found)

@@ -1,12 +1,17 @@
 //! A block of logits, and the launches of the two kernels over it.
 
 use burn::backend::cubecl::dtype_to_storage_type;
+use burn::backend::ops::FloatTensorOps;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::comparison::{FORWARD, REVERSE, compare_rows, turn_compared};
 use super::rows::{TURNS, reduce_rows, turn_rows};
-use super::tensors::{address_type, empty, vector_size};
+use super::tensors::{address_type, empty, part, vector_size};
+use crate::kernel::discrepancy::Discrepancy;
 use crate::kernel::head::Shaping;
 
 /// Units in one cube of the gradient kernel.
@@ -152,6 +157,162 @@ impl Block {
             UNITS,
             TURNS,
             dtypes.map(dtype_to_storage_type),
+        );
+        output
+    }
+}
+
+/// Blocks of the same rows and words under two models, and the divergence to compare them by.
+pub(super) struct Comparison {
+    pub kind: Discrepancy,
+    pub policy: Block,
+    pub reference: Block,
+}
+
+impl Comparison {
+    /// The number of the kind, and β.
+    fn kind(&self) -> (u32, f32) {
+        match self.kind {
+            Discrepancy::ForwardKl => (FORWARD, 0.0),
+            Discrepancy::ReverseKl => (REVERSE, 0.0),
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "f32 is what a kernel takes"
+            )]
+            Discrepancy::JensenShannon(beta) => (FORWARD.max(REVERSE) + 1, beta as f32),
+        }
+    }
+
+    fn width(&self, others: &[&CubeTensor]) -> usize {
+        let widths = [&self.policy, &self.reference].map(|block| block.width(others));
+        widths[0].min(widths[1])
+    }
+
+    /// Number types of both biases.
+    fn bias_types(&self) -> [DType; 2] {
+        let of = |block: &Block| block.bias.as_ref().map_or(DType::F32, |bias| bias.dtype);
+        [of(&self.policy), of(&self.reference)]
+    }
+
+    /// Compares the rows, and returns the divergence `[rows, 1]` and what the backward needs,
+    /// `[rows, 5]`. Rows with a negative target are not read. Other targets may be any.
+    pub(super) fn reduce(&self, targets: &CubeTensor) -> [CubeTensor; 2] {
+        let (x, y) = (&self.policy.x, &self.reference.x);
+        let [rows, vocab] = x.meta.shape().dims();
+        let normalizers = [&self.policy, &self.reference].map(|block| {
+            let reduced = empty(x, [rows, 3], DType::F32);
+            block.reduce(targets, &reduced, 0, false);
+            part(&reduced, 1, 1, 2)
+        });
+        let normalizers = into_contiguous(CubeBackend::float_cat(normalizers.into(), 1));
+        let out = empty(x, [rows, 2], DType::F32);
+        let across = rows.min(32_768);
+        let width = self.width(&[]);
+        let units = units(x, vocab.div_ceil(width));
+        let ([our_inside, our_outside, ..], [their_inside, their_outside, ..]) =
+            (self.policy.factors(), self.reference.factors());
+        let ([our_scaled, our_capped], [their_scaled, their_capped]) =
+            (self.policy.kind(), self.reference.kind());
+        let (kind, beta) = self.kind();
+        let [of_ours, of_theirs] = self.bias_types();
+        let [our_bias, their_bias] =
+            [&self.policy, &self.reference].map(|block| block.bias.clone());
+        compare_rows::launch(
+            &x.client,
+            CubeCount::new_2d(count(across), count(rows.div_ceil(across))),
+            CubeDim::new_1d(units),
+            address_type(&[x, y]),
+            width,
+            x.clone().into_tensor_arg(),
+            ComptimeOptionArgs::from(our_bias.map(CubeTensor::into_tensor_arg)),
+            y.clone().into_tensor_arg(),
+            ComptimeOptionArgs::from(their_bias.map(CubeTensor::into_tensor_arg)),
+            targets.clone().into_tensor_arg(),
+            normalizers.clone().into_tensor_arg(),
+            out.clone().into_tensor_arg(),
+            beta,
+            our_inside,
+            our_outside,
+            their_inside,
+            their_outside,
+            kind,
+            our_scaled,
+            our_capped,
+            their_scaled,
+            their_capped,
+            units,
+            vocab % width == 0,
+            [x.dtype, y.dtype, of_ours, of_theirs, targets.dtype].map(dtype_to_storage_type),
+        );
+        let kept = vec![normalizers, part(&out, 1, 1, 1)];
+        let kept = into_contiguous(CubeBackend::float_cat(kept, 1));
+        [part(&out, 1, 0, 1), kept]
+    }
+
+    /// The gradient of the policy's x in `dtype`, written as by [`Block::turn`]. `kept` is that of
+    /// [`Comparison`](crate::kernel::discrepancy::Comparison), from row `first_row` on.
+    pub(super) fn turn(
+        self,
+        targets: &CubeTensor,
+        kept: &CubeTensor,
+        grad: &CubeTensor,
+        first_row: usize,
+        dtype: DType,
+    ) -> CubeTensor {
+        let (x, y) = (&self.policy.x, &self.reference.x);
+        let [rows, vocab] = x.meta.shape().dims();
+        let in_place = x.dtype == dtype && x.can_mut() && x.is_nonoverlapping();
+        let output = if in_place {
+            x.clone()
+        } else {
+            empty(x, [rows, vocab], dtype)
+        };
+        let width = self.width(&[&output]);
+        let argument = if in_place {
+            output.as_tensor_alias(0)
+        } else {
+            output.clone().into_tensor_arg()
+        };
+        let stretches = vocab.div_ceil(width).div_ceil(UNITS as usize * TURNS);
+        let down = rows.min(32_768);
+        let [our_inside, our_outside, factor, bend] = self.policy.factors();
+        let [their_inside, their_outside, ..] = self.reference.factors();
+        let ([our_scaled, our_capped], [their_scaled, their_capped]) =
+            (self.policy.kind(), self.reference.kind());
+        let (kind, beta) = self.kind();
+        let [of_ours, of_theirs] = self.bias_types();
+        let [our_bias, their_bias] =
+            [&self.policy, &self.reference].map(|block| block.bias.clone());
+        turn_compared::launch(
+            &x.client,
+            CubeCount::new_3d(count(stretches), count(down), count(rows.div_ceil(down))),
+            CubeDim::new_1d(UNITS),
+            address_type(&[x, y, &output]),
+            width,
+            x.clone().into_tensor_arg(),
+            ComptimeOptionArgs::from(our_bias.map(CubeTensor::into_tensor_arg)),
+            y.clone().into_tensor_arg(),
+            ComptimeOptionArgs::from(their_bias.map(CubeTensor::into_tensor_arg)),
+            targets.clone().into_tensor_arg(),
+            kept.clone().into_tensor_arg(),
+            grad.clone().into_tensor_arg(),
+            argument,
+            beta,
+            our_inside,
+            our_outside,
+            their_inside,
+            their_outside,
+            factor,
+            bend,
+            count(first_row),
+            kind,
+            our_scaled,
+            our_capped,
+            their_scaled,
+            their_capped,
+            UNITS,
+            TURNS,
+            [x.dtype, y.dtype, of_ours, of_theirs, dtype, targets.dtype].map(dtype_to_storage_type),
         );
         output
     }

@@ -11,6 +11,7 @@ use burn_fusion::custom::{
 use burn_fusion::{ExecutionError, Fusion, FusionBackend, FusionRuntime, FusionTensor};
 
 use crate::kernel::backend::LogProbKernel;
+use crate::kernel::discrepancy::{Comparison, Discrepancy, KEPT};
 use crate::kernel::forward::{Forward, HeadGradients, STATISTICS, Save};
 use crate::kernel::generic::wide;
 use crate::kernel::head::{Head, HeadForm};
@@ -92,6 +93,20 @@ fn head_of<B: FusionBackend>(
     }
 }
 
+fn tensors_of<B: FusionBackend>(head: Head<Fusion<B>>) -> [Fused<B>; 4] {
+    [head.hidden, head.weight, head.bias, head.targets]
+}
+
+/// The heads of policy and reference, from the first eight inputs of an operation.
+fn heads_of<B: FusionBackend>(
+    handles: &mut Handles<B>,
+    inputs: &[TensorIr],
+    [policy, reference]: [HeadForm; 2],
+) -> [Head<B>; 2] {
+    let policy = head_of::<B>(handles, &inputs[..4], policy);
+    [policy, head_of::<B>(handles, &inputs[4..8], reference)]
+}
+
 impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
     fn head_forward(head: Head<Self>, save: Save, statistics: bool) -> Forward<Self> {
         // Tiles do not leave the opaque operation, so the forward keeps none.
@@ -102,7 +117,7 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
         let form = head.form;
         let slope = (save == Save::Slope).then(|| head.hidden.shape.clone());
         let outputs = (head.hidden.shape[0], slope, statistics);
-        let inputs = vec![head.hidden, head.weight, head.bias, head.targets];
+        let inputs = tensors_of(head).into();
         forward::<B>(
             "log_probs::head_forward",
             inputs,
@@ -126,8 +141,10 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
         let outputs = all.into_iter().zip(wanted).filter(|(_, wanted)| *wanted);
         let outputs = outputs.map(|(output, _)| output).collect();
         let form = head.form;
-        let head = [head.hidden, head.weight, head.bias, head.targets];
-        let inputs = head.into_iter().chain([normalizer, grad]).collect();
+        let inputs = tensors_of(head)
+            .into_iter()
+            .chain([normalizer, grad])
+            .collect();
         let run = move |handles: &mut Handles<B>, description: &CustomOpIr| {
             let inputs = &description.inputs;
             let head = head_of::<B>(handles, inputs, form);
@@ -137,6 +154,64 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
             gradients.into_iter().flatten().collect()
         };
         let mut gradients = later::<B>("log_probs::head_backward", inputs, outputs, run);
+        wanted.map(|wanted| wanted.then(|| gradients.next().expect("as many as described")))
+    }
+
+    fn head_comparison(
+        kind: Discrepancy,
+        policy: Head<Self>,
+        reference: Head<Self>,
+        slope: bool,
+    ) -> Comparison<Self> {
+        let dtype = wide(policy.hidden.dtype);
+        let rows = policy.hidden.shape[0];
+        let of_slope = slope.then(|| (policy.hidden.shape.clone(), dtype));
+        let shapes = [Shape::new([rows]), Shape::new([rows, KEPT])];
+        let outputs = shapes.map(|shape| (shape, dtype)).into_iter();
+        let outputs = outputs.chain(of_slope).collect();
+        let forms = [policy.form, reference.form];
+        let inputs = tensors_of(policy).into_iter().chain(tensors_of(reference));
+        let run = move |handles: &mut Handles<B>, description: &CustomOpIr| {
+            let [policy, reference] = heads_of::<B>(handles, &description.inputs, forms);
+            let found = B::head_comparison(kind, policy, reference, slope);
+            let first = [found.discrepancy, found.kept];
+            first.into_iter().chain(found.slope).collect()
+        };
+        let id = "log_probs::head_comparison";
+        let mut outputs = later::<B>(id, inputs.collect(), outputs, run);
+        let mut next = || outputs.next().expect("as many as described");
+        Comparison {
+            discrepancy: next(),
+            kept: next(),
+            slope: slope.then(&mut next),
+        }
+    }
+
+    fn head_comparison_backward(
+        kind: Discrepancy,
+        policy: Head<Self>,
+        reference: Head<Self>,
+        kept: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        wanted: [bool; 3],
+    ) -> HeadGradients<Self> {
+        let of = |tensor: &Fused<B>| (tensor.shape.clone(), tensor.dtype);
+        let all = [of(&policy.hidden), of(&policy.weight), of(&policy.bias)];
+        let outputs = all.into_iter().zip(wanted).filter(|(_, wanted)| *wanted);
+        let outputs = outputs.map(|(output, _)| output).collect();
+        let forms = [policy.form, reference.form];
+        let inputs = tensors_of(policy).into_iter().chain(tensors_of(reference));
+        let inputs = inputs.chain([kept, grad]).collect();
+        let run = move |handles: &mut Handles<B>, description: &CustomOpIr| {
+            let inputs = &description.inputs;
+            let [policy, reference] = heads_of::<B>(handles, inputs, forms);
+            let kept = handles.get_float_tensor::<B>(&inputs[8]);
+            let grad = handles.get_float_tensor::<B>(&inputs[9]);
+            let gradients =
+                B::head_comparison_backward(kind, policy, reference, kept, grad, wanted);
+            gradients.into_iter().flatten().collect()
+        };
+        let mut gradients = later::<B>("log_probs::head_comparison_backward", inputs, outputs, run);
         wanted.map(|wanted| wanted.then(|| gradients.next().expect("as many as described")))
     }
 
@@ -182,6 +257,60 @@ impl<B: FusionBackend + LogProbKernel> LogProbKernel for Fusion<B> {
         };
         let inputs = vec![logits, targets, counted, normalizer, grad];
         let mut gradient = later::<B>("log_probs::logits_backward", inputs, outputs, run);
+        gradient.next().expect("one, as described")
+    }
+
+    fn logits_comparison(
+        kind: Discrepancy,
+        policy: FloatTensor<Self>,
+        reference: FloatTensor<Self>,
+        counted: BoolTensor<Self>,
+    ) -> Comparison<Self> {
+        let dtype = wide(policy.dtype);
+        let rows = policy.shape[0];
+        let shapes = [Shape::new([rows]), Shape::new([rows, KEPT])];
+        let outputs = shapes.map(|shape| (shape, dtype)).into();
+        let run = move |handles: &mut Handles<B>, description: &CustomOpIr| {
+            let inputs = &description.inputs;
+            let policy = handles.get_float_tensor::<B>(&inputs[0]);
+            let reference = handles.get_float_tensor::<B>(&inputs[1]);
+            let counted = handles.get_bool_tensor::<B>(&inputs[2]);
+            let found = B::logits_comparison(kind, policy, reference, counted);
+            vec![found.discrepancy, found.kept]
+        };
+        let inputs = vec![policy, reference, counted];
+        let mut outputs = later::<B>("log_probs::logits_comparison", inputs, outputs, run);
+        let mut next = || outputs.next().expect("as many as described");
+        Comparison {
+            discrepancy: next(),
+            kept: next(),
+            slope: None,
+        }
+    }
+
+    fn logits_comparison_backward(
+        kind: Discrepancy,
+        policy: FloatTensor<Self>,
+        reference: FloatTensor<Self>,
+        counted: BoolTensor<Self>,
+        kept: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let outputs = vec![(policy.shape.clone(), policy.dtype)];
+        let run = move |handles: &mut Handles<B>, description: &CustomOpIr| {
+            let inputs = &description.inputs;
+            let policy = handles.get_float_tensor::<B>(&inputs[0]);
+            let reference = handles.get_float_tensor::<B>(&inputs[1]);
+            let counted = handles.get_bool_tensor::<B>(&inputs[2]);
+            let kept = handles.get_float_tensor::<B>(&inputs[3]);
+            let grad = handles.get_float_tensor::<B>(&inputs[4]);
+            vec![B::logits_comparison_backward(
+                kind, policy, reference, counted, kept, grad,
+            )]
+        };
+        let inputs = vec![policy, reference, counted, kept, grad];
+        let id = "log_probs::logits_comparison_backward";
+        let mut gradient = later::<B>(id, inputs, outputs, run);
         gradient.next().expect("one, as described")
     }
 }

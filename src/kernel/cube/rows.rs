@@ -13,7 +13,7 @@ pub(super) const TURNS: usize = 4;
 /// The tanh of x. Near 0 the result is the Padé approximant of degree 7 over 6, because WGSL's tanh
 /// has no correct digits there.
 #[cube]
-fn tanh<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
+pub(super) fn tanh<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let half = Vector::<f32, N>::new(0.5_f32);
     let small = clamp(x, -half, half);
     let square = small * small;
@@ -36,7 +36,7 @@ fn tanh<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
 
 /// Turns x = W h + b into logits: `outside·tanh(inside·x)`, `inside·x` or x.
 #[cube]
-fn shaped<N: Size>(
+pub(super) fn shaped<N: Size>(
     x: Vector<f32, N>,
     inside: f32,
     outside: f32,

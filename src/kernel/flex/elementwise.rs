@@ -5,6 +5,8 @@
     reason = "only what is inlined into `dispatch` is vectorised"
 )]
 
+use std::f64::consts::{LN_2, LOG2_E, SQRT_2};
+
 use crate::kernel::forward::STATISTICS;
 
 /// The nearest f32.
@@ -45,6 +47,60 @@ pub(super) fn exp(x: f32) -> f32 {
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
     let value = p * power;
     if x < SMALLEST { 0.0 } else { value }
+}
+
+/// `2ⁿ` and `expm1(r)` with x = n·ln 2 + r, |r| ≤ ln 2 / 2, for x ≤ 0; below −200 it is −200. NaN
+/// stays NaN in the second.
+#[inline(always)]
+pub(crate) fn power(x: f64) -> [f64; 2] {
+    // Adding 1.5·2⁵² rounds to an integer. The low bits of the sum then hold this integer.
+    const ROUND: f64 = 6_755_399_441_055_744.0;
+    let x = if x < -200.0 { -200.0 } else { x };
+    let shifted = x * LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * LN_2;
+    let mut p = 1.0 / 3_628_800.0;
+    p = p * r + 1.0 / 362_880.0;
+    p = p * r + 1.0 / 40_320.0;
+    p = p * r + 1.0 / 5040.0;
+    p = p * r + 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = p * r + 1.0;
+    let two_to_n = f64::from_bits((shifted.to_bits() << 52).wrapping_add(1.0_f64.to_bits()));
+    [two_to_n, p * r]
+}
+
+/// `ln((1 + s)/(1 − s))` for |s| ≤ 1/3.
+#[inline(always)]
+pub(crate) fn twice_atanh(s: f64) -> f64 {
+    let square = s * s;
+    let mut sum = 1.0 / 17.0;
+    sum = sum * square + 1.0 / 15.0;
+    sum = sum * square + 1.0 / 13.0;
+    sum = sum * square + 1.0 / 11.0;
+    sum = sum * square + 1.0 / 9.0;
+    sum = sum * square + 1.0 / 7.0;
+    sum = sum * square + 1.0 / 5.0;
+    sum = sum * square + 1.0 / 3.0;
+    sum = sum * square + 1.0;
+    2.0 * s * sum
+}
+
+/// `ln x` for normal x > 0; some number for NaN.
+#[inline(always)]
+pub(crate) fn ln(x: f64) -> f64 {
+    const MANTISSA: u64 = (1 << 52) - 1;
+    // An integer in the low bits of 2⁵² is added to it.
+    const SHIFT: f64 = 4_503_599_627_370_496.0;
+    let lowest = (SQRT_2 / 2.0).to_bits();
+    let moved = x.to_bits().wrapping_add(1.0_f64.to_bits() - lowest);
+    let exponent = f64::from_bits((moved >> 52) | SHIFT.to_bits()) - (SHIFT + 1023.0);
+    // In √½ … √2.
+    let factor = f64::from_bits((moved & MANTISSA) + lowest);
+    exponent * LN_2 + twice_atanh((factor - 1.0) / (factor + 1.0))
 }
 
 /// `tanh x` with a relative error of 2e-7.

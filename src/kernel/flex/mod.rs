@@ -5,6 +5,7 @@
 //! results do not depend on the number of threads either.
 
 mod backend;
+mod comparison;
 mod elementwise;
 mod head;
 mod logits;
@@ -14,4 +15,4 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use elementwise::narrow;
+pub(crate) use elementwise::{ln, narrow, power, twice_atanh};

@@ -8,8 +8,11 @@ use burn::tensor::{FloatDType, TensorData};
 use proptest::prelude::*;
 use pulp::Arch;
 
-use super::head::Problem;
+use super::comparison::{ForwardKl, JensenShannon, with_terms};
+use super::head::{Pair, Problem};
+use super::logits;
 use super::tensors::{f32s, tensor};
+use crate::kernel::discrepancy::Discrepancy;
 use crate::kernel::forward::Save;
 use crate::kernel::forward::{Forward, HeadGradients};
 use crate::kernel::generic;
@@ -62,6 +65,10 @@ struct Case {
     shaping: Shaping,
     stored: Stored,
     dtype: FloatDType,
+    /// Another seed is another model.
+    seed: u64,
+    /// Bytes of deltas in a band of the backward.
+    workspace: usize,
 }
 
 impl Default for Case {
@@ -74,6 +81,8 @@ impl Default for Case {
             shaping: Shaping::NONE,
             stored: Stored::WordsFirst,
             dtype: FloatDType::F32,
+            seed: 0,
+            workspace: 4 << 20,
         }
     }
 }
@@ -85,7 +94,8 @@ impl Case {
         } = self;
         let targets: Vec<i64> = (0..rows).map(|row| (row * 7919 % vocab) as i64).collect();
         let some = |shape: [usize; 2], seed| {
-            let numbers = tensor(numbers(shape[0] * shape[1], seed), shape);
+            let numbers = numbers(shape[0] * shape[1], seed + 10 * self.seed);
+            let numbers = tensor(numbers, shape);
             Flex::float_cast(numbers, self.dtype)
         };
         let weight = match self.stored {
@@ -165,9 +175,19 @@ fn case() -> impl Strategy<Value = Case> {
         Stored::Spread,
     ]);
     let dtype = prop::sample::select(vec![FloatDType::F32, FloatDType::BF16, FloatDType::F16]);
-    let all = (rows, width, vocab, any::<bool>(), shaping, stored, dtype);
+    let workspace = prop::sample::select(&[0_usize, 1 << 15, 1 << 17, 4 << 20][..]);
+    let all = (
+        rows,
+        width,
+        vocab,
+        any::<bool>(),
+        shaping,
+        stored,
+        dtype,
+        workspace,
+    );
     all.prop_map(
-        |(rows, width, vocab, biased, shaping, stored, dtype)| Case {
+        |(rows, width, vocab, biased, shaping, stored, dtype, workspace)| Case {
             rows,
             width,
             vocab,
@@ -175,6 +195,8 @@ fn case() -> impl Strategy<Value = Case> {
             shaping,
             stored,
             dtype,
+            seed: 0,
+            workspace,
         },
     )
 }
@@ -217,9 +239,14 @@ fn gradients_agree(ours: HeadGradients<Flex>, exact: HeadGradients<Flex>, bound:
     }
 }
 
-/// Compares every mode of the kernel with f64, for any number of kept chunks.
+/// Compares every mode of the kernel with f64, for any number of kept chunks and for bands of any
+/// size.
 fn check(case: &Case, arch: Arch) {
-    let problem = || Problem::on(arch, case.head());
+    let problem = || {
+        let mut problem = Problem::on(arch, case.head());
+        problem.workspace = case.workspace;
+        problem
+    };
     let head = doubled(case.head());
     let (bound, of_gradient) = (rounding(case.width), case.rounding());
     let exact = generic::head_forward(head.clone(), Save::Slope, true);
@@ -243,6 +270,68 @@ fn check(case: &Case, arch: Arch) {
         );
         gradients_agree(ours, gradients.clone(), of_gradient);
     }
+    // Without a gradient of the weight nothing overwrites the kept logits but their deltas.
+    let ours = problem().forward(all / 2, false);
+    let wanted = [true, false, case.biased];
+    let ours = problem().backward(&ours.normalizer, ours.tiles, &case.grad(), wanted);
+    let [hidden, _, bias] = gradients;
+    gradients_agree(ours, [hidden, None, bias], of_gradient);
+}
+
+const KINDS: [Discrepancy; 3] = [
+    Discrepancy::ForwardKl,
+    Discrepancy::ReverseKl,
+    Discrepancy::JensenShannon(0.3),
+];
+
+/// Compares divergences of two heads, and their gradients, with f64.
+fn check_pair(case: &Case, reference: &Case, arch: Arch) {
+    let heads = || [case.head(), reference.head()];
+    let [policy, theirs] = heads().map(doubled);
+    let grad = Flex::float_cast(case.grad(), FloatDType::F64);
+    let wanted = [true, true, case.biased];
+    let bound = case.rounding().max(reference.rounding());
+    for kind in KINDS {
+        let exact = generic::head_comparison(kind, &policy, &theirs, true);
+        let compare = |slope: bool| {
+            let pair = Pair::forward(arch, heads());
+            let ours = with_terms!(kind, |terms| pair.compare(terms, slope));
+            close("divergence", &ours.discrepancy, &exact.discrepancy, 2e-6);
+            close("kept", &ours.kept, &exact.kept, 2e-6);
+            ours
+        };
+        let slopes = [compare(true).slope, exact.slope.clone()];
+        let [ours, of_exact] = slopes.map(|slope| slope.expect("asked for"));
+        close("slope", &ours, &of_exact, rounding(case.width));
+
+        let kept = compare(false).kept;
+        let pair = Pair::backward(arch, heads());
+        let ours = with_terms!(kind, |terms| {
+            pair.gradients(terms, &kept, &case.grad(), wanted)
+        });
+        let kept = &exact.kept;
+        let exact = generic::head_comparison_backward(kind, &policy, &theirs, kept, &grad, wanted);
+        gradients_agree(ours, exact, bound);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn pairs_of_every_kind(
+        case in case(),
+        other in case(),
+        arch in prop::sample::select(archs()),
+    ) {
+        let reference = Case {
+            rows: case.rows,
+            vocab: case.vocab,
+            seed: 1,
+            ..other
+        };
+        check_pair(&case, &reference, arch);
+    }
 }
 
 proptest! {
@@ -251,6 +340,163 @@ proptest! {
     #[test]
     fn heads_of_every_kind(case in case(), arch in prop::sample::select(archs())) {
         check(&case, arch);
+    }
+}
+
+/// The divergence of nearly equal models has digits of its own, and that of equal models is 0.
+#[test]
+fn nearly_equal_models() {
+    for (kind, arch) in KINDS
+        .into_iter()
+        .flat_map(|kind| archs().into_iter().map(move |arch| (kind, arch)))
+    {
+        let case = Case::default();
+        let policy = case.head();
+        let equal = Pair::forward(arch, [policy.clone(), policy.clone()]);
+        let equal = with_terms!(kind, |terms| equal.compare(terms, true));
+        let slope = wide(&equal.slope.expect("asked for"));
+        let all = wide(&equal.discrepancy).into_iter().chain(slope);
+        assert!(all.into_iter().all(|x| x.abs() < 1e-11), "{kind:?}");
+
+        let mut reference = policy.clone();
+        let weight: Vec<f32> = f32s(&policy.weight);
+        let weight = weight.iter().zip(numbers(weight.len(), 9));
+        let weight: Vec<f32> = weight.map(|(w, other)| w + 1e-3 * other).collect();
+        reference.weight = tensor(weight, [case.vocab, case.width]);
+        let [exact, theirs] = [policy.clone(), reference.clone()].map(doubled);
+        let exact = generic::head_comparison(kind, &exact, &theirs, true);
+        let pair = Pair::forward(arch, [policy, reference]);
+        let ours = with_terms!(kind, |terms| pair.compare(terms, true));
+        let values = wide(&ours.discrepancy)
+            .into_iter()
+            .zip(wide(&exact.discrepancy));
+        for (ours, exact) in values {
+            assert!((1e-8..1e-4).contains(&exact), "{exact}");
+            assert!(
+                (ours / exact - 1.0).abs() < 1e-3,
+                "{kind:?}: {ours} and {exact}"
+            );
+        }
+        let slopes = [ours.slope, exact.slope].map(|slope| wide(&slope.expect("asked for")));
+        let largest = slopes[1].iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+        for (ours, exact) in slopes[0].iter().zip(&slopes[1]) {
+            assert!(
+                (ours - exact).abs() < 1e-3 * largest,
+                "{kind:?}: {ours} and {exact}"
+            );
+        }
+    }
+}
+
+/// Words that one model or both rule out, of heads and of logits.
+#[test]
+fn words_that_are_ruled_out() {
+    let case = Case {
+        biased: true,
+        ..Case::default()
+    };
+    let ruling_out = |words: &[usize], seed: u64| {
+        let mut head = Case {
+            seed,
+            ..case.clone()
+        }
+        .head();
+        let mut bias = f32s(&head.bias);
+        for word in words {
+            bias[*word] = f32::NEG_INFINITY;
+        }
+        head.bias = tensor(bias, [case.vocab]);
+        head
+    };
+    let compare = |kind: Discrepancy, policy: &[usize], reference: &[usize]| {
+        let heads = [ruling_out(policy, 0), ruling_out(reference, 1)];
+        let [ours, theirs] = heads.clone().map(|head| {
+            let hidden = head.hidden.clone();
+            generic::logits::<Flex>(hidden, &head)
+        });
+        let counted = FlexTensor::from_data(TensorData::new(vec![true; case.rows], [case.rows]));
+        let of_logits = with_terms!(kind, |terms| logits::compare(
+            terms,
+            [&ours, &theirs],
+            &counted
+        ));
+        let pair = Pair::forward(Arch::new(), heads);
+        let of_heads = with_terms!(kind, |terms| pair.compare(terms, true));
+        let slope = wide(&of_heads.slope.expect("asked for"));
+        let values = wide(&of_heads.discrepancy);
+        let finite = values.iter().all(|x| x.is_finite());
+        if finite {
+            close(
+                "logits",
+                &of_logits.discrepancy,
+                &of_heads.discrepancy,
+                1e-5,
+            );
+        } else {
+            let of_logits = wide(&of_logits.discrepancy);
+            assert!(values.iter().chain(&of_logits).all(|x| *x == f64::INFINITY));
+        }
+        (finite, slope.iter().all(|x| x.is_finite()))
+    };
+    let [both, policy, reference] = [[&[3][..], &[3]], [&[3, 7], &[3]], [&[3], &[3, 5]]];
+    for kind in KINDS {
+        assert_eq!(compare(kind, both[0], both[1]), (true, true), "{kind:?}");
+        let by_policy = (kind != Discrepancy::ForwardKl, true);
+        assert_eq!(compare(kind, policy[0], policy[1]), by_policy, "{kind:?}");
+        let by_reference = kind != Discrepancy::ReverseKl;
+        let by_reference = (by_reference, by_reference);
+        assert_eq!(
+            compare(kind, reference[0], reference[1]),
+            by_reference,
+            "{kind:?}"
+        );
+    }
+}
+
+/// Divergences from given logits, with rows that do not count.
+#[test]
+fn divergences_of_logits() {
+    for (rows, vocab) in [(3, 1), (3, 15), (2, 16), (4, 100), (3, 5003)] {
+        let some = |seed| {
+            let mut all = numbers(rows * vocab, seed);
+            all.iter_mut().for_each(|x| *x *= 3.0);
+            all[..vocab].fill(f32::NAN);
+            tensor(all, [rows, vocab])
+        };
+        let (ours, theirs, grad) = (some(1), some(2), tensor(numbers(rows, 3), [rows]));
+        let counted: Vec<bool> = (0..rows).map(|row| row != 0).collect();
+        let counted = FlexTensor::from_data(TensorData::new(counted, [rows]));
+        let wide = |tensor: &FlexTensor| Flex::float_cast(tensor.clone(), FloatDType::F64);
+        for kind in KINDS {
+            let exact =
+                generic::logits_comparison::<Flex>(kind, &wide(&ours), &wide(&theirs), &counted);
+            let found = with_terms!(kind, |terms| logits::compare(
+                terms,
+                [&ours, &theirs],
+                &counted
+            ));
+            let [found_values, exact_values] = [&found.discrepancy, &exact.discrepancy]
+                .map(|values| values.narrow(0, 1, rows - 1));
+            close("divergence", &found_values, &exact_values, 1e-6);
+            let exact = generic::logits_comparison_backward::<Flex>(
+                kind,
+                &wide(&ours),
+                &wide(&theirs),
+                &counted,
+                &exact.kept,
+                &wide(&grad),
+            );
+            let of = logits::Compared {
+                theirs: &theirs,
+                counted: &counted,
+                kept: &found.kept,
+                grad: &grad,
+            };
+            let found = with_terms!(kind, |terms| {
+                logits::compared_gradient(terms, ours.clone(), of)
+            });
+            close("gradient", &found, &exact, 1e-6);
+        }
     }
 }
 
@@ -291,9 +537,9 @@ fn the_only_word() {
 fn threads() {
     for stored in [Stored::WordsFirst, Stored::ColumnsFirst] {
         let case = Case {
-            rows: 300,
+            rows: 130,
             width: 70,
-            vocab: 2003,
+            vocab: 1003,
             biased: true,
             stored,
             ..Case::default()
@@ -303,7 +549,7 @@ fn threads() {
             pool.build().expect("threads").install(|| {
                 let problem = Problem::new(case.head());
                 let slope = problem.forward_with_slope(true);
-                let forward = problem.forward(1 << 20, true);
+                let forward = problem.forward(1 << 18, true);
                 let (normalizer, tiles) = (&forward.normalizer, forward.tiles);
                 let gradients = problem.backward(normalizer, tiles, &case.grad(), [true; 3]);
                 let mut all = vec![slope.slope.expect("asked for"), forward.log_probs];
@@ -314,6 +560,39 @@ fn threads() {
         let one = on(1);
         assert!([2, 3, 5].into_iter().all(|threads| on(threads) == one));
     }
+}
+
+/// The same of two heads.
+#[test]
+fn threads_of_a_pair() {
+    let case = Case {
+        rows: 130,
+        width: 70,
+        vocab: 1003,
+        biased: true,
+        ..Case::default()
+    };
+    let other = Case {
+        seed: 1,
+        stored: Stored::ColumnsFirst,
+        ..case.clone()
+    };
+    let heads = || [case.head(), other.head()];
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build().expect("threads").install(|| {
+            let pair = Pair::forward(Arch::new(), heads());
+            let forward = pair.compare(JensenShannon { beta: 0.3 }, true);
+            let pair = Pair::backward(Arch::new(), heads());
+            let terms = JensenShannon { beta: 0.3 };
+            let gradients = pair.gradients(terms, &forward.kept, &case.grad(), [true; 3]);
+            let mut all = vec![forward.slope.expect("asked for"), forward.discrepancy];
+            all.extend(gradients.into_iter().flatten());
+            all.iter().map(f32s).collect::<Vec<_>>()
+        })
+    };
+    let one = on(1);
+    assert!([2, 3].into_iter().all(|threads| on(threads) == one));
 }
 
 /// A NaN or infinite logit changes only its own row.
@@ -419,5 +698,11 @@ fn no_row() {
             assert_eq!(wide(&weight.expect("asked for")), vec![0.0; 20 * 2003]);
             assert_eq!(wide(&bias.expect("asked for")), vec![0.0; 2003]);
         }
+        let heads = || [case.head(), case.head()];
+        let forward = Pair::forward(Arch::new(), heads()).compare(ForwardKl, true);
+        assert!(wide(&forward.discrepancy).is_empty());
+        let pair = Pair::backward(Arch::new(), heads());
+        let [_, weight, _] = pair.gradients(ForwardKl, &forward.kept, &case.grad(), [true; 3]);
+        assert_eq!(wide(&weight.expect("asked for")), vec![0.0; 20 * 2003]);
     }
 }

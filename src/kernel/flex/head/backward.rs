@@ -9,97 +9,92 @@ use burn::tensor::{DType, FloatDType, bf16, f16};
 use rayon::prelude::*;
 
 use super::buffers::{Aligned, Pool, split};
+use super::deltas::Deltas;
 use super::gradient::{Number, Part, WeightGradient};
 use super::panels::padded;
-use super::passes::{PerRow, turn};
 use super::problem::Problem;
 use super::product::{Factors, Product};
 use super::words::Block;
-use crate::kernel::flex::elementwise::{narrow, turned_if_certain};
-use crate::kernel::flex::tensors::{f32s, tensor};
+use crate::kernel::flex::elementwise::narrow;
+use crate::kernel::flex::tensors::tensor;
 use crate::kernel::forward::HeadGradients;
 
-/// Bytes of deltas that a backward works on at a time. There are two such buffers.
-const WORKSPACE: usize = 4 << 20;
 /// Columns of the hidden states' gradient that one task adds to.
 const COLUMNS: usize = 96;
 
 impl Problem {
-    /// `kept` holds the logits that the forward kept. The deltas overwrite these logits.
-    pub(crate) fn backward(
+    /// The gradients from the deltas of all logits. `kept` holds the logits that the forward kept;
+    /// their deltas overwrite them.
+    pub(super) fn gradients(
         &self,
-        normalizer: &FlexTensor,
+        deltas: impl Deltas,
         kept: Vec<FlexTensor>,
-        grad: &FlexTensor,
         wanted: [bool; 3],
     ) -> HeadGradients<Flex> {
         match self.dtype {
-            DType::F16 => self.backward_as::<f16>(normalizer, kept, grad, wanted),
-            DType::BF16 => self.backward_as::<bf16>(normalizer, kept, grad, wanted),
-            _ => self.backward_as::<f32>(normalizer, kept, grad, wanted),
+            DType::F16 => self.gradients_as::<f16, _>(deltas, kept, wanted),
+            DType::BF16 => self.gradients_as::<bf16, _>(deltas, kept, wanted),
+            _ if self.shares_buffer() => self.gradients_in_place(deltas, kept, wanted),
+            _ => self.gradients_as::<f32, _>(deltas, kept, wanted),
         }
     }
 
-    fn backward_as<N: Number>(
+    /// Whether the gradient of the weight overwrites the kept logits. It does so where it is
+    /// written word by word, in the number type of the logits.
+    pub(super) fn shares_buffer(&self) -> bool {
+        self.dtype == DType::F32 && self.words_first
+    }
+
+    /// Count of the numbers before the kept logits of `chunks`, in the buffer that the gradient of
+    /// the weight takes from its start. A band of the gradient must end before the logits of the
+    /// band before it, whose deltas are still in use.
+    pub(super) fn room_before(&self, chunks: &Range<usize>) -> usize {
+        let gradient = |chunks: &Range<usize>| self.words_in(chunks).end * self.width;
+        let mut room = (self.vocab * self.width).saturating_sub(self.logits_of(chunks));
+        let mut used = 0;
+        for band in self.bands(chunks.clone()) {
+            room = room.max(gradient(&band).saturating_sub(used));
+            used = self.logits_of(&(chunks.start..band.start));
+        }
+        room
+    }
+
+    fn gradients_in_place(
         &self,
-        normalizer: &FlexTensor,
+        deltas: impl Deltas,
         kept: Vec<FlexTensor>,
-        grad: &FlexTensor,
-        [wants_hidden, wants_weight, wants_bias]: [bool; 3],
+        wanted: [bool; 3],
     ) -> HeadGradients<Flex> {
-        let (normalizer, grad) = (f32s(normalizer), f32s(grad));
-        let (vocab, width) = (self.vocab, self.width);
-        let of_rows = |block| self.per_row(block, normalizer.as_chunks().0, &grad);
-        let mut state = Backward::<N> {
-            problem: self,
-            of: self.blocks.iter().map(of_rows).collect(),
-            columns: wants_weight.then(|| self.columns()),
-            products: Pool::new(self.largest_chunk() * padded(width)),
-            hidden: wants_hidden.then(|| Aligned::zeros(self.lanes() * width)),
-            weight: wants_weight.then(|| WeightGradient::zeros(self.words_first, vocab, width)),
-            bias: wants_bias.then(|| vec![0.0; vocab]),
-        };
+        let mut state = Backward::<f32, _>::new(self, deltas, wanted);
         let mut next = 0;
-        for mut tiles in kept {
-            let (start, len) = (tiles.layout().start_offset(), tiles.layout().num_elements());
-            let tiles = &mut tiles.storage_mut()[start..][..len];
-            let chunks = next..next + len.div_ceil(self.logits_of(&(0..1)).max(1));
+        for logits in kept {
+            let chunks = self.chunks_of(next, &logits);
             next = chunks.end;
-            state.add_kept(chunks, tiles);
+            state.add_in_place(chunks, Aligned::from_tensor(logits));
         }
-        state.add_others(next..self.chunks());
-
-        let Backward {
-            hidden,
-            weight,
-            bias,
-            ..
-        } = state;
-        let dtype: FloatDType = self.dtype.into();
-        [
-            hidden.map(|sums| Flex::float_cast(self.in_rows(&sums), dtype)),
-            weight.map(WeightGradient::into_tensor),
-            bias.map(|bias| Flex::float_cast(tensor(bias, [vocab]), dtype)),
-        ]
+        state.finish(next)
     }
 
-    /// The numbers that turn the logits of a block into deltas, except for the onehot term at the
-    /// targets.
-    fn per_row(&self, block: &Range<usize>, normalizer: &[[f32; 2]], grad: &[f32]) -> PerRow {
-        let factor = narrow(self.shaping.factor());
-        let normalizer = &normalizer[block.clone()];
-        let mut of = PerRow {
-            max: normalizer.iter().map(|of| of[0]).collect(),
-            log_sum: normalizer.iter().map(|of| of[1]).collect(),
-            factor: grad[block.clone()]
-                .iter()
-                .map(|grad| -factor * grad)
-                .collect(),
-        };
-        for numbers in [&mut of.max, &mut of.log_sum, &mut of.factor] {
-            numbers.resize(padded(block.len()), 0.0);
+    fn gradients_as<N: Number, D: Deltas>(
+        &self,
+        deltas: D,
+        kept: Vec<FlexTensor>,
+        wanted: [bool; 3],
+    ) -> HeadGradients<Flex> {
+        let mut state = Backward::<N, D>::new(self, deltas, wanted);
+        let mut next = 0;
+        for logits in kept {
+            let chunks = self.chunks_of(next, &logits);
+            next = chunks.end;
+            state.add_kept(chunks, Aligned::from_tensor(logits).get_mut());
         }
-        of
+        state.finish(next)
+    }
+
+    /// The chunks of kept logits, from `first` on.
+    fn chunks_of(&self, first: usize, logits: &FlexTensor) -> Range<usize> {
+        let logits = logits.layout().num_elements();
+        first..first + logits.div_ceil(self.logits_of(&(0..1)).max(1))
     }
 
     /// Hidden states, a matrix in panels for each block: its rows are rows.
@@ -142,9 +137,9 @@ impl Problem {
 }
 
 /// The gradients so far.
-struct Backward<'a, N> {
+struct Backward<'a, N, D> {
     problem: &'a Problem,
-    of: Vec<PerRow>,
+    deltas: D,
     columns: Option<Aligned>,
     /// Products of the deltas of a chunk with the hidden states.
     products: Pool,
@@ -161,41 +156,70 @@ struct Band<'a> {
     weight: Block<'a>,
 }
 
-impl<N: Number> Backward<'_, N> {
-    /// Number of chunks whose deltas are computed before they are added to the hidden states'
-    /// gradient.
-    fn step(&self) -> usize {
-        let of_chunk = size_of::<f32>() * self.problem.logits_of(&(0..1));
-        (WORKSPACE / of_chunk.max(1)).max(1)
+impl<'a, N: Number, D: Deltas> Backward<'a, N, D> {
+    fn new(
+        problem: &'a Problem,
+        deltas: D,
+        [wants_hidden, wants_weight, wants_bias]: [bool; 3],
+    ) -> Self {
+        let (vocab, width) = (problem.vocab, problem.width);
+        Self {
+            problem,
+            deltas,
+            columns: wants_weight.then(|| problem.columns()),
+            products: Pool::new(problem.largest_chunk() * padded(width)),
+            hidden: wants_hidden.then(|| Aligned::zeros(problem.lanes() * width)),
+            weight: None,
+            bias: wants_bias.then(|| vec![0.0; vocab]),
+        }
     }
 
-    /// Ranges of [`Self::step`] chunks.
-    fn bands(&self, chunks: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<N> {
-        let (end, step) = (chunks.end, self.step());
-        let band = move |first: usize| first..(first + step).min(end);
-        chunks.step_by(step).map(band)
+    /// Takes the gradient of the weight, if it is wanted, to write some of its words.
+    fn take_weight(&mut self) -> Option<WeightGradient<N>> {
+        let of = self.problem;
+        let zeros = || WeightGradient::zeros(of.words_first, of.vocab, of.width);
+        let weight = self.weight.take();
+        weight.or_else(|| self.columns.is_some().then(zeros))
+    }
+
+    /// Adds the chunks from `next` on, and returns the gradients.
+    fn finish(mut self, next: usize) -> HeadGradients<Flex> {
+        let problem = self.problem;
+        self.add_others(next..problem.chunks());
+        let dtype: FloatDType = problem.dtype.into();
+        let bias = self.bias.map(|bias| tensor(bias, [problem.vocab]));
+        [
+            self.hidden
+                .map(|sums| Flex::float_cast(problem.in_rows(&sums), dtype)),
+            self.weight.map(WeightGradient::into_tensor),
+            bias.map(|bias| Flex::float_cast(bias, dtype)),
+        ]
     }
 
     /// Two rooms for copies of the weight: of the chunks at hand, and of those before.
     fn rooms(&self, chunks: usize) -> [Aligned; 2] {
-        let words = self.problem.largest_chunk() * self.step().min(chunks);
+        let words = self.problem.largest_chunk() * self.problem.step().min(chunks);
         [(); 2].map(|()| Aligned::zeros(self.problem.words.room(words)))
     }
 
     /// Adds chunks whose logits are in `tiles`.
     fn add_kept(&mut self, chunks: Range<usize>, tiles: &mut [f32]) {
         let problem = self.problem;
+        let mut weight = self.take_weight();
         let [mut last, mut this] = self.rooms(chunks.len());
         let (mut before, mut rest) = (None, tiles);
-        for chunks in self.bands(chunks) {
+        for chunks in problem.bands(chunks) {
             let (deltas, after) = rest.split_at_mut(problem.logits_of(&chunks));
             rest = after;
             problem.fill(&chunks, this.get_mut());
             let earlier = before.map(|(chunks, deltas)| problem.band(chunks, deltas, last.get()));
-            self.add(earlier, &chunks, this.get(), deltas, true);
+            let words = problem.words_of_each(&chunks);
+            let weights = weight.as_mut().map(|weight| weight.parts(&words));
+            self.add(earlier, words, this.get(), deltas, weights, true);
             before = Some((chunks, &*deltas));
             std::mem::swap(&mut last, &mut this);
         }
+        self.weight = weight;
         if let Some((chunks, deltas)) = before {
             self.add_to_hidden(Some(problem.band(chunks, deltas, last.get())));
         }
@@ -205,18 +229,22 @@ impl<N: Number> Backward<'_, N> {
     fn add_others(&mut self, chunks: Range<usize>) {
         let problem = self.problem;
         let [mut last, mut this] = self.rooms(chunks.len());
-        let len = problem.logits_of(&(0..1)) * self.step().min(chunks.len());
+        let len = problem.logits_of(&(0..1)) * problem.step().min(chunks.len());
         let [mut last_deltas, mut this_deltas] = [(); 2].map(|()| Aligned::zeros(len));
+        let mut weight = self.take_weight();
         let mut before: Option<Range<usize>> = None;
-        for chunks in self.bands(chunks) {
+        for chunks in problem.bands(chunks) {
             problem.fill(&chunks, this.get_mut());
             let deltas = &mut this_deltas.get_mut()[..problem.logits_of(&chunks)];
             let earlier = before.replace(chunks.clone());
             let earlier = earlier.map(|chunks| problem.band(chunks, last_deltas.get(), last.get()));
-            self.add(earlier, &chunks, this.get(), deltas, false);
+            let words = problem.words_of_each(&chunks);
+            let weights = weight.as_mut().map(|weight| weight.parts(&words));
+            self.add(earlier, words, this.get(), deltas, weights, false);
             std::mem::swap(&mut last, &mut this);
             std::mem::swap(&mut last_deltas, &mut this_deltas);
         }
+        self.weight = weight;
         if let Some(chunks) = before {
             self.add_to_hidden(Some(problem.band(chunks, last_deltas.get(), last.get())));
         }
@@ -228,21 +256,18 @@ impl<N: Number> Backward<'_, N> {
     fn add(
         &mut self,
         before: Option<Band>,
-        chunks: &Range<usize>,
+        words: Vec<Range<usize>>,
         copy: &[f32],
         deltas: &mut [f32],
+        weights: Option<Vec<Part<N>>>,
         are_kept: bool,
     ) {
         let problem = self.problem;
-        let all = problem.words_in(chunks);
-        let words: Vec<Range<usize>> = chunks
-            .clone()
-            .map(|chunk| problem.words_of(chunk))
-            .collect();
+        let all = words[0].start..words[words.len() - 1].end;
         let lens = words.iter().map(|words| words.len() * problem.lanes());
         let deltas = split(deltas, lens);
-        let weights = match &mut self.weight {
-            Some(weight) => weight.parts(&words).into_iter().map(Some).collect(),
+        let weights = match weights {
+            Some(weights) => weights.into_iter().map(Some).collect(),
             None => words.iter().map(|_| None).collect::<Vec<_>>(),
         };
         let biases = match &mut self.bias {
@@ -252,7 +277,7 @@ impl<N: Number> Backward<'_, N> {
             }
             None => words.iter().map(|_| None).collect::<Vec<_>>(),
         };
-        let (of, columns, products) = (&self.of, self.columns.as_ref(), &self.products);
+        let (source, columns, products) = (&self.deltas, self.columns.as_ref(), &self.products);
         let hidden = self.hidden.as_mut();
         let matrix = problem.words.block(&all, copy);
         rayon::join(
@@ -265,7 +290,7 @@ impl<N: Number> Backward<'_, N> {
                 let tasks = words.into_par_iter().zip(deltas).zip(weights).zip(biases);
                 tasks.for_each(|(((words, deltas), weight), bias)| {
                     let matrix = matrix.from(words.start - all.start, 0);
-                    problem.deltas(&words, (!are_kept).then_some(matrix), of, deltas);
+                    source.write(problem, &words, (!are_kept).then_some(matrix), deltas);
                     if let Some((weight, columns)) = weight.zip(columns) {
                         products.with(|products| {
                             problem.write_weight(&words, deltas, columns, products, weight);
@@ -286,10 +311,63 @@ impl<N: Number> Backward<'_, N> {
     }
 }
 
+impl<D: Deltas> Backward<'_, f32, D> {
+    /// Adds chunks whose logits are in a buffer, and writes their gradient of the weight from the
+    /// start of this buffer on: see [`Problem::room_before`].
+    fn add_in_place(&mut self, chunks: Range<usize>, mut logits: Aligned) {
+        if self.columns.is_none() {
+            return self.add_kept(chunks, logits.get_mut());
+        }
+        let problem = self.problem;
+        let [mut last, mut this] = self.rooms(chunks.len());
+        let (mut buffer, start) = logits.into_parts();
+        let of_first = chunks.start;
+        let place = |chunk: usize| start + problem.logits_of(&(of_first..chunk));
+        let mut before: Option<Range<usize>> = None;
+        for chunks in problem.bands(chunks) {
+            let used = place(before.as_ref().unwrap_or(&chunks).start);
+            let (gradient, rest) = buffer.split_at_mut(used);
+            let (deltas_before, rest) = rest.split_at_mut(place(chunks.start) - used);
+            let deltas = &mut rest[..problem.logits_of(&chunks)];
+            problem.fill(&chunks, this.get_mut());
+            let earlier = before.replace(chunks.clone());
+            let earlier = earlier.map(|chunks| problem.band(chunks, deltas_before, last.get()));
+            let words = problem.words_of_each(&chunks);
+            let weights = Part::of_words(gradient, &words, problem.width);
+            self.add(earlier, words, this.get(), deltas, Some(weights), true);
+            std::mem::swap(&mut last, &mut this);
+        }
+        if let Some(chunks) = before {
+            let deltas = &buffer[place(chunks.start)..];
+            self.add_to_hidden(Some(problem.band(chunks, deltas, last.get())));
+        }
+        let weight = WeightGradient::at_the_start_of(buffer, problem.vocab, problem.width);
+        self.weight = Some(weight);
+    }
+}
+
 impl Problem {
+    /// Number of chunks whose deltas are computed before they are added to the hidden states'
+    /// gradient.
+    fn step(&self) -> usize {
+        let of_chunk = size_of::<f32>() * self.logits_of(&(0..1));
+        (self.workspace / of_chunk.max(1)).max(1)
+    }
+
+    /// Ranges of [`Self::step`] chunks.
+    fn bands(&self, chunks: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (end, step) = (chunks.end, self.step());
+        let band = move |first: usize| first..(first + step).min(end);
+        chunks.step_by(step).map(band)
+    }
+
     /// Copies the words of some chunks into `room`, if they are not read in place.
     fn fill(&self, chunks: &Range<usize>, room: &mut [f32]) {
         self.words.fill_in_parallel(&self.words_in(chunks), room);
+    }
+
+    fn words_of_each(&self, chunks: &Range<usize>) -> Vec<Range<usize>> {
+        chunks.clone().map(|chunk| self.words_of(chunk)).collect()
     }
 
     fn band<'a>(&'a self, chunks: Range<usize>, deltas: &'a [f32], copy: &'a [f32]) -> Band<'a> {
@@ -312,49 +390,6 @@ impl Problem {
             deltas = rest;
             (block, tile)
         })
-    }
-
-    /// Writes `(onehot − softmax)·g` of the tiles of a chunk to `out`. Without a weight, `out` holds
-    /// the logits at the start.
-    fn deltas(&self, words: &Range<usize>, weight: Option<Block>, of: &[PerRow], out: &mut [f32]) {
-        let lens = self
-            .blocks
-            .iter()
-            .map(|block| words.len() * padded(block.len()));
-        let tiles = split(out, lens).into_par_iter().zip(&self.blocks).zip(of);
-        tiles.for_each(|((tile, block), of)| {
-            if let Some(weight) = weight {
-                self.logits(weight, block, words, tile);
-            }
-            self.turn(words, block, of, tile);
-        });
-    }
-
-    /// Turns the logits of a tile into deltas.
-    fn turn(&self, words: &Range<usize>, block: &Range<usize>, of: &PerRow, tile: &mut [f32]) {
-        let bend = narrow(self.shaping.bend());
-        for panel in self.panels.of(block.len()) {
-            let tile = panel.of_mut(tile, words.len());
-            let first = block.start + panel.first;
-            let rows = first..block.end.min(first + panel.width);
-            // The onehot term at the target, with the derivative of a softcap. The term needs the
-            // target's logit, so compute the term before `turn` overwrites the logit.
-            let targets = self.targets[rows].iter().enumerate();
-            let gains: Vec<(usize, f32)> = targets
-                .filter(|(_, target)| words.contains(target))
-                .map(|(lane, target)| {
-                    let place = (target - words.start) * panel.width + lane;
-                    // `of.factor` has a minus sign for the softmax term. The onehot term has the
-                    // opposite sign.
-                    let factor = -of.factor[panel.first + lane];
-                    (place, turned_if_certain(tile[place], factor, bend))
-                })
-                .collect();
-            turn(self.panels.arch, tile, panel, of, bend);
-            for (place, gain) in gains {
-                tile[place] += gain;
-            }
-        }
     }
 
     /// Adds the deltas of a band, a part of the columns and a block of rows in each task.

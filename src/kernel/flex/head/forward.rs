@@ -27,7 +27,7 @@ pub(super) struct Grid {
 }
 
 /// Cuts `0..len` into `parts` ranges at most.
-fn ranges(len: usize, parts: usize) -> Vec<Range<usize>> {
+pub(super) fn ranges(len: usize, parts: usize) -> Vec<Range<usize>> {
     let step = len.div_ceil(parts.max(1)).max(1);
     let starts = (0..len).step_by(step);
     starts.map(|start| start..(start + step).min(len)).collect()
@@ -73,9 +73,22 @@ impl Problem {
 
     /// Chunks of each buffer of kept logits, if the first `kept` chunks are kept.
     fn kept_chunks(&self, kept: usize) -> Vec<Range<usize>> {
+        if self.shares_buffer() {
+            return ranges(kept, 1);
+        }
         let of_chunk = size_of::<f32>() * self.logits_of(&(0..1));
         let chunks = KEPT_BYTES.div_ceil(of_chunk.max(1));
         ranges(kept, kept.div_ceil(chunks))
+    }
+
+    /// A buffer for the logits of some chunks, with the room that the backward wants before it.
+    fn kept_buffer(&self, chunks: &Range<usize>) -> Aligned {
+        let room = if self.shares_buffer() {
+            self.room_before(chunks)
+        } else {
+            0
+        };
+        Aligned::after(room, self.logits_of(chunks))
     }
 
     /// Log-probabilities, and the logits of as many first chunks as fit into `bytes`.
@@ -83,10 +96,7 @@ impl Problem {
         let of_chunk = size_of::<f32>() * self.logits_of(&(0..1));
         let kept = (bytes / of_chunk.max(1)).min(self.chunks());
         let kept = self.kept_chunks(kept);
-        let mut tiles: Vec<Aligned> = kept
-            .iter()
-            .map(|chunks| Aligned::zeros(self.logits_of(chunks)))
-            .collect();
+        let mut tiles: Vec<Aligned> = kept.iter().map(|chunks| self.kept_buffer(chunks)).collect();
         // The room for the logits of each chunk that is kept.
         let mut rooms = kept.iter().zip(&mut tiles).flat_map(|(chunks, tiles)| {
             let lens = chunks

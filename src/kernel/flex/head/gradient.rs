@@ -97,9 +97,7 @@ impl<N: Number> WeightGradient<N> {
         };
         let all = first.start..last.end;
         if self.words_first {
-            let values = &mut self.values[all.start * self.width..all.end * self.width];
-            let lens = words.iter().map(|words| words.len() * self.width);
-            return split(values, lens).into_iter().map(Part::Words).collect();
+            return Part::of_words(&mut self.values, words, self.width);
         }
         let mut parts: Vec<Vec<&mut [N]>> = words.iter().map(|_| Vec::new()).collect();
         for column in self.values.chunks_exact_mut(self.vocab) {
@@ -111,6 +109,18 @@ impl<N: Number> WeightGradient<N> {
         parts.into_iter().map(Part::Columns).collect()
     }
 
+    /// The gradient `[vocab, width]` whose numbers are the first ones of an allocation.
+    pub(super) fn at_the_start_of(mut values: Vec<N>, vocab: usize, width: usize) -> Self {
+        values.truncate(vocab * width);
+        values.shrink_to_fit();
+        Self {
+            values,
+            words_first: true,
+            vocab,
+            width,
+        }
+    }
+
     pub(super) fn into_tensor(self) -> FlexTensor {
         let shape = if self.words_first {
             [self.vocab, self.width]
@@ -118,6 +128,16 @@ impl<N: Number> WeightGradient<N> {
             [self.width, self.vocab]
         };
         from_bytes(N::bytes(self.values), shape, N::DTYPE)
+    }
+}
+
+impl<'a, N> Part<'a, N> {
+    /// The parts of consecutive ranges of words in a gradient `[vocab, width]`.
+    pub(super) fn of_words(values: &'a mut [N], words: &[Range<usize>], width: usize) -> Vec<Self> {
+        let first = words.first().map_or(0, |words| words.start * width);
+        let lens = words.iter().map(|words| words.len() * width);
+        let parts = split(&mut values[first..], lens);
+        parts.into_iter().map(Part::Words).collect()
     }
 }
 

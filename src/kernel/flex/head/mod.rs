@@ -2,6 +2,8 @@
 
 mod backward;
 mod buffers;
+mod comparison;
+mod deltas;
 mod forward;
 mod gradient;
 mod panels;
@@ -11,4 +13,5 @@ mod product;
 mod slope;
 mod words;
 
+pub(crate) use comparison::Pair;
 pub(crate) use problem::Problem;

@@ -19,7 +19,7 @@ use crate::kernel::flex::tensors::{f32s, indices, single};
 use crate::kernel::head::{Head, Shaping};
 
 /// Maximum number of rows of a block: the gradient of the weight sums over the rows of one.
-const BLOCK: usize = DEPTH;
+pub(super) const BLOCK: usize = DEPTH;
 /// Bytes of a chunk of the weight: half of an L2 cache.
 const CHUNK_BYTES: usize = 440 << 10;
 
@@ -31,6 +31,8 @@ pub(super) const TASKS: usize = 16;
 /// Number of chunks that a forward copies at a time. Each column of a `Linear` is in another page, so
 /// long pieces of a column are worth more than a copy that stays in the cache.
 const COPIED: usize = 4;
+/// Bytes of deltas that a backward works on, unless a test says otherwise.
+const WORKSPACE: usize = 4 << 20;
 /// Multiplications that are worth a task of their own.
 const TASK: usize = 2_000_000;
 
@@ -54,12 +56,32 @@ pub(crate) struct Problem {
     pub(super) dtype: DType,
     /// Number of words in a chunk.
     chunk: usize,
+    /// Bytes of deltas that a backward works on at a time. There are two such buffers.
+    pub(in crate::kernel::flex) workspace: usize,
     /// Hidden states, `[rows, width]`, contiguous f32.
     hidden: FlexTensor,
     /// Hidden states, a matrix in panels for each block: its columns are rows.
     packed: Aligned,
     /// Copies of [`COPIED`] chunks of the weight.
     copies: Pool,
+}
+
+/// Number of the words of a head.
+pub(super) fn vocabulary(head: &Head<Flex>) -> usize {
+    let [first, second] = head.weight.layout().shape().dims::<2>();
+    if head.form.words_first { first } else { second }
+}
+
+/// Number of words in a chunk of a head, unless another problem decides.
+pub(super) fn words_of_a_chunk(head: &Head<Flex>) -> usize {
+    let [rows, width] = head.hidden.layout().shape().dims();
+    let vocab = vocabulary(head);
+    let fitting = CHUNK_BYTES / (size_of::<f32>() * width) / WORDS * WORDS;
+    let products = rows.saturating_mul(width).saturating_mul(vocab);
+    let tasks = (products / TASK).clamp(1, TASKS);
+    fitting
+        .min((vocab / tasks).next_multiple_of(WORDS))
+        .clamp(WORDS, 8 * WORDS)
 }
 
 impl Problem {
@@ -69,24 +91,23 @@ impl Problem {
 
     /// As [`Self::new`], with the vectors of `arch`.
     pub(crate) fn on(arch: Arch, head: Head<Flex>) -> Self {
+        let chunk = words_of_a_chunk(&head);
+        Self::cut(arch, head, BLOCK, chunk)
+    }
+
+    /// As [`Self::on`], with at most `block` rows in a block, and `chunk` words in a chunk.
+    pub(super) fn cut(arch: Arch, head: Head<Flex>, block: usize, chunk: usize) -> Self {
         let [rows, width] = head.hidden.layout().shape().dims();
-        let [first, second] = head.weight.layout().shape().dims::<2>();
         let words_first = head.form.words_first;
-        let vocab = if words_first { first } else { second };
+        let vocab = vocabulary(&head);
         let panels = Panels::new(arch);
         // Blocks of equal length; only the last one may be shorter.
-        let blocks = rows.div_ceil(BLOCK).max(1);
+        let blocks = rows.div_ceil(block).max(1);
         let block = padded(rows.div_ceil(blocks)).max(LANES);
         let blocks = (0..rows).step_by(block);
         let blocks = blocks
             .map(|first| first..(first + block).min(rows))
             .collect();
-        let fitting = CHUNK_BYTES / (size_of::<f32>() * width) / WORDS * WORDS;
-        let products = rows.saturating_mul(width).saturating_mul(vocab);
-        let tasks = (products / TASK).clamp(1, TASKS);
-        let chunk = fitting
-            .min((vocab / tasks).next_multiple_of(WORDS))
-            .clamp(WORDS, 8 * WORDS);
         let words = Words::new(head.weight, words_first, width);
         let words_of_a_copy = words.room(COPIED * chunk);
         let mut problem = Self {
@@ -102,6 +123,7 @@ impl Problem {
             words_first,
             dtype: head.hidden.dtype(),
             chunk,
+            workspace: WORKSPACE,
             hidden: single(head.hidden).to_contiguous(),
             packed: Aligned::zeros(0),
             copies: Pool::new(words_of_a_copy),

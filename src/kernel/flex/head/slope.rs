@@ -155,7 +155,7 @@ impl Problem {
 
     /// Subtracts from the rows of a block their shares of a matrix in panels, whose columns are
     /// rows.
-    fn subtract(&self, shares: &[f32], expected: &[f32], slope: &mut [f32]) {
+    pub(super) fn subtract(&self, shares: &[f32], expected: &[f32], slope: &mut [f32]) {
         let width = self.width;
         for panel in self.panels.of(shares.len()) {
             let lines = panel.of(expected, width).chunks_exact(panel.width);
