@@ -845,10 +845,11 @@ fn a_run_that_was_interrupted_goes_on_with_the_same_numbers() {
     let place = Place::new("llama");
     write_demonstrations(&place);
     let sft = "--data messages.jsonl --loss sft";
-    for (i, arguments) in ["", "--full", "--data unpaired.jsonl --loss bco", sft]
-        .iter()
-        .enumerate()
-    {
+    let mut sample = place.command("--sample 4 --every-answer --answer-tokens 6 --out own");
+    place.finish("own", sample.args(["--score", "awk '{print NR % 3}'"]));
+    let grpo = "--data own.jsonl --loss grpo";
+    let bco = "--data unpaired.jsonl --loss bco";
+    for (i, arguments) in ["", "--full", bco, sft, grpo].iter().enumerate() {
         let arguments =
             format!("{arguments} --steps 80 --evaluate-every 20 --batch 2 --rate 0.001");
         let whole = place.run(&format!("whole{i}"), &arguments);

@@ -12,6 +12,7 @@ mod support;
 mod limit;
 mod llama;
 mod map;
+mod samples;
 #[allow(dead_code, reason = "of the formulas, those that may overflow")]
 #[path = "../suite/scalar.rs"]
 mod scalar;

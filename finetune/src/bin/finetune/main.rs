@@ -24,8 +24,9 @@ use burn_preference::data::{Desirable, PairTokens, RankedTokens, UnpairedTokens}
 use burn_preference::needs::{ColumnKind, Examples, Values};
 use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 use finetune::{
-    Chat, DataOptions, Failure, OutputLayer, Plain, RowKind, Splits, WithKlEstimate,
+    Chat, DataOptions, Failure, OnSamples, OutputLayer, Plain, RowKind, Splits, WithKlEstimate,
     WithRewardShift, WithTokenCount, completions, load_adapter, load_as, remarks, reward_lists,
+    samples, samples_against,
 };
 
 use crate::args::Args;
@@ -68,7 +69,7 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
         if is_reward_model {
             return Err("--model: a reward model has no words to answer with".into());
         }
-        on_policy::write_pairs(args, &base, &chat, &device, count, judge)?;
+        on_policy::write_rows(args, &base, &chat, &device, count, judge)?;
         return Ok(ExitCode::SUCCESS);
     }
     let kind = args.data_options().kind(&args.data[0].path)?;
@@ -116,6 +117,13 @@ fn train(session: &Session<'_>) -> Result<ExitCode, Failure> {
             let demonstrations = session.read(DataOptions::demonstrations)?;
             session.train(WithTokenCount::new(config)?, demonstrations)
         }
+        (Examples::Samples, Values::LogProbs, [ColumnKind::StepTokens]) => {
+            session.train(OnSamples::new(config, samples)?, session.read_samples()?)
+        }
+        (Examples::Samples, Values::LogRatios, [ColumnKind::StepTokens]) => session.train(
+            OnSamples::new(config, samples_against)?,
+            session.read_samples()?,
+        ),
         (Examples::Completions, Values::LogRatios, []) => {
             let splits = undesirable(unpaired()?)?;
             session.train(Plain::new(config, completions::<RelativeLogProbs>)?, splits)
