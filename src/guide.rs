@@ -25,12 +25,13 @@
 //! 14. [`policy_gradients`]: samples of the policy itself, with rewards; when this, when pairs
 //! 15. [`dpo_variants`]: MallowsPO, ε-DPO, MODPO, SafeDPO, SPIN, Step-DPO, iterative and online DPO
 //! 16. [`token_importance`]: a weight for every token
-//! 17. [`your_own_objective`]: six papers, three lines each
-//! 18. [`beyond_text`]: denoisers, and models that see or hear
+//! 17. [`distillation`]: another model as the teacher, or the policy itself
+//! 18. [`your_own_objective`]: six papers, three lines each
+//! 19. [`beyond_text`]: denoisers, and models that see or hear
 //!
 //! **For reference.**
 //!
-//! 19. [`coming_from_trl`]: its options, and where conventions differ
+//! 20. [`coming_from_trl`]: its options, and where conventions differ
 
 macro_rules! chapters {
     ($($name:ident: $($file:literal)+,)*) => {
@@ -59,6 +60,7 @@ chapters! {
     policy_gradients: "guide/policy_gradients.md",
     dpo_variants: "guide/dpo_variants.md",
     token_importance: "guide/token_importance.md",
+    distillation: "guide/distillation.md",
     your_own_objective: "guide/your_own_objective.md",
     beyond_text: "guide/beyond_text.md",
     coming_from_trl: "guide/coming_from_trl.md",

@@ -83,7 +83,7 @@
 //! | module | feature | holds |
 //! |---|---|---|
 //! | [`tokens`] | | token ids as a batch of tensors, and their log-probabilities under a model |
-//! | [`log_probs`] | | log-probabilities per token and per sequence, from logits or from hidden states |
+//! | [`log_probs`] | | log-probabilities per token and per sequence, from logits or from hidden states; the divergence of two models |
 //! | [`batch`] | | the input of objectives: pairs, unpaired completions, lists, scores |
 //! | [`loss`] | | the objectives |
 //! | [`part`] | | choices inside an objective: label noise, divergence, normalisation |

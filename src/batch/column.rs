@@ -327,8 +327,9 @@ impl<B> WithStepTokens<B> {
 beside!(WithStepTokens, StepTokens);
 
 column! {
-    /// A batch with K = Σ_t KL(π° ‖ π) of both completions, `[batch]` each, nats: see
-    /// [`sequence_kl`](crate::log_probs::sequence_kl). Gradients flow through them.
+    /// A batch with K = Σ_t KL(π° ‖ π) of both completions, `[batch]` each, nats: the
+    /// [`sums`](crate::log_probs::TokenDiscrepancy::sums) of the
+    /// [`ForwardKl`](crate::log_probs::Discrepancy::ForwardKl). Gradients flow through them.
     WithSequenceKl is SequenceKl, sequence_kl: Pair<Tensor<1>>, |dims, kl| {
         dims.check("sequence_kl.chosen", &kl.chosen.shape(), &kl.chosen.device())?;
         dims.check("sequence_kl.rejected", &kl.rejected.shape(), &kl.rejected.device())?;

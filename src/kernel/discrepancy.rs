@@ -19,7 +19,7 @@ use burn::backend::tensor::FloatTensor;
 /// | kind | bounded by | where π° rules a word out that π has | where π rules out a word of π° |
 /// |---|---|---|---|
 /// | `ForwardKl` | | finite | ∞, with a finite gradient |
-/// | `ReverseKl` | | ∞, and the gradient is NaN | finite |
+/// | `ReverseKl` | | ∞, and the gradient is not finite | finite |
 /// | `JensenShannon` | −β·ln β − (1 − β)·ln(1 − β) | finite | finite |
 ///
 /// A word is ruled out by a logit of −∞. A word that both rule out costs nothing.

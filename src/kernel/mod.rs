@@ -1,4 +1,5 @@
-//! The log-probability of one word per row, as one differentiable operation on every backend.
+//! The log-probability of one word per row, as one differentiable operation on every backend; and
+//! the divergence of two models at a row, as another.
 //!
 //! ```text
 //! x_n = W h_n + b,    log p_n = x_n[y_n] − ln Σ_v exp x_n[v]
@@ -20,7 +21,8 @@
 //! | CUDA, ROCm, Vulkan, Metal, WebGPU, CubeCL's CPU | head or logits | f32, f16 or bf16 | `cube/`; behind Burn's fusion, by way of `cube/fusion.rs` |
 //! | `NdArray`, `LibTorch`, remote | head or logits | all | `generic.rs` |
 //! | a backend that `burn` has and this crate's features do not | head or logits | all | the steps of `generic.rs`, which the tape records: logits stay in memory |
-//! | any | two heads (KL) | all | `generic.rs` |
+//! | any | two models | one of which takes `generic.rs` by the rows above | `generic.rs` |
+//! | Flex, and all of CubeCL | two models | every other two | `flex/head/`, `flex/logits.rs`; `cube/` |
 //! | any | a head whose logits are wanted (`head_logits`) | all | the first steps of `generic.rs`, which the tape records |
 //!
 //! Rows are the positions that predict a counted token: whoever calls has dropped the others, and
@@ -34,6 +36,9 @@
 //! | nothing | nothing | 1 |
 //! | hidden states alone | ∂log p/∂h of each row | 2, both in the forward |
 //! | weight or bias | the normaliser, and as many logits as may be kept (on GPUs none) | 4, or 3 for kept logits |
+//!
+//! Of two models, policy and reference, these are 2, 3 and 6; the third keeps five numbers per row
+//! and no logits.
 //!
 //! All of this is chosen in `choice.rs`.
 

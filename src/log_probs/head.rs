@@ -113,7 +113,8 @@ impl LmHead {
     /// backward frees them while it writes any other one. So the default takes at most half of this
     /// gradient and some 40 MiB more at the peak than `0`, as long as nothing else needs the memory
     /// between forward and backward: `cargo bench --workspace --bench head_floor` measures it. A
-    /// frozen head keeps none and needs none. Kernels for GPUs keep none.
+    /// frozen head keeps none and needs none. Kernels for GPUs keep none, and neither does the
+    /// divergence of two models ([`TokenDiscrepancy`](super::TokenDiscrepancy)).
     pub fn with_retained_bytes(mut self, bytes: usize) -> Self {
         self.retained_bytes = Some(bytes);
         self

@@ -12,6 +12,9 @@
 //! ([`TokenLogProbs::from_output`]), for numbers of your own ([`SequenceLogProbs::new`]), and for
 //! entropies and other statistics of the logits ([`TokenStatistics`]).
 //!
+//! The same outputs of two models have a divergence at each token: [`TokenDiscrepancy`], for
+//! [distillation](crate::guide::distillation), TDPO and regularisers.
+//!
 //! # Memory
 //!
 //! The logits of 4 × 512 tokens over 128k words are 1 GB in f32, and their gradient another. Let the

@@ -13,11 +13,11 @@ objective! {
     /// reward = β·ρ
     /// ```
     ///
-    /// K is a [`WithSequenceKl`] column, from
-    /// [`sequence_kl_from_hidden`](crate::log_probs::sequence_kl_from_hidden) or
-    /// [`sequence_kl`](crate::log_probs::sequence_kl); sg stops its gradient on the chosen side.
-    /// `examples/tdpo.rs` is a whole step. The rewards leave K out; the authors' code logs
-    /// β·(ρ + K).
+    /// K is a [`WithSequenceKl`] column, of the
+    /// [`sums`](crate::log_probs::TokenDiscrepancy::sums) of the
+    /// [`ForwardKl`](crate::log_probs::Discrepancy::ForwardKl) of both models; sg stops its gradient
+    /// on the chosen side. `examples/tdpo.rs` is a whole step. The rewards leave K out; the authors'
+    /// code logs β·(ρ + K).
     example with_sequence_kl "" = 0.341154, "K = 1 and 3: 0.1·(10 − 0.5·2) = 0.9, and −ln σ(0.9)";
     pub struct TdpoLoss from TdpoLossConfig
         takes [WithSequenceKl<ReferencedPair>]

@@ -311,6 +311,76 @@ impl TokenBatch {
         Ok(values.gather(1, ends.unsqueeze_dim(1)).squeeze_dim(1))
     }
 
+    /// Values of `other`, whose completions are those of this batch after other prompts, at the places
+    /// of this batch: `[sequences, time, width]`.
+    ///
+    /// The state that predicts a token of a completion there stands where this batch predicts it. So
+    /// a teacher may see more than the policy, such as an example or the solution, and still be
+    /// compared with it: [`discrepancy`](Self::discrepancy). What stands in place of prompts and of
+    /// padding is unspecified. It is a copy: take hidden states, not logits. Nothing is read back.
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Tensor};
+    /// use burn_preference::tokens::{Padding, Sequence, TokenBatch};
+    ///
+    /// let device = Device::default();
+    /// let batch = |rows| TokenBatch::new(rows, Padding::new(0), &device);
+    /// let ours = batch(vec![Sequence::new(&[5], &[6, 7])])?;
+    /// let hinted = batch(vec![Sequence::new(&[8, 9, 5], &[6, 7])])?;
+    ///
+    /// let states = Tensor::<3>::from_floats([[[1.0], [2.0], [3.0], [4.0], [5.0]]], &device);
+    /// let aligned = ours.aligned(&hinted, states)?; // 5 predicts 6 in both, and 6 predicts 7
+    /// assert_eq!(aligned.into_data().to_vec::<f32>().unwrap(), [3.0, 4.0, 5.0]);
+    /// # Ok::<(), burn_preference::InvalidInput>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `values` is not `[sequences, time, …]` of `other`, or on another device. `other` has other
+    /// completions, or one that stands after no prompt while it has one here: nothing predicts its
+    /// first token.
+    pub fn aligned(&self, other: &Self, values: Tensor<3>) -> Result<Tensor<3>, InvalidInput> {
+        let [rows, time] = self.ids.dims();
+        let [_, _, width] = values.dims();
+        let [their_rows, their_time] = other.ids.dims();
+        let expected = [their_rows, their_time, width].into();
+        InvalidInput::check_shape("values", &expected, &values.shape())?;
+        InvalidInput::check_device("values", &self.ids.device(), &values.device())?;
+        if self.len() != other.len() || rows != their_rows {
+            let expected = format!("{} sequences", self.len());
+            return Err(InvalidInput::new("other", expected, other.len()));
+        }
+        let mut places: Vec<i32> = Vec::with_capacity(rows * time);
+        for (row, (ours, theirs)) in self.sequences.iter().zip(&other.sequences).enumerate() {
+            let (prompt, their_prompt) = (ours.prompt().len(), theirs.prompt().len());
+            if ours.completion() != theirs.completion() {
+                let expected = "the same completions";
+                let found = format!("another one in row {row}");
+                return Err(InvalidInput::new("other", expected, found));
+            }
+            if prompt > 0 && their_prompt == 0 && !ours.completion().is_empty() {
+                let found = format!("none in row {row}");
+                return Err(InvalidInput::new("other", "prompts", found));
+            }
+            for t in 0..time {
+                let place = (t + their_prompt)
+                    .saturating_sub(prompt)
+                    .min(their_time - 1);
+                // As many places as ids, which are fewer than 2³¹.
+                places.push(i32::try_from(row * their_time + place).unwrap_or(i32::MAX));
+            }
+        }
+        if rows == 0 {
+            return Ok(Tensor::zeros(
+                [0, time, width],
+                (&values.device(), values.dtype()),
+            ));
+        }
+        let places = Tensor::from_data(TensorData::from(places.as_slice()), &values.device());
+        let values = values.reshape([rows * their_time, width]);
+        Ok(values.select(0, places).reshape([rows, time, width]))
+    }
+
     /// The number of sequences.
     pub fn len(&self) -> usize {
         self.sequences.len()

@@ -839,6 +839,45 @@ fn two_models_that_are_nearly_equal() {
     }
 }
 
+/// Words with a logit of −∞, which the bias of a head gives them.
+#[test]
+fn words_that_a_model_rules_out() {
+    use burn_preference::log_probs::Discrepancy;
+
+    let none = f64::NEG_INFINITY;
+    let (wide, narrow, other) = ([0.0, 0.0, none], [0.0, none, none], [none, 0.0, none]);
+    let ln2 = 2_f64.ln();
+    let js = Discrepancy::JensenShannon(0.5);
+    for dtype in wide_dtypes() {
+        let allowed = tolerance(dtype);
+        for (kind, ours, theirs, value, slopes) in [
+            (Discrepancy::ForwardKl, wide, narrow, ln2, [-0.5, 0.5, 0.0]),
+            (Discrepancy::ReverseKl, narrow, wide, ln2, [0.0; 3]),
+            (js, narrow, other, ln2, [0.0; 3]),
+        ] {
+            let leaf = |bias: &[f64]| {
+                Problem::floats(bias, [1, 3], dtype)
+                    .autodiff()
+                    .require_grad()
+            };
+            let model = |bias: Tensor<2>| {
+                let weight = Tensor::zeros([3, 2], (&device(), dtype));
+                let hidden = Tensor::<3>::zeros([1, 2, 2], (&device(), dtype));
+                (hidden, LmHead::new(weight).with_bias(bias.reshape([3])))
+            };
+            let (ours, theirs) = (leaf(&ours), leaf(&theirs));
+            let mask = bools(&[false, true]).reshape([1, 2]);
+            let (policy, reference) = (model(ours.clone()), model(theirs));
+            let found = TokenDiscrepancy::from_outputs(kind, policy, reference, mask).unwrap();
+            let values = found.values();
+            let grads = values.clone().sum().backward();
+            assert_close(&to_vec(values), &[value], allowed, "value");
+            let gradient = to_vec(ours.grad(&grads).unwrap());
+            assert_close(&gradient, &slopes, allowed, "gradient");
+        }
+    }
+}
+
 /// Packed rows against plain f64: two prompts, three completions of one, one of the other.
 #[test]
 fn prompts_that_stand_once() {

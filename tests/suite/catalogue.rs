@@ -298,6 +298,43 @@ list changes no loss and no gradient, ties included (`tests/suite/laws.rs`).
 
 ";
 
+/// What the divergences of two models were checked against: peers, and laws.
+const DIVERGENCES: &[(&str, &str, &str)] = &[
+    (
+        "ForwardKl",
+        "TRL, Liger",
+        "0 at π = π° alone, and there the minimum; the reverse of the exchanged models",
+    ),
+    (
+        "ReverseKl",
+        "TRL, Liger",
+        "0 at π = π° alone, and there the minimum; the forward of the exchanged models",
+    ),
+    (
+        "JensenShannon",
+        "TRL, Liger",
+        "the same minimum; β with models exchanged is 1 − β; at most −β·ln β − (1 − β)·ln(1 − β); at its ends β·KL and (1 − β)·KL",
+    ),
+];
+
+fn divergences(reader: For) -> String {
+    let mut table = String::from(
+        "\nThe divergences of two models per token agree, with their gradients, with scalar f64 code and with\n\
+         difference quotients, in every number type and layout (`tests/suite/discrepancy.rs`).\n\n\
+         | divergence | peers | laws, tested |\n|---|---|---|\n",
+    );
+    for (name, peers, laws) in DIVERGENCES {
+        let target = match reader {
+            For::Repository => format!(
+                "https://docs.rs/burn-preference/latest/burn_preference/log_probs/enum.Discrepancy.html#variant.{name}"
+            ),
+            For::Rustdoc => format!("crate::log_probs::Discrepancy::{name}"),
+        };
+        writeln!(table, "| [`{name}`]({target}) | {peers} | {laws} |").unwrap();
+    }
+    table
+}
+
 /// Each file that is written here, and its text.
 fn files() -> [(&'static str, String); 5] {
     use For::{Repository, Rustdoc};
@@ -310,13 +347,17 @@ fn files() -> [(&'static str, String); 5] {
         ),
         (
             "docs/checked.md",
-            format!("{CHECKED}{}", checked(Repository)),
+            format!(
+                "{CHECKED}{}{}",
+                checked(Repository),
+                divergences(Repository)
+            ),
         ),
         ("docs/rustdoc/tiers.md", tiers(Rustdoc)),
         ("docs/rustdoc/objectives.md", table(Rustdoc)),
         (
             "docs/rustdoc/checked.md",
-            format!("{checked_text}{}", checked(Rustdoc)),
+            format!("{checked_text}{}{}", checked(Rustdoc), divergences(Rustdoc)),
         ),
     ]
 }

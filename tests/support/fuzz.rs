@@ -486,6 +486,17 @@ fn log_probs(u: &mut Unstructured) -> Result<()> {
             tokens.clone(),
             mask.clone(),
         );
+        let same = || (hidden.clone(), head.clone());
+        for kind in [Discrepancy::ReverseKl, Discrepancy::JensenShannon(0.3)] {
+            match TokenDiscrepancy::from_outputs(kind, same(), same(), mask.clone()) {
+                Ok(found) => {
+                    let values = values(found.values());
+                    let is_zero = |x: &f64| x.abs() < 1e-12 || x.is_nan();
+                    assert!(values.iter().all(is_zero), "{values:?}");
+                }
+                Err(error) => says_something(&error),
+            }
+        }
         // What the values are is the business of `tests/suite/head.rs`.
         (Tensor::zeros([0, 0, 0], &Device::flex()), found)
     };

@@ -14,8 +14,9 @@ use burn_cubecl::cubecl::logging::{LaunchObservation, LaunchObserver};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::{CubeBackend, CubeDevice};
 
-use super::head::{head_backward, head_forward};
+use super::head::{head_backward, head_comparison, head_comparison_backward, head_forward};
 use crate::kernel::backend::LogProbKernel;
+use crate::kernel::discrepancy::Discrepancy;
 use crate::kernel::forward::{Forward, HeadGradients, Save};
 use crate::kernel::generic;
 use crate::kernel::head::{Head, HeadForm, Shaping};
@@ -98,6 +99,59 @@ fn blocks_of_rows_are_summed_in_f32() {
                 let largest = plain.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
                 for (a, b) in ours.iter().zip(&plain) {
                     assert!((a - b).abs() <= digits * largest, "{dtype:?}: {a} and {b}");
+                }
+            }
+        }
+    }
+}
+
+/// The backward of two models in blocks of four rows, against the generic steps in f64.
+#[test]
+fn a_comparison_in_blocks_of_rows() {
+    let device = device();
+    let (shape, theirs) = ([19, 8, 20], [19, 5, 20]);
+    let grads: Vec<f64> = (0..19_i32).map(|row| f64::from(row) / 8.0 - 1.0).collect();
+    for kind in [
+        Discrepancy::ForwardKl,
+        Discrepancy::ReverseKl,
+        Discrepancy::JensenShannon(0.3),
+    ] {
+        for dtype in [DType::F32, DType::F16] {
+            let [ours, their_head] =
+                [shape, theirs].map(|shape| head::<CubeBackend>(shape, [true; 2], dtype, &device));
+            let found = head_comparison(kind, &ours, &their_head, false);
+            let grad = column::<CubeBackend>(&grads, DType::F32, &device);
+            let kept = into_contiguous(found.kept);
+            let of = [&kept, &grad];
+            let ours = head_comparison_backward(kind, &ours, &their_head, of, [true; 3], 4);
+
+            let [plain, their_head] = [shape, theirs]
+                .map(|shape| head::<Flex>(shape, [true; 2], DType::F64, &FlexDevice));
+            let expected = generic::head_comparison(kind, &plain, &their_head, false);
+            let grad = column::<Flex>(&grads, DType::F64, &FlexDevice);
+            let kept = expected.kept;
+            let plain = generic::head_comparison_backward(
+                kind,
+                &plain,
+                &their_head,
+                &kept,
+                &grad,
+                [true; 3],
+            );
+
+            let digits = if dtype == DType::F16 { 2e-3 } else { 1e-5 };
+            let values = numbers::<CubeBackend>(found.discrepancy).into_iter();
+            for (a, b) in values.zip(numbers::<Flex>(expected.discrepancy)) {
+                assert!((a - b).abs() <= 1e-5 * b.max(1e-3), "{kind:?}: {a} and {b}");
+            }
+            for (ours, plain) in ours.into_iter().zip(plain) {
+                let ours = numbers::<CubeBackend>(ours.expect("wanted"));
+                let plain = numbers::<Flex>(plain.expect("wanted"));
+                assert_eq!(ours.len(), plain.len());
+                let largest = plain.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+                assert!(largest > 0.0);
+                for (a, b) in ours.iter().zip(&plain) {
+                    assert!((a - b).abs() <= digits * largest, "{kind:?}: {a} and {b}");
                 }
             }
         }

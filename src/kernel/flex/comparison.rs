@@ -1,4 +1,4 @@
-//! What a word adds to a divergence of two models, in f64.
+//! The share of a word in a divergence of two models, in f64.
 //!
 //! The difference of two nearly equal probabilities has no digits left in f32, and so would a
 //! divergence of two nearly equal models. In f64 the words cost a few percent of the products.
