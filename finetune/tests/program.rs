@@ -596,7 +596,7 @@ fn columns_of_prompts() {
         r#"sed 's/.*"id"://; s/[,}].*//' | awk '{print $1 * NR}'"#,
     ]);
     let said = place.finish("pairs2", &mut sample);
-    let left = "look: the column `kl` is left out of the pairs: JSON does not have <NaN>";
+    let left = "look: the column `kl` is left out of the rows: JSON does not have <NaN>";
     assert!(said.text.contains(left), "{}", said.text);
     let pairs = place.text("pairs2.jsonl");
     for line in pairs.lines() {

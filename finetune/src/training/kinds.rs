@@ -337,7 +337,7 @@ where
 
     fn observe(&mut self, metrics: &Metrics) {
         let ratio = metrics.get("ratio").unwrap_or(f64::NAN);
-        if self.is_first && !((ratio - 1.0).abs() < OFF) {
+        if self.is_first && (ratio.is_nan() || (ratio - 1.0).abs() > OFF) {
             println!(
                 "look: π/μ is {ratio:.3} on average in the first step, and not 1: is --model the one \
                  that wrote these answers?"
