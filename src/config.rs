@@ -221,6 +221,8 @@ objectives! {
     "tpo" => Tpo(TpoLossConfig),
     // Demonstrations.
     "sft" => Sft(SftLossConfig),
+    // Samples.
+    "grpo" => Grpo(GrpoLossConfig),
     // Single completions.
     "kto" => Kto(KtoLossConfig),
     "npo" => Npo(NpoLossConfig),

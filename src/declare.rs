@@ -153,6 +153,21 @@ macro_rules! example_batch {
             "# let batch = Scored::new(relative, Tensor::from_floats([0.75], &device))?;\n",
         )
     };
+    (samples) => {
+        concat!(
+            "// `batch` is a `Samples` of one prompt: rewards 1 and 0, π/μ of each token 1.1 and ½.\n",
+            "# use burn::tensor::{Bool, Device, Tensor};\n",
+            "# let device = Device::default();\n",
+            "# let counted = [[true; 4], [true, true, false, false]];\n",
+            "# let of = |first: f32, second: f32| {\n",
+            "#     let mask = Tensor::<2, Bool>::from_bool(counted, &device);\n",
+            "#     TokenLogProbs::new(Tensor::from_floats([[first; 4], [second; 4]], &device), mask)\n",
+            "# };\n",
+            "# let sampler = of(-1.0 - 1.1_f32.ln(), -2.0 - 0.5_f32.ln())?;\n",
+            "# let rewards = GroupedReward::of_groups(&[1.0, 0.0], &[0, 0])?;\n",
+            "# let batch = Samples::new(of(-1.0, -2.0)?, sampler, &rewards)?;\n",
+        )
+    };
     (unpaired) => {
         concat!(
             "// `batch` is an `Unpaired`: a desirable one with ρ = 10, an undesirable one with ρ = 0.\n",
@@ -213,7 +228,8 @@ pub(crate) use example_batch;
 
 /// Declares an objective and its config in Burn's idiom: `Config::new().with_x(…).init()`.
 ///
-/// `takes` lists the batches of the objective, the one with the fewest columns first.
+/// `takes` lists the batches of the objective, the one with the fewest columns first; `only` names a
+/// method that says whether a config builds it over batches of such needs, where values decide.
 /// A field reads `name / with_name: Type = default, range;` (the range is a function of
 /// [`hyperparameter`](crate::hyperparameter), or missing where every value is valid). A number
 /// whose every default would be another objective is a `requires …` after the config's name, and
@@ -228,6 +244,7 @@ macro_rules! objective {
         $(example $batch:ident $(of $such:literal)? $with_fields:literal = $value:literal, $arithmetic:literal;)+
         pub struct $loss:ident from $config:ident
             takes [$($taken:ty),+]
+            $(only $only:ident)?
             $(requires $required:ident / $with_required:ident: f64, $required_range:ident,
                 $required_doc:literal)?
         {
@@ -345,7 +362,9 @@ macro_rules! objective {
             /// fewest columns.
             pub fn takes(&self) -> Vec<$crate::needs::Needs> {
                 let objective = self.unchecked();
-                vec![$(<$loss as $crate::objective::Objective<$taken>>::needs(&objective)),+]
+                let takes = vec![$(<$loss as $crate::objective::Objective<$taken>>::needs(&objective)),+];
+                $(let takes = takes.into_iter().filter(|needs| objective.$only(needs)).collect();)?
+                takes
             }
 
             /// Builds the objective over `B`; `None` if it does not take such a batch.
@@ -356,6 +375,9 @@ macro_rules! objective {
                 $crate::error::InvalidHyperparameter,
             > {
                 let objective = std::sync::Arc::new(self.try_init()?);
+                $(if !objective.$only(&B::needs()) {
+                    return Ok(None);
+                })?
                 let over = None;
                 $(let over = over.or_else(|| {
                     $crate::declare::over::<$taken, B>(std::sync::Arc::clone(&objective) as _)

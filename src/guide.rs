@@ -22,15 +22,16 @@
 //! **Further objectives.**
 //!
 //! 13. [`reward_models`]: pairs, lists and ties of rewards, and the use of their scores
-//! 14. [`dpo_variants`]: MallowsPO, ε-DPO, MODPO, SafeDPO, SPIN, Step-DPO, iterative and online DPO
-//! 15. [`token_importance`]: a weight for every token
-//! 16. [`distillation`]: another model as the teacher, or the policy itself
-//! 17. [`your_own_objective`]: six papers, three lines each
-//! 18. [`beyond_text`]: denoisers, and models that see or hear
+//! 14. [`policy_gradients`]: samples of the policy itself, with rewards; when this, when pairs
+//! 15. [`dpo_variants`]: MallowsPO, ε-DPO, MODPO, SafeDPO, SPIN, Step-DPO, iterative and online DPO
+//! 16. [`token_importance`]: a weight for every token
+//! 17. [`distillation`]: another model as the teacher, or the policy itself
+//! 18. [`your_own_objective`]: six papers, three lines each
+//! 19. [`beyond_text`]: denoisers, and models that see or hear
 //!
 //! **For reference.**
 //!
-//! 19. [`coming_from_trl`]: its options, and where conventions differ
+//! 20. [`coming_from_trl`]: its options, and where conventions differ
 
 macro_rules! chapters {
     ($($name:ident: $($file:literal)+,)*) => {
@@ -56,6 +57,7 @@ chapters! {
     scale: "guide/scale.md",
     reproducibility: "guide/reproducibility.md",
     reward_models: "guide/reward_models.md",
+    policy_gradients: "guide/policy_gradients.md",
     dpo_variants: "guide/dpo_variants.md",
     token_importance: "guide/token_importance.md",
     distillation: "guide/distillation.md",

@@ -178,9 +178,10 @@ pub mod training;
 
 pub use any_error::Error;
 pub use batch::{
-    Batch, Column, Demonstrations, Pair, PolicyPair, Ranked, ReferencedPair, RewardPair, Scored,
-    Unpaired, WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores,
-    WithSequenceKl, WithShift, WithStepTokens, WithTies, WithValue, WithWeights,
+    Batch, Column, Demonstrations, GroupedReward, Pair, PolicyPair, Ranked, Ratios, ReferencedPair,
+    RewardPair, Samples, Scored, Unpaired, WithBaseline, WithMargin, WithMeanMargin, WithNll,
+    WithPreference, WithScores, WithSequenceKl, WithShift, WithStepTokens, WithTies, WithValue,
+    WithWeights,
 };
 pub use error::{InvalidHyperparameter, InvalidInput};
 pub use log_probs::{
@@ -191,8 +192,9 @@ pub use loss::*;
 pub use modifier::{Mixture, PolicySide, SftTerm, Weighted, WithoutColumn};
 pub use objective::{LossOutput, Objective};
 pub use part::{
-    Divergence, GapDistance, LabelNoise, Link, NllNormalization, Normalization, RegressionUnit,
-    TieModel, TokenWeighting,
+    Advantage, Divergence, GapDistance, KlEstimator, LabelNoise, Link, NllNormalization,
+    Normalization, RatioClip, RatioLevel, RegressionUnit, TieModel, TokenNormalization,
+    TokenWeighting,
 };
 pub use reference::{Frozen, ReferenceSchedule};
 pub use training::class_ratio::ClassRatio;

@@ -110,6 +110,8 @@ words! {
         Unpaired = "unpaired completions",
         /// Completions that the model imitates.
         Demonstrations = "demonstrations",
+        /// Completions that a sampler drew, with a reward among those of their prompt.
+        Samples = "samples",
         /// Completions without a label, which the model unlearns.
         Completions = "completions to unlearn",
         /// Completions with a scalar score each.

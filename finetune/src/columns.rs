@@ -1,8 +1,8 @@
 //! Names of columns and roles, where they are not TRL's.
 
 use burn_preference::data::{
-    DataError, DemonstrationFormat, PairFormat, PromptFormat, RankedFormat, ScoreField,
-    UnpairedFormat,
+    DataError, DemonstrationFormat, PairFormat, PromptFormat, RankedFormat, SampleFormat,
+    ScoreField, UnpairedFormat,
 };
 use serde::Serialize;
 
@@ -48,6 +48,9 @@ pub struct ColumnNames {
     #[arg(long, value_name = "NAME=ROLE", value_delimiter = ',', value_parser = role)]
     pub roles: Vec<(String, String)>,
 }
+
+/// Columns that only the sampler can write.
+pub(crate) const OF_SAMPLER: [&str; 3] = ["prompt_ids", "response_ids", "response_log_probs"];
 
 fn role(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -134,6 +137,22 @@ impl ColumnNames {
         })
     }
 
+    /// The format of groups of samples.
+    ///
+    /// # Errors
+    ///
+    /// As [`prompts`](Self::prompts).
+    pub fn groups(&self, as_conversation: bool) -> Result<SampleFormat, Failure> {
+        self.check("samples", &["--responses-column", "--scores-column"])?;
+        let usual = SampleFormat::default();
+        Ok(SampleFormat {
+            prompt: self.prompt(as_conversation),
+            responses: self.responses().to_owned(),
+            rewards: self.scores_column.clone().unwrap_or(usual.rewards),
+            ..usual
+        })
+    }
+
     /// The columns of a pair's answers.
     pub(crate) fn sides(&self) -> [&str; 2] {
         [
@@ -215,6 +234,8 @@ impl ColumnNames {
         let help = if field == format.prompt && (is_missing || is_null) {
             "--prompt-column NAME reads it from another column; of pairs, --implicit-prompt says that \
              there is none, and --plain that strings stay text"
+        } else if is_missing && OF_SAMPLER.contains(&field) {
+            "--sample N --every-answer writes it, and the model that drew the answers has to"
         } else if is_missing && !field.contains(['.', '[']) {
             "--chosen-column, --rejected-column and the like name other columns"
         } else if format.system.as_deref() == Some(field) {

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn_preference::data::{
-    DataError, Demonstration, Desirable, Example, Format, Json, Labels, Message, Mismatched,
-    OnError, Preference, PromptOnly, Report, Scores, Text, TokenizeOptions, Tokenized, Truncation,
-    WithMismatched, split_by,
+    DataError, Demonstration, Desirable, Example, Format, Group, Json, Labels, Message, Mismatched,
+    OnError, Preference, PromptOnly, Report, Sample, Scores, Text, TokenizeOptions, Tokenized,
+    Truncation, WithMismatched, split_by,
 };
 
 use crate::columns::ColumnNames;
@@ -134,6 +134,17 @@ impl DataOptions {
         self.texts(path, format)
     }
 
+    /// The groups of samples of a file, as `--sample` writes them with `--every-answer`.
+    ///
+    /// # Errors
+    ///
+    /// As [`pairs`](Self::pairs); the file has no log-probabilities of a sampler.
+    pub fn groups(&self, path: &Path, chat: &Chat) -> Result<Texts<Group>, Failure> {
+        self.expect(path, RowKind::Lists)?;
+        let format = self.columns.groups(self.as_conversation(chat))?;
+        self.texts(path, format)
+    }
+
     /// The demonstrations of a file: completions, or whole conversations. A label beside them has to
     /// say that they are desirable.
     ///
@@ -197,7 +208,7 @@ impl DataOptions {
             RowKind::Pairs => "--loss dpo and the like take them, and so do kto and bco",
             RowKind::Unpaired => "--loss kto or bco takes them",
             RowKind::Lists => {
-                "--loss rrhf or lipo takes them; `Example::pairs` of the library makes pairs"
+                "--loss rrhf or lipo takes them, and grpo those of --every-answer; `Example::pairs` of the library makes pairs"
             }
         };
         let path = path.display();
@@ -264,8 +275,128 @@ impl DataOptions {
         texts: impl Fn(&Path) -> Result<Texts<L>, Failure>,
         chat: &Chat,
     ) -> Result<Splits<L>, Failure> {
+        let (train, measured) = self.divide(train, held_out, texts)?;
+        let (train, _) = self.split("train", train, chat)?;
+        let (held_out, held_out_prompts) = if self.measures_nothing(held_out) {
+            (Vec::new(), Vec::new())
+        } else {
+            self.split("held out", measured, chat)?
+        };
+        Ok(Splits {
+            train,
+            held_out,
+            held_out_prompts,
+        })
+    }
+
+    /// Reads groups of samples, whose token ids are used as they were drawn: a sample is an example of
+    /// its own, and its reward is compared with those of all groups of its split.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read). The ids of a row are not those of its texts under this tokenizer, a
+    /// sample is longer than it may be, or all rewards of every group are equal.
+    pub fn read_samples(
+        &self,
+        train: &[DataSource],
+        held_out: &[DataSource],
+        texts: impl Fn(&Path) -> Result<Texts<Group>, Failure>,
+        chat: &Chat,
+    ) -> Result<Splits<Sample>, Failure> {
+        let (train, measured) = self.divide(train, held_out, texts)?;
+        let (train, _) = self.samples("train", train, chat)?;
+        let (held_out, held_out_prompts) = if self.measures_nothing(held_out) {
+            (Vec::new(), Vec::new())
+        } else {
+            self.samples("held out", measured, chat)?
+        };
+        Ok(Splits {
+            train,
+            held_out,
+            held_out_prompts,
+        })
+    }
+
+    /// A split of groups as samples, and the prompts of its groups.
+    fn samples(
+        &self,
+        name: &str,
+        files: Vec<(DataSource, Texts<Group>)>,
+        chat: &Chat,
+    ) -> Result<(Examples<Sample>, Vec<Prompt>), Failure> {
+        let groups: Texts<Group> = files.into_iter().flat_map(|(_, groups)| groups).collect();
+        for group in &groups {
+            self.check_ids(group, chat).map_err(|error| {
+                let line = group.line.unwrap_or_default();
+                format!("the split `{name}`, line {line}: {error}")
+            })?;
+        }
+        let samples = Example::samples(&groups)?;
+        if samples.is_empty() {
+            let what = "the file and --held-out say how many groups there are; --held-out 0 \
+                        measures nothing";
+            return Err(format!("no group of the split `{name}` is left: {what}").into());
+        }
+        let is_equal = |group: &&Example<Text, Group>| {
+            let rewards = &group.label.rewards;
+            rewards.iter().all(|reward| *reward == rewards[0])
+        };
+        let (all, equal) = (groups.len(), groups.iter().filter(is_equal).count());
+        say!("{name}: {} samples of {all} prompts", samples.len());
+        if equal == all && name == "train" {
+            let what = "all answers to each prompt have one score: there is nothing to learn";
+            return Err(format!("the split `{name}`: {what}").into());
+        }
+        if equal > 0 {
+            say!(
+                "look: the scores of {equal} of {all} prompts are all equal, so that they teach \
+                 nothing"
+            );
+        }
+        Ok((samples, groups.into_iter().map(prompt).collect()))
+    }
+
+    /// That the ids of a group are those of its texts, and that its samples may be as long as they
+    /// are.
+    fn check_ids(&self, group: &Example<Text, Group>, chat: &Chat) -> Result<(), Failure> {
+        let other = "another tokenizer or template wrote them, or the text was changed";
+        if chat.prompt(group)? != group.label.prompt_ids {
+            return Err(format!("`prompt_ids` are not those of the prompt: {other}").into());
+        }
+        let places = group.completions().iter().zip(&group.label.ids);
+        for (place, (text, ids)) in places.enumerate() {
+            let said = match text {
+                Text::Plain(text) => Some(text.as_str().into()),
+                Text::Conversation(messages) => messages.first().and_then(Message::text),
+            };
+            if said.as_deref().map(str::trim) != Some(chat.decode(ids)?.trim()) {
+                let field = format!("response_ids[{place}]");
+                return Err(format!("`{field}` are not those of the response: {other}").into());
+            }
+            let (length, most) = (group.label.prompt_ids.len() + ids.len(), self.max_length);
+            if length > most {
+                let what = "a sample is never cut";
+                return Err(format!("{length} tokens, and --max-length is {most}: {what}").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is nothing to measure on.
+    fn measures_nothing(&self, held_out: &[DataSource]) -> bool {
+        self.held_out == 0.0 && held_out.is_empty()
+    }
+
+    /// The examples of `train`, and those to measure on: of `held_out`, or some of the same.
+    #[allow(clippy::type_complexity, reason = "two lists of files")]
+    fn divide<L: Clone + Debug + Send + Sync + 'static>(
+        &self,
+        train: &[DataSource],
+        held_out: &[DataSource],
+        texts: impl Fn(&Path) -> Result<Texts<L>, Failure>,
+    ) -> Result<(Vec<(DataSource, Texts<L>)>, Vec<(DataSource, Texts<L>)>), Failure> {
         let files = self.files(train, &texts)?;
-        let (train, measured) = if held_out.is_empty() {
+        Ok(if held_out.is_empty() {
             let all: Vec<_> = files.iter().flat_map(|(_, texts)| texts.clone()).collect();
             let split = split_by(&InMemDataset::new(all), self.held_out, self.seed, |row| {
                 self.group(row).unwrap_or_default()
@@ -278,17 +409,6 @@ impl DataOptions {
             (some(&files, &split.train), some(&files, &split.held_out))
         } else {
             (files, self.files(held_out, &texts)?)
-        };
-        let (train, _) = self.split("train", train, chat)?;
-        let (held_out, held_out_prompts) = if self.held_out == 0.0 && held_out.is_empty() {
-            (Vec::new(), Vec::new())
-        } else {
-            self.split("held out", measured, chat)?
-        };
-        Ok(Splits {
-            train,
-            held_out,
-            held_out_prompts,
         })
     }
 
@@ -530,7 +650,7 @@ fn has_role(value: &Json, name: &str) -> bool {
 }
 
 /// Some of the examples of several files, by their places in all of them.
-fn some<L: Labels>(
+fn some<L: Clone>(
     files: &[(DataSource, Texts<L>)],
     places: &[usize],
 ) -> Vec<(DataSource, Texts<L>)> {

@@ -596,7 +596,7 @@ fn columns_of_prompts() {
         r#"sed 's/.*"id"://; s/[,}].*//' | awk '{print $1 * NR}'"#,
     ]);
     let said = place.finish("pairs2", &mut sample);
-    let left = "look: the column `kl` is left out of the pairs: JSON does not have <NaN>";
+    let left = "look: the column `kl` is left out of the rows: JSON does not have <NaN>";
     assert!(said.text.contains(left), "{}", said.text);
     let pairs = place.text("pairs2.jsonl");
     for line in pairs.lines() {
@@ -845,10 +845,11 @@ fn a_run_that_was_interrupted_goes_on_with_the_same_numbers() {
     let place = Place::new("llama");
     write_demonstrations(&place);
     let sft = "--data messages.jsonl --loss sft";
-    for (i, arguments) in ["", "--full", "--data unpaired.jsonl --loss bco", sft]
-        .iter()
-        .enumerate()
-    {
+    let mut sample = place.command("--sample 4 --every-answer --answer-tokens 6 --out own");
+    place.finish("own", sample.args(["--score", "awk '{print NR % 3}'"]));
+    let grpo = "--data own.jsonl --loss grpo";
+    let bco = "--data unpaired.jsonl --loss bco";
+    for (i, arguments) in ["", "--full", bco, sft, grpo].iter().enumerate() {
         let arguments =
             format!("{arguments} --steps 80 --evaluate-every 20 --batch 2 --rate 0.001");
         let whole = place.run(&format!("whole{i}"), &arguments);

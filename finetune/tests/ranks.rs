@@ -101,6 +101,9 @@ fn the_numbers_of_one_process() {
         format!("{}\n", json!({ "messages": turns }))
     };
     place.write("messages.jsonl", &(0..12).map(row).collect::<String>());
+    let mut sample = place.command("--sample 4 --every-answer --answer-tokens 6 --out own");
+    sample.args(["--score", "awk '{print length}'"]);
+    place.finish("own", &mut sample);
     let unpaired = "--data unpaired.jsonl";
     let two_forwards = "--budget 120";
     for (i, arguments) in [
@@ -113,6 +116,7 @@ fn the_numbers_of_one_process() {
         "--data messages.jsonl --loss sft".to_owned(),
         "--data ranked.jsonl --loss plackett_luce".to_owned(),
         "--loss bradley_terry".to_owned(),
+        "--data own.jsonl --loss grpo".to_owned(),
     ]
     .iter()
     .enumerate()

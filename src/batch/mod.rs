@@ -9,6 +9,7 @@
 //! | [`Ranked`] | K scored completions per prompt, with a reference or without | Plackett–Luce, RRHF |
 //! | [`RewardPair`], [`Ranked`]`<Tensor<2>>` | rewards that a reward model gives them | reward models: Bradley–Terry |
 //! | [`Demonstrations`] | completions to imitate, token by token | SFT |
+//! | [`Samples`] | completions that a policy drew, with a reward among those of their prompt | GRPO |
 //! | [`SequenceLogProbs`](crate::SequenceLogProbs), [`RelativeLogProbs`](crate::RelativeLogProbs) | completions alone | unlearning: NPO, SimNPO |
 //!
 //! The batches of [`tokens`](crate::tokens) and [`data`](crate::data) make them from a model. From
@@ -44,7 +45,7 @@
 //! | [`WithValue`] | the value of the prompt | DRO, A*-PO |
 //! | [`WithBaseline`] | z₀, from mismatched completions | KTO |
 //! | [`WithShift`] | δ, from the rewards so far | BCO |
-//! | [`WithStepTokens`] | the tokens that count in the whole step | SFT |
+//! | [`WithStepTokens`] | the tokens that count in the whole step | SFT, GRPO |
 //! | [`WithMeanMargin`] | M₀, from the margins so far | β-DPO |
 //!
 //! A scale per example is a method: [`Pair::scaled_by`].
@@ -55,9 +56,11 @@
 
 mod column;
 mod demonstrations;
+mod grouped_reward;
 mod pair;
 mod per_completion;
 mod ranked;
+mod samples;
 mod scored;
 mod token_pair;
 mod traits;
@@ -69,9 +72,11 @@ pub use column::{
     WithSequenceKl, WithShift, WithStepTokens, WithTies, WithValue, WithWeights,
 };
 pub use demonstrations::Demonstrations;
+pub use grouped_reward::GroupedReward;
 pub use pair::{Pair, PolicyPair, ReferencedPair, RewardPair};
 pub use per_completion::PerCompletion;
 pub use ranked::{Candidates, Ranked};
+pub use samples::{Ratios, SampleLogProbs, Samples};
 pub use scored::{Scored, optimal_values, quantile_scores};
 pub use traits::{Batch, Rewards};
 pub use unpaired::Unpaired;

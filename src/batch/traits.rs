@@ -8,7 +8,8 @@ use crate::needs::{Examples, Needs, Values};
 /// Implement it for a batch of your own, whose objectives are then yours as well:
 /// `examples/custom_objective.rs` does.
 pub trait Batch {
-    /// Shape of the implicit rewards: one tensor, or one per side of a pair.
+    /// Shape of the implicit rewards: one tensor, or one per side of a pair. Samples have
+    /// [`Ratios`](super::Ratios) in their place.
     type Rewards: Rewards;
 
     /// Number of examples, which is the length of the losses.
@@ -31,7 +32,8 @@ pub trait Batch {
     }
 }
 
-/// Implicit rewards: a tensor or a pair of them, for logging, so that they carry no autodiff.
+/// Implicit rewards: a tensor or a pair of them, for logging, so that they carry no autodiff; or what
+/// stands in their place.
 ///
 /// It is sealed.
 pub trait Rewards: sealed::Sealed {

@@ -1,17 +1,17 @@
 use burn::data::dataloader::batcher::Batcher;
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 
 use super::collated::{Collated, candidates};
 use super::example::Example;
-use super::label::{Demonstration, Desirable, Preference, Scores};
+use super::label::{Demonstration, Desirable, Preference, Sample, Scores};
 use super::mismatched::WithMismatched;
-use crate::batch::{Pair, PerCompletion, Ranked, Unpaired};
+use crate::batch::{GroupedReward, Pair, PerCompletion, Ranked, Samples, Unpaired};
 use crate::error::InvalidInput;
-use crate::log_probs::{Completions, LogProbs};
+use crate::log_probs::{Completions, LogProbs, TokenLogProbs};
 use crate::tokens::{Padding, Sequence, TokenBatch};
 
-/// Makes batches of token ids: a Burn `Batcher` for pairs, ranked lists, demonstrations and unpaired
-/// completions, with mismatched ones or without.
+/// Makes batches of token ids: a Burn `Batcher` for pairs, ranked lists, demonstrations, samples and
+/// unpaired completions, with mismatched ones or without.
 ///
 /// # Panics
 ///
@@ -232,6 +232,77 @@ impl Batcher<Example<Vec<u32>, Demonstration>, DemonstrationTokens> for Collator
     ) -> DemonstrationTokens {
         DemonstrationTokens {
             tokens: self.tokens(Demonstration::sequences(&items), device),
+            examples: items,
+        }
+    }
+}
+
+/// A batch of samples as tensors.
+///
+/// ```
+/// # use burn::data::dataloader::batcher::Batcher;
+/// # use burn::tensor::{Device, Tensor};
+/// use burn_preference::data::{Collator, Example, SampleTokens};
+/// use burn_preference::tokens::Padding;
+/// use burn_preference::{GroupedReward, GrpoLossConfig, Objective};
+///
+/// // Two samples of one prompt, of a model that found four words equally likely.
+/// let rewards = GroupedReward::of_groups(&[1.0, 0.0], &[0, 0])?;
+/// let even = -4_f64.ln();
+/// let examples = vec![
+///     Example::sample(vec![1], vec![2, 0], vec![even; 2], rewards[0])?,
+///     Example::sample(vec![1], vec![3, 2, 2, 0], vec![even; 4], rewards[1])?,
+/// ];
+/// let batch: SampleTokens = Collator::new(Padding::new(0)).batch(examples, &Device::default());
+///
+/// // Logits of the same model; yours are `policy.hidden(batch.tokens.ids)`.
+/// let [rows, time] = batch.tokens.ids.dims();
+/// let logits = Tensor::<3>::zeros([rows, time, 4], &Device::default());
+/// let samples = batch.samples(batch.tokens.token_log_probs(logits)?)?;
+/// let output = GrpoLossConfig::new().init().forward(samples);
+/// let ratios = output.rewards().ratios().into_data().to_vec::<f32>().unwrap();
+/// assert!(ratios.iter().all(|ratio| (ratio - 1.0).abs() < 1e-6));
+/// # Ok::<(), burn_preference::InvalidInput>(())
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SampleTokens {
+    /// The tokens: a row per sample.
+    pub tokens: TokenBatch,
+    /// ln μ of the tokens, `[batch, time − 1]`; 0 where there is none.
+    pub sampler: Tensor<2>,
+    /// The examples that the batch is made of; for columns of your own.
+    pub examples: Vec<Example<Vec<u32>, Sample>>,
+}
+
+impl SampleTokens {
+    /// Puts the sampler's log-probabilities and the rewards beside the policy's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Samples::new`].
+    pub fn samples(&self, policy: TokenLogProbs) -> Result<Samples, InvalidInput> {
+        let sampler = TokenLogProbs::new(self.sampler.clone(), policy.mask())?;
+        let rewards = self.examples.iter().map(|example| example.label.reward);
+        Samples::new(policy, sampler, &rewards.collect::<Vec<GroupedReward>>())
+    }
+}
+
+impl Batcher<Example<Vec<u32>, Sample>, SampleTokens> for Collator {
+    fn batch(&self, items: Vec<Example<Vec<u32>, Sample>>, device: &Device) -> SampleTokens {
+        let tokens = self.tokens(Sample::sequences(&items), device);
+        let [rows, time] = tokens.ids.dims();
+        // Column t belongs to token t + 1. The first token of a row is predicted by nothing.
+        let mut values = Vec::with_capacity(rows * (time - 1));
+        for item in &items {
+            let (prompt, log_probs) = (item.prompt.len(), &item.label.log_probs);
+            let of = |token: usize| log_probs.get(token.checked_sub(prompt)?).copied();
+            values.extend((1..time).map(|token| of(token).unwrap_or(0.0)));
+        }
+        let values = TensorData::new(values, [rows, time - 1]);
+        SampleTokens {
+            sampler: Tensor::from_data(values, (device, DType::F32)),
+            tokens,
             examples: items,
         }
     }

@@ -1,7 +1,7 @@
 //! The sequences of a batch, in the order in which its tensors have them.
 
 use super::example::Example;
-use super::label::{Demonstration, Desirable, Preference, Scores};
+use super::label::{Demonstration, Desirable, Preference, Sample, Scores};
 use super::mismatched::WithMismatched;
 use crate::tokens::Sequence;
 
@@ -33,6 +33,8 @@ impl Collated for Preference {
 impl Collated for Desirable {}
 
 impl Collated for Demonstration {}
+
+impl Collated for Sample {}
 
 impl Collated for WithMismatched {
     fn mismatched(items: &[Example<Vec<u32>, Self>]) -> Option<Vec<Sequence>> {

@@ -1,7 +1,10 @@
 use std::sync::Arc;
 
 use super::json::Object;
-use super::label::{Demonstration, Desirable, Preference, PromptOnly, Scores, fits_f32};
+use super::label::{
+    Demonstration, Desirable, Group, Preference, PromptOnly, Sample, Scores, fits_f32,
+};
+use crate::batch::GroupedReward;
 use crate::error::InvalidInput;
 use crate::tokens::Sequence;
 
@@ -10,8 +13,8 @@ use crate::tokens::Sequence;
 pub struct Example<T, L> {
     /// The prompt that is completed.
     pub prompt: T,
-    /// Two for [`Preference`], one for [`Desirable`] and [`Demonstration`], as many as scores for
-    /// [`Scores`], none for [`PromptOnly`].
+    /// Two for [`Preference`], one for [`Desirable`], [`Demonstration`] and [`Sample`], as many as
+    /// scores or rewards for [`Scores`] and [`Group`], none for [`PromptOnly`].
     completions: Vec<T>,
     /// Marks of the token ids of each completion that count; `None` where all do. Empty: all do.
     counted: Vec<Option<Vec<bool>>>,
@@ -62,6 +65,89 @@ impl<T> Example<T, Demonstration> {
     /// The completion of the prompt.
     pub fn completion(&self) -> &T {
         &self.completions[0]
+    }
+}
+
+impl Example<Vec<u32>, Sample> {
+    /// A sample: a completion that a model drew, ln μ of each of its tokens, and its reward.
+    ///
+    /// # Errors
+    ///
+    /// There is not one log-probability per token, or one is not a number that f32 holds.
+    pub fn sample(
+        prompt: Vec<u32>,
+        completion: Vec<u32>,
+        log_probs: Vec<f64>,
+        reward: GroupedReward,
+    ) -> Result<Self, InvalidInput> {
+        if completion.len() != log_probs.len() {
+            let expected = format!("{}, one per token", completion.len());
+            return Err(InvalidInput::new("log_probs", expected, log_probs.len()));
+        }
+        if let Some(value) = log_probs.iter().find(|value| !fits_f32(**value)) {
+            let expected = "numbers that f32 holds";
+            return Err(InvalidInput::new("log_probs", expected, value));
+        }
+        let label = Sample { reward, log_probs };
+        Ok(Self::new(prompt, vec![completion], label))
+    }
+}
+
+impl<T> Example<T, Group> {
+    /// Makes a sample of each completion of some groups, with the token ids that were drawn. The
+    /// rewards are compared with those of all the groups that are given together.
+    ///
+    /// ```
+    /// use burn_preference::data::{Example, Format, Json, SampleFormat};
+    ///
+    /// let row = r#"{"prompt": "2+2=", "responses": ["4", "5"], "scores": [1.0, 0.0],
+    ///     "prompt_ids": [50, 43, 50, 61], "response_ids": [[52, 0], [53, 0]],
+    ///     "response_log_probs": [[-0.7, -0.1], [-1.6, -0.2]]}"#;
+    /// let Json::Object(row) = serde_json::from_str(row)? else { unreachable!() };
+    /// let group = SampleFormat::default().parse(row)?;
+    /// let samples = Example::samples(&[group])?;
+    /// assert_eq!(samples[1].sequences()[0].ids(), [50, 43, 50, 61, 53, 0]);
+    /// assert_eq!(samples[1].label.reward.deviation(), -0.5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`GroupedReward::of_groups`] and [`Example::sample`], and a group has not one reward and one
+    /// list of log-probabilities per completion.
+    pub fn samples(groups: &[Self]) -> Result<Vec<Example<Vec<u32>, Sample>>, InvalidInput> {
+        for Self { label, .. } in groups {
+            let completions = label.ids.len();
+            for (name, found) in [
+                ("rewards", label.rewards.len()),
+                ("log_probs", label.log_probs.len()),
+            ] {
+                if found != completions {
+                    let expected = format!("{completions}, one per completion");
+                    return Err(InvalidInput::new(name, expected, found));
+                }
+            }
+        }
+        let places = groups.iter().enumerate();
+        let places =
+            places.flat_map(|(place, group)| group.label.rewards.iter().map(move |_| place));
+        let rewards: Vec<f64> = groups
+            .iter()
+            .flat_map(|group| group.label.rewards.clone())
+            .collect();
+        let rewards = GroupedReward::of_groups(&rewards, &places.collect::<Vec<_>>())?;
+        let drawn = groups.iter().flat_map(|group| {
+            let drawn = group.label.ids.iter().zip(&group.label.log_probs);
+            drawn.map(move |drawn| (group, drawn))
+        });
+        let sample = |((group, (ids, log_probs)), reward): ((&Self, _), GroupedReward)| {
+            let (ids, log_probs): (&Vec<u32>, &Vec<f64>) = (ids, log_probs);
+            let prompt = group.label.prompt_ids.clone();
+            let mut sample = Example::sample(prompt, ids.clone(), log_probs.clone(), reward)?;
+            (sample.columns, sample.line) = (Arc::clone(&group.columns), group.line);
+            Ok(sample)
+        };
+        drawn.zip(rewards).map(sample).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use super::encode::{chat_template_kwargs, tools};
 use super::error::RowError;
 use super::example::Example;
 use super::json::{Json, Object};
-use super::label::{Demonstration, Desirable, Preference, PromptOnly, Scores, fits_f32};
+use super::label::{Demonstration, Desirable, Group, Preference, PromptOnly, Scores, fits_f32};
 use super::message::{ASSISTANT, Message, SYSTEM, Text, USER};
 use super::prompt::{
     Parts, explicit, explicit_turns, first_answer, implicit, implicit_answer, implicit_turns,
@@ -529,6 +529,144 @@ impl Format for RankedFormat {
         let (prompt, responses) = format.explicit(prompt, responses)?;
         format.with_columns(Example::new(prompt, responses, Scores(scores)), row)
     }
+}
+
+/// Groups of samples: ranked lists with the token ids that a sampler drew, and its log-probabilities
+/// of them.
+///
+/// ```text
+/// {"prompt": "2+2=", "responses": ["4", "5"], "scores": [1.0, 0.0], "prompt_ids": [50, 43, 50, 61],
+///  "response_ids": [[52, 0], [53, 0]], "response_log_probs": [[-0.7, -0.1], [-1.6, -0.2]]}
+/// ```
+///
+/// The ids are what counts: [`Example::samples`] makes sequences of them, without a tokenizer. The
+/// texts are for people, and for [`RankedFormat`], which reads the same rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SampleFormat {
+    /// The prompt, and what all texts have in common.
+    pub prompt: PromptFormat,
+    /// The field of the completions' texts: `responses`; two at least.
+    pub responses: String,
+    /// The field of their rewards: `scores`.
+    pub rewards: String,
+    /// The field of the prompt's token ids: `prompt_ids`.
+    pub prompt_ids: String,
+    /// The field of the completions' token ids: `response_ids`.
+    pub ids: String,
+    /// The field of the sampler's log-probabilities, one per id: `response_log_probs`.
+    pub log_probs: String,
+}
+
+impl Default for SampleFormat {
+    fn default() -> Self {
+        Self {
+            prompt: PromptFormat::default(),
+            responses: "responses".into(),
+            rewards: "scores".into(),
+            prompt_ids: "prompt_ids".into(),
+            ids: "response_ids".into(),
+            log_probs: "response_log_probs".into(),
+        }
+    }
+}
+
+impl Format for SampleFormat {
+    type Label = Group;
+
+    fn parse(&self, mut row: Object) -> Result<Example<Text, Group>, RowError> {
+        let log_probs = lists(&mut row, &self.log_probs, "log-probabilities", log_prob)?;
+        let ids = lists(&mut row, &self.ids, "token ids", token_id)?;
+        let expected = "a list of token ids";
+        let prompt_ids = match required(&mut row, &self.prompt_ids, expected)? {
+            Json::Array(items) => each(&self.prompt_ids, &items, token_id)?,
+            other => return Err(RowError::new(&self.prompt_ids, expected, other.kind())),
+        };
+        let list = RankedFormat {
+            prompt: self.prompt.clone(),
+            responses: self.responses.clone(),
+            order: ScoreField::Scores(self.rewards.clone()),
+        };
+        let list = list.parse(row)?;
+        let count = list.completions().len();
+        if count < 2 {
+            let expected = "two responses at least: nothing says whether one alone is good";
+            return Err(RowError::new(&self.responses, expected, count));
+        }
+        for (field, found) in [(&self.ids, ids.len()), (&self.log_probs, log_probs.len())] {
+            if found != count {
+                let expected = format!("{count} lists, one per response");
+                return Err(RowError::new(field, expected, found));
+            }
+        }
+        for (place, (ids, log_probs)) in ids.iter().zip(&log_probs).enumerate() {
+            if ids.len() != log_probs.len() {
+                let field = format!("{}[{place}]", self.log_probs);
+                let expected = format!("{} numbers, one per token id", ids.len());
+                return Err(RowError::new(field, expected, log_probs.len()));
+            }
+        }
+        Ok(list.relabel(|Scores(rewards)| Group {
+            rewards,
+            prompt_ids,
+            ids,
+            log_probs,
+        }))
+    }
+}
+
+/// Lists of what `item` reads.
+fn lists<X>(
+    row: &mut Object,
+    field: &str,
+    what: &str,
+    item: fn(&Json) -> Result<X, &'static str>,
+) -> Result<Vec<Vec<X>>, RowError> {
+    let expected = format!("a list of {what} for each response");
+    let items = match required(row, field, &expected)? {
+        Json::Array(items) => items,
+        other => return Err(RowError::new(field, expected, other.kind())),
+    };
+    let list = |(place, value): (usize, &Json)| {
+        let field = format!("{field}[{place}]");
+        match value {
+            Json::Array(items) => each(&field, items, item),
+            other => Err(RowError::new(
+                field,
+                format!("a list of {what}"),
+                other.kind(),
+            )),
+        }
+    };
+    items.iter().enumerate().map(list).collect()
+}
+
+fn each<X>(
+    field: &str,
+    items: &[Json],
+    item: fn(&Json) -> Result<X, &'static str>,
+) -> Result<Vec<X>, RowError> {
+    let read = |(place, value): (usize, &Json)| {
+        let wrong = |expected| RowError::new(format!("{field}[{place}]"), expected, value);
+        item(value).map_err(wrong)
+    };
+    items.iter().enumerate().map(read).collect()
+}
+
+fn log_prob(value: &Json) -> Result<f64, &'static str> {
+    let number = value.as_f64().filter(|number| fits_f32(*number));
+    number.ok_or("a number that f32 holds")
+}
+
+fn token_id(value: &Json) -> Result<u32, &'static str> {
+    let expected = "a token id, a whole number in 0..2³¹";
+    let number = value.as_f64().ok_or(expected)?;
+    let fits = number >= 0.0 && number < f64::from(1_u32 << 31) && number.fract() == 0.0;
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked"
+    )]
+    fits.then_some(number as u32).ok_or(expected)
 }
 
 fn required(row: &mut Object, field: &str, expected: &str) -> Result<Json, RowError> {

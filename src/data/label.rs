@@ -4,6 +4,8 @@ use std::fmt;
 
 use sealed::LabelRef;
 
+use crate::batch::GroupedReward;
+
 /// The label of a pair: the first completion was preferred to the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preference;
@@ -19,6 +21,29 @@ pub struct Scores(pub Vec<f64>);
 /// The label of a demonstration: the policy imitates the completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demonstration;
+
+/// The label of a sample: a completion that a model drew, the sampler, from the policy's own prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// The reward among those of the samples of the same prompt.
+    pub reward: GroupedReward,
+    /// ln μ of every token id of the completion, nats.
+    pub log_probs: Vec<f64>,
+}
+
+/// The label of a group: the samples of a prompt with their rewards, and what the sampler read and
+/// drew.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// A reward per completion, higher is better.
+    pub rewards: Vec<f64>,
+    /// Token ids of the prompt, as the sampler read it.
+    pub prompt_ids: Vec<u32>,
+    /// Token ids of each completion, as they were drawn: other ids may have the same text.
+    pub ids: Vec<Vec<u32>>,
+    /// ln μ of each of these ids, nats.
+    pub log_probs: Vec<Vec<f64>>,
+}
 
 /// The label of a prompt without completions, to which a policy is to write some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,19 +4,20 @@
 //! file ─→ JsonLines, a Format ─→ Example<Text, L>         rows, each parsed when it is asked for
 //!      ─→ Tokenized           ─→ Example<Vec<u32>, L>     your closure's ids, truncated, reported
 //!      ─→ Collator            ─→ tensors                  PairTokens, UnpairedTokens, RankedTokens,
-//!                                                      DemonstrationTokens
+//!                                                      DemonstrationTokens, SampleTokens
 //! ```
 //!
 //! Every stage but the last is a Burn
 //! [`Dataset`](https://docs.rs/burn/0.22.1/burn/data/dataset/trait.Dataset.html): a row is read
 //! when its example is asked for, so a file may be larger than memory. The type of an example says
 //! how it is labelled: [`Preference`] for pairs, [`Desirable`] for unpaired completions, [`Scores`]
-//! for ranked lists, [`Demonstration`] for completions to imitate, [`PromptOnly`] for prompts alone.
+//! for ranked lists, [`Demonstration`] for completions to imitate, [`Sample`] for those that a model drew, [`PromptOnly`]
+//! for prompts alone.
 //!
 //! A batch asks your models for log-probabilities
 //! ([`TokenBatch::log_probs`](crate::tokens::TokenBatch::log_probs)) and makes of them what an
 //! objective takes ([`PairTokens::pair`], [`UnpairedTokens::unpaired`], [`RankedTokens::ranked`],
-//! [`Demonstrations`](crate::Demonstrations)).
+//! [`SampleTokens::samples`], [`Demonstrations`](crate::Demonstrations)).
 //! The guide's chapter on [data](crate::guide::data) explains tokenizers, conversations and what
 //! counts; its [training loop](crate::guide::training_loop) uses the batches.
 //!
@@ -79,7 +80,9 @@ mod turns;
 mod zstd;
 
 pub use budget::TokenBudget;
-pub use collate::{Collator, DemonstrationTokens, PairTokens, RankedTokens, UnpairedTokens};
+pub use collate::{
+    Collator, DemonstrationTokens, PairTokens, RankedTokens, SampleTokens, UnpairedTokens,
+};
 pub use convert::{Pairing, win_probability};
 pub use cursor::{Cursor, Remaining};
 pub use distinct::{Distinct, distinct};
@@ -87,11 +90,12 @@ pub use encode::{Content, Encode, Encoded};
 pub use error::{DataError, RowError};
 pub use example::Example;
 pub use format::{
-    DemonstrationFormat, Format, PairFormat, PromptFormat, RankedFormat, ScoreField, UnpairedFormat,
+    DemonstrationFormat, Format, PairFormat, PromptFormat, RankedFormat, SampleFormat, ScoreField,
+    UnpairedFormat,
 };
 pub use indexed_lines::IndexedLines;
 pub use json::{Json, Object};
-pub use label::{Demonstration, Desirable, Labels, Preference, PromptOnly, Scores};
+pub use label::{Demonstration, Desirable, Group, Labels, Preference, PromptOnly, Sample, Scores};
 pub use lines::JsonLines;
 pub use load::{Loaded, OnError};
 pub use loader::EpochLoader;

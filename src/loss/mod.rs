@@ -30,6 +30,9 @@
 //! | h | r_w − r_l, the margin of the rewards |
 //! | q | the implicit reward of a candidate of a list |
 //! | s | a score that the data gives a completion |
+//! | μ | the sampler: the model that drew a sample |
+//! | A | the advantage of a sample over the others of its prompt |
+//! | w | (no index) π/μ, the ratio of policy and sampler |
 //! | NLL | −ℓ̄ of the completion to imitate; see [`NllNormalization`](crate::part::NllNormalization) |
 //! | σ(x) | 1 / (1 + e^(−x)) |
 //! | ln, e | the natural logarithm, and its base |
@@ -53,7 +56,8 @@
 //! What else acts on the margin is not in them: a target margin, DPOP's penalty, R-DPO's length,
 //! DPO-Shift's λ, BCO's δ, β-DPO's β of the batch, TDPO's KL. The objectives say so, and what their
 //! authors log. TRL logs β·ρ under any divergence or normalisation. The rewards of a reward model
-//! are what the model says.
+//! are what the model says. Samples have none: their objective has the
+//! [ratios](crate::batch::Ratios) of policy and sampler in its output.
 //!
 //! # Extremes
 //!
@@ -97,6 +101,7 @@ mod dpop;
 mod exo;
 mod exo_list;
 mod gpo;
+mod grpo;
 mod hdpo;
 mod hinge;
 mod info_nca;
@@ -140,6 +145,7 @@ pub use dpop::{DpopLoss, DpopLossConfig};
 pub use exo::{ExoPairLoss, ExoPairLossConfig};
 pub use exo_list::{ExoListLoss, ExoListLossConfig};
 pub use gpo::{GpoLoss, GpoLossConfig};
+pub use grpo::{GrpoLoss, GrpoLossConfig};
 pub use hdpo::{HdpoLoss, HdpoLossConfig};
 pub use hinge::{HingeLoss, HingeLossConfig};
 pub use info_nca::{InfoNcaLoss, InfoNcaLossConfig};

@@ -164,6 +164,30 @@ pub fn bounded_expm1<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     })
 }
 
+/// `eˣ − 1 − x`, without cancellation near 0; constant for x > `max`, ∞ for ∞. Its gradient is
+/// `eˣ − 1`.
+pub(crate) fn exp_excess<const D: usize>(x: Tensor<D>, max: f64) -> Tensor<D> {
+    /// Terms of Σ xⁿ/n!, n ≥ 2, that f64 sees for |x| ≤ ln 2.
+    const TERMS: i32 = 17;
+    one_node(x, None, |x| {
+        let infinite = x.clone().equal_elem(f64::INFINITY);
+        let held = x.clone().greater_elem(max);
+        let x = x.clamp_max(max).mask_fill(infinite, f64::INFINITY);
+        let large = x.clone().abs().greater_elem(LN_2);
+        let slope = bounded_expm1(x.clone());
+        let small = x.clone().clamp(-LN_2, LN_2);
+        // 1/2! + x/3!·(1 + x/4·(1 + …)), from the inside.
+        let mut series = small.ones_like();
+        for n in (3..=TERMS).rev() {
+            series = series * small.clone() * f64::from(n).recip() + 1;
+        }
+        let near_zero = series * small.square() * 0.5;
+        let value = near_zero.mask_where(large, slope.clone() - x.clone());
+        let value = value.mask_fill(x.equal_elem(f64::INFINITY), f64::INFINITY);
+        (value, || slope.mask_fill(held, 0.0))
+    })
+}
+
 /// `ln(1 − eˣ)` for x < 0, with its digits at both ends: −eˣ far from 0, ln(−x) near it. The input
 /// is clamped to at most −1e-30 (there the gradient is 0); NaN for ∞.
 pub fn log1mexp<const D: usize>(x: Tensor<D>) -> Tensor<D> {

@@ -184,15 +184,18 @@ impl Mpi {
     }
 }
 
+const OF_ITS_TYPE: &str = "the values of a tensor are of its number type";
+
 impl Reducer for Mpi {
     fn sum(&self, local: Tensor<1>) -> Result<Tensor<1>, ReduceError> {
-        let (device, dtype) = (local.device(), local.dtype());
+        let (device, dtype, shape) = (local.device(), local.dtype(), local.shape());
         let values = match dtype {
             DType::F64 => local,
             _ => local.cast(FloatDType::F32),
         };
-        let data = match values.try_into_data() {
-            Ok(data) => data,
+        let values = match values.try_into_data() {
+            Ok(data) if dtype == DType::F64 => Values::F64(data.into_vec().expect(OF_ITS_TYPE)),
+            Ok(data) => Values::F32(data.into_vec().expect(OF_ITS_TYPE)),
             Err(error) => {
                 // Nobody waits for a worker that has no values.
                 let reason = error.to_string();
@@ -200,13 +203,9 @@ impl Reducer for Mpi {
                 return Err(ReduceError::Unreadable { reason });
             }
         };
-        let values = match dtype {
-            DType::F64 => Values::F64(data.iter().collect()),
-            _ => Values::F32(data.iter().collect()),
-        };
         let sums = match self.ask(|reply| Job::Sum(values, reply))? {
-            Values::F32(sums) => TensorData::from(sums.as_slice()),
-            Values::F64(sums) => TensorData::from(sums.as_slice()),
+            Values::F32(sums) => TensorData::new(sums, shape),
+            Values::F64(sums) => TensorData::new(sums, shape),
             Values::None => unreachable!("a sum has values"),
         };
         Ok(Tensor::from_data(sums, (&device.inner(), dtype)))

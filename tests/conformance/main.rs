@@ -12,6 +12,7 @@ mod support;
 mod limit;
 mod llama;
 mod map;
+mod samples;
 #[allow(dead_code, reason = "of the formulas, those that may overflow")]
 #[path = "../suite/scalar.rs"]
 mod scalar;
@@ -342,6 +343,8 @@ fn the_documentation_names_whose_code_was_compared() {
     for path in shipped() {
         report.check_path(&path);
     }
+    let of_samples = report.agreed.entry("GrpoLoss").or_default();
+    of_samples.extend(samples::compare());
     let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/checked.md");
     let table = std::fs::read_to_string(table).unwrap();
     let mut rows = 0;

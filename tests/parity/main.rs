@@ -20,10 +20,11 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use burn_preference::{
-    ApoZeroLossConfig, AstarPoLossConfig, BatchMetrics, BradleyTerryLossConfig, Demonstrations,
-    DpoLossConfig, DroLossConfig, Frozen, KlEstimate, KtoLossConfig, LmHead, NllNormalization,
-    NpoLossConfig, Objective, OrpoLossConfig, PolicyPair, QrpoLossConfig, RewardPair, Scored,
-    SftLossConfig, SftTerm, TokenLogProbs, TokenWeighting, Unpaired, WithStepTokens, WithValue,
+    Advantage, ApoZeroLossConfig, AstarPoLossConfig, BatchMetrics, BradleyTerryLossConfig,
+    Demonstrations, DpoLossConfig, DroLossConfig, Frozen, GroupedReward, GrpoLossConfig,
+    KlEstimate, KtoLossConfig, LmHead, NllNormalization, NpoLossConfig, Objective, OrpoLossConfig,
+    PolicyPair, QrpoLossConfig, RewardPair, Samples, Scored, SftLossConfig, SftTerm, TokenLogProbs,
+    TokenWeighting, Unpaired, WithStepTokens, WithValue,
     batch::{optimal_values, quantile_scores},
     log_probs::TokenDiscrepancy,
     math::{bounded_expm1, log_odds, log1mexp, softplus},
@@ -389,6 +390,58 @@ fn demonstrations_match_the_scalar_code() {
                 assert_close(&to_vec(leaf.grad(&grads).unwrap()), &slopes, allowed, &what);
             }
         }
+    }
+}
+
+/// GRPO's ratios, clips, KL and means of three samples, one of them empty.
+#[test]
+fn samples_match_the_scalar_code() {
+    let policy = [-0.5, -2.0, -1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+    let log_ratios = [0.3, -0.1, 0.05, -0.4, 0.0, 0.0, 0.0, 0.0, 0.0];
+    let away = [0.2, -0.3, 1e-3, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0];
+    let lengths: [usize; 3] = [3, 1, 0];
+    let counts: Vec<bool> = lengths
+        .iter()
+        .flat_map(|n| (0..3).map(|t| t < *n))
+        .collect();
+    let grouped = GroupedReward::of_groups(&[1.0, 0.0, 0.5], &[0; 3]).unwrap();
+    let advantages = [1.0 / 1.0, -1.0, 0.0].map(|x| 0.5 * x);
+    let beta = 0.1;
+    for dtype in wide_dtypes() {
+        let allowed = tolerance(dtype).max(1e-9);
+        let mask = bools(&counts).reshape([3, 3]);
+        let of =
+            |values: Tensor<1>| TokenLogProbs::new(values.reshape([3, 3]), mask.clone()).unwrap();
+        let minus = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>();
+        let leaf = floats(&policy, dtype).autodiff().require_grad();
+        let sampler = of(floats(&minus(&policy, &log_ratios), dtype));
+        let reference = of(floats(&minus(&policy, &away.map(|d| -d)), dtype));
+        let batch = Samples::new(of(leaf.clone()), sampler, &grouped)
+            .and_then(|batch| batch.relative_to(reference))
+            .unwrap();
+        let grpo = GrpoLossConfig::new()
+            .with_advantage(Advantage::Centered)
+            .with_beta(beta)
+            .init();
+        let output = grpo.forward(WithStepTokens::new(batch, 10.0, 4.0).unwrap());
+        let grads = output.sum().backward();
+        let (mut losses, mut slopes) = ([0.0; 3], [0.0; 9]);
+        for i in (0..9).filter(|i| counts[*i]) {
+            let (w, d) = (log_ratios[i].exp(), away[i]);
+            let a = advantages[i / 3];
+            let clipped = a > 0.0 && w > 1.2 || a < 0.0 && w < 0.8;
+            let k3 = d.exp_m1() - d;
+            losses[i / 3] += (beta * w * k3 - (w * a).min(w.clamp(0.8, 1.2) * a)) / 2.5;
+            let of_objective = if clipped { 0.0 } else { w * a };
+            slopes[i] = (beta * w * (k3 - d.exp_m1()) - of_objective) / 2.5;
+        }
+        assert_close(&to_vec(output.losses()), &losses, allowed, "loss");
+        assert_close(
+            &to_vec(leaf.grad(&grads).unwrap()),
+            &slopes,
+            allowed,
+            "gradient",
+        );
     }
 }
 

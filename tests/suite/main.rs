@@ -37,6 +37,7 @@ mod reads;
 mod reducer;
 mod reference;
 mod rows;
+mod samples;
 mod scalar;
 mod sentences;
 mod subjects;

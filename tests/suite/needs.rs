@@ -4,10 +4,10 @@ use burn::tensor::{Bool, Tensor};
 use burn_preference::config::ObjectiveConfig;
 use burn_preference::needs::{ColumnKind, Examples, Needs, Values};
 use burn_preference::{
-    Batch, Demonstrations, Objective, Pair, PolicyPair, Ranked, RewardPair, Scored,
-    SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline, WithMargin, WithMeanMargin, WithNll,
-    WithPreference, WithScores, WithSequenceKl, WithShift, WithStepTokens, WithTies, WithValue,
-    batch::Candidates,
+    Batch, Demonstrations, GroupedReward, Objective, Pair, PolicyPair, Ranked, RewardPair, Samples,
+    Scored, SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline, WithMargin, WithMeanMargin,
+    WithNll, WithPreference, WithScores, WithSequenceKl, WithShift, WithStepTokens, WithTies,
+    WithValue, batch::Candidates,
 };
 
 use crate::support::{bools, counts, error, f64s, sequence, to_vec};
@@ -70,6 +70,15 @@ impl Taken<'_> {
         let log_probs = f64s(&log_probs).reshape(shape);
         let tokens = TokenLogProbs::new(log_probs, bools(&mask).reshape(shape));
         Demonstrations::new(tokens.unwrap())
+    }
+
+    /// The same completions with rewards of their groups, of which a batch may have a part.
+    fn samples(self) -> Samples {
+        let of_all = GroupedReward::of_groups(&[1.0, 0.0, 0.3, 0.6], &[0, 1, 1, 0]).unwrap();
+        let rewards: Vec<GroupedReward> = self.0.iter().map(|i| of_all[*i]).collect();
+        let policy = self.demonstrations().tokens().clone();
+        let sampler = TokenLogProbs::new(policy.log_probs() - 0.1, policy.mask()).unwrap();
+        Samples::new(policy, sampler, &rewards).unwrap()
     }
 
     fn ranked<L: Candidates>(self, candidates: L) -> Ranked<L> {
@@ -142,6 +151,11 @@ fn losses_of(config: &ObjectiveConfig, needs: &Needs, taken: Taken) -> Vec<f64> 
             of!(Unpaired::new(referenced.chosen, desirable).unwrap())
         }
         (Examples::Demonstrations, Values::LogProbs) => of!(taken.demonstrations()),
+        (Examples::Samples, Values::LogProbs) => of!(taken.samples()),
+        (Examples::Samples, Values::LogRatios) => {
+            let reference = taken.samples().sampler().clone();
+            of!(taken.samples().relative_to(reference).unwrap())
+        }
         (Examples::Completions, Values::LogProbs) => of!(policy.chosen),
         (Examples::Completions, Values::LogRatios) => of!(referenced.chosen),
         (Examples::Scored, Values::LogRatios) => {
@@ -169,6 +183,12 @@ fn whole_batch_is_true() {
                 "",
                 r#", "normalization": "sequence""#,
                 r#", "normalization": "sum", "token_weighting": "probability""#,
+            ],
+            "grpo" => &[
+                "",
+                r#", "beta": 0.1"#,
+                r#", "normalization": "sequence", "advantage": {"normalized_by_all": 1e-4}"#,
+                r#", "normalization": {"constant": 8}, "level": "sequence", "beta": 0.1"#,
             ],
             "cpo" | "orpo" | "tpo" => &["", r#", "nll_normalization": "token""#],
             "mixture" => &[

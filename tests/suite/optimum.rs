@@ -15,16 +15,18 @@ use burn::tensor::{Bool, Int, Tensor};
 use burn_preference::batch::{Scored, WithValue, optimal_values};
 use burn_preference::log_probs::{Discrepancy, TokenDiscrepancy};
 use burn_preference::{
-    AstarPoLossConfig, BcoLossConfig, BradleyTerryLossConfig, BradleyTerryTiesLossConfig,
-    ChipoLossConfig, CpoLossConfig, DavidsonLossConfig, Demonstrations, Divergence, DpoLossConfig,
-    DroLossConfig, ExoListLossConfig, ExoPairLossConfig, GapDistance, GpoLossConfig,
-    HdpoLossConfig, HingeLossConfig, InfoNcaLossConfig, IpoLossConfig, KtoLossConfig, LabelNoise,
-    Link, LossOutput, NcaListLossConfig, NcaLossConfig, NllNormalization, NpoLossConfig, Objective,
-    Pair, PlackettLuceLossConfig, QrpoLossConfig, Ranked, RaoKupperLossConfig, RdpoLossConfig,
+    Advantage, AstarPoLossConfig, BcoLossConfig, BradleyTerryLossConfig,
+    BradleyTerryTiesLossConfig, ChipoLossConfig, CpoLossConfig, DavidsonLossConfig, Demonstrations,
+    Divergence, DpoLossConfig, DroLossConfig, ExoListLossConfig, ExoPairLossConfig, GapDistance,
+    GpoLossConfig, GroupedReward, GrpoLossConfig, HdpoLossConfig, HingeLossConfig,
+    InfoNcaLossConfig, IpoLossConfig, KlEstimator, KtoLossConfig, LabelNoise, Link, LossOutput,
+    NcaListLossConfig, NcaLossConfig, NllNormalization, NpoLossConfig, Objective, Pair,
+    PlackettLuceLossConfig, QrpoLossConfig, Ranked, RaoKupperLossConfig, RdpoLossConfig,
     RebelLossConfig, ReferencedPair, RegressionUnit, RelativeLogProbs, RewardPair,
-    RewardRankingLossConfig, RpoLossConfig, SdpoLossConfig, SequenceLogProbs, SftLossConfig,
-    SppoLossConfig, TdpoLossConfig, TieModel, TokenLogProbs, TokenWeighting, Unpaired,
-    WithBaseline, WithPreference, WithScores, WithSequenceKl, WithShift, WithTies, batch::Rewards,
+    RewardRankingLossConfig, RpoLossConfig, Samples, SdpoLossConfig, SequenceLogProbs,
+    SftLossConfig, SppoLossConfig, TdpoLossConfig, TieModel, TokenLogProbs, TokenNormalization,
+    TokenWeighting, Unpaired, WithBaseline, WithPreference, WithScores, WithSequenceKl, WithShift,
+    WithTies, batch::Rewards,
 };
 
 use crate::scalar::{log_softmax, logsumexp, sigmoid, softmax};
@@ -78,6 +80,10 @@ pub const STATEMENTS: &[(&str, &[Statement])] = &[
     ("SftLoss", &[
         ("π is the distribution of the demonstrations", sft),
         ("DFT: the gradient is that of −E π(y), whose minimum is the most frequent completion for certain", dft),
+    ]),
+    ("GrpoLoss", &[
+        ("r minus the mean of the others: the gradient is that of −E[r] where π = μ; r − r̄ gives (n − 1)/n of it", grpo),
+        ("the weighted k3 has the gradient of KL(π ‖ π°), whatever the sampler; k3 that of KL(π° ‖ π) where π = μ", grpo_kl),
     ]),
     ("KtoLoss", &[("contradictory labels: the majority's completion for certain, where DPO may take the minority's", kto)]),
     ("NpoLoss", &[("a limit: gradient ascent as β → 0", npo_limit)]),
@@ -959,6 +965,94 @@ fn dft() {
         });
         let expected = gradient(&|log_probs| -(log_probs.exp() * f64s(&SHARES)).sum());
         assert_close(&ours, &expected, 1e-13, "gradient");
+    }
+}
+
+/// Every group of two or three completions of one token, as often as the sampler draws it.
+fn grpo() {
+    let gradient = |logits: &[f64], loss: &dyn Fn(Tensor<1>) -> Tensor<1>| {
+        let leaf = leaf(logits);
+        let loss = loss(Policy::Softmax.log_probs(&leaf));
+        to_vec(leaf.grad(&loss.backward()).unwrap())
+    };
+    for logits in [[0.0, 0.0, 0.0], [1.0, -2.0, 0.5]] {
+        let shares = log_softmax(&logits);
+        let of_return = gradient(&logits, &|log_probs| {
+            -(log_probs.exp() * f64s(&REWARDS)).sum()
+        });
+        for size in [2, 3_u32] {
+            for (advantage, factor) in [
+                (Advantage::LeaveOneOut, 1.0),
+                (Advantage::Centered, f64::from(size - 1) / f64::from(size)),
+            ] {
+                let grpo = GrpoLossConfig::new()
+                    .with_advantage(advantage)
+                    .with_normalization(TokenNormalization::Sequence)
+                    .init();
+                let ours = gradient(&logits, &|log_probs| {
+                    let groups = (0..3_usize.pow(size)).map(|group| {
+                        (0..size)
+                            .map(|k| group / 3_usize.pow(k) % 3)
+                            .collect::<Vec<_>>()
+                    });
+                    let losses = groups.map(|group| {
+                        let weight: f64 = group.iter().map(|i| shares[*i]).sum::<f64>().exp();
+                        let rewards: Vec<f64> = group.iter().map(|i| REWARDS[*i]).collect();
+                        let rewards =
+                            GroupedReward::of_groups(&rewards, &vec![0; group.len()]).unwrap();
+                        let drawn = log_probs.clone().select(0, ints(&group));
+                        let sampler = drawn.clone().without_autodiff();
+                        let batch = Samples::new(one_token(drawn), one_token(sampler), &rewards);
+                        grpo.forward(batch.unwrap()).mean() * weight
+                    });
+                    losses.reduce(|a, b| a + b).unwrap()
+                });
+                let expected: Vec<f64> = of_return.iter().map(|g| factor * g).collect();
+                assert_close(&ours, &expected, 1e-13, &format!("{advantage:?} of {size}"));
+            }
+        }
+    }
+}
+
+/// Completions of one token.
+fn one_token(log_probs: Tensor<1>) -> TokenLogProbs {
+    let tokens = log_probs.unsqueeze_dim::<2>(1);
+    let counted = tokens.clone().without_autodiff().is_nan().bool_not();
+    TokenLogProbs::new(tokens, counted).unwrap()
+}
+
+/// All three completions, each as often as the sampler draws it, with rewards that say nothing.
+fn grpo_kl() {
+    let reference = reference();
+    for logits in [[0.2, 0.0, -0.3], [1.0, -2.0, 0.5]] {
+        for (kl, sampler) in [
+            (KlEstimator::WeightedK3, log_softmax(&logits)),
+            (KlEstimator::WeightedK3, log_softmax(&[0.3, 0.8, -0.5])),
+            (KlEstimator::K3, log_softmax(&logits)),
+        ] {
+            let grpo = GrpoLossConfig::new()
+                .with_beta(1.0)
+                .with_kl(kl)
+                .with_normalization(TokenNormalization::Sequence)
+                .init();
+            let policy = leaf(&logits);
+            let log_probs = Policy::Softmax.log_probs(&policy);
+            let rewards = GroupedReward::of_groups(&[0.0; 3], &[0; 3]).unwrap();
+            let batch = Samples::new(one_token(log_probs), one_token(f64s(&sampler)), &rewards)
+                .and_then(|batch| batch.relative_to(one_token(f64s(&reference))));
+            let weights: Vec<f64> = sampler.iter().map(|x| x.exp()).collect();
+            let loss = grpo.forward(batch.unwrap()).losses() * f64s(&weights);
+            let ours = to_vec(policy.grad(&loss.sum().backward()).unwrap());
+            let of_kl = leaf(&logits);
+            let log_probs = Policy::Softmax.log_probs(&of_kl);
+            let divergence = if kl == KlEstimator::K3 {
+                (-log_probs + f64s(&reference)) * f64s(&reference).exp()
+            } else {
+                log_probs.clone().exp() * (log_probs - f64s(&reference))
+            };
+            let expected = to_vec(of_kl.grad(&divergence.sum().backward()).unwrap());
+            assert_close(&ours, &expected, 1e-13, &format!("{kl:?}"));
+        }
     }
 }
 

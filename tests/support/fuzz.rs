@@ -15,8 +15,8 @@ use burn_preference::config::ObjectiveConfig;
 use burn_preference::data::{
     Collator, Content, Cursor, Demonstration, DemonstrationFormat, DemonstrationTokens, Desirable,
     Encode, Encoded, Example, Format, Json, JsonLines, Labels, OnError, PairFormat, PairTokens,
-    Preference, PromptFormat, RankedFormat, RankedTokens, Scores, TokenizeOptions, Tokenized,
-    Truncation, Turns, UnpairedFormat, UnpairedTokens,
+    Preference, PromptFormat, RankedFormat, RankedTokens, SampleFormat, SampleTokens, Scores,
+    TokenizeOptions, Tokenized, Truncation, Turns, UnpairedFormat, UnpairedTokens,
 };
 use burn_preference::log_probs::{Discrepancy, TokenDiscrepancy, WithStatistics};
 use burn_preference::modifier::wpo_weights;
@@ -24,10 +24,10 @@ use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Padding;
 use burn_preference::training::state::{MovingAverage, RunningMean};
 use burn_preference::{
-    InvalidHyperparameter, InvalidInput, LmHead, Objective, Pair, PolicyPair, Ranked,
-    ReferenceSchedule, Scored, SequenceLogProbs, TokenLogProbs, Unpaired, WithBaseline, WithMargin,
-    WithMeanMargin, WithNll, WithPreference, WithScores, WithSequenceKl, WithShift, WithTies,
-    WithValue, WithWeights,
+    GroupedReward, GrpoLossConfig, InvalidHyperparameter, InvalidInput, LmHead, Objective, Pair,
+    PolicyPair, Ranked, ReferenceSchedule, Samples, Scored, SequenceLogProbs, TokenLogProbs,
+    Unpaired, WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores,
+    WithSequenceKl, WithShift, WithTies, WithValue, WithWeights,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -81,12 +81,17 @@ fn files(bytes: &[u8]) {
         assert_eq!(again.to_string(), written, "fields keep their order");
     }
     // The corpus was found when there were five kinds.
-    let kind = if *kind == 5 { 5 } else { kind % 5 };
+    let kind = if matches!(kind, 5 | 6) {
+        *kind
+    } else {
+        kind % 5
+    };
     match kind {
         0 => rows(dir.path(), content, PairFormat::default()),
         1 => rows(dir.path(), content, UnpairedFormat::default()),
         2 => rows(dir.path(), content, RankedFormat::default()),
         5 => rows(dir.path(), content, DemonstrationFormat::default()),
+        6 => groups(content),
         3 => {
             let none = Arc::new(InMemDataset::new(vec![0_u8; 3]));
             if let Ok(mut cursor) = serde_json::from_slice::<Cursor>(content) {
@@ -108,6 +113,23 @@ fn files(bytes: &[u8]) {
             // No bytes have the hash that is their name.
             assert!(error.to_string().contains("x.bpk"), "{error}");
         }
+    }
+}
+
+/// A row of samples is a group whose samples are a batch, or an error that names a field.
+fn groups(content: &[u8]) {
+    let Ok(Json::Object(row)) = serde_json::from_slice(content) else {
+        return;
+    };
+    match SampleFormat::default().parse(row) {
+        Ok(group) => {
+            let samples = Example::samples(&[group]).expect("the format has checked it");
+            let rows = samples.len();
+            let batch: SampleTokens =
+                Collator::new(Padding::new(0)).batch(samples, &Device::flex());
+            assert_eq!(batch.sampler.dims()[0], rows);
+        }
+        Err(error) => assert!(!error.field().is_empty() && !error.expected().is_empty()),
     }
 }
 
@@ -733,7 +755,32 @@ fn tokens(u: &mut Unstructured, rows: usize) -> Result<()> {
     let ok = alike(&policy.chosen, &reference.chosen.log_probs())
         && alike(&policy.rejected, &reference.rejected.log_probs());
     fits(policy.clone().relative_to(reference.clone()), ok);
+    samples(u, &policy.chosen, &reference.chosen)?;
     fits(wpo_weights(&policy, &reference, Some(1.0)), ok);
+    Ok(())
+}
+
+/// Samples of any rewards, groups and shapes, under an objective of them.
+fn samples(u: &mut Unstructured, policy: &TokenLogProbs, sampler: &TokenLogProbs) -> Result<()> {
+    let [rows, _] = policy.mask().dims();
+    let rows = about(u, rows)?;
+    let values = numbers(u, rows)?;
+    let groups: Vec<usize> = (0..rows)
+        .map(|_| u.int_in_range(0..=1))
+        .collect::<Result<_>>()?;
+    let single = |group: &usize| groups.iter().filter(|other| *other == group).count() == 1;
+    let ok = values.iter().all(|x| x.abs() <= f64::from(f32::MAX)) && !groups.iter().any(single);
+    let Some(rewards) = fits(GroupedReward::of_groups(&values, &groups), ok) else {
+        return Ok(());
+    };
+    let (ours, theirs) = (policy.mask(), sampler.mask());
+    let ok =
+        ours.dims() == theirs.dims() && ours.device() == theirs.device() && rows == ours.dims()[0];
+    let batch = Samples::new(policy.clone(), sampler.clone(), &rewards);
+    if let Some(batch) = fits(batch, ok) {
+        let losses = GrpoLossConfig::new().init().forward(batch).losses();
+        assert_eq!(losses.dims(), [rows]);
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::model::Decoder;
 use crate::sampling::{Sampling, best_and_worst, draw_answers};
 use crate::text::Chat;
+use crate::training::Batching;
 
 /// An answer of a model to a prompt.
 #[derive(Debug, Clone)]
@@ -25,7 +26,7 @@ pub struct Answer {
 }
 
 /// Columns that a row with other answers has in another meaning.
-const REPLACED: [&str; 7] = [
+const REPLACED: [&str; 10] = [
     "prompt",
     "chosen",
     "rejected",
@@ -33,6 +34,9 @@ const REPLACED: [&str; 7] = [
     "label",
     "responses",
     "scores",
+    "prompt_ids",
+    "response_ids",
+    "response_log_probs",
 ];
 
 impl Answer {
@@ -50,6 +54,51 @@ impl Answer {
         }
         Ok(row)
     }
+}
+
+impl Answer {
+    /// The answer as a completion of its prompt: a text, or what the assistant says.
+    fn completion(&self) -> Result<Json, Failure> {
+        match self.prompt.prompt {
+            Text::Conversation(_) => json(&[Message::new("assistant", &self.text)]),
+            Text::Plain(_) => Ok(Json::from(&*self.text)),
+        }
+    }
+}
+
+/// The answers to a prompt as a row of a list with scores, with the other columns of the prompt's
+/// row, the token ids and the log-probabilities of each.
+///
+/// # Errors
+///
+/// The prompt has something that JSON does not have.
+pub fn group(
+    answers: &[Answer],
+    scores: &[f64],
+    log_probs: &[Vec<f64>],
+) -> Result<Option<Object>, Failure> {
+    let Some(first) = answers.first() else {
+        return Ok(None);
+    };
+    let responses = answers.iter().map(Answer::completion);
+    let ids: Vec<_> = answers
+        .iter()
+        .map(|answer| answer.ids.completion())
+        .collect();
+    let mut row = Object::default();
+    row.insert("prompt", json(&first.prompt.prompt)?);
+    row.insert(
+        "responses",
+        Json::Array(responses.collect::<Result<_, _>>()?),
+    );
+    row.insert("scores", json(&scores)?);
+    for (name, value) in carried(&first.prompt) {
+        row.insert(name, value);
+    }
+    row.insert("prompt_ids", json(&first.ids.prompt())?);
+    row.insert("response_ids", json(&ids)?);
+    row.insert("response_log_probs", json(&log_probs)?);
+    Ok(Some(row))
 }
 
 /// The columns of a prompt's row that keep their meaning beside other answers.
@@ -140,6 +189,35 @@ fn within_window(sampling: Sampling, model: &Decoder, prompt: usize) -> Result<S
     })
 }
 
+/// ln π of every token of each answer, by forwards of the same kind as a training step has.
+///
+/// # Errors
+///
+/// The batching or the device fails.
+pub fn log_probs(
+    model: &Decoder,
+    answers: &[Answer],
+    batching: &Batching,
+) -> Result<Vec<Vec<f64>>, Failure> {
+    let mut found = Vec::with_capacity(answers.len());
+    for some in answers.chunks(8) {
+        let sequences: Vec<_> = some.iter().map(|answer| answer.ids.clone()).collect();
+        let tokens = batching.tokens(sequences)?;
+        let log_probs = batching
+            .demonstrations(model, &tokens)?
+            .tokens()
+            .log_probs();
+        let [_, columns] = log_probs.dims();
+        let values: Vec<f64> = log_probs.try_into_data()?.iter::<f64>().collect();
+        for (row, answer) in values.chunks(columns).zip(some) {
+            // Column t belongs to token t + 1, and a prompt has one at least.
+            let start = answer.ids.prompt().len() - 1;
+            found.push(row[start..start + answer.ids.completion().len()].to_vec());
+        }
+    }
+    Ok(found)
+}
+
 /// The best of a prompt's answers against the worst one, as a row of TRL's shape with the other
 /// columns of the prompt's row; none if both are equally good or the same.
 ///
@@ -152,14 +230,10 @@ pub fn best_pair(answers: &[Answer], scores: &[f64]) -> Result<Option<Object>, F
         return Ok(None);
     };
     let prompt = &answers[best].prompt;
-    let side = |i: usize| match prompt.prompt {
-        Text::Conversation(_) => json(&[Message::new("assistant", &answers[i].text)]),
-        Text::Plain(_) => Ok(Json::from(&*answers[i].text)),
-    };
     let mut row = Object::default();
     row.insert("prompt", json(&prompt.prompt)?);
-    row.insert("chosen", side(best)?);
-    row.insert("rejected", side(worst)?);
+    row.insert("chosen", answers[best].completion()?);
+    row.insert("rejected", answers[worst].completion()?);
     for (name, value) in carried(prompt) {
         row.insert(name, value);
     }

@@ -3,5 +3,5 @@
 mod answer;
 mod judge;
 
-pub use answer::{Answer, Answering, best_pair, is_json};
+pub use answer::{Answer, Answering, best_pair, group, is_json, log_probs};
 pub use judge::Judge;

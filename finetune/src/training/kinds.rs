@@ -3,27 +3,30 @@
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::Tensor;
+use burn_preference::batch::SampleLogProbs;
 use burn_preference::config::{BuildError, Configured, ObjectiveConfig};
 use burn_preference::data::{
-    Collator, Demonstration, DemonstrationTokens, Desirable, Example, RankedTokens, UnpairedTokens,
-    WithMismatched,
+    Collator, Demonstration, DemonstrationTokens, Desirable, Example, RankedTokens, Sample,
+    SampleTokens, UnpairedTokens, WithMismatched,
 };
 use burn_preference::tokens::Sequence;
 use burn_preference::training::metrics::Observe;
 use burn_preference::training::state::{KlEstimate, RunningMean};
 use burn_preference::{
     Demonstrations, Frozen, InvalidInput, Metrics, Objective, Ranked, RelativeLogProbs,
-    TokenWeighting, Unpaired, WithBaseline, WithShift, WithStepTokens,
+    RelativeTokenLogProbs, Samples, TokenWeighting, Unpaired, WithBaseline, WithShift,
+    WithStepTokens,
 };
 use serde_json::{Value, json};
 
 use super::batching::Batching;
 use super::part::{CollatedTokens, Part, part};
 use super::task::Task;
-use super::values::{CompletionValues, StepContext};
+use super::values::{AgainstReference, CompletionValues, StepContext};
 use crate::data::Examples;
 use crate::failure::Failure;
 use crate::model::Decoder;
+use crate::say;
 
 /// An objective whose batch `B` is made of the tokens `T` and a model's values `Y` of them.
 pub struct Plain<T, Y, B: Observe> {
@@ -186,11 +189,11 @@ impl Task for WithTokenCount {
         self.objective.whole_batch()
     }
 
-    fn measured_by(&self) -> &'static str {
-        match self.objective.config() {
+    fn measured_by(&self) -> Option<&'static str> {
+        Some(match self.objective.config() {
             ObjectiveConfig::Sft(sft) if sft.token_weighting != TokenWeighting::Uniform => "nll",
             _ => "loss",
-        }
+        })
     }
 
     fn begin(
@@ -199,16 +202,7 @@ impl Task for WithTokenCount {
         parts: &[Examples<Demonstration>],
         context: &StepContext<'_>,
     ) -> Result<(), Failure> {
-        let examples = || parts.iter().flatten();
-        let sequences = examples().flat_map(Example::sequences);
-        let counted = sequences.map(|sequence| sequence.length()).sum();
-        let counted = context.ranks.total(counted)?;
-        let count = context.ranks.total(examples().count())?;
-        if counted == 0.0 {
-            let what = "no token counts: nothing of them is the assistant's";
-            return Err(format!("{count} examples of which {what}").into());
-        }
-        self.step = Some([counted, count]);
+        self.step = Some(tokens_of_step(parts, context)?);
         Ok(())
     }
 
@@ -224,6 +218,139 @@ impl Task for WithTokenCount {
             Ok(column.expect("a step has tokens and examples, as its beginning checks"))
         };
         Ok(part(tokens, &self.objective, batch))
+    }
+}
+
+/// The tokens that count in all parts of a step, and their examples, over all processes.
+fn tokens_of_step<L>(
+    parts: &[Examples<L>],
+    context: &StepContext<'_>,
+) -> Result<[f64; 2], Failure> {
+    let examples = || parts.iter().flatten();
+    let sequences = examples().flat_map(Example::sequences);
+    let counted = sequences.map(|sequence| sequence.length()).sum();
+    let counted = context.ranks.total(counted)?;
+    let count = context.ranks.total(examples().count())?;
+    if counted == 0.0 {
+        let what = "no token counts: nothing of them is the assistant's";
+        return Err(format!("{count} examples of which {what}").into());
+    }
+    Ok([counted, count])
+}
+
+/// An objective of samples with the tokens of a step: GRPO. `Y` are a model's values of them, of
+/// which `batch` makes the objective's batch.
+pub struct OnSamples<Y, L: SampleLogProbs> {
+    objective: Configured<WithStepTokens<Samples<L>>>,
+    batch: fn(&SampleTokens, Y) -> Result<Samples<L>, InvalidInput>,
+    /// The column of the step at hand, over all of its parts: tokens that count, and examples.
+    step: Option<[f64; 2]>,
+    /// True before the first step, in which the policy is its sampler.
+    is_first: bool,
+}
+
+/// By how much the mean ratio of the first step may differ from 1: number types round otherwise.
+const OFF: f64 = 0.05;
+
+impl<Y, L: SampleLogProbs + 'static> OnSamples<Y, L> {
+    /// Builds the objective.
+    ///
+    /// # Errors
+    ///
+    /// As [`ObjectiveConfig::build`].
+    pub fn new(
+        config: &ObjectiveConfig,
+        batch: fn(&SampleTokens, Y) -> Result<Samples<L>, InvalidInput>,
+    ) -> Result<Self, BuildError> {
+        Ok(Self {
+            objective: config.build()?,
+            batch,
+            step: None,
+            is_first: true,
+        })
+    }
+}
+
+/// The samples with the policy's log-probabilities alone.
+///
+/// # Errors
+///
+/// As [`SampleTokens::samples`].
+pub fn samples(tokens: &SampleTokens, policy: Demonstrations) -> Result<Samples, InvalidInput> {
+    let samples = tokens.samples(policy.tokens().clone())?;
+    match policy.statistics() {
+        Some(statistics) => samples.with_statistics(statistics.clone()),
+        None => Ok(samples),
+    }
+}
+
+/// The same against a reference.
+///
+/// # Errors
+///
+/// As [`SampleTokens::samples`].
+pub fn samples_against(
+    tokens: &SampleTokens,
+    values: AgainstReference,
+) -> Result<Samples<RelativeTokenLogProbs>, InvalidInput> {
+    samples(tokens, values.policy)?.relative_to(values.reference)
+}
+
+impl<Y, L> Task for OnSamples<Y, L>
+where
+    Y: CompletionValues + 'static,
+    L: SampleLogProbs + Clone + 'static,
+{
+    type Label = Sample;
+
+    fn whole_batch(&self) -> bool {
+        self.objective.whole_batch()
+    }
+
+    /// A loss on old samples rises while new ones get better: only their rewards would tell.
+    fn measured_by(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn begin(
+        &mut self,
+        _: &Decoder,
+        parts: &[Examples<Sample>],
+        context: &StepContext<'_>,
+    ) -> Result<(), Failure> {
+        self.step = Some(tokens_of_step(parts, context)?);
+        Ok(())
+    }
+
+    fn part(
+        &self,
+        examples: Examples<Sample>,
+        batching: &Batching,
+    ) -> Result<Box<dyn Part + '_>, Failure> {
+        let [counted, of_step] = self.step.ok_or("a step that has not begun")?;
+        let tokens: SampleTokens = batching.collate(examples);
+        let batch = move |tokens: &SampleTokens, values: Y| {
+            let column = WithStepTokens::new((self.batch)(tokens, values)?, counted, of_step);
+            Ok(column.expect("a step has tokens and examples, as its beginning checks"))
+        };
+        Ok(part(tokens, &self.objective, batch))
+    }
+
+    fn observe(&mut self, metrics: &Metrics) {
+        let ratio = metrics.get("ratio").unwrap_or(f64::NAN);
+        if self.is_first && (ratio.is_nan() || (ratio - 1.0).abs() > OFF) {
+            say!(
+                "look: π/μ is {ratio:.3} on average in the first step, and not 1: is --model the one \
+                 that wrote these answers?"
+            );
+        }
+        self.is_first = false;
+    }
+
+    /// A run that goes on has moved already.
+    fn restore(&mut self, _: Value) -> Result<(), Failure> {
+        self.is_first = false;
+        Ok(())
     }
 }
 

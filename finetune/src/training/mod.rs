@@ -31,7 +31,8 @@ mod workers;
 pub use batching::Batching;
 pub use figure::draw_metrics;
 pub use kinds::{
-    Plain, WithKlEstimate, WithRewardShift, WithTokenCount, completions, reward_lists,
+    OnSamples, Plain, WithKlEstimate, WithRewardShift, WithTokenCount, completions, reward_lists,
+    samples, samples_against,
 };
 pub use options::TrainOptions;
 pub use part::{CollatedTokens, Part};
@@ -40,5 +41,5 @@ pub use run_folder::RunFolder;
 pub use schedule::Schedule;
 pub use task::Task;
 pub use trainer::{Trained, Trainer, check_whole_steps};
-pub use values::{CompletionValues, StepContext, rewards};
+pub use values::{AgainstReference, CompletionValues, StepContext, rewards};
 pub use workers::Workers;

@@ -2,8 +2,8 @@
 
 use burn::tensor::Tensor;
 use burn_preference::data::{
-    Demonstration, DemonstrationTokens, PairTokens, Preference, RankedTokens, Scores,
-    UnpairedTokens,
+    Demonstration, DemonstrationTokens, PairTokens, Preference, RankedTokens, Sample, SampleTokens,
+    Scores, UnpairedTokens,
 };
 use burn_preference::tokens::{PackedBatch, TokenBatch};
 use burn_preference::training::first_batch::{Finding, FirstBatch};
@@ -95,6 +95,18 @@ impl<L: Clone + Send + Sync + 'static> CollatedTokens for UnpairedTokens<L> {
 
 impl CollatedTokens for DemonstrationTokens {
     type Label = Demonstration;
+
+    fn tokens(&self) -> &TokenBatch {
+        &self.tokens
+    }
+
+    fn first_batch(&self) -> Result<FirstBatch, InvalidInput> {
+        FirstBatch::new(&self.tokens)
+    }
+}
+
+impl CollatedTokens for SampleTokens {
+    type Label = Sample;
 
     fn tokens(&self) -> &TokenBatch {
         &self.tokens

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn_preference::reference::cache::ReferenceCache;
 use burn_preference::tokens::{Sequence, TokenBatch};
-use burn_preference::{Frozen, SequenceLogProbs};
+use burn_preference::{Frozen, SequenceLogProbs, TokenLogProbs};
 use indicatif::ProgressBar;
 
 use super::batching::Batching;
@@ -66,6 +66,21 @@ impl ReferenceLogProbs {
         match self {
             Self::Cached(cache) => Ok(cache.log_probs(&tokens.sequences, &batching.device)?),
             Self::Live(model) => batching.log_probs(model.model(), tokens),
+        }
+    }
+
+    /// Log-probabilities of the tokens of `tokens`, of which the cache has only sums.
+    pub(super) fn token_log_probs(
+        &self,
+        tokens: &TokenBatch,
+        batching: &Batching,
+    ) -> Result<TokenLogProbs, Failure> {
+        match self {
+            Self::Cached(_) => Err("log-probabilities of tokens, which no cache has".into()),
+            Self::Live(model) => {
+                let found = batching.demonstrations(model.model(), tokens)?;
+                Ok(found.tokens().clone())
+            }
         }
     }
 }

@@ -25,10 +25,11 @@ pub trait Task: Sync {
     /// True if the loss of an example depends on the rest of its batch.
     fn whole_batch(&self) -> bool;
 
-    /// The held-out metric that is smallest for the best weights. DFT's loss is none: it rises while
-    /// the policy learns.
-    fn measured_by(&self) -> &'static str {
-        "loss"
+    /// The held-out metric that is smallest for the best weights; `None` if nothing of held-out
+    /// examples is, and those of the last step are kept. DFT's loss is none: it rises while the policy
+    /// learns.
+    fn measured_by(&self) -> Option<&'static str> {
+        Some("loss")
     }
 
     /// Prepares what all parts of a step, or of what is measured, have in common, before the first

@@ -171,8 +171,11 @@ where
                 let metrics = self.measure(&run.policy, held_out)?;
                 write_held_out(&mut log, step, &metrics)?;
                 progress.measured(step, &metrics);
-                let measured = held_out_loss(&metrics, self.task.measured_by(), step)?;
-                run.keep_best(measured, self.task.state());
+                let key = self.task.measured_by();
+                let measured = held_out_loss(&metrics, key.unwrap_or("loss"), step)?;
+                if key.is_some() {
+                    run.keep_best(measured, self.task.state());
+                }
             }
             if measured || stop {
                 run.state.task = self.task.state();

@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor};
 use burn_preference::tokens::{Sequence, TokenBatch, TokenTensors};
 use burn_preference::training::first_batch::{Findings, FirstBatch};
-use burn_preference::{Demonstrations, RelativeLogProbs, SequenceLogProbs};
+use burn_preference::{Demonstrations, RelativeLogProbs, SequenceLogProbs, TokenLogProbs};
 
 use super::batching::Batching;
 use super::reference::ReferenceLogProbs;
@@ -158,6 +158,28 @@ impl CompletionValues for Demonstrations {
         context: &StepContext<'_>,
     ) -> Result<Self, Failure> {
         context.batching.demonstrations(model, tokens)
+    }
+}
+
+/// The tokens of completions by themselves, with the reference's log-probabilities of them.
+pub struct AgainstReference {
+    /// Log-probabilities of the policy, with the statistics of the same pass.
+    pub policy: Demonstrations,
+    /// Log-probabilities of the reference.
+    pub reference: TokenLogProbs,
+}
+
+impl CompletionValues for AgainstReference {
+    fn compute(
+        model: &Decoder,
+        tokens: &TokenBatch,
+        context: &StepContext<'_>,
+    ) -> Result<Self, Failure> {
+        let reference = context.reference()?;
+        Ok(Self {
+            reference: reference.token_log_probs(tokens, context.batching)?,
+            policy: context.batching.demonstrations(model, tokens)?,
+        })
     }
 }
 

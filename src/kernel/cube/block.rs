@@ -8,7 +8,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::comparison::{FORWARD, REVERSE, compare_rows, turn_compared};
+use super::comparison::{FORWARD, MIXED, REVERSE, compare_rows, turn_compared};
 use super::rows::{TURNS, reduce_rows, turn_rows};
 use super::tensors::{address_type, empty, part, vector_size};
 use crate::kernel::discrepancy::Discrepancy;
@@ -179,7 +179,7 @@ impl Comparison {
                 clippy::cast_possible_truncation,
                 reason = "f32 is what a kernel takes"
             )]
-            Discrepancy::JensenShannon(beta) => (FORWARD.max(REVERSE) + 1, beta as f32),
+            Discrepancy::JensenShannon(beta) => (MIXED, beta as f32),
         }
     }
 

@@ -8,9 +8,10 @@ use cubecl::prelude::*;
 
 use super::rows::{shaped, tanh};
 
-/// Which divergence, at compile time; every other number is Jensen–Shannon, whose β is an argument.
+/// Which divergence, at compile time; β of the last one is an argument.
 pub(super) const FORWARD: u32 = 0;
 pub(super) const REVERSE: u32 = 1;
+pub(super) const MIXED: u32 = 2;
 
 /// Stands for ln(p/p°) where one of the two probabilities is 0, and is multiplied by this 0.
 const RULED_OUT: f32 = 1.0e30;

@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use burn::tensor::{Bool, DType, Device, FloatDType, Tensor, TensorData, TensorReadError};
 
 use super::host::Metrics;
-use crate::batch::Pair;
+use crate::batch::{Pair, Ratios};
 use crate::error::InvalidInput;
 use crate::log_probs::{LogProbs, TokenLogProbs, TokenStatistics};
 use crate::math::{log_odds, log_sigmoid};
@@ -140,6 +140,25 @@ impl BatchMetrics {
     /// made of it: e^nll.
     pub fn with_nll(self, tokens: &TokenLogProbs) -> Self {
         self.over_tokens("nll", -tokens.log_probs(), tokens.mask())
+    }
+
+    /// Adds `ratio` and TRL's `clip_ratio/low_mean`, `clip_ratio/high_mean` and
+    /// `clip_ratio/region_mean` of the ratios that count, and `kl` of the tokens where there is a KL
+    /// term.
+    pub(super) fn with_ratios(self, ratios: &Ratios) -> Self {
+        let of = ratios.ratios();
+        let share = |marks: &Tensor<2, Bool>| marks.clone().float().cast(of.dtype());
+        let [low, high] = ratios.clipped();
+        let region = low.clone().bool_or(high.clone());
+        let metrics = self
+            .over_tokens("ratio", of.clone(), ratios.counted())
+            .over_tokens("clip_ratio/low_mean", share(low), ratios.counted())
+            .over_tokens("clip_ratio/high_mean", share(high), ratios.counted())
+            .over_tokens("clip_ratio/region_mean", share(&region), ratios.counted());
+        match ratios.kl() {
+            Some((kl, counted)) => metrics.over_tokens("kl", kl.clone(), counted.clone()),
+            None => metrics,
+        }
     }
 
     fn over_tokens(self, key: &'static str, values: Tensor<2>, mask: Tensor<2, Bool>) -> Self {

@@ -13,7 +13,11 @@
 //! | `loss` | examples | mean loss |
 //! | `rewards/chosen`, `rewards/rejected` | pairs; desirable and undesirable completions; of lists, as `…/chosen`, the best-scored candidate, the mean of several | implicit rewards; those of a reward model |
 //! | `rewards`, `scores`, `logps`, `mean_logps` | scored completions | implicit rewards, what the batch holds as scores, ℓ and ℓ̄ |
-//! | `logps`, `mean_logps` | demonstrations | ℓ and ℓ̄ |
+//! | `logps`, `mean_logps` | demonstrations, samples | ℓ and ℓ̄ |
+//! | `reward`, `reward_std` | samples | what the data holds as rewards, and their standard deviation in the step |
+//! | `frac_reward_zero_std` | samples | share in groups whose rewards are all equal, so that they teach nothing |
+//! | `ratio` | counted tokens of samples; of a ratio of completions, samples | π/μ, policy over sampler |
+//! | `clip_ratio/low_mean`, `clip_ratio/high_mean`, `clip_ratio/region_mean` | as `ratio` | share that is clipped from below, from above, from either; of CISPO whatever the advantage is, where TRL's `cispo_clip_ratio` wants a positive one |
 //! | `nll` | counted tokens of demonstrations | −ln π of a token, nats |
 //! | `perplexity` | counted tokens of demonstrations | e^`nll` |
 //! | `rewards/margins` | pairs | chosen − rejected; unpaired: difference of the two means |
@@ -24,8 +28,8 @@
 //! | `logps/chosen`, `logps/rejected` | as `rewards/chosen`, `rewards/rejected` | ℓ, nats |
 //! | `mean_logps/chosen`, `mean_logps/rejected` | as `rewards/chosen`, `rewards/rejected` | ℓ̄, nats: what TRL's ORPO, and its CPO with `simpo` or `ipo`, call `logps/*` |
 //! | `displacement` | pairs against a reference | share whose chosen log-prob fell: ℓ_w < ℓ°_w. 1 − it, on held-out pairs, is a signal to choose a checkpoint by |
-//! | `length_mismatches` | completions against a reference | share of which policy and reference count unequally many tokens: 0, or something is wrong |
-//! | `kl` | examples | KTO's z₀ |
+//! | `length_mismatches` | completions against a reference; samples | share of which policy and reference, or sampler, count unequally many tokens: 0, or something is wrong |
+//! | `kl` | examples; counted tokens of samples | KTO's z₀; GRPO's KL term without β |
 //! | `log_odds_chosen`, `log_odds_ratio` | pairs | ORPO's od_w − od_l, and ln σ of it |
 //! | `grad_norm` | steps | of all gradients before they are clipped: [`Accumulation`](crate::training::accumulation::Accumulation) |
 //! | `entropy` | counted tokens | of the policy, nats |

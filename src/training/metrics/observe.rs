@@ -2,8 +2,8 @@ use burn::tensor::{Bool, Shape, Tensor};
 
 use super::batch::BatchMetrics;
 use crate::batch::{
-    Batch, Demonstrations, Pair, Ranked, RewardPair, Scored, Unpaired, WithBaseline, WithNll,
-    for_each_column,
+    Batch, Demonstrations, GroupedReward, Pair, Ranked, Ratios, RewardPair, SampleLogProbs,
+    Samples, Scored, Unpaired, WithBaseline, WithNll, for_each_column,
 };
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 use crate::math::any_of_row;
@@ -120,6 +120,35 @@ impl Observe for Demonstrations {
             .with_nll(self.tokens())
             .with("logps", policy.sum())
             .with("mean_logps", policy.mean());
+        match self.statistics() {
+            Some(statistics) => metrics.with_statistics(statistics),
+            None => metrics,
+        }
+    }
+}
+
+impl<L: SampleLogProbs> Observe for Samples<L> {
+    fn observe(&self, ratios: &Ratios, metrics: BatchMetrics) -> BatchMetrics {
+        let policy = self.policy().sequence();
+        let of_rows = |number: fn(&GroupedReward) -> f64| self.column(number).squeeze_dim::<1>(1);
+        let [ours, theirs] = [policy.lengths(), self.sampler().sequence().lengths()];
+        let mut metrics = metrics
+            .with("reward", of_rows(GroupedReward::reward))
+            .with("reward_std", of_rows(GroupedReward::std_of_all))
+            .with(
+                "frac_reward_zero_std",
+                of_rows(|reward| f64::from(u8::from(reward.std() == 0.0))),
+            )
+            .with("logps", policy.sum())
+            .with("mean_logps", policy.mean())
+            .with(
+                "length_mismatches",
+                indicator(ours.clone().not_equal(theirs), &ours),
+            )
+            .with_ratios(ratios);
+        if let Some(y) = self.against_reference() {
+            metrics = with_mismatches(metrics, &y.sequence());
+        }
         match self.statistics() {
             Some(statistics) => metrics.with_statistics(statistics),
             None => metrics,

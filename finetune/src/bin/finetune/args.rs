@@ -2,7 +2,6 @@
 
 use std::env;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use burn::tensor::{Device, FloatDType};
 use burn_preference::tokens::{Packing, Padding};
@@ -16,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::options_file;
 
-/// Aligns a model that lies on disk, or has it answer prompts and a judge make pairs of the answers.
+/// Aligns a model that lies on disk, or has it answer prompts and a judge score the answers.
 #[derive(Parser, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub(crate) struct Args {
@@ -71,7 +70,8 @@ pub(crate) struct Args {
     pub(crate) columns: ColumnNames,
 
     /// An objective's name, its config as JSON, or a file of it: dpo, '{"loss": "ipo", "tau": 0.5}',
-    /// sft (demonstrations), kto (unpaired completions), rrhf (lists), bradley_terry (a reward model).
+    /// sft (demonstrations), kto (unpaired completions), rrhf (lists), grpo (answers of the model itself),
+    /// bradley_terry (a reward model).
     #[arg(help_heading = "Objective", long, default_value = "dpo")]
     pub(crate) loss: String,
     /// Source of the reference's log-probabilities.
@@ -101,8 +101,8 @@ pub(crate) struct Args {
     /// Optimiser steps; otherwise one epoch.
     #[arg(help_heading = "Steps", long)]
     pub(crate) steps: Option<usize>,
-    /// Pairs, demonstrations, unpaired completions or lists of an optimiser step; what is held out is measured as a
-    /// whole.
+    /// Pairs, demonstrations, unpaired completions, lists or samples of an optimiser step; what is held
+    /// out is measured as a whole.
     #[arg(help_heading = "Steps", long, default_value_t = 8)]
     pub(crate) batch: usize,
     /// Tokens of a forward, at most, padding included: a step is as many forwards as it takes. An
@@ -157,7 +157,8 @@ pub(crate) struct Args {
     /// The number type of weights that are not trained; with `--full`, f32 is the only one.
     #[arg(help_heading = "Devices and files", long, value_enum, default_value_t = Numbers::F32)]
     pub(crate) dtype: Numbers,
-    /// The folder that appears when training ends, with the weights of the smallest held-out loss.
+    /// The folder that appears when training ends, with the weights of the smallest held-out loss; of
+    /// samples (grpo) with those of the last step.
     /// Metrics and checkpoints are in `OUT.run`.
     #[arg(help_heading = "Devices and files", long, default_value = "aligned")]
     pub(crate) out: PathBuf,
@@ -193,7 +194,7 @@ pub(crate) struct Args {
 
     /// Do not train: answer every prompt this many times, and write the best answer against the
     /// worst one into `OUT.jsonl`.
-    #[arg(help_heading = "On-policy pairs", long, requires = "score", conflicts_with_all = [
+    #[arg(help_heading = "On-policy rows", long, requires = "score", conflicts_with_all = [
         "held_out_data", "held_out", "group", "loss", "reference", "cache", "full", "rank", "alpha",
         "targets", "quantize", "steps", "batch", "budget", "workers", "shared_prefix", "rate", "schedule",
         "warm_up", "clip", "weight_decay", "gradient_checkpointing", "evaluate_every", "patience",
@@ -203,8 +204,12 @@ pub(crate) struct Args {
     /// Who says which answer is better: a folder with a reward model, or a command that reads
     /// `{"prompt": …, "completion": …}`, with the other columns of the row, line by line and writes
     /// a number a line.
-    #[arg(help_heading = "On-policy pairs", long, requires = "sample")]
+    #[arg(help_heading = "On-policy rows", long, requires = "sample")]
     pub(crate) score: Option<String>,
+    /// Write all answers to a prompt as one row, with their scores, token ids and log-probabilities:
+    /// for `--loss grpo`, or one that takes lists. They are drawn at temperature 1.
+    #[arg(help_heading = "On-policy rows", long, requires = "sample")]
+    pub(crate) every_answer: bool,
 }
 
 /// The source of the reference's log-probabilities.
@@ -297,7 +302,12 @@ impl Args {
         Answering {
             chat,
             sampling: Sampling {
-                temperature: self.temperature,
+                // Of another temperature the log-probabilities would be those of another model.
+                temperature: if self.every_answer {
+                    1.0
+                } else {
+                    self.temperature
+                },
                 max_tokens: self.answer_tokens,
             },
             max_prompt: self.max_length,
@@ -314,14 +324,6 @@ impl Args {
                 self.targets.clone()
             },
         }
-    }
-
-    /// The longest time that a process of a run waits for another one.
-    pub(crate) fn patience(&self) -> Duration {
-        #[cfg(feature = "mpi")]
-        return Duration::from_secs(self.timeout);
-        #[cfg(not(feature = "mpi"))]
-        Duration::ZERO
     }
 
     /// `OUT` with an end, such as `OUT.run`.
@@ -376,6 +378,12 @@ fn check(args: &Args) -> Result<(), Failure> {
     // The parser does not ask for an option that another given one excludes.
     if args.score.is_some() && args.sample.is_none() {
         return wrong("--score: nothing is scored without --sample");
+    }
+    if args.every_answer && args.sample.is_none() {
+        return wrong("--every-answer: nothing is answered without --sample");
+    }
+    if args.every_answer && args.given.contains_key("temperature") && args.temperature != 1.0 {
+        return wrong("--temperature: with --every-answer it is 1, as the log-probabilities are");
     }
     let mut files = args.data.iter().chain(&args.held_out_data);
     if args.group.is_some() && !args.held_out_data.is_empty() && files.all(|file| file.share == 1.0)

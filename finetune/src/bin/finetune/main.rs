@@ -18,15 +18,16 @@ mod settings;
 mod sources;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use burn::tensor::{Device, Tensor};
 use burn_preference::data::{Desirable, PairTokens, RankedTokens, UnpairedTokens};
 use burn_preference::needs::{ColumnKind, Examples, Values};
 use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 use finetune::{
-    Chat, DataOptions, Failure, OutputLayer, Plain, Ranks, RowKind, Splits, WithKlEstimate,
-    WithRewardShift, WithTokenCount, completions, load_adapter, load_as, remarks, reward_lists,
-    say,
+    Chat, DataOptions, Failure, OnSamples, OutputLayer, Plain, Ranks, RowKind, Splits,
+    WithKlEstimate, WithRewardShift, WithTokenCount, completions, load_adapter, load_as, remarks,
+    reward_lists, samples, samples_against, say,
 };
 
 use crate::args::Args;
@@ -37,7 +38,11 @@ use crate::sources::Sources;
 fn main() -> ExitCode {
     let run = || {
         let args = Args::checked()?;
-        let ranks = Ranks::join(args.patience())?;
+        #[cfg(feature = "mpi")]
+        let timeout = Duration::from_secs(args.timeout);
+        #[cfg(not(feature = "mpi"))]
+        let timeout = Duration::ZERO;
+        let ranks = Ranks::join(timeout)?;
         let code = run(&args, &ranks)?;
         ranks.finish()?;
         Ok::<_, Failure>(code)
@@ -79,7 +84,7 @@ fn run(args: &Args, ranks: &Ranks) -> Result<ExitCode, Failure> {
         if is_reward_model {
             return Err("--model: a reward model has no words to answer with".into());
         }
-        on_policy::write_pairs(args, &base, &chat, &device, count, judge)?;
+        on_policy::write_rows(args, &base, &chat, &device, count, judge)?;
         return Ok(ExitCode::SUCCESS);
     }
     let kind = args.data_options().kind(&args.data[0].path)?;
@@ -129,6 +134,13 @@ fn train(session: &Session<'_>) -> Result<ExitCode, Failure> {
             let demonstrations = session.read(DataOptions::demonstrations)?;
             session.train(WithTokenCount::new(config)?, demonstrations)
         }
+        (Examples::Samples, Values::LogProbs, [ColumnKind::StepTokens]) => {
+            session.train(OnSamples::new(config, samples)?, session.read_samples()?)
+        }
+        (Examples::Samples, Values::LogRatios, [ColumnKind::StepTokens]) => session.train(
+            OnSamples::new(config, samples_against)?,
+            session.read_samples()?,
+        ),
         (Examples::Completions, Values::LogRatios, []) => {
             let splits = undesirable(unpaired()?)?;
             session.train(Plain::new(config, completions::<RelativeLogProbs>)?, splits)

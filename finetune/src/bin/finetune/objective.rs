@@ -76,7 +76,7 @@ fn is_known(needs: &Needs) -> bool {
     let reads = match needs.examples {
         Examples::Pairs | Examples::Ranked => true,
         // A step is as many forwards as it takes.
-        Examples::Demonstrations => needs.columns == [ColumnKind::StepTokens],
+        Examples::Demonstrations | Examples::Samples => needs.columns == [ColumnKind::StepTokens],
         _ => is_alone(needs),
     };
     reads && needs.columns.iter().all(makes)

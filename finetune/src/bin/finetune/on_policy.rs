@@ -1,4 +1,5 @@
-//! On-policy pairs: the model answers, a judge scores, best against worst become rows.
+//! On-policy rows: the model answers, a judge scores, and best against worst, or all of them, become
+//! rows.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,8 +9,8 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType};
 use burn_preference::data::Object;
 use finetune::{
-    Answer, Chat, Decoder, Failure, Judge, OutputLayer, Prompt, best_pair, is_json, load_as,
-    remarks, write_whole,
+    Answer, Chat, Decoder, Failure, Judge, OutputLayer, Prompt, best_pair, group, is_json, load_as,
+    log_probs, remarks, write_whole,
 };
 use indicatif::ProgressBar;
 use rand::SeedableRng;
@@ -17,9 +18,9 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::args::Args;
 
-/// Answers every prompt `count` times and writes pairs into `OUT.jsonl`, which appears when all of
+/// Answers every prompt `count` times and writes pairs or groups into `OUT.jsonl`, which appears when all of
 /// them are there.
-pub(crate) fn write_pairs(
+pub(crate) fn write_rows(
     args: &Args,
     model: &Decoder,
     chat: &Chat,
@@ -70,17 +71,26 @@ pub(crate) fn write_pairs(
     if cut > 0 {
         let of = answers.len();
         println!(
-            "look: {cut} of {of} answers were cut by --answer-tokens: pairs of them teach the model \
-             to stop there"
+            "look: {cut} of {of} answers were cut by --answer-tokens: learning from them teaches the \
+             model to stop there"
         );
     }
     let scores = judge.scores(&answers);
     let scores = scores.map_err(|error| keep(args, &answers, &error))?;
     let each = answers.chunks(count).zip(scores.chunks(count));
-    let rows = each.filter_map(|(answers, scores)| best_pair(answers, scores).transpose());
+    let what = if args.every_answer { "groups" } else { "pairs" };
+    let batching = args.batching(chat, device);
+    let row = |(answers, scores): (&[Answer], &[f64])| -> Result<Option<Object>, Failure> {
+        if args.every_answer {
+            group(answers, scores, &log_probs(model, answers, &batching)?)
+        } else {
+            best_pair(answers, scores)
+        }
+    };
+    let rows = each.filter_map(|each| row(each).transpose());
     let rows = rows.collect::<Result<Vec<_>, _>>()?;
     println!(
-        "{} prompts, {} pairs; mean score {:.4}",
+        "{} prompts, {} {what}; mean score {:.4}",
         prompts.len(),
         rows.len(),
         scores.iter().sum::<f64>() / scores.len() as f64
@@ -90,7 +100,7 @@ pub(crate) fn write_pairs(
         return Err(format!("the best and the worst answer to each prompt {what}").into());
     }
     write_lines(to, &rows)?;
-    println!("pairs: {}", to.display());
+    println!("{what}: {}", to.display());
     Ok(())
 }
 
@@ -99,7 +109,7 @@ fn look_for_columns(prompts: &[Prompt]) {
     let columns = prompts.iter().flat_map(|prompt| prompt.columns.iter());
     let left: BTreeMap<_, _> = columns.filter(|(_, value)| !is_json(value)).collect();
     for (name, value) in left {
-        println!("look: the column `{name}` is left out of the pairs: JSON does not have {value}");
+        println!("look: the column `{name}` is left out of the rows: JSON does not have {value}");
     }
 }
 

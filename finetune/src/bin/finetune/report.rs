@@ -33,11 +33,22 @@ const OF_TOKENS: Columns = &[
     ("perplexity", "perplexity"),
 ];
 
+const OF_SAMPLES: Columns = &[
+    ("loss", "loss"),
+    ("π/μ", "ratio"),
+    ("clipped", "clip_ratio/region_mean"),
+    ("KL", "kl"),
+    ("entropy", "entropy"),
+];
+
 /// Writes a row of held-out metrics for each model.
 pub(crate) fn table(rows: &[(String, Metrics)]) -> String {
     let is_of_tokens = |(_, metrics): &(String, Metrics)| metrics.contains("perplexity");
+    let is_of_samples = |(_, metrics): &(String, Metrics)| metrics.contains("ratio");
     let columns = if rows.iter().any(is_of_tokens) {
         OF_TOKENS
+    } else if rows.iter().any(is_of_samples) {
+        OF_SAMPLES
     } else {
         OF_REWARDS
     };

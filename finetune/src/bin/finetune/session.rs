@@ -9,7 +9,8 @@ use burn::data::dataloader::BatchStrategy;
 use burn::module::Module;
 use burn::tensor::quantization::QuantValue;
 use burn::tensor::{Device, FloatDType};
-use burn_preference::data::{Example, Labels, TokenBudget};
+use burn_preference::data::{Example, Labels, Sample, TokenBudget};
+use burn_preference::needs::Examples;
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
 use burn_preference::{Frozen, Metrics};
@@ -122,6 +123,14 @@ impl<'a> Session<'a> {
         options.read(train, held_out, texts, &self.chat)
     }
 
+    /// Reads the samples of this run.
+    pub(crate) fn read_samples(&self) -> Result<Splits<Sample>, Failure> {
+        let (train, held_out) = (&self.args.data, &self.args.held_out_data);
+        let options = self.data_options();
+        let texts = |path: &Path| options.groups(path, &self.chat);
+        options.read_samples(train, held_out, texts, &self.chat)
+    }
+
     /// The frozen weights: the base, in few bits where adapters stand on few bits.
     fn frozen(&self) -> Decoder {
         let base = self.base.clone();
@@ -169,6 +178,10 @@ impl<'a> Session<'a> {
         let args = self.args;
         if args.patience.is_some() && splits.held_out.is_empty() {
             return Err("--patience: nothing is held out that could be measured".into());
+        }
+        if args.patience.is_some() && task.measured_by().is_none() {
+            let what = "no held-out number of this objective falls as the policy learns";
+            return Err(format!("--patience: {what}").into());
         }
         let examples = splits.train.len();
         if args.batch > examples {
@@ -250,7 +263,9 @@ impl<'a> Session<'a> {
             let metrics = trainer.measure(&loaded.model, &splits.held_out)?;
             rows.push((loaded.row, metrics));
             say!("{}", table(&rows).trim_end());
-            look_at_losses(&rows, trainer.task.measured_by(), loaded.is_rounded);
+            if let Some(key) = trainer.task.measured_by() {
+                look_at_losses(&rows, key, loaded.is_rounded);
+            }
         }
         // What is left is the first one's.
         self.ranks.finish()?;
@@ -260,13 +275,18 @@ impl<'a> Session<'a> {
         let examples = [examples, splits.held_out.len()];
         self.write_card(&rows, examples, &trainer.options)?;
         self.look_for_answers(&splits.held_out_prompts);
-        if !self.objective.learns_rewards() {
-            let prompts = splits.held_out_prompts.iter().take(args.answers);
-            let prompts: Vec<_> = prompts.cloned().collect();
-            let answering = args.answering(&self.chat);
-            print_answers(&answering, &prompts, [&before, &loaded.model], args.seed)?;
-        }
+        self.print_answers(&splits.held_out_prompts, [&before, &loaded.model])?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Prints answers before and after, unless rewards were learnt.
+    fn print_answers(&self, prompts: &[Prompt], models: [&Decoder; 2]) -> Result<(), Failure> {
+        if self.objective.learns_rewards() {
+            return Ok(());
+        }
+        let prompts = &prompts[..prompts.len().min(self.args.answers)];
+        let answering = self.args.answering(&self.chat);
+        print_answers(&answering, prompts, models, self.args.seed)
     }
 
     /// Names an option of answers that was given although nothing is answered.
@@ -467,7 +487,9 @@ impl<'a> Session<'a> {
         sequences: &[Sequence],
     ) -> Result<ReferenceLogProbs, Failure> {
         let model = Frozen::new(frozen);
-        if self.args.reference == ReferenceFrom::Live {
+        // A cache has sums, and a KL of samples is one of tokens.
+        let of_tokens = self.objective.needs.examples == Examples::Samples;
+        if of_tokens || self.args.reference == ReferenceFrom::Live {
             return Ok(ReferenceLogProbs::Live(Box::new(model)));
         }
         let folder = self.args.cache.clone();
@@ -513,6 +535,15 @@ fn check_options(args: &Args, objective: &ChosenObjective) -> Result<(), Failure
     let is_live = args.reference == ReferenceFrom::Live;
     if !objective.needs.has_reference() && (is_live || args.cache.is_some()) {
         return wrong("--reference and --cache: this objective has no reference");
+    }
+    let given = |name| args.given.contains_key(name);
+    if objective.needs.examples == Examples::Samples
+        && (args.cache.is_some() || given("reference") && !is_live)
+    {
+        return wrong(
+            "--reference and --cache: the reference of samples is live, token by token; a cache has \
+             sums",
+        );
     }
     if is_live && args.cache.is_some() {
         return wrong("--cache: with --reference live nothing is kept");
