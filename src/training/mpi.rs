@@ -194,8 +194,8 @@ impl Reducer for Mpi {
             _ => local.cast(FloatDType::F32),
         };
         let values = match values.try_into_data() {
-            Ok(data) if dtype == DType::F64 => Values::F64(data.into_vec().expect(OF_ITS_TYPE)),
-            Ok(data) => Values::F32(data.into_vec().expect(OF_ITS_TYPE)),
+            Ok(data) if dtype == DType::F64 => Values::F64(data.try_into_vec().expect(OF_ITS_TYPE)),
+            Ok(data) => Values::F32(data.try_into_vec().expect(OF_ITS_TYPE)),
             Err(error) => {
                 // Nobody waits for a worker that has no values.
                 let reason = error.to_string();
