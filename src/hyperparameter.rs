@@ -25,6 +25,11 @@ pub(crate) fn positive(name: &'static str, value: f64) -> Check {
     require(ok, name, value, "a finite number > 0, in f32")
 }
 
+pub(crate) fn of_step(name: &'static str, value: f64, part: usize) -> Check {
+    let ok = value >= part as f64;
+    require(ok, name, value, "at least those of this part of the step")
+}
+
 pub(crate) fn non_negative(name: &'static str, value: f64) -> Check {
     let ok = value == 0.0 || value > 0.0 && is_normal(value);
     require(ok, name, value, "a finite number ≥ 0, in f32")

@@ -3,7 +3,7 @@ use burn::tensor::{Bool, Device, Shape, Tensor};
 use super::pair::Pair;
 use super::traits::Batch;
 use crate::error::{InvalidHyperparameter, InvalidInput};
-use crate::hyperparameter::positive;
+use crate::hyperparameter::{of_step, positive};
 use crate::log_probs::SequenceLogProbs;
 use crate::needs::{ColumnKind, Needs};
 
@@ -301,10 +301,12 @@ impl<B: Batch> WithStepTokens<B> {
     ///
     /// # Errors
     ///
-    /// `tokens` or `examples` is not a finite number > 0: nothing counts in the whole step.
+    /// `tokens` or `examples` is not a finite number > 0: nothing counts in the whole step. The step
+    /// has fewer examples than this part of it.
     pub fn new(batch: B, tokens: f64, examples: f64) -> Result<Self, InvalidHyperparameter> {
         positive("tokens", tokens)?;
         positive("examples", examples)?;
+        of_step("examples", examples, batch.len())?;
         Ok(Self {
             batch,
             tokens_per_example: tokens / examples,

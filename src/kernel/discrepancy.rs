@@ -6,7 +6,7 @@ use burn::backend::tensor::FloatTensor;
 /// Divergence between policy π and reference π° over the vocabulary, at one position.
 ///
 /// [`TokenDiscrepancy`](crate::log_probs::TokenDiscrepancy) computes it. In nats; 0 where the two
-/// models agree, never less. `m` is the mixture of the two models:
+/// models agree, never less but for rounding. `m` is the mixture of the two models:
 ///
 /// ```text
 /// ForwardKl           KL(π° ‖ π)
@@ -38,7 +38,8 @@ pub enum Discrepancy {
     /// KL(π ‖ π°): the policy stays within what the reference says. The regulariser of
     /// reinforcement learning, and on-policy distillation.
     ReverseKl,
-    /// The generalised Jensen–Shannon divergence; the field is β, between 0 and 1 exclusively.
+    /// The generalised Jensen–Shannon divergence; the field is β, between 0.001 and 0.999. Nearer to
+    /// the ends f32 loses the digits of ln(m/p), and the divergence itself: take a KL there.
     JensenShannon(f64),
 }
 

@@ -74,15 +74,15 @@ impl TokenDiscrepancy {
     /// # Numerics
     ///
     /// bf16 and f16 logits are upcast to f32 before the normaliser. Each value is a sum of terms
-    /// that are not negative, so it keeps its digits where the two models are nearly equal. The
+    /// that are not negative but for their rounding, so it keeps its digits where the two models are nearly equal. The
     /// output at positions that do not count may be anything, NaN included. A NaN at one that counts
     /// makes a NaN.
     ///
     /// # Errors
     ///
     /// As [`TokenLogProbs::from_output`], for the policy and for the `reference`. The vocabularies
-    /// differ, or the batches do. β of [`Discrepancy::JensenShannon`] is not between 1e-6 and
-    /// 1 − 1e-6.
+    /// differ, or the batches do. β of [`Discrepancy::JensenShannon`] is not between 0.001
+    /// and 0.999.
     ///
     /// # Examples
     ///
@@ -158,8 +158,8 @@ impl TokenDiscrepancy {
 fn check(kind: Discrepancy) -> Result<(), InvalidInput> {
     match kind {
         // β reaches kernels in f32 as well, where 1 − β must not be 0.
-        Discrepancy::JensenShannon(beta) if !(1e-6..=1.0 - 1e-6).contains(&beta) => Err(
-            InvalidInput::new("beta", "a number from 1e-6 to 1 − 1e-6", beta),
+        Discrepancy::JensenShannon(beta) if !(0.001..=0.999).contains(&beta) => Err(
+            InvalidInput::new("beta", "a number from 0.001 to 0.999", beta),
         ),
         _ => Ok(()),
     }

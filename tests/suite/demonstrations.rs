@@ -78,7 +78,7 @@ fn run(
     let output = match per_example {
         None => sft.forward(batch),
         Some(per_example) => {
-            let batch = WithStepTokens::new(batch, 3.0 * per_example, 3.0).unwrap();
+            let batch = WithStepTokens::new(batch, 64.0 * per_example, 64.0).unwrap();
             assert!(error(batch.tokens_per_example(), per_example) < 1e-15);
             sft.forward(batch)
         }
@@ -307,6 +307,7 @@ fn what_does_not_fit_is_an_error() {
         (f64::NAN, 1.0, "tokens"),
         (1.0, 0.0, "examples"),
         (1.0, f64::INFINITY, "examples"),
+        (1.0, 0.5, "examples"), // fewer than there are here
     ] {
         let error = WithStepTokens::new(two_tokens(), tokens, examples).unwrap_err();
         assert_eq!(error.name(), wrong);

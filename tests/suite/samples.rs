@@ -239,7 +239,7 @@ where
             (output.losses(), BatchMetrics::observe(&batch, &output))
         }
         Some(per_example) => {
-            let batch = WithStepTokens::new(batch, 3.0 * per_example, 3.0).unwrap();
+            let batch = WithStepTokens::new(batch, 64.0 * per_example, 64.0).unwrap();
             let output = grpo.forward(batch.clone());
             (output.losses(), BatchMetrics::observe(&batch, &output))
         }

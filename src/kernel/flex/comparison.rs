@@ -134,7 +134,8 @@ impl JensenShannon {
     #[inline(always)]
     fn mixture(self, word: Word) -> [f64; 2] {
         let m = self.beta * word.q + (1.0 - self.beta) * word.p;
-        [m, ln(m)]
+        // `ln` makes a number of a NaN.
+        [m, ln(m) + (m - m)]
     }
 }
 

@@ -477,6 +477,27 @@ fn divergences_of_logits() {
                 [&ours, &theirs],
                 &counted
             ));
+            // A NaN of the reference reaches the divergence and the gradient of its row.
+            let mut unknown = f32s(&theirs);
+            unknown[vocab] = f32::NAN;
+            let unknown = tensor(unknown, [rows, vocab]);
+            let of = logits::Compared {
+                theirs: &unknown,
+                counted: &counted,
+                kept: &with_terms!(kind, |terms| {
+                    logits::compare(terms, [&ours, &unknown], &counted)
+                })
+                .kept,
+                grad: &grad,
+            };
+            let gradient = with_terms!(kind, |terms| {
+                logits::compared_gradient(terms, ours.clone(), of)
+            });
+            assert!(
+                f32s(&gradient)[vocab..2 * vocab].iter().all(|x| x.is_nan()),
+                "{kind:?}"
+            );
+
             let [found_values, exact_values] = [&found.discrepancy, &exact.discrepancy]
                 .map(|values| values.narrow(0, 1, rows - 1));
             close("divergence", &found_values, &exact_values, 1e-6);
