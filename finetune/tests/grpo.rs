@@ -123,7 +123,7 @@ fn several_steps_on_one_sample_and_the_next_round() {
     // Answers of another model are no samples of this one.
     let other = place.run("other", "--data next.jsonl --loss grpo").text;
     assert!(
-        other.contains("is --model the one that wrote these answers?"),
+        other.contains("is --model the one that wrote these answers,"),
         "{other}"
     );
     // Packed rows have the same numbers.
@@ -262,6 +262,38 @@ fn what_is_missing_is_named() {
     std::fs::remove_dir_all(place.path("shaken")).unwrap();
     changed("shaken.jsonl", &|row| row["scores"] = json!([1, 2, 3, 4]));
     let mut on = place.command("--loss grpo --data shaken.jsonl --out shaken --resume");
+    place.fails_as(&mut on, "weights and tokens");
+    // One prompt in two rows is one group.
+    let mut twice = String::new();
+    for (i, row) in rows.iter().flat_map(|row| [row, row]).enumerate() {
+        let mut row = row.clone();
+        row["scores"] = json!([i % 2, i % 2, i % 2, i % 2]);
+        twice += &format!("{row}\n");
+    }
+    place.write("twice.jsonl", &twice);
+    let twice = "--loss grpo --data twice.jsonl --held-out 0";
+    let text = place.run("twice", twice).text;
+    assert!(text.contains("train: 192 samples of 24 prompts"), "{text}");
+    assert!(!text.contains("are all equal"), "{text}");
+    let answers = "--model model --sample 4 --every-answer --answer-tokens 12";
+    let mut long = place.command(&format!("{answers} --max-length 16 --out long"));
+    let text = place.finish("long", long.args(["--score", JUDGE])).text;
+    assert!(
+        text.contains("with their prompts are longer than --max-length, 16"),
+        "{text}"
+    );
+    place.write("empty.jsonl", "{\"prompt\": \"\"}\n");
+    let empty = format!("{answers} --data empty.jsonl --plain --out nothing");
+    let mut empty = place.command(&empty);
+    empty.args(["--score", JUDGE]);
+    place.fails_as(&mut empty, "line 1: the prompt has no token");
+    // The labels of KTO are of the data, too.
+    let kto = "--loss kto --data unpaired.jsonl --out kto";
+    place.run("kto", "--loss kto --data unpaired.jsonl");
+    std::fs::remove_dir_all(place.path("kto")).unwrap();
+    let labels = place.text("unpaired.jsonl").replacen("true", "false", 1);
+    place.write("unpaired.jsonl", &labels);
+    let mut on = place.command(&format!("{kto} --resume"));
     place.fails_as(&mut on, "weights and tokens");
     // Some groups that teach nothing are only counted.
     changed("some.jsonl", &|row| {
