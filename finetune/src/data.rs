@@ -1,7 +1,7 @@
 //! From the rows of a file to examples as token ids: read, split by conversation, tokenized,
 //! truncated, reported.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::path::Path;
 
@@ -294,7 +294,7 @@ impl DataOptions {
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read). The ids of a row are not those of its texts under this tokenizer, a
+    /// As [`read`](Self::read). An id is not below `vocab`, the ids of a row are not those of its texts under this tokenizer, a
     /// sample is longer than it may be, or all rewards of every group are equal.
     pub fn read_samples(
         &self,
@@ -302,13 +302,14 @@ impl DataOptions {
         held_out: &[DataSource],
         texts: impl Fn(&Path) -> Result<Texts<Group>, Failure>,
         chat: &Chat,
+        vocab: usize,
     ) -> Result<Splits<Sample>, Failure> {
         let (train, measured) = self.divide(train, held_out, texts)?;
-        let (train, _) = self.samples("train", train, chat)?;
+        let (train, _) = self.samples("train", train, chat, vocab)?;
         let (held_out, held_out_prompts) = if self.measures_nothing(held_out) {
             (Vec::new(), Vec::new())
         } else {
-            self.samples("held out", measured, chat)?
+            self.samples("held out", measured, chat, vocab)?
         };
         Ok(Splits {
             train,
@@ -323,10 +324,11 @@ impl DataOptions {
         name: &str,
         files: Vec<(DataSource, Texts<Group>)>,
         chat: &Chat,
+        vocab: usize,
     ) -> Result<(Examples<Sample>, Vec<Prompt>), Failure> {
         let groups: Texts<Group> = files.into_iter().flat_map(|(_, groups)| groups).collect();
         for group in &groups {
-            self.check_ids(group, chat).map_err(|error| {
+            self.check_ids(group, chat, vocab).map_err(|error| {
                 let line = group.line.unwrap_or_default();
                 format!("the split `{name}`, line {line}: {error}")
             })?;
@@ -337,11 +339,15 @@ impl DataOptions {
                         measures nothing";
             return Err(format!("no group of the split `{name}` is left: {what}").into());
         }
-        let is_equal = |group: &&Example<Text, Group>| {
-            let rewards = &group.label.rewards;
-            rewards.iter().all(|reward| *reward == rewards[0])
-        };
-        let (all, equal) = (groups.len(), groups.iter().filter(is_equal).count());
+        // Rows with one prompt are one group.
+        let rewards = samples
+            .iter()
+            .map(|sample| (&sample.prompt, sample.label.reward.std()));
+        let rewards: HashMap<_, _> = rewards.collect();
+        let (all, equal) = (
+            rewards.len(),
+            rewards.values().filter(|std| **std == 0.0).count(),
+        );
         say!("{name}: {} samples of {all} prompts", samples.len());
         if equal == all && name == "train" {
             let what = "all answers to each prompt have one score: there is nothing to learn";
@@ -353,12 +359,23 @@ impl DataOptions {
                  nothing"
             );
         }
-        Ok((samples, groups.into_iter().map(prompt).collect()))
+        let prompts: Vec<_> = groups.into_iter().map(prompt).collect();
+        self.look_for_unread(&prompts);
+        Ok((samples, prompts))
     }
 
     /// That the ids of a group are those of its texts, and that its samples may be as long as they
     /// are.
-    fn check_ids(&self, group: &Example<Text, Group>, chat: &Chat) -> Result<(), Failure> {
+    fn check_ids(
+        &self,
+        group: &Example<Text, Group>,
+        chat: &Chat,
+        vocab: usize,
+    ) -> Result<(), Failure> {
+        let mut drawn = group.label.ids.iter().flatten();
+        if let Some(id) = drawn.find(|id| **id as usize >= vocab) {
+            return Err(format!("`response_ids`: {id}, and the model has {vocab} tokens").into());
+        }
         let other = "another tokenizer or template wrote them, or the text was changed";
         if chat.prompt(group)? != group.label.prompt_ids {
             return Err(format!("`prompt_ids` are not those of the prompt: {other}").into());
@@ -593,7 +610,8 @@ impl DataOptions {
         let [chosen, rejected] = names.sides();
         let answers = [chosen, rejected, names.completion(), names.responses()];
         let unread = report.unread_texts.keys().map(String::as_str);
-        let unread = unread.filter(|name| !answers.contains(name));
+        let is_group = |name: &str| self.group.as_deref() == Some(name);
+        let unread = unread.filter(|name| !answers.contains(name) && !is_group(name));
         let unread: Vec<_> = unread.map(quoted).collect();
         if !unread.is_empty() {
             let unread = unread.join(", ");

@@ -123,7 +123,7 @@ fn several_steps_on_one_sample_and_the_next_round() {
     // Answers of another model are no samples of this one.
     let other = place.run("other", "--data next.jsonl --loss grpo").text;
     assert!(
-        other.contains("is --model the one that wrote these answers?"),
+        other.contains("is --model the one that wrote these answers,"),
         "{other}"
     );
     // Packed rows have the same numbers.
@@ -221,6 +221,14 @@ fn what_is_missing_is_named() {
         "`response_log_probs[2][0]`: expected a number that f32 holds, found null",
     );
     fails(
+        &|row| row["response_log_probs"][2][0] = json!(0.1),
+        "`response_log_probs[2][0]`: expected a log-probability, ≤ 0, found 0.1",
+    );
+    fails(
+        &|row| row["response_ids"][0][0] = json!(99_999_999),
+        "`response_ids`: 99999999, and the model has",
+    );
+    fails(
         &|row| row["response_ids"][0][0] = json!(1.5),
         "`response_ids[0][0]`: expected a token id",
     );
@@ -236,6 +244,52 @@ fn what_is_missing_is_named() {
         "--loss grpo --data own.jsonl --max-length 8",
         "a sample is never cut",
     );
+    // Each number as likely above as below: the mean ratio is still near 1.
+    changed("shaken.jsonl", &|row| {
+        for list in row["response_log_probs"].as_array_mut().unwrap() {
+            for (i, value) in list.as_array_mut().unwrap().iter_mut().enumerate() {
+                let by = if i % 2 == 0 { 0.2 } else { -0.2 };
+                *value = json!((value.as_f64().unwrap() + by).min(0.0));
+            }
+        }
+        row["input"] = json!("a text that nobody reads");
+    });
+    let text = place.run("shaken", "--loss grpo --data shaken.jsonl").text;
+    assert!(text.contains("look: |ln π/μ| is 0."), "{text}");
+    let look = "look: the model sees nothing of the columns `input`";
+    assert!(text.contains(look), "{text}");
+    // A run does not go on with other scores.
+    std::fs::remove_dir_all(place.path("shaken")).unwrap();
+    changed("shaken.jsonl", &|row| row["scores"] = json!([1, 2, 3, 4]));
+    let mut on = place.command("--loss grpo --data shaken.jsonl --out shaken --resume");
+    place.fails_as(&mut on, "weights and tokens");
+    // One prompt in two rows is one group.
+    let mut twice = String::new();
+    for (i, row) in rows.iter().flat_map(|row| [row, row]).enumerate() {
+        let mut row = row.clone();
+        row["scores"] = json!([i % 2, i % 2, i % 2, i % 2]);
+        twice += &format!("{row}\n");
+    }
+    place.write("twice.jsonl", &twice);
+    let twice = "--loss grpo --data twice.jsonl --held-out 0";
+    let text = place.run("twice", twice).text;
+    assert!(text.contains("train: 192 samples of 24 prompts"), "{text}");
+    assert!(!text.contains("are all equal"), "{text}");
+    let answers = "--model model --sample 4 --every-answer --answer-tokens 12";
+    let mut long = place.command(&format!("{answers} --max-length 16 --out long"));
+    let text = place.finish("long", long.args(["--score", JUDGE])).text;
+    assert!(
+        text.contains("with their prompts are longer than --max-length, 16"),
+        "{text}"
+    );
+    // The labels of KTO are of the data, too.
+    let kto = "--loss kto --data unpaired.jsonl --out kto";
+    place.run("kto", "--loss kto --data unpaired.jsonl");
+    std::fs::remove_dir_all(place.path("kto")).unwrap();
+    let labels = place.text("unpaired.jsonl").replacen("true", "false", 1);
+    place.write("unpaired.jsonl", &labels);
+    let mut on = place.command(&format!("{kto} --resume"));
+    place.fails_as(&mut on, "weights and tokens");
     // Some groups that teach nothing are only counted.
     changed("some.jsonl", &|row| {
         if row["scores"][0] == row["scores"][1] {

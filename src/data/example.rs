@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::json::Object;
@@ -84,8 +85,9 @@ impl Example<Vec<u32>, Sample> {
             let expected = format!("{}, one per token", completion.len());
             return Err(InvalidInput::new("log_probs", expected, log_probs.len()));
         }
-        if let Some(value) = log_probs.iter().find(|value| !fits_f32(**value)) {
-            let expected = "numbers that f32 holds";
+        let is_one = |value: &&f64| fits_f32(**value) && **value <= 0.0;
+        if let Some(value) = log_probs.iter().find(|value| !is_one(value)) {
+            let expected = "numbers that f32 holds, and ≤ 0";
             return Err(InvalidInput::new("log_probs", expected, value));
         }
         let label = Sample { reward, log_probs };
@@ -95,7 +97,8 @@ impl Example<Vec<u32>, Sample> {
 
 impl<T> Example<T, Group> {
     /// Makes a sample of each completion of some groups, with the token ids that were drawn. The
-    /// rewards are compared with those of all the groups that are given together.
+    /// rewards are compared with those of all the groups that are given together. Groups with the same
+    /// `prompt_ids` are one.
     ///
     /// ```
     /// use burn_preference::data::{Example, Format, Json, SampleFormat};
@@ -128,9 +131,12 @@ impl<T> Example<T, Group> {
                 }
             }
         }
-        let places = groups.iter().enumerate();
-        let places =
-            places.flat_map(|(place, group)| group.label.rewards.iter().map(move |_| place));
+        let mut known = HashMap::new();
+        let places = groups.iter().flat_map(|Self { label, .. }| {
+            let next = known.len();
+            let place = *known.entry(&label.prompt_ids).or_insert(next);
+            label.rewards.iter().map(move |_| place)
+        });
         let rewards: Vec<f64> = groups
             .iter()
             .flat_map(|group| group.label.rewards.clone())

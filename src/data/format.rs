@@ -604,6 +604,14 @@ impl Format for SampleFormat {
                 let expected = format!("{} numbers, one per token id", ids.len());
                 return Err(RowError::new(field, expected, log_probs.len()));
             }
+            let above = log_probs
+                .iter()
+                .enumerate()
+                .find(|(_, value)| **value > 0.0);
+            if let Some((token, value)) = above {
+                let field = format!("{}[{place}][{token}]", self.log_probs);
+                return Err(RowError::new(&field, "a log-probability, ≤ 0", value));
+            }
         }
         Ok(list.relabel(|Scores(rewards)| Group {
             rewards,

@@ -823,6 +823,7 @@ fn metrics_of_samples() {
         "ratio",
         "reward",
         "reward_std",
+        "sampling/sampling_logp_difference/mean",
     ];
     assert_eq!(keys, expected);
     let get = |metrics: &Metrics, key: &str| metrics.get(key).unwrap();
@@ -832,6 +833,10 @@ fn metrics_of_samples() {
     assert_eq!(get(&metrics, "clip_ratio/region_mean"), 0.5);
     let ratio = (0.5_f64.exp() + 2.0 * (-0.5_f64).exp() + 1.0) / 4.0;
     assert!(error(get(&metrics, "ratio"), ratio) < 1e-14);
+    // Of 0.5, 0.5, 0.5 and 0: the mean ratio is near 1 nevertheless.
+    let off = "sampling/sampling_logp_difference/mean";
+    assert!(error(get(&metrics, off), 0.375) < 1e-14);
+    assert_eq!(metrics.count(off), 4.0);
     assert_eq!(metrics.count("ratio"), 4.0);
     assert!(error(get(&metrics, "reward_std"), 0.5_f64.sqrt()) < 1e-14);
     assert_eq!(get(&metrics, "frac_reward_zero_std"), 0.0);
@@ -1065,4 +1070,36 @@ fn rows_of_groups_are_no_other_rows() {
     assert_eq!(spoiled(&|group| group.rewards.truncate(2)), "rewards");
     assert_eq!(spoiled(&|group| group.log_probs.truncate(2)), "log_probs");
     assert_eq!(spoiled(&|group| group.rewards[0] = f64::NAN), "rewards");
+}
+
+/// Rows with the same prompt are one group.
+#[test]
+fn rows_with_one_prompt_are_one_group() {
+    use burn_preference::data::{Format, Json, SampleFormat};
+    let group = |prompt: &str, scores: &str| {
+        let row = format!(
+            r#"{{"prompt": "p", "responses": ["4", "5"], "scores": {scores}, "prompt_ids": {prompt},
+            "response_ids": [[2], [3]], "response_log_probs": [[-0.5], [-1.5]]}}"#
+        );
+        let Json::Object(row) = serde_json::from_str(&row).unwrap() else {
+            unreachable!()
+        };
+        SampleFormat::default().parse(row).unwrap()
+    };
+    let groups = [
+        group("[7]", "[0, 0]"),
+        group("[8]", "[5, 7]"),
+        group("[7]", "[4, 4]"),
+    ];
+    let samples = Example::samples(&groups).unwrap();
+    let deviations = samples.iter().map(|sample| sample.label.reward.deviation());
+    let expected = [-2.0, -2.0, -1.0, 1.0, 2.0, 2.0];
+    assert_eq!(deviations.collect::<Vec<_>>(), expected);
+    let reward = samples[0].label.reward;
+    for bad in [0.1, f64::NAN, f64::NEG_INFINITY] {
+        assert!(
+            Example::sample(vec![7], vec![2], vec![bad], reward).is_err(),
+            "{bad}"
+        );
+    }
 }

@@ -153,6 +153,10 @@ impl Answering<'_> {
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Answer>, Failure> {
         let ids = self.chat.prompt(prompt)?;
+        if ids.is_empty() {
+            let line = prompt.line.map(|line| format!("line {line}: "));
+            return Err(format!("{}the prompt has no token", line.unwrap_or_default()).into());
+        }
         if ids.len() > self.max_prompt {
             let (length, most) = (ids.len(), self.max_prompt);
             return Err(format!("a prompt of {length} tokens: --max-length is {most}").into());
@@ -212,7 +216,9 @@ pub fn log_probs(
         for (row, answer) in values.chunks(columns).zip(some) {
             // Column t belongs to token t + 1, and a prompt has one at least.
             let start = answer.ids.prompt().len() - 1;
-            found.push(row[start..start + answer.ids.completion().len()].to_vec());
+            let drawn = &row[start..start + answer.ids.completion().len()];
+            // A certain token's may round to a number above 0.
+            found.push(drawn.iter().map(|value| value.min(0.0)).collect());
         }
     }
     Ok(found)

@@ -1,5 +1,7 @@
 //! A part of a step: some of its examples, with the objective that takes them.
 
+use std::fmt::Debug;
+
 use burn::tensor::Tensor;
 use burn_preference::data::{
     Demonstration, DemonstrationTokens, PairTokens, Preference, RankedTokens, Sample, SampleTokens,
@@ -56,7 +58,7 @@ pub trait Part {
 /// Examples of one kind as tensors.
 pub trait CollatedTokens: Send + Sync + 'static {
     /// The label of an example.
-    type Label: Clone + Send + Sync + 'static;
+    type Label: Clone + Debug + Send + Sync + 'static;
 
     /// The tokens of all completions.
     fn tokens(&self) -> &TokenBatch;
@@ -81,7 +83,7 @@ impl CollatedTokens for PairTokens {
     }
 }
 
-impl<L: Clone + Send + Sync + 'static> CollatedTokens for UnpairedTokens<L> {
+impl<L: Clone + Debug + Send + Sync + 'static> CollatedTokens for UnpairedTokens<L> {
     type Label = L;
 
     fn tokens(&self) -> &TokenBatch {

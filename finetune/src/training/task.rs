@@ -1,5 +1,7 @@
 //! The trait that an objective implements for the loop.
 
+use std::fmt::Debug;
+
 use burn_preference::Metrics;
 use burn_preference::data::Example;
 use burn_preference::tokens::Sequence;
@@ -15,7 +17,7 @@ use crate::model::Decoder;
 /// An objective with the kind of examples that it learns from.
 pub trait Task: Sync {
     /// The label of an example.
-    type Label: Clone + Send + Sync + 'static;
+    type Label: Clone + Debug + Send + Sync + 'static;
 
     /// Sequences of an example whose log-probabilities are asked for.
     fn sequences(example: &Example<Vec<u32>, Self::Label>) -> Vec<Sequence> {

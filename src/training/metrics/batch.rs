@@ -161,7 +161,12 @@ impl BatchMetrics {
         }
     }
 
-    fn over_tokens(self, key: &'static str, values: Tensor<2>, mask: Tensor<2, Bool>) -> Self {
+    pub(super) fn over_tokens(
+        self,
+        key: &'static str,
+        values: Tensor<2>,
+        mask: Tensor<2, Bool>,
+    ) -> Self {
         self.counted(key, values.flatten(0, 1), mask.flatten(0, 1))
     }
 

@@ -17,6 +17,7 @@
 //! | `reward`, `reward_std` | samples | what the data holds as rewards, and their standard deviation in the step |
 //! | `frac_reward_zero_std` | samples | share in groups whose rewards are all equal, so that they teach nothing |
 //! | `ratio` | counted tokens of samples; of a ratio of completions, samples | π/μ, policy over sampler |
+//! | `sampling/sampling_logp_difference/mean` | counted tokens of samples | \|ln π/μ\|, nats: near 0 while the policy is its sampler. `ratio` does not tell, since its expectation is 1 for any policy |
 //! | `clip_ratio/low_mean`, `clip_ratio/high_mean`, `clip_ratio/region_mean` | as `ratio` | share that is clipped from below, from above, from either; of CISPO whatever the advantage is, where TRL's `cispo_clip_ratio` wants a positive one |
 //! | `nll` | counted tokens of demonstrations | −ln π of a token, nats |
 //! | `perplexity` | counted tokens of demonstrations | e^`nll` |

@@ -145,6 +145,11 @@ impl<L: SampleLogProbs> Observe for Samples<L> {
                 "length_mismatches",
                 indicator(ours.clone().not_equal(theirs), &ours),
             )
+            .over_tokens(
+                "sampling/sampling_logp_difference/mean",
+                (self.policy().log_probs() - self.sampler().log_probs()).abs(),
+                self.policy().mask(),
+            )
             .with_ratios(ratios);
         if let Some(y) = self.against_reference() {
             metrics = with_mismatches(metrics, &y.sequence());

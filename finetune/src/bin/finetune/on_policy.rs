@@ -75,6 +75,16 @@ pub(crate) fn write_rows(
              model to stop there"
         );
     }
+    let most = args.max_length;
+    let is_long = |answer: &&Answer| answer.ids.ids().len() > most;
+    let long = answers.iter().filter(is_long).count();
+    if args.every_answer && long > 0 {
+        let of = answers.len();
+        println!(
+            "look: {long} of {of} answers with their prompts are longer than --max-length, {most}: \
+             training on them needs a larger one"
+        );
+    }
     let scores = judge.scores(&answers);
     let scores = scores.map_err(|error| keep(args, &answers, &error))?;
     let each = answers.chunks(count).zip(scores.chunks(count));

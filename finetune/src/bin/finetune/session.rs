@@ -128,7 +128,8 @@ impl<'a> Session<'a> {
         let (train, held_out) = (&self.args.data, &self.args.held_out_data);
         let options = self.data_options();
         let texts = |path: &Path| options.groups(path, &self.chat);
-        options.read_samples(train, held_out, texts, &self.chat)
+        let vocab = self.base.config().vocab;
+        options.read_samples(train, held_out, texts, &self.chat, vocab)
     }
 
     /// The frozen weights: the base, in few bits where adapters stand on few bits.
@@ -203,6 +204,10 @@ impl<'a> Session<'a> {
         }
         let all = splits.train.iter().chain(&splits.held_out);
         let sequences: Vec<Sequence> = all.flat_map(T::sequences).collect();
+        let all = splits.train.iter().chain(&splits.held_out);
+        // Every number as it is: `Debug` of an f64 reads back as the same one.
+        let labels: Vec<_> = all.map(|example| &example.label).collect();
+        let labels = format!("{labels:?}");
         let weights = args.fingerprint(&frozen)?;
         let reference = if self.objective.needs.has_reference() {
             Some(self.reference(&frozen, weights, &sequences)?)
@@ -217,7 +222,7 @@ impl<'a> Session<'a> {
         let settings = args.settings(
             &self.objective.written,
             self.workers,
-            &contents(weights, &sequences),
+            &contents(weights, &sequences, &labels),
         );
         self.ranks.agree(&json!([settings, options]).to_string())?;
         let mut trainer = Trainer {

@@ -52,13 +52,15 @@ impl Args {
     }
 }
 
-/// The fingerprint of what a run begins with, whatever the names of its files are.
-pub(crate) fn contents(weights: Fingerprint, sequences: &[Sequence]) -> Fingerprint {
+/// The fingerprint of what a run begins with, whatever the names of its files are: weights, token ids,
+/// and labels with their scores, rewards and log-probabilities.
+pub(crate) fn contents(weights: Fingerprint, sequences: &[Sequence], labels: &str) -> Fingerprint {
     let mut bytes = Vec::new();
     for sequence in sequences {
         let lengths = [sequence.prompt().len(), sequence.completion().len()];
         bytes.extend(lengths.iter().flat_map(|len| (*len as u64).to_le_bytes()));
         bytes.extend(sequence.ids().iter().flat_map(|id| id.to_le_bytes()));
     }
-    weights.with("tokens", &bytes)
+    let contents = weights.with("tokens", &bytes);
+    contents.with("labels", labels.as_bytes())
 }
