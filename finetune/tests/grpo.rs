@@ -184,16 +184,8 @@ fn what_is_missing_is_named() {
     );
 
     let rows = rows(&place.text("own.jsonl"));
-    let changed = |name: &str, change: &dyn Fn(&mut Value)| {
-        let lines = rows.iter().map(|row| {
-            let mut row = row.clone();
-            change(&mut row);
-            format!("{row}\n")
-        });
-        place.write(name, &lines.collect::<String>());
-    };
     let fails = |change: &dyn Fn(&mut Value), text: &str| {
-        changed("changed.jsonl", change);
+        changed(&place, "changed.jsonl", &rows, change);
         place.fails("--loss grpo --data changed.jsonl", text);
     };
     fails(
@@ -244,6 +236,39 @@ fn what_is_missing_is_named() {
         "--loss grpo --data own.jsonl --max-length 8",
         "a sample is never cut",
     );
+    let mut with_kl = place.command("--data own.jsonl --cache kept --out failed");
+    with_kl.args(["--loss", r#"{"loss": "grpo", "beta": 0.1}"#]);
+    place.fails_as(&mut with_kl, "the reference of samples is live");
+    place.fails(
+        "--data own.jsonl --loss grpo --patience 2",
+        "--patience: no held-out number of this objective falls",
+    );
+    place.fails("--every-answer", "--sample");
+    let mut warm = sample(&place, "model", "failed", JUDGE);
+    place.fails_as(
+        warm.args(["--temperature", "0.7"]),
+        "--every-answer it is 1",
+    );
+}
+
+/// Writes rows with a change to each.
+fn changed(place: &Place, name: &str, rows: &[Value], change: &dyn Fn(&mut Value)) {
+    let mut lines = String::new();
+    for row in rows {
+        let mut row = row.clone();
+        change(&mut row);
+        lines.push_str(&row.to_string());
+        lines.push('\n');
+    }
+    place.write(name, &lines);
+}
+
+#[test]
+fn what_is_strange_is_said() {
+    let place = Place::new("llama");
+    place.finish("own", &mut sample(&place, "model", "own", JUDGE));
+    let rows = rows(&place.text("own.jsonl"));
+    let changed = |name: &str, change: &dyn Fn(&mut Value)| changed(&place, name, &rows, change);
     // Each number as likely above as below: the mean ratio is still near 1.
     changed("shaken.jsonl", &|row| {
         for list in row["response_log_probs"].as_array_mut().unwrap() {
@@ -264,13 +289,14 @@ fn what_is_missing_is_named() {
     let mut on = place.command("--loss grpo --data shaken.jsonl --out shaken --resume");
     place.fails_as(&mut on, "weights and tokens");
     // One prompt in two rows is one group.
-    let mut twice = String::new();
+    let mut lines = String::new();
     for (i, row) in rows.iter().flat_map(|row| [row, row]).enumerate() {
         let mut row = row.clone();
         row["scores"] = json!([i % 2, i % 2, i % 2, i % 2]);
-        twice += &format!("{row}\n");
+        lines.push_str(&row.to_string());
+        lines.push('\n');
     }
-    place.write("twice.jsonl", &twice);
+    place.write("twice.jsonl", &lines);
     let twice = "--loss grpo --data twice.jsonl --held-out 0";
     let text = place.run("twice", twice).text;
     assert!(text.contains("train: 192 samples of 24 prompts"), "{text}");
@@ -300,19 +326,5 @@ fn what_is_missing_is_named() {
     assert!(
         text.contains("are all equal, so that they teach nothing"),
         "{text}"
-    );
-
-    let mut with_kl = place.command("--data own.jsonl --cache kept --out failed");
-    with_kl.args(["--loss", r#"{"loss": "grpo", "beta": 0.1}"#]);
-    place.fails_as(&mut with_kl, "the reference of samples is live");
-    place.fails(
-        "--data own.jsonl --loss grpo --patience 2",
-        "--patience: no held-out number of this objective falls",
-    );
-    place.fails("--every-answer", "--sample");
-    let mut warm = sample(&place, "model", "failed", JUDGE);
-    place.fails_as(
-        warm.args(["--temperature", "0.7"]),
-        "--every-answer it is 1",
     );
 }

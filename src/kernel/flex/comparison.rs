@@ -135,7 +135,7 @@ impl JensenShannon {
     fn mixture(self, word: Word) -> [f64; 2] {
         let m = self.beta * word.q + (1.0 - self.beta) * word.p;
         // `ln` makes a number of a NaN.
-        [m, ln(m) + (m - m)]
+        [m, if m.is_nan() { m } else { ln(m) }]
     }
 }
 
