@@ -66,12 +66,7 @@ impl Problem {
         wanted: [bool; 3],
     ) -> HeadGradients<Flex> {
         let mut state = Backward::<f32, _>::new(self, deltas, wanted);
-        let mut next = 0;
-        for logits in kept {
-            let chunks = self.chunks_of(next, &logits);
-            next = chunks.end;
-            state.add_in_place(chunks, Aligned::from_tensor(logits));
-        }
+        let next = self.each_kept(kept, |chunks, logits| state.add_in_place(chunks, logits));
         state.finish(next)
     }
 
@@ -82,19 +77,26 @@ impl Problem {
         wanted: [bool; 3],
     ) -> HeadGradients<Flex> {
         let mut state = Backward::<N, D>::new(self, deltas, wanted);
-        let mut next = 0;
-        for logits in kept {
-            let chunks = self.chunks_of(next, &logits);
-            next = chunks.end;
-            state.add_kept(chunks, Aligned::from_tensor(logits).get_mut());
-        }
+        let next = self.each_kept(kept, |chunks, mut logits| {
+            state.add_kept(chunks, logits.get_mut());
+        });
         state.finish(next)
     }
 
-    /// The chunks of kept logits, from `first` on.
-    fn chunks_of(&self, first: usize, logits: &FlexTensor) -> Range<usize> {
-        let logits = logits.layout().num_elements();
-        first..first + logits.div_ceil(self.logits_of(&(0..1)).max(1))
+    /// Calls `work` with each buffer of kept logits and its chunks. Returns the chunk after them.
+    fn each_kept(
+        &self,
+        kept: Vec<FlexTensor>,
+        mut work: impl FnMut(Range<usize>, Aligned),
+    ) -> usize {
+        let mut next = 0;
+        for logits in kept {
+            let count = logits.layout().num_elements();
+            let chunks = next..next + count.div_ceil(self.logits_of(&(0..1)).max(1));
+            next = chunks.end;
+            work(chunks, Aligned::from_tensor(logits));
+        }
+        next
     }
 
     /// Hidden states, a matrix in panels for each block: its rows are rows.
