@@ -343,6 +343,31 @@ proptest! {
     }
 }
 
+/// Many bands of a backward, and many chunks of a task: whether the gradient of the weight overwrites
+/// the kept logits or not, and whichever of the two is longer.
+#[test]
+fn many_bands() {
+    for stored in [Stored::WordsFirst, Stored::ColumnsFirst] {
+        for width in [8, 70] {
+            let case = Case {
+                rows: 33,
+                width,
+                vocab: 2003,
+                biased: true,
+                stored,
+                workspace: 0,
+                ..Case::default()
+            };
+            check(&case, Arch::new());
+            let reference = Case {
+                seed: 1,
+                ..case.clone()
+            };
+            check_pair(&case, &reference, Arch::new());
+        }
+    }
+}
+
 /// The divergence of nearly equal models has digits of its own, and that of equal models is 0.
 #[test]
 fn nearly_equal_models() {
