@@ -348,11 +348,11 @@ proptest! {
 #[test]
 fn many_bands() {
     for stored in [Stored::WordsFirst, Stored::ColumnsFirst] {
-        for width in [8, 70] {
+        for (width, vocab) in [(8, 7001), (70, 2003)] {
             let case = Case {
                 rows: 33,
                 width,
-                vocab: 2003,
+                vocab,
                 biased: true,
                 stored,
                 workspace: 0,
