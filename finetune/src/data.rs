@@ -275,18 +275,8 @@ impl DataOptions {
         texts: impl Fn(&Path) -> Result<Texts<L>, Failure>,
         chat: &Chat,
     ) -> Result<Splits<L>, Failure> {
-        let (train, measured) = self.divide(train, held_out, texts)?;
-        let (train, _) = self.split("train", train, chat)?;
-        let (held_out, held_out_prompts) = if self.measures_nothing(held_out) {
-            (Vec::new(), Vec::new())
-        } else {
-            self.split("held out", measured, chat)?
-        };
-        Ok(Splits {
-            train,
-            held_out,
-            held_out_prompts,
-        })
+        let split = |name: &str, files| self.split(name, files, chat);
+        self.splits(train, held_out, texts, split)
     }
 
     /// Reads groups of samples, whose token ids are used as they were drawn: a sample is an example of
@@ -294,8 +284,9 @@ impl DataOptions {
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read). An id is not below `vocab`, the ids of a row are not those of its texts under this tokenizer, a
-    /// sample is longer than it may be, or all rewards of every group are equal.
+    /// As [`read`](Self::read). An id is not below `vocab`, the ids of a row are not those of its
+    /// texts under this tokenizer, a sample is longer than it may be, or all rewards of every group
+    /// are equal.
     pub fn read_samples(
         &self,
         train: &[DataSource],
@@ -304,12 +295,39 @@ impl DataOptions {
         chat: &Chat,
         vocab: usize,
     ) -> Result<Splits<Sample>, Failure> {
-        let (train, measured) = self.divide(train, held_out, texts)?;
-        let (train, _) = self.samples("train", train, chat, vocab)?;
-        let (held_out, held_out_prompts) = if self.measures_nothing(held_out) {
+        let split = |name: &str, files| self.samples(name, files, chat, vocab);
+        self.splits(train, held_out, texts, split)
+    }
+
+    /// The examples that `split` makes of the files of `train`, and those to measure on: of the files
+    /// `held_out`, or of some rows of the same files.
+    fn splits<L: Clone + Debug + Send + Sync + 'static, M>(
+        &self,
+        train: &[DataSource],
+        held_out: &[DataSource],
+        texts: impl Fn(&Path) -> Result<Texts<L>, Failure>,
+        split: impl Fn(&str, Vec<(DataSource, Texts<L>)>) -> Result<(Examples<M>, Vec<Prompt>), Failure>,
+    ) -> Result<Splits<M>, Failure> {
+        let files = self.files(train, &texts)?;
+        let (train, measured) = if held_out.is_empty() {
+            let all: Vec<_> = files.iter().flat_map(|(_, texts)| texts.clone()).collect();
+            let parts = split_by(&InMemDataset::new(all), self.held_out, self.seed, |row| {
+                self.group(row).unwrap_or_default()
+            })?;
+            say!(
+                "groups: {} train, {} held out",
+                parts.train_groups,
+                parts.held_out_groups
+            );
+            (some(&files, &parts.train), some(&files, &parts.held_out))
+        } else {
+            (files, self.files(held_out, &texts)?)
+        };
+        let (train, _) = split("train", train)?;
+        let (held_out, held_out_prompts) = if self.held_out == 0.0 && held_out.is_empty() {
             (Vec::new(), Vec::new())
         } else {
-            self.samples("held out", measured, chat, vocab)?
+            split("held out", measured)?
         };
         Ok(Splits {
             train,
@@ -397,36 +415,6 @@ impl DataOptions {
             }
         }
         Ok(())
-    }
-
-    /// Whether there is nothing to measure on.
-    fn measures_nothing(&self, held_out: &[DataSource]) -> bool {
-        self.held_out == 0.0 && held_out.is_empty()
-    }
-
-    /// The examples of `train`, and those to measure on: of `held_out`, or some of the same.
-    #[allow(clippy::type_complexity, reason = "two lists of files")]
-    fn divide<L: Clone + Debug + Send + Sync + 'static>(
-        &self,
-        train: &[DataSource],
-        held_out: &[DataSource],
-        texts: impl Fn(&Path) -> Result<Texts<L>, Failure>,
-    ) -> Result<(Vec<(DataSource, Texts<L>)>, Vec<(DataSource, Texts<L>)>), Failure> {
-        let files = self.files(train, &texts)?;
-        Ok(if held_out.is_empty() {
-            let all: Vec<_> = files.iter().flat_map(|(_, texts)| texts.clone()).collect();
-            let split = split_by(&InMemDataset::new(all), self.held_out, self.seed, |row| {
-                self.group(row).unwrap_or_default()
-            })?;
-            say!(
-                "groups: {} train, {} held out",
-                split.train_groups,
-                split.held_out_groups
-            );
-            (some(&files, &split.train), some(&files, &split.held_out))
-        } else {
-            (files, self.files(held_out, &texts)?)
-        })
     }
 
     /// The examples of each file, or those of its share.

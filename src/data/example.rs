@@ -74,7 +74,8 @@ impl Example<Vec<u32>, Sample> {
     ///
     /// # Errors
     ///
-    /// There is not one log-probability per token, or one is not a number that f32 holds.
+    /// There is not one log-probability per token, or one is not a number that f32 holds, or is above
+    /// 0.
     pub fn sample(
         prompt: Vec<u32>,
         completion: Vec<u32>,

@@ -604,14 +604,6 @@ impl Format for SampleFormat {
                 let expected = format!("{} numbers, one per token id", ids.len());
                 return Err(RowError::new(field, expected, log_probs.len()));
             }
-            let above = log_probs
-                .iter()
-                .enumerate()
-                .find(|(_, value)| **value > 0.0);
-            if let Some((token, value)) = above {
-                let field = format!("{}[{place}][{token}]", self.log_probs);
-                return Err(RowError::new(&field, "a log-probability, ≤ 0", value));
-            }
         }
         Ok(list.relabel(|Scores(rewards)| Group {
             rewards,
@@ -662,7 +654,10 @@ fn each<X>(
 
 fn log_prob(value: &Json) -> Result<f64, &'static str> {
     let number = value.as_f64().filter(|number| fits_f32(*number));
-    number.ok_or("a number that f32 holds")
+    let number = number.ok_or("a number that f32 holds")?;
+    (number <= 0.0)
+        .then_some(number)
+        .ok_or("a log-probability, ≤ 0")
 }
 
 fn token_id(value: &Json) -> Result<u32, &'static str> {

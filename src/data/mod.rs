@@ -11,8 +11,8 @@
 //! [`Dataset`](https://docs.rs/burn/0.22.1/burn/data/dataset/trait.Dataset.html): a row is read
 //! when its example is asked for, so a file may be larger than memory. The type of an example says
 //! how it is labelled: [`Preference`] for pairs, [`Desirable`] for unpaired completions, [`Scores`]
-//! for ranked lists, [`Demonstration`] for completions to imitate, [`Sample`] for those that a model drew, [`PromptOnly`]
-//! for prompts alone.
+//! for ranked lists, [`Demonstration`] for completions to imitate, [`Sample`] for those that a model
+//! drew, [`PromptOnly`] for prompts alone.
 //!
 //! A batch asks your models for log-probabilities
 //! ([`TokenBatch::log_probs`](crate::tokens::TokenBatch::log_probs)) and makes of them what an

@@ -54,9 +54,7 @@ impl Answer {
         }
         Ok(row)
     }
-}
 
-impl Answer {
     /// The answer as a completion of its prompt: a text, or what the assistant says.
     fn completion(&self) -> Result<Json, Failure> {
         match self.prompt.prompt {

@@ -3,7 +3,7 @@
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::Tensor;
-use burn_preference::batch::SampleLogProbs;
+use burn_preference::batch::{Batch, SampleLogProbs};
 use burn_preference::config::{BuildError, Configured, ObjectiveConfig};
 use burn_preference::data::{
     Collator, Demonstration, DemonstrationTokens, Desirable, Example, RankedTokens, Sample,
@@ -164,8 +164,7 @@ impl Task for WithKlEstimate {
 /// An objective with the tokens that count in a step: SFT.
 pub struct WithTokenCount {
     objective: Configured<WithStepTokens<Demonstrations>>,
-    /// The column of the step at hand, over all of its parts: tokens that count, and examples.
-    step: Option<[f64; 2]>,
+    step: StepTokens,
 }
 
 impl WithTokenCount {
@@ -177,7 +176,7 @@ impl WithTokenCount {
     pub fn new(config: &ObjectiveConfig) -> Result<Self, BuildError> {
         Ok(Self {
             objective: config.build()?,
-            step: None,
+            step: StepTokens::default(),
         })
     }
 }
@@ -202,7 +201,7 @@ impl Task for WithTokenCount {
         parts: &[Examples<Demonstration>],
         context: &StepContext<'_>,
     ) -> Result<(), Failure> {
-        self.step = Some(tokens_of_step(parts, context)?);
+        self.step = StepTokens::of(parts, context)?;
         Ok(())
     }
 
@@ -211,31 +210,45 @@ impl Task for WithTokenCount {
         examples: Examples<Demonstration>,
         batching: &Batching,
     ) -> Result<Box<dyn Part + '_>, Failure> {
-        let [counted, of_step] = self.step.ok_or("a step that has not begun")?;
         let tokens: DemonstrationTokens = batching.collate(examples);
-        let batch = move |_: &DemonstrationTokens, demonstrations: Demonstrations| {
-            let column = WithStepTokens::new(demonstrations, counted, of_step);
-            Ok(column.expect("a step has tokens and examples, as its beginning checks"))
-        };
+        let batch = self
+            .step
+            .beside(|_: &DemonstrationTokens, values| Ok(values))?;
         Ok(part(tokens, &self.objective, batch))
     }
 }
 
-/// The tokens that count in all parts of a step, and their examples, over all processes.
-fn tokens_of_step<L>(
-    parts: &[Examples<L>],
-    context: &StepContext<'_>,
-) -> Result<[f64; 2], Failure> {
-    let examples = || parts.iter().flatten();
-    let sequences = examples().flat_map(Example::sequences);
-    let counted = sequences.map(|sequence| sequence.length()).sum();
-    let counted = context.ranks.total(counted)?;
-    let count = context.ranks.total(examples().count())?;
-    if counted == 0.0 {
-        let what = "no token counts: nothing of them is the assistant's";
-        return Err(format!("{count} examples of which {what}").into());
+/// The column of the step at hand, over all of its parts and processes: tokens that count, and
+/// examples. There is none before a step has begun.
+#[derive(Default)]
+struct StepTokens(Option<[f64; 2]>);
+
+impl StepTokens {
+    fn of<L>(parts: &[Examples<L>], context: &StepContext<'_>) -> Result<Self, Failure> {
+        let examples = || parts.iter().flatten();
+        let sequences = examples().flat_map(Example::sequences);
+        let counted = sequences.map(|sequence| sequence.length()).sum();
+        let counted = context.ranks.total(counted)?;
+        let count = context.ranks.total(examples().count())?;
+        if counted == 0.0 {
+            let what = "no token counts: nothing of them is the assistant's";
+            return Err(format!("{count} examples of which {what}").into());
+        }
+        Ok(Self(Some([counted, count])))
     }
-    Ok([counted, count])
+
+    /// Puts the column beside what `batch` makes of tokens and values.
+    fn beside<T, Y, B: Batch>(
+        &self,
+        batch: fn(&T, Y) -> Result<B, InvalidInput>,
+    ) -> Result<impl Fn(&T, Y) -> Result<WithStepTokens<B>, InvalidInput> + use<T, Y, B>, Failure>
+    {
+        let [counted, examples] = self.0.ok_or("a step that has not begun")?;
+        Ok(move |tokens: &T, values| {
+            let column = WithStepTokens::new(batch(tokens, values)?, counted, examples);
+            Ok(column.expect("a step has tokens, and the examples of its parts"))
+        })
+    }
 }
 
 /// An objective of samples with the tokens of a step: GRPO. `Y` are a model's values of them, of
@@ -243,8 +256,7 @@ fn tokens_of_step<L>(
 pub struct OnSamples<Y, L: SampleLogProbs> {
     objective: Configured<WithStepTokens<Samples<L>>>,
     batch: fn(&SampleTokens, Y) -> Result<Samples<L>, InvalidInput>,
-    /// The column of the step at hand, over all of its parts: tokens that count, and examples.
-    step: Option<[f64; 2]>,
+    step: StepTokens,
     /// True before the first step, in which the policy is its sampler.
     is_first: bool,
 }
@@ -266,7 +278,7 @@ impl<Y, L: SampleLogProbs + 'static> OnSamples<Y, L> {
         Ok(Self {
             objective: config.build()?,
             batch,
-            step: None,
+            step: StepTokens::default(),
             is_first: true,
         })
     }
@@ -319,7 +331,7 @@ where
         parts: &[Examples<Sample>],
         context: &StepContext<'_>,
     ) -> Result<(), Failure> {
-        self.step = Some(tokens_of_step(parts, context)?);
+        self.step = StepTokens::of(parts, context)?;
         Ok(())
     }
 
@@ -328,13 +340,8 @@ where
         examples: Examples<Sample>,
         batching: &Batching,
     ) -> Result<Box<dyn Part + '_>, Failure> {
-        let [counted, of_step] = self.step.ok_or("a step that has not begun")?;
         let tokens: SampleTokens = batching.collate(examples);
-        let batch = move |tokens: &SampleTokens, values: Y| {
-            let column = WithStepTokens::new((self.batch)(tokens, values)?, counted, of_step);
-            Ok(column.expect("a step has tokens and examples, as its beginning checks"))
-        };
-        Ok(part(tokens, &self.objective, batch))
+        Ok(part(tokens, &self.objective, self.step.beside(self.batch)?))
     }
 
     fn observe(&mut self, metrics: &Metrics) {

@@ -11,7 +11,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::elementwise::{ln, narrow, power};
+use super::elementwise::{LANES, ln, narrow, power};
 #[cfg(doc)]
 use crate::kernel::discrepancy::Comparison;
 use crate::kernel::discrepancy::KEPT;
@@ -182,9 +182,6 @@ macro_rules! with_terms {
     }};
 }
 pub(super) use with_terms;
-
-/// Number of words, or of rows, that are computed at once.
-pub(super) const LANES: usize = 16;
 
 /// Numbers of the rows of [`LANES`] pairs of logits.
 #[derive(Debug, Clone)]

@@ -9,6 +9,9 @@ use std::f64::consts::{LN_2, LOG2_E, SQRT_2};
 
 use crate::kernel::forward::STATISTICS;
 
+/// Numbers that a pass computes at once: the length of the longest vector of f32.
+pub(super) const LANES: usize = 16;
+
 /// The nearest f32.
 #[allow(
     clippy::cast_possible_truncation,

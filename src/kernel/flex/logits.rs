@@ -7,8 +7,8 @@ use burn::backend::tensor::IntTensor;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::comparison::{self, LANES, Lanes, Normalizer, Terms, sums};
-use super::elementwise::narrow;
+use super::comparison::{self, Lanes, Normalizer, Terms, sums};
+use super::elementwise::{LANES, narrow};
 use super::partial::{Partial, RowState, outputs};
 use super::row::{observe, turn};
 use super::tensors::{f32s, indices, tensor};
@@ -135,7 +135,7 @@ pub(super) fn compare(
     };
     let all = ours.par_chunks(vocab).zip(theirs.par_chunks(vocab));
     let all: Vec<[f32; 1 + KEPT]> = all.enumerate().map(of_row).collect();
-    let kept = all.iter().flat_map(|of| of[1..].to_vec()).collect();
+    let kept = all.iter().flat_map(|of| &of[1..]).copied().collect();
     Comparison {
         discrepancy: tensor(all.iter().map(|of| of[0]).collect(), [rows]),
         kept: tensor(kept, [rows, KEPT]),

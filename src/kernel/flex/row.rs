@@ -11,12 +11,11 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::elementwise::{narrow, shift, tanh, terms, turned};
+use super::elementwise::{LANES, narrow, shift, tanh, terms, turned};
 use super::partial::Partial;
 use crate::kernel::forward::STATISTICS;
 use crate::kernel::head::Shaping;
 
-const LANES: usize = 16;
 type Lanes = [f32; LANES];
 
 #[inline(always)]

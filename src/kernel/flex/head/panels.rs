@@ -5,10 +5,9 @@
 
 use pulp::Arch;
 
-/// Columns are padded to a multiple of this number, the length of the longest vector.
-pub(super) const LANES: usize = 16;
+pub(super) use crate::kernel::flex::elementwise::LANES;
 
-/// `columns`, rounded up to a multiple of [`LANES`].
+/// `columns`, rounded up to a multiple of [`LANES`]. The columns after the last one are padding.
 pub(super) fn padded(columns: usize) -> usize {
     columns.next_multiple_of(LANES)
 }
