@@ -3,12 +3,14 @@
 use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
-use burn::tensor::{Bytes, DType, bf16, f16};
-use half::slice::HalfFloatSliceExt;
+use burn::tensor::{Bytes, DType, TensorData, bf16, f16};
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::vec::HalfBitsVecExt;
+use pulp::bytemuck::{cast_slice, cast_slice_mut};
 
 use super::buffers::split;
 use super::panels::{LANES, Panels};
+use super::problem::Problem;
 use crate::kernel::flex::tensors::from_bytes;
 
 /// A number type of weights.
@@ -20,7 +22,21 @@ pub(super) trait Number: Copy + Send + Sync {
     /// Rounds `values` into `out`.
     fn write(out: &mut [Self], values: &[f32]);
 
+    /// The bits of `values`, as numbers of this type.
+    fn bits(values: &[f32]) -> &[Self];
+
+    /// As [`Self::bits`].
+    fn bits_mut(values: &mut [f32]) -> &mut [Self];
+
     fn bytes(values: Vec<Self>) -> Bytes;
+
+    /// The inverse of [`Self::bytes`].
+    fn from_data(data: TensorData) -> Vec<Self>;
+}
+
+/// Count of the numbers that take as many bits as an f32.
+pub(super) fn per_single<N>() -> usize {
+    size_of::<f32>() / size_of::<N>()
 }
 
 impl Number for f32 {
@@ -34,8 +50,20 @@ impl Number for f32 {
         out.copy_from_slice(values);
     }
 
+    fn bits(values: &[f32]) -> &[Self] {
+        values
+    }
+
+    fn bits_mut(values: &mut [f32]) -> &mut [Self] {
+        values
+    }
+
     fn bytes(values: Vec<Self>) -> Bytes {
         Bytes::from_elems(values)
+    }
+
+    fn from_data(data: TensorData) -> Vec<Self> {
+        data.into_vec().expect("f32")
     }
 }
 
@@ -53,8 +81,20 @@ macro_rules! half_precision {
                 out.convert_from_f32_slice(values);
             }
 
+            fn bits(values: &[f32]) -> &[Self] {
+                cast_slice::<f32, u16>(values).reinterpret_cast()
+            }
+
+            fn bits_mut(values: &mut [f32]) -> &mut [Self] {
+                cast_slice_mut::<f32, u16>(values).reinterpret_cast_mut()
+            }
+
             fn bytes(values: Vec<Self>) -> Bytes {
                 Bytes::from_elems(values)
+            }
+
+            fn from_data(data: TensorData) -> Vec<Self> {
+                data.into_vec().expect("half precision")
             }
         }
     };
@@ -80,13 +120,17 @@ pub(super) enum Part<'a, N> {
 }
 
 impl<N: Number> WeightGradient<N> {
-    pub(super) fn zeros(words_first: bool, vocab: usize, width: usize) -> Self {
-        let values = N::zeros(vocab * width);
+    /// The gradient before anything is added: zeros.
+    pub(super) fn of(problem: &Problem) -> Self {
+        Self::from_values(problem, N::zeros(problem.vocab * problem.width))
+    }
+
+    pub(super) fn from_values(problem: &Problem, values: Vec<N>) -> Self {
         Self {
             values,
-            words_first,
-            vocab,
-            width,
+            words_first: problem.words_first,
+            vocab: problem.vocab,
+            width: problem.width,
         }
     }
 
@@ -97,7 +141,9 @@ impl<N: Number> WeightGradient<N> {
         };
         let all = first.start..last.end;
         if self.words_first {
-            return Part::of_words(&mut self.values, words, self.width);
+            let lens = words.iter().map(|words| words.len() * self.width);
+            let parts = split(&mut self.values[all.start * self.width..], lens);
+            return parts.into_iter().map(Part::Words).collect();
         }
         let mut parts: Vec<Vec<&mut [N]>> = words.iter().map(|_| Vec::new()).collect();
         for column in self.values.chunks_exact_mut(self.vocab) {
@@ -107,18 +153,6 @@ impl<N: Number> WeightGradient<N> {
             }
         }
         parts.into_iter().map(Part::Columns).collect()
-    }
-
-    /// The gradient `[vocab, width]` whose numbers are the first ones of an allocation.
-    pub(super) fn at_the_start_of(mut values: Vec<N>, vocab: usize, width: usize) -> Self {
-        values.truncate(vocab * width);
-        values.shrink_to_fit();
-        Self {
-            values,
-            words_first: true,
-            vocab,
-            width,
-        }
     }
 
     pub(super) fn into_tensor(self) -> FlexTensor {
@@ -131,13 +165,69 @@ impl<N: Number> WeightGradient<N> {
     }
 }
 
-impl<'a, N> Part<'a, N> {
-    /// The parts of consecutive ranges of words in a gradient `[vocab, width]`.
-    pub(super) fn of_words(values: &'a mut [N], words: &[Range<usize>], width: usize) -> Vec<Self> {
-        let first = words.first().map_or(0, |words| words.start * width);
-        let lens = words.iter().map(|words| words.len() * width);
-        let parts = split(&mut values[first..], lens);
-        parts.into_iter().map(Part::Words).collect()
+/// Takes the first `len` numbers.
+fn first<'a, N>(all: &mut &'a mut [N], len: usize) -> &'a mut [N] {
+    all.split_off_mut(..len).expect("a part of them")
+}
+
+impl<'a, N: Number> Part<'a, N> {
+    /// Takes the part of the first words. A word has `width` numbers.
+    pub(super) fn take(&mut self, words: usize, width: usize) -> Self {
+        match self {
+            Self::Words(all) => Self::Words(first(all, words * width)),
+            Self::Columns(all) => {
+                let columns = all.iter_mut().map(|column| first(column, words));
+                Self::Columns(columns.collect())
+            }
+        }
+    }
+
+    /// Cuts the part into rooms for the logits of `words` words: one room for each number of lanes.
+    pub(super) fn rooms(self, words: usize, lanes: &[usize]) -> Vec<Self> {
+        let lines = lanes.iter().map(|lanes| lanes * per_single::<N>());
+        match self {
+            Self::Words(all) => {
+                let rooms = split(all, lines.map(|lines| lines * words));
+                rooms.into_iter().map(Self::Words).collect()
+            }
+            Self::Columns(columns) => {
+                let mut columns = columns.into_iter();
+                lines
+                    .map(|lines| Self::Columns(columns.by_ref().take(lines).collect()))
+                    .collect()
+            }
+        }
+    }
+
+    /// Fills a room with logits.
+    pub(super) fn hold(self, words: usize, logits: &[f32]) {
+        let bits = N::bits(logits);
+        match self {
+            Self::Words(room) => room.copy_from_slice(bits),
+            Self::Columns(columns) => {
+                let lines = bits.chunks_exact(words);
+                columns
+                    .into_iter()
+                    .zip(lines)
+                    .for_each(|(column, bits)| column.copy_from_slice(bits));
+            }
+        }
+    }
+
+    /// The inverse of [`Self::hold`]: reads the room that starts `lanes` lanes after the start of
+    /// the part.
+    pub(super) fn held(&self, lanes: usize, words: usize, logits: &mut [f32]) {
+        let first = lanes * per_single::<N>();
+        let bits = N::bits_mut(logits);
+        match self {
+            Self::Words(all) => bits.copy_from_slice(&all[first * words..][..bits.len()]),
+            Self::Columns(columns) => {
+                let lines = bits.chunks_exact_mut(words);
+                lines
+                    .zip(&columns[first..])
+                    .for_each(|(bits, column)| bits.copy_from_slice(column));
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod comparison;
 mod deltas;
 mod forward;
 mod gradient;
+mod kept;
 mod panels;
 mod passes;
 mod problem;
