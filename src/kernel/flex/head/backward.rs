@@ -149,7 +149,8 @@ impl<'a, N: Number, D: Deltas> Backward<'a, N, D> {
         let [mut last_deltas, mut this_deltas] = [(); 2].map(|()| Aligned::zeros(len));
         let mut weight = self.kept.take_gradient();
         if self.columns.is_some() {
-            weight = weight.or_else(|| Some(WeightGradient::of(problem)));
+            let zeros = || problem.gradient_in(N::zeros(problem.vocab * problem.width));
+            weight = weight.or_else(|| Some(zeros()));
         }
         let mut before: Option<Range<usize>> = None;
         for (stretch, buffer) in self.kept.take_stretches(problem) {

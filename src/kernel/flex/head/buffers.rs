@@ -1,5 +1,6 @@
 //! Buffers that start at a cache line, and their parts.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::panels::LANES;
@@ -61,4 +62,11 @@ pub(super) fn split<T>(mut all: &mut [T], lens: impl IntoIterator<Item = usize>)
             part
         })
         .collect()
+}
+
+/// Cuts `0..len` into `parts` ranges at most.
+pub(super) fn ranges(len: usize, parts: usize) -> Vec<Range<usize>> {
+    let step = len.div_ceil(parts.max(1)).max(1);
+    let starts = (0..len).step_by(step);
+    starts.map(|start| start..(start + step).min(len)).collect()
 }

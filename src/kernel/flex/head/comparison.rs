@@ -11,9 +11,9 @@ use burn::backend::flex::FlexTensor;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::buffers::{Aligned, Pool, split};
+use super::buffers::{Aligned, Pool, ranges, split};
 use super::deltas::Deltas;
-use super::forward::{combined, ranges};
+use super::forward::combined;
 use super::panels::{LANES, padded};
 use super::problem::{BLOCK, Problem, TASKS, vocabulary, words_of_a_chunk};
 use crate::kernel::discrepancy::{Comparison, KEPT};

@@ -6,7 +6,7 @@ use burn::backend::Flex;
 use burn::tensor::{DType, bf16, f16};
 use rayon::prelude::*;
 
-use super::buffers::{Pool, split};
+use super::buffers::{Pool, ranges, split};
 use super::gradient::{Number, Part};
 use super::kept::Kept;
 use super::panels::padded;
@@ -24,13 +24,6 @@ pub(super) struct Grid {
     pub segments: Vec<Range<usize>>,
     /// Ranges of blocks.
     pub groups: Vec<Range<usize>>,
-}
-
-/// Cuts `0..len` into `parts` ranges at most.
-pub(super) fn ranges(len: usize, parts: usize) -> Vec<Range<usize>> {
-    let step = len.div_ceil(parts.max(1)).max(1);
-    let starts = (0..len).step_by(step);
-    starts.map(|start| start..(start + step).min(len)).collect()
 }
 
 impl Grid {
@@ -118,11 +111,17 @@ impl Problem {
             .into_par_iter()
             .zip(&self.blocks)
             .zip(rooms)
-            .for_each(|((states, block), room)| {
-                scratch.with(|tile| {
-                    let tile = &mut tile[..words.len() * padded(block.len())];
+            .for_each(|((states, block), mut room)| {
+                let mut observe = |tile: &mut [f32]| {
                     self.logits(weight, block, words, tile);
                     self.observe(block, words, tile, states, statistics);
+                };
+                if let Some(tile) = room.as_mut().and_then(Part::as_tile) {
+                    return observe(tile);
+                }
+                scratch.with(|tile| {
+                    let tile = &mut tile[..words.len() * padded(block.len())];
+                    observe(tile);
                     if let Some(room) = room {
                         room.hold(words.len(), tile);
                     }

@@ -10,7 +10,6 @@ use pulp::bytemuck::{cast_slice, cast_slice_mut};
 
 use super::buffers::split;
 use super::panels::{LANES, Panels};
-use super::problem::Problem;
 use crate::kernel::flex::tensors::from_bytes;
 
 /// A number type of weights.
@@ -27,6 +26,9 @@ pub(super) trait Number: Copy + Send + Sync {
 
     /// As [`Self::bits`].
     fn bits_mut(values: &mut [f32]) -> &mut [Self];
+
+    /// The numbers themselves, if they are f32.
+    fn singles(values: &mut [Self]) -> Option<&mut [f32]>;
 
     fn bytes(values: Vec<Self>) -> Bytes;
 
@@ -56,6 +58,10 @@ impl Number for f32 {
 
     fn bits_mut(values: &mut [f32]) -> &mut [Self] {
         values
+    }
+
+    fn singles(values: &mut [Self]) -> Option<&mut [f32]> {
+        Some(values)
     }
 
     fn bytes(values: Vec<Self>) -> Bytes {
@@ -89,6 +95,10 @@ macro_rules! half_precision {
                 cast_slice_mut::<f32, u16>(values).reinterpret_cast_mut()
             }
 
+            fn singles(_: &mut [Self]) -> Option<&mut [f32]> {
+                None
+            }
+
             fn bytes(values: Vec<Self>) -> Bytes {
                 Bytes::from_elems(values)
             }
@@ -120,17 +130,12 @@ pub(super) enum Part<'a, N> {
 }
 
 impl<N: Number> WeightGradient<N> {
-    /// The gradient before anything is added: zeros.
-    pub(super) fn of(problem: &Problem) -> Self {
-        Self::from_values(problem, N::zeros(problem.vocab * problem.width))
-    }
-
-    pub(super) fn from_values(problem: &Problem, values: Vec<N>) -> Self {
+    pub(super) fn new(values: Vec<N>, words_first: bool, [vocab, width]: [usize; 2]) -> Self {
         Self {
             values,
-            words_first: problem.words_first,
-            vocab: problem.vocab,
-            width: problem.width,
+            words_first,
+            vocab,
+            width,
         }
     }
 
@@ -165,19 +170,18 @@ impl<N: Number> WeightGradient<N> {
     }
 }
 
-/// Takes the first `len` numbers.
-fn first<'a, N>(all: &mut &'a mut [N], len: usize) -> &'a mut [N] {
-    all.split_off_mut(..len).expect("a part of them")
-}
-
-impl<'a, N: Number> Part<'a, N> {
-    /// Takes the part of the first words. A word has `width` numbers.
-    pub(super) fn take(&mut self, words: usize, width: usize) -> Self {
+impl<N: Number> Part<'_, N> {
+    /// The part of the first words, and the others. A word has `width` numbers.
+    pub(super) fn cut(self, words: usize, width: usize) -> [Self; 2] {
         match self {
-            Self::Words(all) => Self::Words(first(all, words * width)),
+            Self::Words(all) => {
+                let (first, rest) = all.split_at_mut(words * width);
+                [first, rest].map(Self::Words)
+            }
             Self::Columns(all) => {
-                let columns = all.iter_mut().map(|column| first(column, words));
-                Self::Columns(columns.collect())
+                let columns = all.into_iter().map(|column| column.split_at_mut(words));
+                let (first, rest) = columns.unzip();
+                [first, rest].map(Self::Columns)
             }
         }
     }
@@ -196,6 +200,14 @@ impl<'a, N: Number> Part<'a, N> {
                     .map(|lines| Self::Columns(columns.by_ref().take(lines).collect()))
                     .collect()
             }
+        }
+    }
+
+    /// A room whose numbers are f32 and follow each other: a tile may be computed there.
+    pub(super) fn as_tile(&mut self) -> Option<&mut [f32]> {
+        match self {
+            Self::Words(room) => N::singles(room),
+            Self::Columns(_) => None,
         }
     }
 
@@ -276,7 +288,12 @@ fn transpose<N: Number>(lines: &[f32], stride: usize, out: &mut [&mut [N]]) {
         }
         let first = group * LANES;
         for (out, column) in out.iter_mut().zip(&square) {
-            N::write(&mut out[first..first + words], &column[..words]);
+            if words == LANES {
+                // A length that the compiler knows: no call for a few numbers.
+                N::write(&mut out[first..first + LANES], column);
+            } else {
+                N::write(&mut out[first..first + words], &column[..words]);
+            }
         }
     }
 }

@@ -11,8 +11,7 @@ use std::vec::IntoIter;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::Shape;
 
-use super::buffers::split;
-use super::forward::ranges;
+use super::buffers::{ranges, split};
 use super::gradient::{Number, Part, WeightGradient, per_single};
 use super::panels::padded;
 use super::problem::Problem;
@@ -58,6 +57,11 @@ impl Problem {
         self.blocks.iter().take_while(fits).count()
     }
 
+    /// The gradient of the weight, in this memory.
+    pub(super) fn gradient_in<N: Number>(&self, values: Vec<N>) -> WeightGradient<N> {
+        WeightGradient::new(values, self.words_first, [self.vocab, self.width])
+    }
+
     /// Lanes of the blocks whose tiles fit into the gradient of their words, and of the others.
     fn lanes_inside_and_beside<N: Number>(&self) -> [usize; 2] {
         let inside = self.blocks.get(self.blocks_inside::<N>());
@@ -85,7 +89,8 @@ impl<N: Number> Kept<N> {
             (chunks, N::zeros(logits * per_single::<N>()))
         };
         Self {
-            gradient: (inside > 0).then(|| WeightGradient::of(problem)),
+            gradient: (inside > 0)
+                .then(|| problem.gradient_in(N::zeros(problem.vocab * problem.width))),
             inside,
             beside: ranges(count, buffers).into_iter().map(buffer).collect(),
         }
@@ -153,7 +158,7 @@ impl<N: Number> Kept<N> {
                 kept.inside = chunks(shape[usize::from(!problem.words_first)]);
                 let len = problem.vocab * problem.width;
                 let values = numbers(tensor, len);
-                kept.gradient = Some(WeightGradient::from_values(problem, values));
+                kept.gradient = Some(problem.gradient_in(values));
             } else {
                 let len = shape[0];
                 let words = len / (lanes * per_single::<N>()).max(1);
@@ -212,8 +217,13 @@ impl<'a, N: Number> Rooms<'a, N> {
             Some(part) => part.rooms(words, lanes).into_iter().map(Some).collect(),
             None => lanes.iter().map(|_| None).collect::<Vec<_>>(),
         };
-        let of_gradient = (self.chunks > 0).then(|| self.inside.take(words, problem.width));
-        self.chunks = self.chunks.saturating_sub(1);
+        let of_gradient = (self.chunks > 0).then(|| {
+            self.chunks -= 1;
+            let all = std::mem::replace(&mut self.inside, Part::Words(&mut []));
+            let [first, rest] = all.cut(words, problem.width);
+            self.inside = rest;
+            first
+        });
         let mut all = rooms(of_gradient, inside);
         all.extend(rooms(self.beside.next().map(Part::Words), beside));
         all
