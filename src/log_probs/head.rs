@@ -109,13 +109,12 @@ impl LmHead {
     /// tokens that count. So by default a batch with no more such rows than one and a half times the
     /// hidden size keeps all of them. The numbers are the same whatever is kept.
     ///
-    /// On Flex the memory of the weight's gradient holds the logits of as many rows as fit: of the
-    /// hidden size in f32, of half of it in half precision. The gradient overwrites them, and the
-    /// backward frees the others while it runs. So the default takes at most half of this gradient
-    /// and some 40 MiB more at the peak than `0`, as long as nothing else needs the memory between
-    /// forward and backward: `cargo bench --workspace --bench head_floor` measures it. A frozen head
-    /// keeps none and needs none. Kernels for GPUs keep none, and neither does the divergence of two
-    /// models ([`TokenDiscrepancy`](super::TokenDiscrepancy)).
+    /// On Flex the gradient of a weight `[vocab, hidden]` in f32 overwrites the logits, and the
+    /// backward frees them while it writes any other one. So the default takes at most half of this
+    /// gradient and some 40 MiB more at the peak than `0`, as long as nothing else needs the memory
+    /// between forward and backward: `cargo bench --workspace --bench head_floor` measures it. A
+    /// frozen head keeps none and needs none. Kernels for GPUs keep none, and neither does the
+    /// divergence of two models ([`TokenDiscrepancy`](super::TokenDiscrepancy)).
     pub fn with_retained_bytes(mut self, bytes: usize) -> Self {
         self.retained_bytes = Some(bytes);
         self

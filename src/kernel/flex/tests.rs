@@ -270,7 +270,7 @@ fn check(case: &Case, arch: Arch) {
         );
         gradients_agree(ours, gradients.clone(), of_gradient);
     }
-    // Without a gradient of the weight nothing overwrites the kept logits.
+    // Without a gradient of the weight nothing overwrites the kept logits but their deltas.
     let ours = problem().forward(all / 2, false);
     let wanted = [true, false, case.biased];
     let ours = problem().backward(&ours.normalizer, ours.tiles, &case.grad(), wanted);
@@ -343,24 +343,18 @@ proptest! {
     }
 }
 
-/// Many bands of a backward, and many chunks of a task: the gradient of the weight has room for the
-/// kept logits of all blocks, of the first ones or of none.
+/// Many bands of a backward, and many chunks of a task: whether the gradient of the weight overwrites
+/// the kept logits or not, and whichever of the two is longer.
 #[test]
 fn many_bands() {
     for stored in [Stored::WordsFirst, Stored::ColumnsFirst] {
-        for (rows, width, vocab, dtype) in [
-            (33, 8, 7001, FloatDType::F32),
-            (33, 70, 2003, FloatDType::F32),
-            (300, 161, 503, FloatDType::F32),
-            (300, 323, 503, FloatDType::BF16),
-        ] {
+        for (width, vocab) in [(8, 7001), (70, 2003)] {
             let case = Case {
-                rows,
+                rows: 33,
                 width,
                 vocab,
                 biased: true,
                 stored,
-                dtype,
                 workspace: 0,
                 ..Case::default()
             };

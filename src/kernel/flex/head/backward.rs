@@ -11,7 +11,6 @@ use rayon::prelude::*;
 use super::buffers::{Aligned, Pool, split};
 use super::deltas::Deltas;
 use super::gradient::{Number, Part, WeightGradient};
-use super::kept::{Held, Kept};
 use super::panels::padded;
 use super::problem::Problem;
 use super::product::{Factors, Product};
@@ -24,7 +23,8 @@ use crate::kernel::forward::HeadGradients;
 const COLUMNS: usize = 96;
 
 impl Problem {
-    /// The gradients from the deltas of all logits. `kept` holds the logits that the forward kept.
+    /// The gradients from the deltas of all logits. `kept` holds the logits that the forward kept;
+    /// their deltas overwrite them.
     pub(super) fn gradients(
         &self,
         deltas: impl Deltas,
@@ -34,8 +34,40 @@ impl Problem {
         match self.dtype {
             DType::F16 => self.gradients_as::<f16, _>(deltas, kept, wanted),
             DType::BF16 => self.gradients_as::<bf16, _>(deltas, kept, wanted),
+            _ if self.shares_buffer() => self.gradients_in_place(deltas, kept, wanted),
             _ => self.gradients_as::<f32, _>(deltas, kept, wanted),
         }
+    }
+
+    /// Whether the gradient of the weight overwrites the kept logits. It does so where it is
+    /// written word by word, in the number type of the logits.
+    pub(super) fn shares_buffer(&self) -> bool {
+        self.dtype == DType::F32 && self.words_first
+    }
+
+    /// Count of the numbers before the kept logits of `chunks`, in the buffer that the gradient of
+    /// the weight takes from its start. A band of the gradient must end before the logits of the
+    /// band before it, whose deltas are still in use.
+    pub(super) fn room_before(&self, chunks: &Range<usize>) -> usize {
+        let gradient = |chunks: &Range<usize>| self.words_in(chunks).end * self.width;
+        let mut room = (self.vocab * self.width).saturating_sub(self.logits_of(chunks));
+        let mut used = 0;
+        for band in self.bands(chunks.clone()) {
+            room = room.max(gradient(&band).saturating_sub(used));
+            used = self.logits_of(&(chunks.start..band.start));
+        }
+        room
+    }
+
+    fn gradients_in_place(
+        &self,
+        deltas: impl Deltas,
+        kept: Vec<FlexTensor>,
+        wanted: [bool; 3],
+    ) -> HeadGradients<Flex> {
+        let mut state = Backward::<f32, _>::new(self, deltas, wanted);
+        let next = self.each_kept(kept, |chunks, logits| state.add_in_place(chunks, logits));
+        state.finish(next)
     }
 
     fn gradients_as<N: Number, D: Deltas>(
@@ -44,8 +76,27 @@ impl Problem {
         kept: Vec<FlexTensor>,
         wanted: [bool; 3],
     ) -> HeadGradients<Flex> {
-        let kept = Kept::from_tensors(self, kept);
-        Backward::<N, D>::new(self, deltas, kept, wanted).run()
+        let mut state = Backward::<N, D>::new(self, deltas, wanted);
+        let next = self.each_kept(kept, |chunks, mut logits| {
+            state.add_kept(chunks, logits.get_mut());
+        });
+        state.finish(next)
+    }
+
+    /// Calls `work` with each buffer of kept logits and its chunks. Returns the chunk after them.
+    fn each_kept(
+        &self,
+        kept: Vec<FlexTensor>,
+        mut work: impl FnMut(Range<usize>, Aligned),
+    ) -> usize {
+        let mut next = 0;
+        for logits in kept {
+            let count = logits.layout().num_elements();
+            let chunks = next..next + count.div_ceil(self.logits_of(&(0..1)).max(1));
+            next = chunks.end;
+            work(chunks, Aligned::from_tensor(logits));
+        }
+        next
     }
 
     /// Hidden states, a matrix in panels for each block: its rows are rows.
@@ -91,12 +142,12 @@ impl Problem {
 struct Backward<'a, N, D> {
     problem: &'a Problem,
     deltas: D,
-    kept: Kept<N>,
     columns: Option<Aligned>,
     /// Products of the deltas of a chunk with the hidden states.
     products: Pool,
     /// For each part of the columns and each block a matrix in panels, whose columns are rows.
     hidden: Option<Aligned>,
+    weight: Option<WeightGradient<N>>,
     bias: Option<Vec<f32>>,
 }
 
@@ -107,87 +158,98 @@ struct Band<'a> {
     weight: Block<'a>,
 }
 
-/// What the gradients of one chunk are computed from, and where they are written.
-struct Chunk<'a, N> {
-    words: Range<usize>,
-    /// The gradient of the words, or the logits that lie there.
-    weight: Option<Part<'a, N>>,
-    /// Whether there are logits in `weight`.
-    is_inside: bool,
-    /// Logits that are kept elsewhere.
-    beside: Option<&'a [N]>,
-    bias: Option<&'a mut [f32]>,
-    deltas: &'a mut [f32],
-}
-
 impl<'a, N: Number, D: Deltas> Backward<'a, N, D> {
     fn new(
         problem: &'a Problem,
         deltas: D,
-        kept: Kept<N>,
         [wants_hidden, wants_weight, wants_bias]: [bool; 3],
     ) -> Self {
         let (vocab, width) = (problem.vocab, problem.width);
         Self {
             problem,
             deltas,
-            kept,
             columns: wants_weight.then(|| problem.columns()),
             products: Pool::new(problem.largest_chunk() * padded(width)),
             hidden: wants_hidden.then(|| Aligned::zeros(problem.lanes() * width)),
+            weight: None,
             bias: wants_bias.then(|| vec![0.0; vocab]),
         }
     }
 
-    fn run(mut self) -> HeadGradients<Flex> {
-        let problem = self.problem;
-        let most = problem.step().min(problem.chunks());
-        let words = problem.words.room(problem.largest_chunk() * most);
-        // Copies of the weight, and deltas: of the chunks at hand, and of those before.
-        let [mut last, mut this] = [(); 2].map(|()| Aligned::zeros(words));
-        let len = problem.logits_of(&(0..1)) * most;
-        let [mut last_deltas, mut this_deltas] = [(); 2].map(|()| Aligned::zeros(len));
-        let mut weight = self.kept.take_gradient();
-        if self.columns.is_some() {
-            let zeros = || problem.gradient_in(N::zeros(problem.vocab * problem.width));
-            weight = weight.or_else(|| Some(zeros()));
-        }
-        let mut before: Option<Range<usize>> = None;
-        for (stretch, buffer) in self.kept.take_stretches(problem) {
-            for chunks in problem.bands(stretch.clone()) {
-                problem.fill(&chunks, this.get_mut());
-                let earlier = before.replace(chunks.clone());
-                let earlier =
-                    earlier.map(|chunks| problem.band(chunks, last_deltas.get(), last.get()));
-                let beside = (&stretch, buffer.as_slice());
-                let weight = weight.as_mut();
-                self.add(
-                    earlier,
-                    chunks,
-                    weight,
-                    beside,
-                    this.get(),
-                    this_deltas.get_mut(),
-                );
-                std::mem::swap(&mut last, &mut this);
-                std::mem::swap(&mut last_deltas, &mut this_deltas);
-            }
-        }
-        if let Some((hidden, chunks)) = self.hidden.as_mut().zip(before) {
-            let band = problem.band(chunks, last_deltas.get(), last.get());
-            problem.add_to_hidden(&band, hidden.get_mut());
-        }
+    /// Takes the gradient of the weight, if it is wanted, to write some of its words.
+    fn take_weight(&mut self) -> Option<WeightGradient<N>> {
+        let of = self.problem;
+        let zeros = || WeightGradient::zeros(of.words_first, of.vocab, of.width);
+        let weight = self.weight.take();
+        weight.or_else(|| self.columns.is_some().then(zeros))
+    }
 
+    /// Adds the chunks from `next` on, and returns the gradients.
+    fn finish(mut self, next: usize) -> HeadGradients<Flex> {
+        let problem = self.problem;
+        self.add_others(next..problem.chunks());
         let dtype: FloatDType = problem.dtype.into();
         let bias = self.bias.map(|bias| tensor(bias, [problem.vocab]));
         [
             self.hidden
                 .map(|sums| Flex::float_cast(problem.in_rows(&sums), dtype)),
-            weight
-                .filter(|_| self.columns.is_some())
-                .map(WeightGradient::into_tensor),
+            self.weight.map(WeightGradient::into_tensor),
             bias.map(|bias| Flex::float_cast(bias, dtype)),
         ]
+    }
+
+    /// Two rooms for copies of the weight: of the chunks at hand, and of those before.
+    fn rooms(&self, chunks: usize) -> [Aligned; 2] {
+        let words = self.problem.largest_chunk() * self.problem.step().min(chunks);
+        [(); 2].map(|()| Aligned::zeros(self.problem.words.room(words)))
+    }
+
+    /// Adds chunks whose logits are in `tiles`.
+    fn add_kept(&mut self, chunks: Range<usize>, tiles: &mut [f32]) {
+        let problem = self.problem;
+        let mut weight = self.take_weight();
+        let [mut last, mut this] = self.rooms(chunks.len());
+        let (mut before, mut rest) = (None, tiles);
+        for chunks in problem.bands(chunks) {
+            let (deltas, after) = rest.split_at_mut(problem.logits_of(&chunks));
+            rest = after;
+            problem.fill(&chunks, this.get_mut());
+            let earlier = before.map(|(chunks, deltas)| problem.band(chunks, deltas, last.get()));
+            let words = problem.words_of_each(&chunks);
+            let weights = weight.as_mut().map(|weight| weight.parts(&words));
+            self.add(earlier, words, this.get(), deltas, weights, true);
+            before = Some((chunks, &*deltas));
+            std::mem::swap(&mut last, &mut this);
+        }
+        self.weight = weight;
+        if let Some((chunks, deltas)) = before {
+            self.add_to_hidden(Some(problem.band(chunks, deltas, last.get())));
+        }
+    }
+
+    /// Adds chunks whose logits are computed again.
+    fn add_others(&mut self, chunks: Range<usize>) {
+        let problem = self.problem;
+        let [mut last, mut this] = self.rooms(chunks.len());
+        let len = problem.logits_of(&(0..1)) * problem.step().min(chunks.len());
+        let [mut last_deltas, mut this_deltas] = [(); 2].map(|()| Aligned::zeros(len));
+        let mut weight = self.take_weight();
+        let mut before: Option<Range<usize>> = None;
+        for chunks in problem.bands(chunks) {
+            problem.fill(&chunks, this.get_mut());
+            let deltas = &mut this_deltas.get_mut()[..problem.logits_of(&chunks)];
+            let earlier = before.replace(chunks.clone());
+            let earlier = earlier.map(|chunks| problem.band(chunks, last_deltas.get(), last.get()));
+            let words = problem.words_of_each(&chunks);
+            let weights = weight.as_mut().map(|weight| weight.parts(&words));
+            self.add(earlier, words, this.get(), deltas, weights, false);
+            std::mem::swap(&mut last, &mut this);
+            std::mem::swap(&mut last_deltas, &mut this_deltas);
+        }
+        self.weight = weight;
+        if let Some(chunks) = before {
+            self.add_to_hidden(Some(problem.band(chunks, last_deltas.get(), last.get())));
+        }
     }
 
     /// Computes the deltas of some chunks, and their gradients of weight and bias. `copy` holds the
@@ -196,34 +258,27 @@ impl<'a, N: Number, D: Deltas> Backward<'a, N, D> {
     fn add(
         &mut self,
         before: Option<Band>,
-        chunks: Range<usize>,
-        weight: Option<&mut WeightGradient<N>>,
-        beside: (&Range<usize>, &[N]),
+        words: Vec<Range<usize>>,
         copy: &[f32],
         deltas: &mut [f32],
+        weights: Option<Vec<Part<N>>>,
+        are_kept: bool,
     ) {
         let problem = self.problem;
-        let all = problem.words_in(&chunks);
-        let words: Vec<Range<usize>> = chunks.clone().map(|of| problem.words_of(of)).collect();
-        let deltas = split(deltas, words.iter().map(|of| of.len() * problem.lanes()));
-        let weights = weight.map_or_else(Vec::new, |weight| weight.parts(&words));
-        let biases = self.bias.as_mut().map_or_else(Vec::new, |bias| {
-            split(&mut bias[all.clone()], words.iter().map(Range::len))
-        });
-        let (mut weights, mut biases) = (weights.into_iter(), biases.into_iter());
-        let kept = &self.kept;
-        let tasks: Vec<Chunk<N>> = chunks
-            .zip(words)
-            .zip(deltas)
-            .map(|((chunk, words), deltas)| Chunk {
-                words,
-                weight: weights.next(),
-                is_inside: kept.is_inside(chunk),
-                beside: Kept::of_chunk(problem, beside, chunk),
-                bias: biases.next(),
-                deltas,
-            })
-            .collect();
+        let all = words[0].start..words[words.len() - 1].end;
+        let lens = words.iter().map(|words| words.len() * problem.lanes());
+        let deltas = split(deltas, lens);
+        let weights = match weights {
+            Some(weights) => weights.into_iter().map(Some).collect(),
+            None => words.iter().map(|_| None).collect::<Vec<_>>(),
+        };
+        let biases = match &mut self.bias {
+            Some(bias) => {
+                let parts = split(&mut bias[all.clone()], words.iter().map(Range::len));
+                parts.into_iter().map(Some).collect()
+            }
+            None => words.iter().map(|_| None).collect::<Vec<_>>(),
+        };
         let (source, columns, products) = (&self.deltas, self.columns.as_ref(), &self.products);
         let hidden = self.hidden.as_mut();
         let matrix = problem.words.block(&all, copy);
@@ -234,30 +289,62 @@ impl<'a, N: Number, D: Deltas> Backward<'a, N, D> {
                 }
             },
             || {
-                tasks.into_par_iter().for_each(|chunk| {
-                    let (words, deltas) = (&chunk.words, chunk.deltas);
+                let tasks = words.into_par_iter().zip(deltas).zip(weights).zip(biases);
+                tasks.for_each(|(((words, deltas), weight), bias)| {
                     let matrix = matrix.from(words.start - all.start, 0);
-                    let held = Held {
-                        inside: chunk.weight.as_ref().filter(|_| chunk.is_inside),
-                        beside: chunk.beside,
-                    };
-                    let logits = |block: usize, tile: &mut [f32]| {
-                        if !held.read(problem, block, words.len(), tile) {
-                            problem.logits(matrix, &problem.blocks[block], words, tile);
-                        }
-                    };
-                    source.write(problem, words, logits, deltas);
-                    if let Some((weight, columns)) = chunk.weight.zip(columns) {
+                    source.write(problem, &words, (!are_kept).then_some(matrix), deltas);
+                    if let Some((weight, columns)) = weight.zip(columns) {
                         products.with(|products| {
-                            problem.write_weight(words, deltas, columns, products, weight);
+                            problem.write_weight(&words, deltas, columns, products, weight);
                         });
                     }
-                    if let Some(bias) = chunk.bias {
-                        problem.write_bias(words, deltas, bias);
+                    if let Some(bias) = bias {
+                        problem.write_bias(&words, deltas, bias);
                     }
                 });
             },
         );
+    }
+
+    fn add_to_hidden(&mut self, band: Option<Band>) {
+        if let Some((hidden, band)) = self.hidden.as_mut().zip(band) {
+            self.problem.add_to_hidden(&band, hidden.get_mut());
+        }
+    }
+}
+
+impl<D: Deltas> Backward<'_, f32, D> {
+    /// Adds chunks whose logits are in a buffer, and writes their gradient of the weight from the
+    /// start of this buffer on: see [`Problem::room_before`].
+    fn add_in_place(&mut self, chunks: Range<usize>, mut logits: Aligned) {
+        if self.columns.is_none() {
+            return self.add_kept(chunks, logits.get_mut());
+        }
+        let problem = self.problem;
+        let [mut last, mut this] = self.rooms(chunks.len());
+        let (mut buffer, start) = logits.into_parts();
+        let of_first = chunks.start;
+        let place = |chunk: usize| start + problem.logits_of(&(of_first..chunk));
+        let mut before: Option<Range<usize>> = None;
+        for chunks in problem.bands(chunks) {
+            let used = place(before.as_ref().unwrap_or(&chunks).start);
+            let (gradient, rest) = buffer.split_at_mut(used);
+            let (deltas_before, rest) = rest.split_at_mut(place(chunks.start) - used);
+            let deltas = &mut rest[..problem.logits_of(&chunks)];
+            problem.fill(&chunks, this.get_mut());
+            let earlier = before.replace(chunks.clone());
+            let earlier = earlier.map(|chunks| problem.band(chunks, deltas_before, last.get()));
+            let words = problem.words_of_each(&chunks);
+            let weights = Part::of_words(gradient, &words, problem.width);
+            self.add(earlier, words, this.get(), deltas, Some(weights), true);
+            std::mem::swap(&mut last, &mut this);
+        }
+        if let Some(chunks) = before {
+            let deltas = &buffer[place(chunks.start)..];
+            self.add_to_hidden(Some(problem.band(chunks, deltas, last.get())));
+        }
+        let weight = WeightGradient::at_the_start_of(buffer, problem.vocab, problem.width);
+        self.weight = Some(weight);
     }
 }
 
@@ -279,6 +366,10 @@ impl Problem {
     /// Copies the words of some chunks into `room`, if they are not read in place.
     fn fill(&self, chunks: &Range<usize>, room: &mut [f32]) {
         self.words.fill_in_parallel(&self.words_in(chunks), room);
+    }
+
+    fn words_of_each(&self, chunks: &Range<usize>) -> Vec<Range<usize>> {
+        chunks.clone().map(|chunk| self.words_of(chunk)).collect()
     }
 
     fn band<'a>(&'a self, chunks: Range<usize>, deltas: &'a [f32], copy: &'a [f32]) -> Band<'a> {

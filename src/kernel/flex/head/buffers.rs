@@ -1,9 +1,12 @@
 //! Buffers that start at a cache line, and their parts.
 
-use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::tensor::Shape;
+
 use super::panels::LANES;
+use crate::kernel::flex::tensors::tensor;
 
 /// A buffer of numbers that starts at a cache line. A vector that crosses into a second cache line
 /// would need two reads.
@@ -15,8 +18,14 @@ pub(super) struct Aligned {
 
 impl Aligned {
     pub(super) fn zeros(len: usize) -> Self {
-        let data = vec![0.0; len + LANES];
-        let start = data.as_ptr().align_offset(64).min(LANES);
+        Self::after(0, len)
+    }
+
+    /// As [`Self::zeros`], in an allocation that has room for at least `room` more numbers before
+    /// the buffer.
+    pub(super) fn after(room: usize, len: usize) -> Self {
+        let data = vec![0.0; room + len + LANES];
+        let start = room + data[room..].as_ptr().align_offset(64).min(LANES);
         Self { data, start, len }
     }
 
@@ -26,6 +35,29 @@ impl Aligned {
 
     pub(super) fn get_mut(&mut self) -> &mut [f32] {
         &mut self.data[self.start..][..self.len]
+    }
+
+    /// The buffer, a view into its allocation.
+    pub(super) fn into_tensor(self) -> FlexTensor {
+        let allocation = [self.data.len()];
+        tensor(self.data, allocation).narrow(0, self.start, self.len)
+    }
+
+    /// The inverse of [`Self::into_tensor`].
+    pub(super) fn from_tensor(tensor: FlexTensor) -> Self {
+        let (start, len) = (
+            tensor.layout().start_offset(),
+            tensor.layout().num_elements(),
+        );
+        let allocation = tensor.storage::<f32>().len();
+        let whole = tensor.with_layout(Layout::contiguous(Shape::new([allocation])));
+        let data = whole.into_data().into_vec().expect("f32");
+        Self { data, start, len }
+    }
+
+    /// The allocation, and where the buffer starts.
+    pub(super) fn into_parts(self) -> (Vec<f32>, usize) {
+        (self.data, self.start)
     }
 }
 
@@ -62,11 +94,4 @@ pub(super) fn split<T>(mut all: &mut [T], lens: impl IntoIterator<Item = usize>)
             part
         })
         .collect()
-}
-
-/// Cuts `0..len` into `parts` ranges at most.
-pub(super) fn ranges(len: usize, parts: usize) -> Vec<Range<usize>> {
-    let step = len.div_ceil(parts.max(1)).max(1);
-    let starts = (0..len).step_by(step);
-    starts.map(|start| start..(start + step).min(len)).collect()
 }

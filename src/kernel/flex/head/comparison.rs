@@ -11,11 +11,12 @@ use burn::backend::flex::FlexTensor;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::buffers::{Aligned, Pool, ranges, split};
+use super::buffers::{Aligned, Pool, split};
 use super::deltas::Deltas;
-use super::forward::combined;
+use super::forward::{combined, ranges};
 use super::panels::{LANES, padded};
 use super::problem::{BLOCK, Problem, TASKS, vocabulary, words_of_a_chunk};
+use super::words::Block;
 use crate::kernel::discrepancy::{Comparison, KEPT};
 use crate::kernel::flex::comparison::{Lanes, Normalizer, Terms, sums, turn};
 use crate::kernel::flex::elementwise::narrow;
@@ -298,7 +299,7 @@ impl<T: Terms> Deltas for OfDivergences<T> {
         &self,
         problem: &Problem,
         words: &Range<usize>,
-        logits: impl Fn(usize, &mut [f32]) + Sync,
+        weight: Option<Block>,
         out: &mut [f32],
     ) {
         let reference = &self.reference;
@@ -306,8 +307,10 @@ impl<T: Terms> Deltas for OfDivergences<T> {
         reference.each_chunk(chunk..chunk + 1, |words, their_weight| {
             let blocks = problem.blocks.par_iter().zip(&self.of);
             let tiles = problem.tiles_mut(words, out).into_par_iter().zip(blocks);
-            tiles.enumerate().for_each(|(index, (tile, (block, of)))| {
-                logits(index, tile);
+            tiles.for_each(|(tile, (block, of))| {
+                if let Some(weight) = weight {
+                    problem.logits(weight, block, words, tile);
+                }
                 self.scratch.with(|theirs| {
                     let theirs = &mut theirs[..tile.len()];
                     reference.logits(their_weight, block, words, theirs);

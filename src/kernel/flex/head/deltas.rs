@@ -10,19 +10,20 @@ use super::buffers::split;
 use super::panels::padded;
 use super::passes::{PerRow, turn};
 use super::problem::Problem;
+use super::words::Block;
 use crate::kernel::flex::elementwise::{narrow, turned_if_certain};
 use crate::kernel::flex::tensors::f32s;
 use crate::kernel::forward::HeadGradients;
 
 /// What a backward multiplies with words and hidden states.
 pub(super) trait Deltas: Sync {
-    /// Writes the deltas of the tiles of a chunk to `out`. `logits` writes the logits of a block to
-    /// its tile.
+    /// Writes the deltas of the tiles of a chunk to `out`. Without a weight, `out` holds the logits
+    /// at the start.
     fn write(
         &self,
         problem: &Problem,
         words: &Range<usize>,
-        logits: impl Fn(usize, &mut [f32]) + Sync,
+        weight: Option<Block>,
         out: &mut [f32],
     );
 }
@@ -35,13 +36,15 @@ impl Deltas for OfLogProbs {
         &self,
         problem: &Problem,
         words: &Range<usize>,
-        logits: impl Fn(usize, &mut [f32]) + Sync,
+        weight: Option<Block>,
         out: &mut [f32],
     ) {
         let blocks = problem.blocks.par_iter().zip(&self.0);
         let tiles = problem.tiles_mut(words, out).into_par_iter().zip(blocks);
-        tiles.enumerate().for_each(|(index, (tile, (block, of)))| {
-            logits(index, tile);
+        tiles.for_each(|(tile, (block, of))| {
+            if let Some(weight) = weight {
+                problem.logits(weight, block, words, tile);
+            }
             problem.turn(words, block, of, tile);
         });
     }

@@ -3,12 +3,9 @@
 use std::ops::Range;
 
 use burn::backend::Flex;
-use burn::tensor::{DType, bf16, f16};
 use rayon::prelude::*;
 
-use super::buffers::{Pool, ranges, split};
-use super::gradient::{Number, Part};
-use super::kept::Kept;
+use super::buffers::{Aligned, Pool, split};
 use super::panels::padded;
 use super::problem::{Problem, TASKS};
 use super::words::Block;
@@ -17,6 +14,9 @@ use crate::kernel::forward::Forward;
 
 /// Results of rows that one forward holds: one for each row and segment.
 const STATES: usize = 1 << 16;
+/// Bytes of one buffer of kept logits. An allocation of this size is returned to the system as soon
+/// as the backward has used it.
+const KEPT_BYTES: usize = 32 << 20;
 
 /// The tasks of a forward: one for each segment of the vocabulary and each group of blocks.
 pub(super) struct Grid {
@@ -24,6 +24,13 @@ pub(super) struct Grid {
     pub segments: Vec<Range<usize>>,
     /// Ranges of blocks.
     pub groups: Vec<Range<usize>>,
+}
+
+/// Cuts `0..len` into `parts` ranges at most.
+pub(super) fn ranges(len: usize, parts: usize) -> Vec<Range<usize>> {
+    let step = len.div_ceil(parts.max(1)).max(1);
+    let starts = (0..len).step_by(step);
+    starts.map(|start| start..(start + step).min(len)).collect()
 }
 
 impl Grid {
@@ -64,68 +71,112 @@ impl Problem {
         self.blocks[blocks.clone()].iter().map(Range::len).sum()
     }
 
-    /// Log-probabilities, and the logits of as many first chunks as fit into `bytes`.
-    pub(crate) fn forward(&self, bytes: usize, statistics: bool) -> Forward<Flex> {
-        match self.dtype {
-            DType::F16 => self.forward_as::<f16>(bytes, statistics),
-            DType::BF16 => self.forward_as::<bf16>(bytes, statistics),
-            _ => self.forward_as::<f32>(bytes, statistics),
+    /// Chunks of each buffer of kept logits, if the first `kept` chunks are kept.
+    fn kept_chunks(&self, kept: usize) -> Vec<Range<usize>> {
+        if self.shares_buffer() {
+            return ranges(kept, 1);
         }
+        let of_chunk = size_of::<f32>() * self.logits_of(&(0..1));
+        let chunks = KEPT_BYTES.div_ceil(of_chunk.max(1));
+        ranges(kept, kept.div_ceil(chunks))
     }
 
-    fn forward_as<N: Number>(&self, bytes: usize, statistics: bool) -> Forward<Flex> {
-        let segments = (STATES / self.rows.max(1)).clamp(32, 256);
-        let segments = ranges(self.chunks(), segments);
-        let mut kept = Kept::<N>::with_room(self, bytes);
-        let mut states = vec![RowState::EMPTY; segments.len() * self.rows];
+    /// A buffer for the logits of some chunks, with the room that the backward wants before it.
+    fn kept_buffer(&self, chunks: &Range<usize>) -> Aligned {
+        let room = if self.shares_buffer() {
+            self.room_before(chunks)
+        } else {
+            0
+        };
+        Aligned::after(room, self.logits_of(chunks))
+    }
+
+    /// Log-probabilities, and the logits of as many first chunks as fit into `bytes`.
+    pub(crate) fn forward(&self, bytes: usize, statistics: bool) -> Forward<Flex> {
+        let of_chunk = size_of::<f32>() * self.logits_of(&(0..1));
+        let kept = (bytes / of_chunk.max(1)).min(self.chunks());
+        let kept = self.kept_chunks(kept);
+        let mut tiles: Vec<Aligned> = kept.iter().map(|chunks| self.kept_buffer(chunks)).collect();
+        // The room for the logits of each chunk that is kept.
+        let mut rooms = kept.iter().zip(&mut tiles).flat_map(|(chunks, tiles)| {
+            let lens = chunks
+                .clone()
+                .map(|chunk| self.logits_of(&(chunk..chunk + 1)));
+            split(tiles.get_mut(), lens)
+        });
+
+        let grid = Grid::new(self, (STATES / self.rows.max(1)).clamp(32, 256), usize::MAX);
+        let mut states = vec![RowState::EMPTY; grid.segments.len() * self.rows];
+        let mut parts = split(
+            &mut states,
+            grid.tasks().map(|(_, group)| self.rows_of(&group)),
+        )
+        .into_iter();
+        let mut tasks = Vec::new();
+        for segment in &grid.segments {
+            let mut kept: Vec<Vec<&mut [f32]>> = grid.groups.iter().map(|_| Vec::new()).collect();
+            for (chunk, room) in segment.clone().zip(&mut rooms) {
+                let words = self.words_of(chunk).len();
+                let lens = grid
+                    .groups
+                    .iter()
+                    .map(|group| words * padded(self.rows_of(group)));
+                for (kept, room) in kept.iter_mut().zip(split(room, lens)) {
+                    kept.push(room);
+                }
+            }
+            for (group, kept) in grid.groups.iter().zip(kept) {
+                let states = parts.next().expect("one for each task");
+                tasks.push((segment.clone(), group.clone(), kept, states));
+            }
+        }
+        drop(rooms);
         let scratch = Pool::new(self.largest_tile());
-        states
-            .par_chunks_mut(self.rows.max(1))
-            .zip(&segments)
-            .zip(kept.rooms(self, &segments))
-            .for_each(|((states, chunks), mut rooms)| {
-                self.each_chunk(chunks.clone(), |words, weight| {
-                    let rooms = rooms.next(self, words.len());
-                    self.observe_chunk(words, weight, rooms, &scratch, states, statistics);
+        tasks
+            .into_par_iter()
+            .for_each(|(chunks, group, kept, states)| {
+                let mut kept = kept.into_iter();
+                self.each_chunk(chunks, |words, weight| {
+                    let kept = kept.next();
+                    self.observe_chunk(words, weight, &group, kept, &scratch, states, statistics);
                 });
             });
         let rows = combined(self.rows, &states);
         Forward {
-            tiles: kept.into_tensors(self),
+            tiles: tiles.into_iter().map(Aligned::into_tensor).collect(),
             ..outputs(&rows, &self.targets, self.vocab, statistics)
         }
     }
 
-    /// Computes the tiles of a chunk, and adds their results to `states`. The logits of a block stay
-    /// in its room, if it has one.
-    fn observe_chunk<N: Number>(
+    /// Computes the tiles of a chunk and a group of blocks, and adds their results to `states`.
+    /// The logits stay in `kept`, if they have room there.
+    #[allow(clippy::too_many_arguments, reason = "a task has all of them")]
+    fn observe_chunk(
         &self,
         words: &Range<usize>,
         weight: Block,
-        rooms: Vec<Option<Part<N>>>,
+        group: &Range<usize>,
+        kept: Option<&mut [f32]>,
         scratch: &Pool,
         states: &mut [RowState],
         statistics: bool,
     ) {
-        split(states, self.blocks.iter().map(Range::len))
-            .into_par_iter()
-            .zip(&self.blocks)
-            .zip(rooms)
-            .for_each(|((states, block), mut room)| {
-                let mut observe = |tile: &mut [f32]| {
-                    self.logits(weight, block, words, tile);
-                    self.observe(block, words, tile, states, statistics);
-                };
-                if let Some(tile) = room.as_mut().and_then(Part::as_tile) {
-                    return observe(tile);
-                }
-                scratch.with(|tile| {
-                    let tile = &mut tile[..words.len() * padded(block.len())];
-                    observe(tile);
-                    if let Some(room) = room {
-                        room.hold(words.len(), tile);
-                    }
-                });
-            });
+        let blocks = &self.blocks[group.clone()];
+        let first = blocks[0].start;
+        let lens = blocks.iter().map(|block| words.len() * padded(block.len()));
+        let mut kept = kept.map(|kept| split(kept, lens).into_iter());
+        for block in blocks {
+            let states = &mut states[block.start - first..block.end - first];
+            let mut observe = |tile: &mut [f32]| {
+                self.logits(weight, block, words, tile);
+                self.observe(block, words, tile, states, statistics);
+            };
+            match kept.as_mut().and_then(Iterator::next) {
+                Some(tile) => observe(tile),
+                None => scratch.with(|tile| {
+                    observe(&mut tile[..words.len() * padded(block.len())]);
+                }),
+            }
+        }
     }
 }

@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
-use burn::tensor::{Bytes, DType, TensorData, bf16, f16};
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use burn::tensor::{Bytes, DType, bf16, f16};
+use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
-use pulp::bytemuck::{cast_slice, cast_slice_mut};
 
 use super::buffers::split;
 use super::panels::{LANES, Panels};
@@ -21,24 +20,7 @@ pub(super) trait Number: Copy + Send + Sync {
     /// Rounds `values` into `out`.
     fn write(out: &mut [Self], values: &[f32]);
 
-    /// The bits of `values`, as numbers of this type.
-    fn bits(values: &[f32]) -> &[Self];
-
-    /// As [`Self::bits`].
-    fn bits_mut(values: &mut [f32]) -> &mut [Self];
-
-    /// The numbers themselves, if they are f32.
-    fn singles(values: &mut [Self]) -> Option<&mut [f32]>;
-
     fn bytes(values: Vec<Self>) -> Bytes;
-
-    /// The inverse of [`Self::bytes`].
-    fn from_data(data: TensorData) -> Vec<Self>;
-}
-
-/// Count of the numbers that take as many bits as an f32.
-pub(super) fn per_single<N>() -> usize {
-    size_of::<f32>() / size_of::<N>()
 }
 
 impl Number for f32 {
@@ -52,24 +34,8 @@ impl Number for f32 {
         out.copy_from_slice(values);
     }
 
-    fn bits(values: &[f32]) -> &[Self] {
-        values
-    }
-
-    fn bits_mut(values: &mut [f32]) -> &mut [Self] {
-        values
-    }
-
-    fn singles(values: &mut [Self]) -> Option<&mut [f32]> {
-        Some(values)
-    }
-
     fn bytes(values: Vec<Self>) -> Bytes {
         Bytes::from_elems(values)
-    }
-
-    fn from_data(data: TensorData) -> Vec<Self> {
-        data.into_vec().expect("f32")
     }
 }
 
@@ -87,24 +53,8 @@ macro_rules! half_precision {
                 out.convert_from_f32_slice(values);
             }
 
-            fn bits(values: &[f32]) -> &[Self] {
-                cast_slice::<f32, u16>(values).reinterpret_cast()
-            }
-
-            fn bits_mut(values: &mut [f32]) -> &mut [Self] {
-                cast_slice_mut::<f32, u16>(values).reinterpret_cast_mut()
-            }
-
-            fn singles(_: &mut [Self]) -> Option<&mut [f32]> {
-                None
-            }
-
             fn bytes(values: Vec<Self>) -> Bytes {
                 Bytes::from_elems(values)
-            }
-
-            fn from_data(data: TensorData) -> Vec<Self> {
-                data.into_vec().expect("half precision")
             }
         }
     };
@@ -130,7 +80,8 @@ pub(super) enum Part<'a, N> {
 }
 
 impl<N: Number> WeightGradient<N> {
-    pub(super) fn new(values: Vec<N>, words_first: bool, [vocab, width]: [usize; 2]) -> Self {
+    pub(super) fn zeros(words_first: bool, vocab: usize, width: usize) -> Self {
+        let values = N::zeros(vocab * width);
         Self {
             values,
             words_first,
@@ -146,9 +97,7 @@ impl<N: Number> WeightGradient<N> {
         };
         let all = first.start..last.end;
         if self.words_first {
-            let lens = words.iter().map(|words| words.len() * self.width);
-            let parts = split(&mut self.values[all.start * self.width..], lens);
-            return parts.into_iter().map(Part::Words).collect();
+            return Part::of_words(&mut self.values, words, self.width);
         }
         let mut parts: Vec<Vec<&mut [N]>> = words.iter().map(|_| Vec::new()).collect();
         for column in self.values.chunks_exact_mut(self.vocab) {
@@ -158,6 +107,18 @@ impl<N: Number> WeightGradient<N> {
             }
         }
         parts.into_iter().map(Part::Columns).collect()
+    }
+
+    /// The gradient `[vocab, width]` whose numbers are the first ones of an allocation.
+    pub(super) fn at_the_start_of(mut values: Vec<N>, vocab: usize, width: usize) -> Self {
+        values.truncate(vocab * width);
+        values.shrink_to_fit();
+        Self {
+            values,
+            words_first: true,
+            vocab,
+            width,
+        }
     }
 
     pub(super) fn into_tensor(self) -> FlexTensor {
@@ -170,76 +131,13 @@ impl<N: Number> WeightGradient<N> {
     }
 }
 
-impl<N: Number> Part<'_, N> {
-    /// The part of the first words, and the others. A word has `width` numbers.
-    pub(super) fn cut(self, words: usize, width: usize) -> [Self; 2] {
-        match self {
-            Self::Words(all) => {
-                let (first, rest) = all.split_at_mut(words * width);
-                [first, rest].map(Self::Words)
-            }
-            Self::Columns(all) => {
-                let columns = all.into_iter().map(|column| column.split_at_mut(words));
-                let (first, rest) = columns.unzip();
-                [first, rest].map(Self::Columns)
-            }
-        }
-    }
-
-    /// Cuts the part into rooms for the logits of `words` words: one room for each number of lanes.
-    pub(super) fn rooms(self, words: usize, lanes: &[usize]) -> Vec<Self> {
-        let lines = lanes.iter().map(|lanes| lanes * per_single::<N>());
-        match self {
-            Self::Words(all) => {
-                let rooms = split(all, lines.map(|lines| lines * words));
-                rooms.into_iter().map(Self::Words).collect()
-            }
-            Self::Columns(columns) => {
-                let mut columns = columns.into_iter();
-                lines
-                    .map(|lines| Self::Columns(columns.by_ref().take(lines).collect()))
-                    .collect()
-            }
-        }
-    }
-
-    /// A room whose numbers are f32 and follow each other: a tile may be computed there.
-    pub(super) fn as_tile(&mut self) -> Option<&mut [f32]> {
-        match self {
-            Self::Words(room) => N::singles(room),
-            Self::Columns(_) => None,
-        }
-    }
-
-    /// Fills a room with logits.
-    pub(super) fn hold(self, words: usize, logits: &[f32]) {
-        let bits = N::bits(logits);
-        match self {
-            Self::Words(room) => room.copy_from_slice(bits),
-            Self::Columns(columns) => {
-                let lines = bits.chunks_exact(words);
-                columns
-                    .into_iter()
-                    .zip(lines)
-                    .for_each(|(column, bits)| column.copy_from_slice(bits));
-            }
-        }
-    }
-
-    /// The inverse of [`Self::hold`]: reads the room that starts `lanes` lanes after the start of
-    /// the part.
-    pub(super) fn held(&self, lanes: usize, words: usize, logits: &mut [f32]) {
-        let first = lanes * per_single::<N>();
-        let bits = N::bits_mut(logits);
-        match self {
-            Self::Words(all) => bits.copy_from_slice(&all[first * words..][..bits.len()]),
-            Self::Columns(columns) => {
-                let lines = bits.chunks_exact_mut(words);
-                lines
-                    .zip(&columns[first..])
-                    .for_each(|(bits, column)| bits.copy_from_slice(column));
-            }
-        }
+impl<'a, N> Part<'a, N> {
+    /// The parts of consecutive ranges of words in a gradient `[vocab, width]`.
+    pub(super) fn of_words(values: &'a mut [N], words: &[Range<usize>], width: usize) -> Vec<Self> {
+        let first = words.first().map_or(0, |words| words.start * width);
+        let lens = words.iter().map(|words| words.len() * width);
+        let parts = split(&mut values[first..], lens);
+        parts.into_iter().map(Part::Words).collect()
     }
 }
 
@@ -288,12 +186,7 @@ fn transpose<N: Number>(lines: &[f32], stride: usize, out: &mut [&mut [N]]) {
         }
         let first = group * LANES;
         for (out, column) in out.iter_mut().zip(&square) {
-            if words == LANES {
-                // A length that the compiler knows: no call for a few numbers.
-                N::write(&mut out[first..first + LANES], column);
-            } else {
-                N::write(&mut out[first..first + words], &column[..words]);
-            }
+            N::write(&mut out[first..first + words], &column[..words]);
         }
     }
 }

@@ -6,7 +6,6 @@ mod comparison;
 mod deltas;
 mod forward;
 mod gradient;
-mod kept;
 mod panels;
 mod passes;
 mod problem;
