@@ -9,6 +9,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../suite/dual.rs"]
+mod dual;
+#[path = "../suite/formulas.rs"]
+mod formulas;
 mod limit;
 mod llama;
 mod map;
@@ -18,6 +22,7 @@ mod samples;
 mod scalar;
 mod small;
 mod steps;
+mod vectors;
 
 use crate::support::ZipEqual;
 use std::collections::{BTreeMap, BTreeSet};
