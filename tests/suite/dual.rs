@@ -84,7 +84,11 @@ impl Dual {
     }
 
     pub fn min(self, other: Self) -> Self {
-        if other.value < self.value { other } else { self }
+        if other.value < self.value {
+            other
+        } else {
+            self
+        }
     }
 }
 

@@ -241,12 +241,12 @@ pub fn pairs(config: &Config, rows: &[PairOf<Completion>], columns: &Columns) ->
             let edge = (p - 0.5) / c.beta;
             (w.ratio() - edge).square() + (l.ratio() + edge).square()
         }),
-        Config::ApoZero(c) => each(&|_, w, l| {
-            1.0 - (c.beta * w.ratio()).sigmoid() + (c.beta * l.ratio()).sigmoid()
-        }),
-        Config::ApoDown(c) => each(&|_, w, l| {
-            (c.beta * w.ratio()).sigmoid() + 1.0 - (c.beta * delta(w, l)).sigmoid()
-        }),
+        Config::ApoZero(c) => {
+            each(&|_, w, l| 1.0 - (c.beta * w.ratio()).sigmoid() + (c.beta * l.ratio()).sigmoid())
+        }
+        Config::ApoDown(c) => {
+            each(&|_, w, l| (c.beta * w.ratio()).sigmoid() + 1.0 - (c.beta * delta(w, l)).sigmoid())
+        }
         Config::Dpop(c) => each(&|_, w, l| {
             let penalty = c.penalty * (-w.ratio()).relu();
             -(c.beta * (delta(w, l) - penalty)).ln_sigmoid()
@@ -277,9 +277,9 @@ pub fn pairs(config: &Config, rows: &[PairOf<Completion>], columns: &Columns) ->
                 .map(|(a, b)| noise(c.label_noise, c.beta * (a - b)))
                 .collect()
         }
-        Config::DpoShift(c) => each(&|_, w, l| {
-            -(c.beta * (w.ratio() - c.rejected_share * l.ratio())).ln_sigmoid()
-        }),
+        Config::DpoShift(c) => {
+            each(&|_, w, l| -(c.beta * (w.ratio() - c.rejected_share * l.ratio())).ln_sigmoid())
+        }
         Config::Hdpo(c) => each(&|_, w, l| {
             let reference = w.reference - l.reference;
             -(c.beta * (c.entropy_weight * (w.sum - l.sum) - reference)).ln_sigmoid()
@@ -457,13 +457,9 @@ pub fn exponent(config: &Config, row: PairOf<Completion>) -> f64 {
             let own = (h / c.temperature).ln_sigmoid() - h;
             own.value.max(of_g(c.divergence))
         }
-        Config::Gpo(c) if c.link == Link::Exponential => {
-            (-c.beta * (w.ratio() - l.ratio())).value
-        }
+        Config::Gpo(c) if c.link == Link::Exponential => (-c.beta * (w.ratio() - l.ratio())).value,
         Config::Chipo(_) => w.ratio().value.max(l.ratio().value),
-        Config::AlphaPo(c) => (-c.alpha * w.mean())
-            .value
-            .max((-c.alpha * l.mean()).value),
+        Config::AlphaPo(c) => (-c.alpha * w.mean()).value.max((-c.alpha * l.mean()).value),
         Config::Mixture(c) => {
             let parts = c.parts.iter().map(|part| exponent(&part.objective, row));
             parts.fold(f64::NEG_INFINITY, f64::max)
@@ -505,15 +501,15 @@ pub fn completions(config: &Config, rows: &[Completion], marks: &Marks) -> Vec<D
             each(&|i, y| -(sign(i) * (c.beta * y.ratio() - marks.shift)).ln_sigmoid())
         }
         Config::Npo(c) => each(&|_, y| -2.0 / c.beta * (-c.beta * y.ratio()).ln_sigmoid()),
-        Config::Simnpo(c) => each(&|_, y| {
-            -2.0 / c.beta * (-c.beta * y.mean() - c.target_margin).ln_sigmoid()
-        }),
-        Config::Dro(c) => each(&|i, y| {
-            0.5 * (marks.scores[i] - marks.values[i] - c.tau * y.ratio()).square()
-        }),
-        Config::AstarPo(c) => each(&|i, y| {
-            (c.beta * y.ratio() - (marks.scores[i] - marks.values[i].value)).square()
-        }),
+        Config::Simnpo(c) => {
+            each(&|_, y| -2.0 / c.beta * (-c.beta * y.mean() - c.target_margin).ln_sigmoid())
+        }
+        Config::Dro(c) => {
+            each(&|i, y| 0.5 * (marks.scores[i] - marks.values[i] - c.tau * y.ratio()).square())
+        }
+        Config::AstarPo(c) => {
+            each(&|i, y| (c.beta * y.ratio() - (marks.scores[i] - marks.values[i].value)).square())
+        }
         Config::Qrpo(c) => each(&|i, y| {
             // β·ln Z, Z = β·(e^(1/β) − 1) without the overflow of e^(1/β).
             let ln_z = c.beta.ln() + 1.0 / c.beta + (-(-1.0 / c.beta).exp()).ln_1p();

@@ -7,7 +7,8 @@ use burn_preference::config::ObjectiveConfig;
 use serde_json::{Value, json};
 
 use super::{
-    Inputs, LEARNED, Seeded, VERSION, chosen_inputs, evaluate, flat, gradient, number, numbers, rows,
+    Inputs, LEARNED, Seeded, VERSION, chosen_inputs, evaluate, flat, gradient, number, numbers,
+    rows,
 };
 
 /// An objective: its name in a file, its formula in words, and its cases: the kind of batch, fields
@@ -271,7 +272,10 @@ struct Draw(u64);
 impl Draw {
     fn below(&mut self, bound: u64) -> i64 {
         // Knuth's MMIX.
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         i64::try_from((self.0 >> 33) % bound).unwrap()
     }
 
@@ -280,7 +284,8 @@ impl Draw {
         let mut two = [Vec::new(), Vec::new()];
         for &length in lengths {
             let first: Vec<i64> = (0..length).map(|_| -1 - self.below(300)).collect();
-            let apart = |x: &i64| (x + self.below(2 * apart + 1) - i64::try_from(apart).unwrap()).min(-1);
+            let apart =
+                |x: &i64| (x + self.below(2 * apart + 1) - i64::try_from(apart).unwrap()).min(-1);
             let second: Vec<i64> = first.iter().map(apart).collect();
             for (all, row) in two.iter_mut().zip([first, second]) {
                 all.push(numbers(row.into_iter().map(|x| x as f64 / 100.0)));
@@ -466,19 +471,26 @@ fn batches(kind: &str) -> Vec<(&'static str, Inputs)> {
                 "weight": [[1.0, 1.0], [1.0]],
                 "tokens_per_example": 1.5,
             });
-            [("ordinary", ordinary), ("extreme", extreme), ("impossible", impossible)]
-                .map(|(name, batch)| (name, object(batch)))
-                .into()
+            [
+                ("ordinary", ordinary),
+                ("extreme", extreme),
+                ("impossible", impossible),
+            ]
+            .map(|(name, batch)| (name, object(batch)))
+            .into()
         }
         "samples" => {
             let mut draw = Draw(19);
             let lengths = [3, 1, 4, 2, 3];
             let [policy, sampler] = draw.sequences(&lengths, 40);
             // Another model, of the same tokens.
-            let away = rows(&policy).map(|row| {
-                let away = flat(row).into_iter().enumerate();
-                numbers(away.map(|(t, x)| (x * 100.0 - 30.0 + 17.0 * t as f64).min(-1.0).round() / 100.0))
-            });
+            let away =
+                rows(&policy).map(|row| {
+                    let away = flat(row).into_iter().enumerate();
+                    numbers(away.map(|(t, x)| {
+                        (x * 100.0 - 30.0 + 17.0 * t as f64).min(-1.0).round() / 100.0
+                    }))
+                });
             let reference: Vec<Value> = away.collect();
             let ordinary = json!({
                 "policy": policy, "sampler": sampler, "reference": reference,
@@ -527,9 +539,13 @@ fn plain_inputs(config: &ObjectiveConfig, kind: &str) -> &'static [&'static str]
 /// Its paper, as docs/objectives.md has it.
 fn paper(name: &str) -> Value {
     let table = include_str!("../../../docs/objectives.md");
-    let row = table.lines().find(|row| row.contains(&format!("| `{name}` |")));
+    let row = table
+        .lines()
+        .find(|row| row.contains(&format!("| `{name}` |")));
     let paper = row.and_then(|row| Some(row.rsplit_once("](https://arxiv.org/abs/")?.1));
-    paper.map_or(Value::Null, |rest| json!(format!("arXiv:{}", rest.split(')').next().unwrap())))
+    paper.map_or(Value::Null, |rest| {
+        json!(format!("arXiv:{}", rest.split(')').next().unwrap()))
+    })
 }
 
 /// The file of an objective.
@@ -581,7 +597,14 @@ pub fn file(name: &str) -> Value {
 /// What comes out; none where the formula has no number, or the crate holds an exponential that it
 /// takes.
 fn case(config: &ObjectiveConfig, kind: &str, batch: &str, inputs: &Inputs) -> Option<Value> {
-    let outcome = evaluate(config, kind, &Seeded { inputs, moves: None });
+    let outcome = evaluate(
+        config,
+        kind,
+        &Seeded {
+            inputs,
+            moves: None,
+        },
+    );
     let losses: Vec<f64> = outcome.losses.iter().map(|loss| loss.value).collect();
     let mut gradients = serde_json::Map::new();
     for key in inputs.keys().filter(|key| LEARNED.contains(&key.as_str())) {
@@ -599,11 +622,20 @@ fn case(config: &ObjectiveConfig, kind: &str, batch: &str, inputs: &Inputs) -> O
     let gradients = Value::Object(gradients);
     let undefined = losses.iter().any(|loss| loss.is_nan())
         || has_nan(&outcome.rewards)
-        || gradients.as_object().unwrap().iter().any(|(key, gradient)| {
-            // Of tokens an empty completion has an empty list.
-            let of_tokens = ["demonstrations", "samples"].contains(&kind);
-            nulls(gradient) != if of_tokens { 0 } else { empty_rows(&inputs[key]) }
-        });
+        || gradients
+            .as_object()
+            .unwrap()
+            .iter()
+            .any(|(key, gradient)| {
+                // Of tokens an empty completion has an empty list.
+                let of_tokens = ["demonstrations", "samples"].contains(&kind);
+                nulls(gradient)
+                    != if of_tokens {
+                        0
+                    } else {
+                        empty_rows(&inputs[key])
+                    }
+            });
     if outcome.held || undefined {
         return None;
     }

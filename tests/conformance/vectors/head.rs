@@ -21,9 +21,18 @@ fn inputs() -> Vec<(&'static str, Value)> {
         (0..rows).map(row).collect()
     };
     vec![
-        ("logits", json!({"logits": wave(4, 6, 3.0), "targets": [0, 5, 2, 2]})),
-        ("one word", json!({"logits": [[2.5], [-1e4]], "targets": [0, 0]})),
-        ("equal logits", json!({"logits": [[0.0, 0.0, 0.0, 0.0], [1e4, 1e4, 1e4, 1e4]], "targets": [1, 3]})),
+        (
+            "logits",
+            json!({"logits": wave(4, 6, 3.0), "targets": [0, 5, 2, 2]}),
+        ),
+        (
+            "one word",
+            json!({"logits": [[2.5], [-1e4]], "targets": [0, 0]}),
+        ),
+        (
+            "equal logits",
+            json!({"logits": [[0.0, 0.0, 0.0, 0.0], [1e4, 1e4, 1e4, 1e4]], "targets": [1, 3]}),
+        ),
         (
             "far apart",
             json!({"logits": [[1e4, -1e4, 0.0], [1e4, -1e4, 0.0], [-1e4, -10001.0, -10000.5], [1e6, 1_000_000.5, 999_999.0]],
@@ -33,7 +42,10 @@ fn inputs() -> Vec<(&'static str, Value)> {
             "words that are ruled out",
             json!({"logits": [[0.5, "-inf", 1.5], [0.5, "-inf", 1.5], ["-inf", "-inf", 3.0]], "targets": [2, 1, 2]}),
         ),
-        ("temperature", json!({"logits": wave(3, 5, 4.0), "targets": [4, 0, 1], "temperature": 0.7})),
+        (
+            "temperature",
+            json!({"logits": wave(3, 5, 4.0), "targets": [4, 0, 1], "temperature": 0.7}),
+        ),
         (
             "head",
             json!({"hidden": wave(3, 4, 1.0), "weight": wave(5, 4, 0.75), "targets": [0, 4, 2]}),
@@ -78,7 +90,11 @@ fn logits(seeded: &Seeded) -> Vec<Vec<Dual>> {
             let terms = hidden.iter().zip_equal(&weight[word]);
             terms.map(|(h, w)| *h * *w).sum::<Dual>() + bias[word]
         };
-        let row = |hidden: &Vec<Dual>| (0..weight.len()).map(|word| product(hidden, word)).collect();
+        let row = |hidden: &Vec<Dual>| {
+            (0..weight.len())
+                .map(|word| product(hidden, word))
+                .collect()
+        };
         hidden.iter().map(row).collect::<Vec<Vec<Dual>>>()
     };
     let change = |x: Dual| {
@@ -96,14 +112,19 @@ fn logits(seeded: &Seeded) -> Vec<Vec<Dual>> {
 
 /// ln softmax of a row; a logit of −∞ stays what it is.
 fn log_softmax(row: &[Dual]) -> Vec<Dual> {
-    let max = row.iter().fold(f64::NEG_INFINITY, |max, x| max.max(x.value));
+    let max = row
+        .iter()
+        .fold(f64::NEG_INFINITY, |max, x| max.max(x.value));
     let terms = row.iter().filter(|x| x.value > f64::NEG_INFINITY);
     let normalizer = terms.map(|x| (*x - max).exp()).sum::<Dual>().ln();
     row.iter().map(|x| *x - max - normalizer).collect()
 }
 
 fn targets(inputs: &Inputs) -> Vec<usize> {
-    flat(&inputs["targets"]).into_iter().map(|x| x as usize).collect()
+    flat(&inputs["targets"])
+        .into_iter()
+        .map(|x| x as usize)
+        .collect()
 }
 
 fn log_probs(seeded: &Seeded) -> Vec<Dual> {
@@ -123,7 +144,10 @@ fn entropies(seeded: &Seeded) -> Vec<f64> {
 }
 
 fn case(name: &str, inputs: &Inputs) -> Value {
-    let still = Seeded { inputs, moves: None };
+    let still = Seeded {
+        inputs,
+        moves: None,
+    };
     let mut gradients = serde_json::Map::new();
     for key in ["logits", "hidden", "weight", "bias"] {
         let Some(value) = inputs.get(key) else {
@@ -176,7 +200,10 @@ pub fn file() -> Value {
         .map(|(name, inputs)| case(name, inputs.as_object().unwrap()))
         .collect();
     let inputs = shifted();
-    let log_probs: Vec<Value> = shifted_log_probs(&inputs).into_iter().map(numbers).collect();
+    let log_probs: Vec<Value> = shifted_log_probs(&inputs)
+        .into_iter()
+        .map(numbers)
+        .collect();
     json!({
         "version": VERSION,
         "objective": "head",
@@ -205,7 +232,10 @@ fn the_head_is_that_of_the_vectors() {
     let sums = to_vec(ours.sequence().sum());
     for (sum, expected) in sums.iter().zip_equal(rows(&file["shift"]["log_probs"])) {
         let expected: f64 = flat(expected).iter().sum();
-        assert!(support::error(*sum, expected) < 1e-12, "{sum}, not {expected}");
+        assert!(
+            support::error(*sum, expected) < 1e-12,
+            "{sum}, not {expected}"
+        );
     }
 }
 
@@ -219,7 +249,10 @@ fn check(case: &Value, dtype: DType) {
     let shape = |key: &str| [rows(&inputs[key]).count(), flat(&inputs[key][0]).len()];
     let targets = targets(inputs);
     // One position a row: a token that nobody predicts, then the target.
-    let ids: Vec<i64> = targets.iter().flat_map(|target| [0, *target as i64]).collect();
+    let ids: Vec<i64> = targets
+        .iter()
+        .flat_map(|target| [0, *target as i64])
+        .collect();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [targets.len(), 2]), &device());
     let mask = vec![[false, true]; targets.len()].concat();
     let mask = Tensor::<2, Bool>::from_data(TensorData::new(mask, [targets.len(), 2]), &device());
@@ -234,7 +267,8 @@ fn check(case: &Value, dtype: DType) {
         leaves.push((key, leaf.clone()));
         leaf
     };
-    let (log_probs, statistics): (TokenLogProbs, TokenStatistics) = if inputs.contains_key("hidden") {
+    let (log_probs, statistics): (TokenLogProbs, TokenStatistics) = if inputs.contains_key("hidden")
+    {
         let hidden = add("hidden").reshape(shape("hidden"));
         let mut head = LmHead::new(add("weight").reshape(shape("weight")));
         if inputs.contains_key("bias") {

@@ -17,9 +17,7 @@ use burn_preference::config::ObjectiveConfig;
 use serde_json::{Map, Value, json};
 
 use crate::dual::Dual;
-use crate::formulas::{
-    self, Candidates, Columns, Completion, Marks, Sample, Token, advantage,
-};
+use crate::formulas::{self, Candidates, Columns, Completion, Marks, Sample, Token, advantage};
 use crate::support;
 
 /// The version of the files: a higher one where a number or the meaning of a key changes.
@@ -122,7 +120,9 @@ impl Seeded<'_> {
         let policy = self.sequences(&format!("{prefix}policy")).into_iter();
         let completion = |(i, (sum, length))| Completion {
             sum,
-            reference: references.get(i).map_or(0.0, |of: &(Dual, usize)| of.0.value),
+            reference: references
+                .get(i)
+                .map_or(0.0, |of: &(Dual, usize)| of.0.value),
             length,
         };
         policy.enumerate().map(completion).collect()
@@ -236,8 +236,11 @@ fn evaluate(config: &ObjectiveConfig, kind: &str, seeded: &Seeded) -> Outcome {
         "pairs" => {
             let sides = ["chosen.", "rejected."].map(|side| seeded.completions(side));
             let [chosen, rejected] = sides;
-            let pairs: Vec<[Completion; 2]> =
-                chosen.into_iter().zip(rejected).map(<[_; 2]>::from).collect();
+            let pairs: Vec<[Completion; 2]> = chosen
+                .into_iter()
+                .zip(rejected)
+                .map(<[_; 2]>::from)
+                .collect();
             let of_odds = matches!(config, ObjectiveConfig::Orpo(_) | ObjectiveConfig::Asft(_));
             let certain = |y: &Completion| of_odds && y.sum.value > -1e-30;
             held = pairs
@@ -262,7 +265,11 @@ fn evaluate(config: &ObjectiveConfig, kind: &str, seeded: &Seeded) -> Outcome {
                 Vec::new()
             };
             let marks = Marks {
-                desirable: seeded.inputs.get("desirable").map(flags).unwrap_or_default(),
+                desirable: seeded
+                    .inputs
+                    .get("desirable")
+                    .map(flags)
+                    .unwrap_or_default(),
                 scores: seeded.plain("score"),
                 values,
                 baseline: seeded.scalar("z0"),
@@ -286,13 +293,22 @@ fn evaluate(config: &ObjectiveConfig, kind: &str, seeded: &Seeded) -> Outcome {
                 ["chosen.reward", "rejected.reward"].map(|key| seeded.numbers(key));
             let values = |side: &[Dual]| numbers(side.iter().map(|reward| reward.value));
             let rewards = json!({"chosen": values(&chosen), "rejected": values(&rejected)});
-            let pairs: Vec<[Dual; 2]> =
-                chosen.into_iter().zip(rejected).map(<[_; 2]>::from).collect();
-            (formulas::rewards(config, &pairs, &seeded.columns()), rewards)
+            let pairs: Vec<[Dual; 2]> = chosen
+                .into_iter()
+                .zip(rejected)
+                .map(<[_; 2]>::from)
+                .collect();
+            (
+                formulas::rewards(config, &pairs, &seeded.columns()),
+                rewards,
+            )
         }
         "demonstrations" => {
             let policy = seeded.nested("policy");
-            let weights = seeded.inputs.get("weight").map(|weights| rows(weights).map(flat));
+            let weights = seeded
+                .inputs
+                .get("weight")
+                .map(|weights| rows(weights).map(flat));
             let weights: Vec<Vec<f64>> = match weights {
                 Some(weights) => weights.collect(),
                 None => policy.iter().map(|row| vec![1.0; row.len()]).collect(),
@@ -360,10 +376,18 @@ fn gradient(config: &ObjectiveConfig, kind: &str, inputs: &Inputs, key: &str) ->
     let sequence = |row: &Value| {
         let slope = next();
         // Nothing learns of an empty completion.
-        if flat(row).is_empty() { Value::Null } else { slope }
+        if flat(row).is_empty() {
+            Value::Null
+        } else {
+            slope
+        }
     };
     let value = &inputs[key];
-    let is_row = |value: &Value| value.as_array().is_some_and(|row| !row.iter().any(Value::is_array));
+    let is_row = |value: &Value| {
+        value
+            .as_array()
+            .is_some_and(|row| !row.iter().any(Value::is_array))
+    };
     Value::Array(
         rows(value)
             .map(|row| match row {
@@ -435,14 +459,19 @@ fn vectors_are_those_of_the_scalar_code() {
         let there: Value = serde_json::from_str(&there).unwrap();
         // What is written is what is read, to the last bit.
         let again: Value = serde_json::from_str(&text).unwrap();
-        assert!(same(&again, file, 0.0), "{name}: not the numbers that were written");
+        assert!(
+            same(&again, file, 0.0),
+            "{name}: not the numbers that were written"
+        );
         assert!(
             same(&there, file, 1e-12),
             "{name} is not what the scalar code says: UPDATE_VECTORS=1 writes it again"
         );
     }
     // Nothing else has this ending, so that a reader may take all.
-    let others = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name());
+    let others = std::fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
     let mut others: Vec<String> = others.map(|name| name.into_string().unwrap()).collect();
     others.retain(|name| name.ends_with(".json") && !files.contains_key(name));
     assert_eq!(others, ["schema.json"]);

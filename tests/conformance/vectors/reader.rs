@@ -6,9 +6,9 @@ use burn::tensor::{Bool, DType, Tensor, TensorData};
 use burn_preference::batch::Batch;
 use burn_preference::config::ObjectiveConfig;
 use burn_preference::{
-    Demonstrations, GroupedReward, LossOutput, Objective, Pair, PolicyPair, Ranked, Samples, Scored,
-    TokenLogProbs, Unpaired, WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference,
-    WithScores, WithSequenceKl, WithShift, WithStepTokens, WithTies, WithValue,
+    Demonstrations, GroupedReward, LossOutput, Objective, Pair, PolicyPair, Ranked, Samples,
+    Scored, TokenLogProbs, Unpaired, WithBaseline, WithMargin, WithMeanMargin, WithNll,
+    WithPreference, WithScores, WithSequenceKl, WithShift, WithStepTokens, WithTies, WithValue,
 };
 use serde_json::Value;
 
@@ -89,13 +89,14 @@ impl Tensors<'_> {
     }
 
     fn policy_pair(&mut self, of: &str) -> PolicyPair {
-        let [chosen, rejected] = ["chosen", "rejected"]
-            .map(|side| self.sequences(&format!("{side}.{of}")).sequence());
+        let [chosen, rejected] =
+            ["chosen", "rejected"].map(|side| self.sequences(&format!("{side}.{of}")).sequence());
         Pair::new(chosen, rejected).unwrap()
     }
 
     fn pair(&self, of: &str) -> Pair<Tensor<1>> {
-        let [chosen, rejected] = ["chosen", "rejected"].map(|side| self.plain(&format!("{side}.{of}")));
+        let [chosen, rejected] =
+            ["chosen", "rejected"].map(|side| self.plain(&format!("{side}.{of}")));
         Pair::new(chosen, rejected).unwrap()
     }
 
@@ -117,7 +118,9 @@ struct Ours {
 }
 
 fn forward<B: Batch + 'static>(config: &ObjectiveConfig, batch: B) -> LossOutput<B::Rewards> {
-    let objective = config.build::<B>().unwrap_or_else(|error| panic!("{error}"));
+    let objective = config
+        .build::<B>()
+        .unwrap_or_else(|error| panic!("{error}"));
     objective.forward(batch)
 }
 
@@ -145,7 +148,10 @@ fn run(config: &ObjectiveConfig, kind: &str, inputs: &Inputs, dtype: DType) -> O
                 ["chosen.reward", "rejected.reward"].map(|key| tensors.leaf(key));
             let batch = Pair::new(chosen, rejected).unwrap();
             let output = if has("margin") {
-                forward(config, WithMargin::new(batch, tensors.plain("margin")).unwrap())
+                forward(
+                    config,
+                    WithMargin::new(batch, tensors.plain("margin")).unwrap(),
+                )
             } else if has("win_probability") {
                 let p = tensors.plain("win_probability");
                 forward(config, WithPreference::new(batch, p).unwrap())
@@ -217,12 +223,18 @@ fn pairs(config: &ObjectiveConfig, tensors: &mut Tensors) -> LossOutput<Pair<Ten
     let reference = tensors.policy_pair("reference");
     let batch = policy.relative_to(reference).unwrap();
     if has("margin") {
-        forward(config, WithMargin::new(batch, tensors.plain("margin")).unwrap())
+        forward(
+            config,
+            WithMargin::new(batch, tensors.plain("margin")).unwrap(),
+        )
     } else if has("win_probability") {
         let p = tensors.plain("win_probability");
         forward(config, WithPreference::new(batch, p).unwrap())
     } else if has("chosen.score") {
-        forward(config, WithScores::new(batch, tensors.pair("score")).unwrap())
+        forward(
+            config,
+            WithScores::new(batch, tensors.pair("score")).unwrap(),
+        )
     } else if has("tied") {
         forward(config, WithTies::new(batch, tensors.bools("tied")).unwrap())
     } else if has("chosen.kl") {
@@ -230,7 +242,10 @@ fn pairs(config: &ObjectiveConfig, tensors: &mut Tensors) -> LossOutput<Pair<Ten
         let kl = Pair::new(chosen, rejected).unwrap();
         forward(config, WithSequenceKl::new(batch, kl).unwrap())
     } else if has("delta") {
-        forward(config, WithShift::new(batch, tensors.plain("delta")).unwrap())
+        forward(
+            config,
+            WithShift::new(batch, tensors.plain("delta")).unwrap(),
+        )
     } else if has("mean_margin") {
         let mean = tensors.plain("mean_margin");
         forward(config, WithMeanMargin::new(batch, mean).unwrap())
@@ -246,11 +261,16 @@ fn completions(config: &ObjectiveConfig, tensors: &mut Tensors) -> LossOutput<Te
     if !has("reference") {
         return forward(config, policy);
     }
-    let relative = policy.relative_to(tensors.sequences("reference").sequence()).unwrap();
+    let relative = policy
+        .relative_to(tensors.sequences("reference").sequence())
+        .unwrap();
     if has("score") {
         let scored = Scored::new(relative, tensors.plain("score")).unwrap();
         return if has("value") {
-            forward(config, WithValue::new(scored, tensors.leaf("value")).unwrap())
+            forward(
+                config,
+                WithValue::new(scored, tensors.leaf("value")).unwrap(),
+            )
         } else {
             forward(config, scored)
         };
@@ -260,9 +280,15 @@ fn completions(config: &ObjectiveConfig, tensors: &mut Tensors) -> LossOutput<Te
     }
     let batch = Unpaired::new(relative, tensors.bools("desirable")).unwrap();
     if has("z0") {
-        forward(config, WithBaseline::new(batch, tensors.plain("z0")).unwrap())
+        forward(
+            config,
+            WithBaseline::new(batch, tensors.plain("z0")).unwrap(),
+        )
     } else if has("delta") {
-        forward(config, WithShift::new(batch, tensors.plain("delta")).unwrap())
+        forward(
+            config,
+            WithShift::new(batch, tensors.plain("delta")).unwrap(),
+        )
     } else {
         forward(config, batch)
     }
@@ -308,7 +334,9 @@ fn lists(config: &ObjectiveConfig, kind: &str, tensors: &mut Tensors) -> (Tensor
             forward(config, Ranked::new(policy, scores, there).unwrap())
         }
     };
-    let rewards = to_vec(output.rewards().clone()).into_iter().zip_equal(present);
+    let rewards = to_vec(output.rewards().clone())
+        .into_iter()
+        .zip_equal(present);
     let rewards = rewards.filter_map(|(reward, present)| present.then_some(reward));
     (output.losses(), rewards.collect())
 }
@@ -318,12 +346,20 @@ fn samples(config: &ObjectiveConfig, tensors: &mut Tensors) -> (Tensor<1>, Vec<f
         panic!("{} does not take samples", config.name());
     };
     let inputs = tensors.inputs;
-    let groups: Vec<usize> = flat(&inputs["group"]).into_iter().map(|x| x as usize).collect();
+    let groups: Vec<usize> = flat(&inputs["group"])
+        .into_iter()
+        .map(|x| x as usize)
+        .collect();
     let rewards = GroupedReward::of_groups(&flat(&inputs["reward"]), &groups).unwrap();
-    let advantages = rewards.iter().map(|reward| fields.advantage.of(reward)).collect();
+    let advantages = rewards
+        .iter()
+        .map(|reward| fields.advantage.of(reward))
+        .collect();
     let [policy, sampler] = ["policy", "sampler"].map(|key| tensors.by_token(key));
     let batch = Samples::new(policy, sampler, &rewards).unwrap();
-    let step = inputs.get("tokens_per_example").map(|step| to_f64(step) * 64.0);
+    let step = inputs
+        .get("tokens_per_example")
+        .map(|step| to_f64(step) * 64.0);
     let losses = match (inputs.contains_key("reference"), step) {
         (false, None) => forward(config, batch).losses(),
         (false, Some(step)) => {
