@@ -7,7 +7,8 @@ same, differs by a named convention, or wrong with the number.
 
 Needs torch. TRL and Liger are the installed packages; `pip install trl==1.16.0 liger-kernel==0.8.5` has
 what README.md's table was made with. Authors' code is read at the commits below, and only the named
-function is run. Exit status 1 if something is wrong that is not in KNOWN.
+function is run. With jsonschema installed the files are checked against schema.json first. Exit status
+1 if something is wrong.
 """
 
 import argparse
@@ -759,8 +760,19 @@ def judge(case, inputs, attempts, dtype):
     return first
 
 
+def validate():
+    """Every file against schema.json, where jsonschema is installed."""
+    with contextlib.suppress(ImportError):
+        import jsonschema
+
+        schema = jsonschema.Draft202012Validator(json.loads((HERE / "schema.json").read_text()))
+        for path in set(HERE.glob("*.json")) - {HERE / "schema.json"}:
+            schema.validate(json.loads(path.read_text()))
+
+
 def check(clones):
-    wrong = 0
+    """Prints the table; the number of errors, and whose code agrees with each objective."""
+    wrong, agreed = 0, collections.defaultdict(list)
     print("| objective | peer | ordinary numbers | at extremes |\n|---|---|---|---|")
     for path in sorted(HERE.glob("*.json")):
         file = json.loads(path.read_text())
@@ -801,18 +813,24 @@ def check(clones):
             words += [f"differs ({n}): {text}" for text, n in conventions.items()]
             words += [f"**wrong**: {text}" for text in errors]
             wrong += len(errors)
+            if not errors:
+                agreed[file["objective"]].append(peer)
             beyond = ", ".join(f"{text} ({n})" for text, n in sorted(extremes.items()))
             print(f"| {file['objective']} | {peer} | {'; '.join(words)} | {beyond} |")
-    return wrong
+    return wrong, agreed
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--clones", type=pathlib.Path, help="where authors' repositories are, or are fetched to")
+    parser.add_argument("--record", type=pathlib.Path, help="a file for whose code agrees with which objective")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    torch.manual_seed(0)
-    sys.exit(1 if check(arguments.clones) else 0)
+    validate()
+    wrong, agreed = check(arguments.clones)
+    if arguments.record:
+        arguments.record.write_text(json.dumps(agreed, indent=1, sort_keys=True) + "\n")
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

@@ -350,6 +350,9 @@ fn the_documentation_names_whose_code_was_compared() {
     }
     let of_samples = report.agreed.entry("GrpoLoss").or_default();
     of_samples.extend(samples::compare());
+    for (objective, peers) in vectors::seconded() {
+        report.agreed.entry(objective).or_default().extend(peers);
+    }
     let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/checked.md");
     let table = std::fs::read_to_string(table).unwrap();
     let mut rows = 0;

@@ -425,6 +425,34 @@ fn files() -> BTreeMap<String, Value> {
     files
 }
 
+/// Whose code agreed with which objective when `vectors/check.py` was last run:
+///
+/// ```console
+/// python3 vectors/check.py --clones DIR --record tests/data/seconded.json
+/// ```
+pub fn seconded() -> Vec<(&'static str, Vec<&'static str>)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/seconded.json");
+    let text = std::fs::read_to_string(path).unwrap();
+    let file: BTreeMap<String, Vec<String>> = serde_json::from_str(&text).unwrap();
+    let peer = |name: &String| match name.split(' ').next() {
+        Some("TRL") => "TRL",
+        Some("Liger") => "Liger",
+        Some("OpenRLHF") => "OpenRLHF",
+        _ => "authors",
+    };
+    // From `exo_pair` to `ExoPairLoss`.
+    let of = |name: &String| -> &'static str {
+        let words = name.split('_').map(|word| {
+            let (first, rest) = word.split_at(1);
+            first.to_uppercase() + rest
+        });
+        String::leak(words.collect::<String>() + "Loss")
+    };
+    file.iter()
+        .map(|(name, peers)| (of(name), peers.iter().map(peer).collect()))
+        .collect()
+}
+
 /// The file of this name as it stands in the folder, or as it is about to be written.
 fn read(name: &str) -> Value {
     let text = if is_update() {
