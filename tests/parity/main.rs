@@ -14,6 +14,7 @@ mod dual;
 mod formulas;
 #[path = "../suite/problem.rs"]
 mod problem;
+#[allow(dead_code, reason = "as above")]
 #[path = "../suite/scalar.rs"]
 mod scalar;
 #[path = "../suite/subjects.rs"]

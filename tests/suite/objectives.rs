@@ -20,7 +20,7 @@ use burn_preference::config::ObjectiveConfig;
 
 use crate::dual::Dual;
 use crate::formulas::{self, Completion, Marks};
-use crate::scalar;
+use crate::scalar::{self, Row};
 use crate::subjects::{self, rows};
 use crate::support::{
     Lists, Pairs, UnpairedCompletions, assert_close, bools, cases, error, f64s, ints, leaf,
@@ -489,6 +489,49 @@ proptest! {
             for i in (0..flat.len()).filter(|&i| !batch.present[i]) {
                 prop_assert!(rewards[i] == 0.0 && grads[i] == 0.0, "{name}: absent candidate");
             }
+        }
+    }
+}
+
+/// The exact slopes of the scalar code are those of difference quotients.
+#[test]
+fn slopes_are_difference_quotients() {
+    let rows = rows(&catalogue());
+    // What carries no gradient moves in a quotient: β of β-DPO.
+    let subjects = subjects::pairs(0.3).into_iter();
+    for subject in subjects.filter(|subject| subject.name != "beta-dpo") {
+        for i in 0..rows.len() {
+            let of = |by: &dyn Fn(&mut Row, f64)| {
+                scalar::slope(|d| {
+                    let mut moved = rows.clone();
+                    by(&mut moved[i], d);
+                    subject.losses(&moved).into_iter().sum()
+                })
+            };
+            let quotients = [of(&|row, d| row.w += d), of(&|row, d| row.l += d)];
+            let scale = 1.0
+                + subject
+                    .losses(&rows)
+                    .iter()
+                    .fold(0.0, |m: f64, x| m.max(x.abs()));
+            let slopes = subject.gradient(&rows, i);
+            assert_close(&slopes, &quotients, 1e-7 * scale, subject.name);
+        }
+    }
+    let list = scalar::List {
+        sums: vec![-3.0, -1.25, -6.5, -2.0],
+        references: vec![-2.5, -2.0, -6.0, -3.5],
+        lengths: vec![3, 1, 4, 2],
+        scores: vec![0.9, 0.1, 0.5, 0.5],
+    };
+    for subject in subjects::lists(0.3) {
+        for k in 0..list.len() {
+            let quotient = scalar::slope(|d| {
+                let mut moved = list.clone();
+                moved.sums[k] += d;
+                subject.loss(&moved)
+            });
+            assert_close(&[subject.slope(&list, k)], &[quotient], 1e-8, subject.name);
         }
     }
 }

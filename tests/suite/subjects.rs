@@ -1,8 +1,6 @@
 //! Every objective of the crate beside its formula in plain f64, `formulas.rs`, and the laws it keeps:
 //! a new objective is a row here.
 
-#![expect(clippy::too_many_lines, reason = "tables: a row per objective")]
-
 use std::f64::consts::LN_2;
 
 use burn::tensor::Tensor;
@@ -10,6 +8,7 @@ use burn_preference::batch::Batch;
 use burn_preference::config::{
     MixtureConfig, MixturePartConfig, ObjectiveConfig as Config, WithSftConfig,
 };
+use burn_preference::needs::Needs;
 use burn_preference::{
     AlphaPoLossConfig, AotLossConfig, ApoDownLossConfig, ApoZeroLossConfig, AsftLossConfig,
     BcoLossConfig, BetaDpoLossConfig, BradleyTerryLossConfig, BradleyTerryTiesLossConfig,
@@ -196,10 +195,10 @@ impl Column {
     /// The objective of the crate on pairs with this column.
     fn forward(self, config: &Config) -> Box<dyn Fn(ReferencedPair) -> PairOutput> {
         match self {
-            Self::None if config.takes().iter().any(|needs| needs.has_reference()) => {
+            Self::None if config.takes().iter().any(Needs::has_reference) => {
                 built(config, |b| b)
             }
-            Self::None => built(config, |b| b.policy()),
+            Self::None => built(config, Pair::policy),
             Self::Margin => built(config, |b| {
                 let margin = column(&b, margin);
                 WithMargin::new(b, margin).unwrap()

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use burn_preference::config::ObjectiveConfig;
+use burn_preference::needs::Needs;
 use serde_json::{Value, json};
 
 use super::{
@@ -296,6 +297,7 @@ impl Draw {
 }
 
 /// Batches of a kind by name, each with all columns that an objective may read.
+#[expect(clippy::too_many_lines, reason = "a table of numbers")]
 fn batches(kind: &str) -> Vec<(&'static str, Inputs)> {
     let object = |value: Value| match value {
         Value::Object(object) => object,
@@ -515,7 +517,7 @@ fn batches(kind: &str) -> Vec<(&'static str, Inputs)> {
 
 /// Which inputs a config reads of a kind of batch, beside its columns.
 fn plain_inputs(config: &ObjectiveConfig, kind: &str) -> &'static [&'static str] {
-    let referenced = config.takes().iter().all(|needs| needs.has_reference());
+    let referenced = config.takes().iter().all(Needs::has_reference);
     match (kind, referenced) {
         ("pairs", false) => &["chosen.policy", "rejected.policy"],
         ("pairs", true) => &[
@@ -524,13 +526,12 @@ fn plain_inputs(config: &ObjectiveConfig, kind: &str) -> &'static [&'static str]
             "rejected.policy",
             "rejected.reference",
         ],
-        ("completions", false) => &["policy"],
+        ("completions", false) | ("demonstrations", _) => &["policy"],
         ("completions", true) => &["policy", "reference"],
         ("lists", false) => &["policy", "score"],
         ("lists", true) => &["policy", "reference", "score"],
         ("reward_pairs", _) => &["chosen.reward", "rejected.reward"],
         ("reward_lists", _) => &["reward", "score"],
-        ("demonstrations", _) => &["policy"],
         ("samples", _) => &["policy", "sampler", "reward", "group"],
         _ => panic!("no kind {kind}"),
     }

@@ -6,7 +6,7 @@ use burn_preference::log_probs::WithStatistics;
 use burn_preference::{LmHead, TokenLogProbs, TokenStatistics};
 use serde_json::{Value, json};
 
-use super::{Inputs, Seeded, VERSION, flat, number, numbers, rows, to_f64};
+use super::{Inputs, Seeded, VERSION, flat, indices, number, numbers, rows, to_f64};
 use crate::dual::Dual;
 use crate::support::{self, ZipEqual, device, floats, to_vec, tolerance};
 
@@ -121,10 +121,12 @@ fn log_softmax(row: &[Dual]) -> Vec<Dual> {
 }
 
 fn targets(inputs: &Inputs) -> Vec<usize> {
-    flat(&inputs["targets"])
-        .into_iter()
-        .map(|x| x as usize)
-        .collect()
+    indices(&inputs["targets"])
+}
+
+/// Ids as a tensor of two columns or more.
+fn ids<const N: usize>(rows: &[[usize; N]]) -> Tensor<2, Int> {
+    crate::support::ints(rows.as_flattened()).reshape([rows.len(), N])
 }
 
 fn log_probs(seeded: &Seeded) -> Vec<Dual> {
@@ -183,11 +185,11 @@ fn shifted_log_probs(inputs: &Value) -> Vec<Vec<f64>> {
     let rows_of = |key: &str| rows(&inputs[key]).collect::<Vec<_>>();
     let (ids, mask, logits) = (rows_of("ids"), rows_of("mask"), rows_of("logits"));
     let row = |i: usize| {
-        let (ids, mask) = (flat(ids[i]), super::flags(mask[i]));
+        let (ids, mask) = (indices(ids[i]), super::flags(mask[i]));
         let logits: Vec<Vec<f64>> = rows(logits[i]).map(flat).collect();
         let counted = (1..ids.len()).filter(|t| mask[*t]);
         counted
-            .map(|t| crate::scalar::log_softmax(&logits[t - 1])[ids[t] as usize])
+            .map(|t| crate::scalar::log_softmax(&logits[t - 1])[ids[t]])
             .collect()
     };
     (0..ids.len()).map(row).collect()
@@ -223,8 +225,10 @@ fn the_head_is_that_of_the_vectors() {
         }
     }
     let inputs = &file["shift"]["inputs"];
-    let ids: Vec<i64> = flat(&inputs["ids"]).into_iter().map(|x| x as i64).collect();
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [2, 4]), &device());
+    let places: Vec<[usize; 4]> = rows(&inputs["ids"])
+        .map(|row| indices(row).try_into().unwrap())
+        .collect();
+    let ids = ids(&places);
     let mask: Vec<bool> = rows(&inputs["mask"]).flat_map(super::flags).collect();
     let mask = Tensor::<2, Bool>::from_data(TensorData::new(mask, [2, 4]), &device());
     let logits = floats(&flat(&inputs["logits"]), DType::F64).reshape([2, 4, 4]);
@@ -249,11 +253,8 @@ fn check(case: &Value, dtype: DType) {
     let shape = |key: &str| [rows(&inputs[key]).count(), flat(&inputs[key][0]).len()];
     let targets = targets(inputs);
     // One position a row: a token that nobody predicts, then the target.
-    let ids: Vec<i64> = targets
-        .iter()
-        .flat_map(|target| [0, *target as i64])
-        .collect();
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [targets.len(), 2]), &device());
+    let rows_of: Vec<[usize; 2]> = targets.iter().map(|target| [0, *target]).collect();
+    let ids = ids(&rows_of);
     let mask = vec![[false, true]; targets.len()].concat();
     let mask = Tensor::<2, Bool>::from_data(TensorData::new(mask, [targets.len(), 2]), &device());
     let twice = |rows: Tensor<2>| {

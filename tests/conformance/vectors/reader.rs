@@ -12,7 +12,7 @@ use burn_preference::{
 };
 use serde_json::Value;
 
-use super::{Inputs, flags, flat, rows, to_f64, words};
+use super::{Inputs, flags, flat, indices, rows, to_f64, words};
 use crate::support::{self, ZipEqual, bools, device, floats, to_vec, wide_dtypes};
 
 /// The inputs of a case as tensors, and those that a gradient is asked of.
@@ -346,10 +346,7 @@ fn samples(config: &ObjectiveConfig, tensors: &mut Tensors) -> (Tensor<1>, Vec<f
         panic!("{} does not take samples", config.name());
     };
     let inputs = tensors.inputs;
-    let groups: Vec<usize> = flat(&inputs["group"])
-        .into_iter()
-        .map(|x| x as usize)
-        .collect();
+    let groups = indices(&inputs["group"]);
     let rewards = GroupedReward::of_groups(&flat(&inputs["reward"]), &groups).unwrap();
     let advantages = rewards
         .iter()
@@ -393,7 +390,8 @@ fn the_crate_is_that_of_the_vectors() {
             let inputs = super::chosen_inputs(all, &words(&case["reads"]));
             for dtype in wide_dtypes() {
                 // Beyond f64 only what is ordinary has digits to compare.
-                let ordinary = batch.ends_with(".ordinary") || batch.ends_with(".edges");
+                let (_, place) = batch.split_once('.').unwrap();
+                let ordinary = ["ordinary", "edges"].contains(&place);
                 if dtype != DType::F64 && !ordinary {
                     continue;
                 }
