@@ -195,10 +195,8 @@ impl Column {
     /// The objective of the crate on pairs with this column.
     fn forward(self, config: &Config) -> Box<dyn Fn(ReferencedPair) -> PairOutput> {
         match self {
-            Self::None if config.takes().iter().any(Needs::has_reference) => {
-                built(config, |b| b)
-            }
-            Self::None => built(config, Pair::policy),
+            Self::None if config.takes().iter().any(Needs::has_reference) => built(config, |b| b),
+            Self::None => built(config, |b| b.policy()),
             Self::Margin => built(config, |b| {
                 let margin = column(&b, margin);
                 WithMargin::new(b, margin).unwrap()
