@@ -10,7 +10,7 @@ use burn_preference::data::Cursor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::run_folder::RunFolder;
+use super::run_folder::{RunFolder, remove_checkpoints};
 use crate::failure::Failure;
 use crate::files::whole::write_folder;
 use crate::model::Decoder;
@@ -90,7 +90,7 @@ impl Checkpoint {
         }
     }
 
-    /// Saves a whole checkpoint, and then removes older ones.
+    /// Saves a whole checkpoint, and removes older ones when it is on the disk.
     pub(super) fn save(&self, folder: &RunFolder) -> Result<(), Failure> {
         let older = folder.checkpoints()?;
         let to = folder.0.join(format!("checkpoint-{}", self.state.step));
@@ -101,12 +101,10 @@ impl Checkpoint {
             record(&self.best_policy).save(folder.join("best.bpk"))?;
             self.optimizer.save(folder.join("optimizer.bpk"))?;
             let state = serde_json::to_string_pretty(&self.state)?;
-            Ok(fs::write(folder.join("state.json"), state)?)
+            let file = folder.join("state.json");
+            Ok(fs::write(&file, state).map_err(|error| format!("{}: {error}", file.display()))?)
         })?;
-        for (_, path) in older {
-            fs::remove_dir_all(path)?;
-        }
-        Ok(())
+        remove_checkpoints(older)
     }
 }
 
