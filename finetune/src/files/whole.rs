@@ -101,7 +101,9 @@ pub(crate) fn remove_scratch(
     for entry in fs::read_dir(folder).map_err(file(folder))? {
         let entry = entry.map_err(file(folder))?;
         let is_scratch = entry.file_name().to_str().is_some_and(|name| {
-            let name = name.strip_prefix('.').and_then(|name| name.rsplit_once('.'));
+            let name = name
+                .strip_prefix('.')
+                .and_then(|name| name.rsplit_once('.'));
             name.is_some_and(|(name, process)| process.parse::<u32>().is_ok() && is_written(name))
         });
         if is_scratch {
@@ -121,7 +123,9 @@ pub(crate) fn hidden(path: &Path, end: &str) -> PathBuf {
 
 /// The folder that a path stands in.
 pub(crate) fn parent(path: &Path) -> &Path {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     parent.unwrap_or(Path::new("."))
 }
 

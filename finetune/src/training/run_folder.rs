@@ -111,12 +111,23 @@ impl RunFolder {
             let at = line.ok().and_then(|line| line["step"].as_u64());
             step > 0 && at.is_some_and(|at| at <= step as u64)
         };
-        let lines = there.as_deref().unwrap_or_default().split(|byte| *byte == b'\n');
-        let kept: Vec<u8> = lines.filter(is_before).flat_map(|line| [line, b"\n"].concat()).collect();
+        let lines = there
+            .as_deref()
+            .unwrap_or_default()
+            .split(|byte| *byte == b'\n');
+        let kept: Vec<u8> = lines
+            .filter(is_before)
+            .flat_map(|line| [line, b"\n"].concat())
+            .collect();
         if there.as_ref() != Some(&kept) {
-            write_whole::<Failure>(&path, |scratch| Ok(fs::write(scratch, kept).map_err(failed)?))?;
+            write_whole::<Failure>(&path, |scratch| {
+                Ok(fs::write(scratch, kept).map_err(failed)?)
+            })?;
         }
-        let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(failed)?;
         Ok(MetricsFile(Some((path, file))))
     }
 }

@@ -8,8 +8,8 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType};
 use burn_preference::data::Object;
 use finetune::{
-    Answer, Chat, Claim, Decoder, Failure, Judge, OutputLayer, Prompt, best_pair, group, is_json, load_as,
-    log_probs, remarks, write_whole,
+    Answer, Chat, Claim, Decoder, Failure, Judge, OutputLayer, Prompt, best_pair, group, is_json,
+    load_as, log_probs, remarks, write_whole,
 };
 use indicatif::ProgressBar;
 use rand::SeedableRng;

@@ -15,8 +15,8 @@ use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
 use burn_preference::{Frozen, Metrics};
 use finetune::{
-    Batching, Chat, Claim, DataOptions, Decoder, Failure, Prompt, Ranks, ReferenceLogProbs, RunFolder,
-    SaveOptions, Splits, StepContext, Task, Texts, TrainOptions, Trainer, Workers,
+    Batching, Chat, Claim, DataOptions, Decoder, Failure, Prompt, Ranks, ReferenceLogProbs,
+    RunFolder, SaveOptions, Splits, StepContext, Task, Texts, TrainOptions, Trainer, Workers,
     check_whole_steps, draw_metrics, load_adapter, load_as, publish, save, save_adapter, say,
 };
 use serde_json::{Map, Value, json};
@@ -71,7 +71,10 @@ impl<'a> Session<'a> {
         objective: ChosenObjective,
         ranks: &'a Ranks,
     ) -> Result<Self, Failure> {
-        let claim = ranks.is_first().then(|| Claim::take(&args.out)).transpose()?;
+        let claim = ranks
+            .is_first()
+            .then(|| Claim::take(&args.out))
+            .transpose()?;
         if args.out.exists() {
             return Err(format!("--out: {} is there already", args.out.display()).into());
         }
