@@ -6,6 +6,7 @@ use std::path::Path;
 use burn::module::{Module, ParamGroup};
 use burn::optim::ModuleOptimizer;
 use burn::store::ModuleRecord;
+use burn::tensor::Bytes;
 use burn_preference::data::Cursor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -65,14 +66,21 @@ impl Checkpoint {
         let Some((_, path)) = folder.checkpoints()?.pop() else {
             return Ok(self);
         };
+        // All at once: Burn would open the file again when a tensor is first needed, and by then the
+        // process that writes may have removed it.
+        let read = |name: &str| -> Result<Bytes, Failure> {
+            let path = path.join(name);
+            let bytes = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            Ok(Bytes::from_bytes_vec(bytes))
+        };
         let record = |name: &str| -> Result<ModuleRecord, Failure> {
-            Ok(ModuleRecord::load(path.join(name))?.allow_partial(true))
+            Ok(ModuleRecord::from_bytes(read(name)?)?.allow_partial(true))
         };
         Ok(Self {
             state: read_state(&path, &self.state.settings)?,
             best_policy: self.policy.clone().load_record(record("best.bpk")?),
             policy: self.policy.load_record(record("policy.bpk")?),
-            optimizer: self.optimizer.load(path.join("optimizer.bpk"))?,
+            optimizer: self.optimizer.from_bytes(read("optimizer.bpk")?)?,
         })
     }
 
