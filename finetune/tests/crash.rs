@@ -424,7 +424,10 @@ fn sweep(
                 let calls: Vec<_> = calls.collect();
                 *all.lock().unwrap() = calls.len();
                 let is_taken = |at: usize, call: &Call| {
-                    all_of_them || calls.len() < 30 || at % 11 == 0 || call.is(&["rename", "flock"])
+                    all_of_them
+                        || calls.len() < 30
+                        || at.is_multiple_of(11)
+                        || call.is(&["rename", "flock"])
                 };
                 let taken = calls
                     .iter()
@@ -503,7 +506,7 @@ fn failures(title: &str, scene: impl Fn() -> Scene + Sync, more: &str) {
         let is_in_place = !call.paths.is_empty();
         // Without a lock, what another run has left stays.
         let is_out = call.is(&["flock"]) && !more.is_empty();
-        (is_in_place && !is_out).then(|| match call.name.as_str() {
+        (is_in_place && !is_out).then_some(match call.name.as_str() {
             "fsync" | "fdatasync" => "error=EIO",
             "flock" => "error=ENOLCK",
             "write" | "pwrite64" | "writev" | "copy_file_range" | "ftruncate" => "error=ENOSPC",
@@ -635,7 +638,8 @@ impl Unsynced {
                 let lines = Path::new("out.run/metrics.jsonl");
                 assert!(
                     !(is_checkpoint && self.files.contains(lines)),
-                    "{call:?}: {lines:?}"
+                    "{call:?}: {} is not synced",
+                    lines.display()
                 );
             }
             "unlink" | "unlinkat" | "rmdir" => {
