@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs of `finetune` that are killed, or whose disk fails, at their calls that change a file, and go on;
-# and the order of the calls that a loss of power asks for. With the word `all` at every call, which takes
-# some minutes; without it, at renames, locks and every eleventh of the others. Installs strace where it is missing.
+# and the order of the calls that a loss of power asks for. With the word `all` at every one of them, which
+# takes minutes; without it, where something gets its name, and at every 29th. Installs strace where it is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if ! command -v strace >/dev/null; then

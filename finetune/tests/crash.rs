@@ -399,8 +399,8 @@ struct Count {
     left: usize,
 }
 
-/// Breaks runs at all calls that `how` says something for, or (of many) at every eleventh one, renames and
-/// locks, in several scenes at once, and prints a table.
+/// Breaks runs at all calls that `how` says something for, or (of many) at some of them, in several scenes
+/// at once, and prints a table.
 fn sweep(
     title: &str,
     scene: impl Fn() -> Scene + Sync,
@@ -426,8 +426,9 @@ fn sweep(
                 let is_taken = |at: usize, call: &Call| {
                     all_of_them
                         || calls.len() < 30
-                        || at.is_multiple_of(11)
-                        || call.is(&["rename", "flock"])
+                        || at.is_multiple_of(29)
+                        || call.is(&["flock"])
+                        || call.is(&["rename"]) && scratch_of(call.paths.last().unwrap()).is_none()
                 };
                 let taken = calls
                     .iter()
