@@ -38,6 +38,10 @@ use crate::training::reducer::{ReduceError, Reducer};
 /// again of the others.
 const AT_ONCE: usize = 1 << 22;
 
+/// Bytes of a message. Open MPI sends longer ones over TCP when the other side has answered, and its answer
+/// waits behind what that side is sending: a link would carry one direction after the other.
+const OF_A_MESSAGE: usize = 1 << 15;
+
 /// Workers that are processes, started by `mpirun` or `srun`.
 ///
 /// Element by element, values are added in f64 in the order of the ranks, and rounded once to the
@@ -406,6 +410,7 @@ impl Connection {
             self.world.process_at_rank(rank)
         };
         let others = |rank: &usize| *rank != self.rank;
+        let of_a_message = OF_A_MESSAGE / size_of::<T>();
         let start = Instant::now();
         scope(|scope| {
             let mut open = Vec::new();
@@ -414,10 +419,14 @@ impl Connection {
                 .enumerate()
                 .filter(|(rank, _)| others(rank))
             {
-                open.push((rank, process(rank).immediate_receive_into(scope, buffer)));
+                for part in buffer.chunks_mut(of_a_message) {
+                    open.push((rank, process(rank).immediate_receive_into(scope, part)));
+                }
             }
             for rank in (0..self.workers).filter(others) {
-                open.push((rank, process(rank).immediate_send(scope, send[rank])));
+                for part in send[rank].chunks(of_a_message) {
+                    open.push((rank, process(rank).immediate_send(scope, part)));
+                }
             }
             loop {
                 let still = open.into_iter();
