@@ -6,8 +6,7 @@
 A machine is a network namespace with a host name and a share of the processors of its own; files are
 common. Open MPI starts a daemon on each, as it would by ssh, and speaks TCP. Each machine has one link,
 of so many megabits a second in each direction, and a frame takes so long from one to another. With
-`--cut N` the last machine loses its link N seconds after a process of the program sent its first large
-frame. Wants root, Linux, `ip` and Open MPI.
+`--cut N` the last machine loses its link N seconds after the first large frame. Wants root, Linux, `ip` and Open MPI.
 """
 
 import argparse
@@ -18,6 +17,7 @@ import os
 import select
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -34,7 +34,7 @@ GROUPS = "/sys/fs/cgroup/cpu" if os.path.isdir("/sys/fs/cgroup/cpu") else "/sys/
 
 # What Open MPI calls instead of ssh: a host, and the words of a command.
 AGENT = """#!/bin/sh
-name=machine-$1; shift
+name=machine-${{1##*.}}; shift
 echo $$ > {groups}/$name/cgroup.procs
 exec nsenter --net=/run/netns/$name unshare --uts sh -c "hostname $name; $*"
 """
@@ -51,7 +51,7 @@ class Machine:
 
     def __init__(self, number):
         self.address, self.mac = f"10.77.0.{number}", f"02:00:00:00:00:{number:02x}"
-        self.name = f"machine-{self.address}"
+        self.name = f"machine-{number}"
         self.group = f"{GROUPS}/{self.name}"
         self.card = None
 
@@ -143,6 +143,7 @@ def main():
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # machines are taken down
     folder = tempfile.mkdtemp()
     agent = f"{folder}/agent"
     with open(agent, "w") as file:

@@ -2,7 +2,8 @@
 //! starts it. Alone it is one worker.
 //!
 //! With `time` it says how long sums take. With another argument it breaks in a way that the script
-//! looks at: `absent` and `killed` are about the last rank, `other` sums another number of values there.
+//! looks at: `absent` and `killed` are about the last rank, `other` sums another number of values there,
+//! `cut` sums until the last machine loses its link (`scripts/cluster.py --cut`).
 
 #[path = "support/mod.rs"]
 mod support;
@@ -99,10 +100,16 @@ fn broken(mpi: &Mpi, how: &str) -> ExitCode {
             kill.args(["-9", &id().to_string()]).status().unwrap();
         }
         ("other", true) => values.push(2.0),
+        ("cut", _) => values = vec![1.0; 100_000],
         _ => {}
     }
     let start = Instant::now();
-    let error = mpi.sum(numbers(&values, DType::F32)).unwrap_err();
+    let error = loop {
+        match mpi.sum(numbers(&values, DType::F32)) {
+            Err(error) => break error,
+            Ok(_) => assert_eq!(how, "cut", "the sum came"),
+        }
+    };
     let later = mpi.total(1, &Device::flex()).unwrap_err();
     assert_eq!(later, ReduceError::Broken(Box::new(error.clone())));
     println!(
