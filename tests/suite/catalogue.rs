@@ -168,9 +168,16 @@ fn takes(config: &ObjectiveConfig) -> String {
             .iter()
             .filter(|n| n.examples == least.examples)
             .skip(1);
-        let more = others.map(|needs| {
+        let is_taken = |column: &ColumnKind| {
+            let alone = least.clone().with_column(*column);
+            others.clone().any(|needs| needs.columns == alone.columns)
+        };
+        let more = others.clone().map(|needs| {
             let has = needs.columns.strip_prefix(least.columns.as_slice());
             let has = has.unwrap_or_else(|| panic!("{config:?}: the least is not the first"));
+            if has.len() == 2 && has.iter().all(is_taken) {
+                return "both".to_owned();
+            }
             has.iter()
                 .map(ColumnKind::to_string)
                 .collect::<Vec<_>>()
