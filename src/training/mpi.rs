@@ -409,7 +409,6 @@ impl Connection {
             let rank = i32::try_from(rank).expect("ranks of MPI have 32 bits");
             self.world.process_at_rank(rank)
         };
-        let others = |rank: &usize| *rank != self.rank;
         let of_a_message = OF_A_MESSAGE / size_of::<T>();
         let start = Instant::now();
         scope(|scope| {
@@ -417,13 +416,14 @@ impl Connection {
             for (rank, buffer) in receive
                 .into_iter()
                 .enumerate()
-                .filter(|(rank, _)| others(rank))
+                .filter(|(rank, _)| *rank != self.rank)
             {
                 for part in buffer.chunks_mut(of_a_message) {
                     open.push((rank, process(rank).immediate_receive_into(scope, part)));
                 }
             }
-            for rank in (0..self.workers).filter(others) {
+            // Each worker begins with another one: else all would send to the first.
+            for rank in (1..self.workers).map(|step| (self.rank + step) % self.workers) {
                 for part in send[rank].chunks(of_a_message) {
                     open.push((rank, process(rank).immediate_send(scope, part)));
                 }

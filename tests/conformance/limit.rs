@@ -1,106 +1,17 @@
 //! What a loss is where a peer has NaN or infinity, or where the crate holds a number that the
 //! peer does not: from the formula in plain f64, with its exact slope, never from ours.
 
-use std::ops::{Add, Mul, Neg, Sub};
-
-use burn_preference::{Divergence, LabelNoise, Normalization};
+use burn_preference::{Divergence, Normalization};
 use serde_json::Value;
 
+use crate::dual::Dual;
+use crate::formulas::noise;
 use crate::map::{self, Difference};
 use crate::{Case, all_numbers, numbers, scalar};
 
 /// Where the documentation says that exponents, and log-probabilities in log-odds, are held.
 const MAX_EXPONENT: f64 = 80.0;
 const MAX_LOG_PROB: f64 = -1e-30;
-
-/// A number, and its slope along one log-probability.
-#[derive(Debug, Clone, Copy)]
-struct Dual {
-    value: f64,
-    slope: f64,
-}
-
-impl Dual {
-    fn constant(value: f64) -> Self {
-        Self { value, slope: 0.0 }
-    }
-
-    /// f of it, whose derivative here is `slope`.
-    fn then(self, value: f64, slope: f64) -> Self {
-        // A number that does not move stays so, however steep f is.
-        let slope = if self.slope == 0.0 {
-            0.0
-        } else {
-            self.slope * slope
-        };
-        Self { value, slope }
-    }
-
-    fn ln_sigmoid(self) -> Self {
-        self.then(scalar::ln_sigmoid(self.value), scalar::sigmoid(-self.value))
-    }
-
-    fn sigmoid(self) -> Self {
-        let slope = scalar::sigmoid(self.value) * scalar::sigmoid(-self.value);
-        self.then(scalar::sigmoid(self.value), slope)
-    }
-
-    fn square(self) -> Self {
-        self.then(self.value.powi(2), 2.0 * self.value)
-    }
-
-    fn relu(self) -> Self {
-        self.then(scalar::relu(self.value), f64::from(self.value > 0.0))
-    }
-}
-
-impl Add for Dual {
-    type Output = Self;
-    fn add(self, other: Self) -> Self {
-        Self {
-            value: self.value + other.value,
-            slope: self.slope + other.slope,
-        }
-    }
-}
-
-impl Mul for Dual {
-    type Output = Self;
-    fn mul(self, other: Self) -> Self {
-        Self {
-            value: self.value * other.value,
-            slope: self.slope * other.value + self.value * other.slope,
-        }
-    }
-}
-
-impl Mul<f64> for Dual {
-    type Output = Self;
-    fn mul(self, factor: f64) -> Self {
-        self.then(self.value * factor, factor)
-    }
-}
-
-impl Neg for Dual {
-    type Output = Self;
-    fn neg(self) -> Self {
-        self * -1.0
-    }
-}
-
-impl Sub for Dual {
-    type Output = Self;
-    fn sub(self, other: Self) -> Self {
-        self + -other
-    }
-}
-
-impl Add<f64> for Dual {
-    type Output = Self;
-    fn add(self, other: f64) -> Self {
-        self + Self::constant(other)
-    }
-}
 
 /// Whether numbers are held where the documentation says so.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -150,15 +61,6 @@ impl Bounds {
             Divergence::ReverseKl => rho,
             other => panic!("no peer has {other:?}"),
         }
-    }
-}
-
-fn noise(noise: LabelNoise, h: Dual) -> Dual {
-    let (kept, flipped) = (-h.ln_sigmoid(), -(-h).ln_sigmoid());
-    match noise {
-        LabelNoise::Robust(e) => (kept * (1.0 - e) - flipped * e) * (1.0 - 2.0 * e).recip(),
-        LabelNoise::Conservative(e) => kept * (1.0 - e) + flipped * e,
-        _ => kept,
     }
 }
 

@@ -9,6 +9,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../suite/dual.rs"]
+mod dual;
+#[path = "../suite/formulas.rs"]
+mod formulas;
 mod limit;
 mod llama;
 mod map;
@@ -18,6 +22,7 @@ mod samples;
 mod scalar;
 mod small;
 mod steps;
+mod vectors;
 
 use crate::support::ZipEqual;
 use std::collections::{BTreeMap, BTreeSet};
@@ -345,6 +350,9 @@ fn the_documentation_names_whose_code_was_compared() {
     }
     let of_samples = report.agreed.entry("GrpoLoss").or_default();
     of_samples.extend(samples::compare());
+    for (objective, peers) in vectors::seconded() {
+        report.agreed.entry(objective).or_default().extend(peers);
+    }
     let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/checked.md");
     let table = std::fs::read_to_string(table).unwrap();
     let mut rows = 0;

@@ -6,8 +6,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[allow(dead_code, reason = "of the formulas, those of the tests below")]
+#[path = "../suite/dual.rs"]
+mod dual;
+#[allow(dead_code, reason = "as above")]
+#[path = "../suite/formulas.rs"]
+mod formulas;
 #[path = "../suite/problem.rs"]
 mod problem;
+#[allow(dead_code, reason = "as above")]
 #[path = "../suite/scalar.rs"]
 mod scalar;
 #[path = "../suite/subjects.rs"]
@@ -30,8 +37,11 @@ use burn_preference::{
     math::{bounded_expm1, log_odds, log1mexp, softplus},
 };
 
+use burn_preference::config::ObjectiveConfig;
+use dual::Dual;
+use formulas::{Completion, Marks};
 use problem::{FROZEN, How, LAYOUTS, Problem, REFERENCE, Shaping, TRAINABLE};
-use scalar::{Row, slope};
+use scalar::Row;
 use subjects::rows;
 use support::{
     Lists, PairResult, Pairs, UnpairedCompletions, ZipEqual, assert_close, bools, device, dtypes,
@@ -82,7 +92,7 @@ fn pairs_match_the_scalar_code() {
         for subject in subjects::pairs(BETA) {
             let name = format!("{} in {dtype:?}", subject.name);
             let ours = run(&subject, &pairs, dtype);
-            let expected = (subject.losses)(&rows, &rows);
+            let expected = subject.losses(&rows);
             for (i, row) in rows.iter().enumerate() {
                 // The log-odds of an empty completion are held where no formula says what they are.
                 let of_odds = ["orpo", "asft"].contains(&subject.name);
@@ -91,31 +101,13 @@ fn pairs_match_the_scalar_code() {
                     assert!(ours.losses[i].is_finite(), "{name}");
                     continue;
                 }
-                let (w, l) = (subject.rewards)(*row);
+                let expected_rewards = subject.rewards(*row);
                 let rewards = [ours.rewards.chosen[i], ours.rewards.rejected[i]];
                 assert_close(&[ours.losses[i]], &[expected[i]], tolerance(dtype), &name);
-                assert_close(&rewards, &[w, l], tolerance(dtype), &name);
+                assert_close(&rewards, &expected_rewards, tolerance(dtype), &name);
 
-                // Only example i counts, unless the losses are of the batch.
-                let moved = |shift: &dyn Fn(&mut Row)| {
-                    let mut moved = rows.clone();
-                    shift(&mut moved[i]);
-                    let losses = (subject.losses)(&moved, &rows);
-                    if subject.laws.per_example {
-                        losses[i]
-                    } else {
-                        losses.iter().sum()
-                    }
-                };
-                let of_w = |d| moved(&|row| row.w += d);
-                let of_l = |d| moved(&|row| row.l += d);
-                if scalar::kink(of_w) || scalar::kink(of_l) {
-                    continue;
-                }
                 let grads = [ours.grads.chosen[i], ours.grads.rejected[i]];
-                // Difference quotients of large losses have no more digits than this.
-                let allowed = tolerance(dtype).max(1e-7 * (1.0 + expected[i].abs()));
-                assert_close(&grads, &[slope(of_w), slope(of_l)], allowed, &name);
+                assert_close(&grads, &subject.gradient(&rows, i), tolerance(dtype), &name);
             }
         }
     }
@@ -220,20 +212,13 @@ fn lists_match_the_scalar_code() {
                     lengths: there.iter().map(|&i| batch.lengths[i]).collect(),
                     scores: there.iter().map(|&i| batch.scores[i]).collect(),
                 };
-                let expected = (subject.loss)(&scalar, &scalar);
+                let expected = subject.loss(&scalar);
                 assert_close(&[loss], &[expected], tolerance(dtype), &name);
                 let ours: Vec<f64> = there.iter().map(|&i| rewards[i]).collect();
-                assert_close(&ours, &(subject.rewards)(&scalar), tolerance(dtype), &name);
+                assert_close(&ours, &subject.rewards(&scalar), tolerance(dtype), &name);
                 for (k, &i) in there.iter().enumerate() {
-                    let moved = |d: f64| {
-                        let mut moved = scalar.clone();
-                        moved.sums[k] += d;
-                        (subject.loss)(&moved, &scalar)
-                    };
-                    if !scalar::kink(moved) {
-                        let allowed = tolerance(dtype).max(1e-7);
-                        assert_close(&[grads[i]], &[slope(moved)], allowed, &name);
-                    }
+                    let slope = subject.slope(&scalar, k);
+                    assert_close(&[grads[i]], &[slope], tolerance(dtype), &name);
                 }
             }
             let absent = (0..n).filter(|&i| !batch.present[i]);
@@ -264,31 +249,30 @@ fn unpaired_completions_match_the_scalar_code() {
         let allowed = tolerance(dtype).max(1e-9);
         let kto = KtoLossConfig::new()
             .with_beta(BETA)
-            .with_desirable_weight(1.5)
-            .init();
-        let (losses, rewards, grads) = batch.run(&kto, dtype);
-        let scalar = |i: usize, d: f64| {
-            scalar::kto(
-                rho[i] + d,
-                batch.baseline,
-                batch.desirable[i],
-                BETA,
-                (1.5, 1.0),
-            )
+            .with_desirable_weight(1.5);
+        let (losses, rewards, grads) = batch.run(&kto.init(), dtype);
+        let kto = ObjectiveConfig::Kto(kto);
+        let scalar = |i: usize| {
+            let y = Completion {
+                sum: Dual::input(batch.policy[i]),
+                reference: batch.reference[i],
+                length: 5,
+            };
+            let marks = Marks {
+                desirable: vec![batch.desirable[i]],
+                baseline: batch.baseline,
+                ..Marks::default()
+            };
+            formulas::completions(&kto, &[y], &marks)[0]
         };
         for i in 0..rho.len() {
             assert_close(
                 &[losses[i], rewards[i]],
-                &[scalar(i, 0.0), BETA * rho[i]],
+                &[scalar(i).value, BETA * rho[i]],
                 allowed,
                 "kto",
             );
-            assert_close(
-                &[grads[i]],
-                &[slope(|d| scalar(i, d))],
-                allowed,
-                "kto, gradient",
-            );
+            assert_close(&[grads[i]], &[scalar(i).slope], allowed, "kto, gradient");
         }
 
         let relative = || {
@@ -554,7 +538,7 @@ fn half_precision_is_upcast() {
     for dtype in dtypes() {
         let subject = &subjects::pairs(BETA)[0];
         let ours = run(subject, &pairs, dtype);
-        let expected = (subject.losses)(&rows, &rows);
+        let expected = subject.losses(&rows);
         let upcast = if dtype == DType::F64 {
             dtype
         } else {

@@ -54,24 +54,24 @@ const ROWS: &[Row] = &[
     ("SlicHfLoss", "2305.10425", "(HALOs)"),
     ("SimperLoss", "2502.00883", "authors"),
     ("AsftLoss", "2409.10571", ""),
-    ("TpoLoss", "2405.16681", "(TRL), (authors)"),
+    ("TpoLoss", "2405.16681", "TRL, authors"),
     ("SftLoss", "2203.02155", "TRL"),
     ("GrpoLoss", "2402.03300", "TRL, Liger"),
     ("KtoLoss", "2402.01306", "TRL, Liger, HALOs"),
     ("NpoLoss", "2404.05868", "open-unlearning"),
     ("SimnpoLoss", "2410.07163", "open-unlearning"),
     ("DroLoss", "2405.19107", ""),
-    ("AstarPoLoss", "2505.20686", "(authors)"),
-    ("QrpoLoss", "2507.08068", "(authors)"),
+    ("AstarPoLoss", "2505.20686", "TRL, authors"),
+    ("QrpoLoss", "2507.08068", "authors"),
     ("PlackettLuceLoss", "2305.18290", "allRank"),
-    ("SdpoLoss", "2406.09215", "(authors)"),
+    ("SdpoLoss", "2406.09215", "authors"),
     ("LipoLoss", "2402.01878", "allRank"),
     ("InfoNcaLoss", "2402.05369", "authors"),
     ("NcaListLoss", "2402.05369", ""),
     ("ExoListLoss", "2402.00856", "authors"),
     ("RrhfLoss", "2304.05302", "authors"),
     ("ProLoss", "2306.17492", "authors"),
-    ("BradleyTerryLoss", "2203.02155", "(TRL)"),
+    ("BradleyTerryLoss", "2203.02155", "TRL, OpenRLHF"),
     ("BradleyTerryTiesLoss", "2409.17431", ""),
     ("RewardRankingLoss", "2203.02155", ""),
 ];
@@ -302,6 +302,11 @@ optimising a policy over three completions on every pair of them. Peers in brack
 objective, but their values were not compared, or belong to another formula. A dash means that there
 is nothing to compare with, or no such statement that we know of. The order of the candidates in a
 list changes no loss and no gradient, ties included (`tests/suite/laws.rs`).
+
+The values of the scalar code stand in the folder `vectors/`, as JSON for any library. TPO, S-DPO, A*-PO,
+QRPO and Bradley–Terry were compared through it: their peers run on these files, and their losses and
+gradients agree, by the named conventions where these differ (`python3 vectors/check.py --clones DIR`).
+Of TPO its authors' code has the term of the pair alone there; QRPO's leaves the −1 of Z out.
 
 ";
 

@@ -1,9 +1,10 @@
-//! Supervised fine-tuning against scalar code of its own, and what its batch promises: padding,
+//! Supervised fine-tuning against the scalar code, and what its batch promises: padding,
 //! parts of a step, weights of tokens, metrics.
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, DType, Tensor, TensorData};
+use burn_preference::config::ObjectiveConfig;
 use burn_preference::data::{Collator, Demonstration, DemonstrationTokens, Example};
 use burn_preference::log_probs::WithStatistics;
 use burn_preference::tokens::{Padding, Sequence};
@@ -14,7 +15,8 @@ use burn_preference::{
 };
 use proptest::prelude::*;
 
-use crate::scalar;
+use crate::dual::Dual;
+use crate::formulas;
 use crate::support::bigram::Bigram;
 use crate::support::{
     assert_close, cases, device, elsewhere, error, f64s, floats, to_vec, wide_dtypes,
@@ -122,35 +124,34 @@ proptest! {
 
     #[test]
     fn the_loss_matches_the_scalar_code(rows in any_rows(), per_example in 0.5..9.0_f64) {
-        let counted: usize = rows.iter().map(Vec::len).sum();
         for (normalization, weighting, sft) in all() {
             for step in [None, Some(per_example)] {
-                let divisor = |row: &[(f64, f64)]| match (normalization, step) {
-                    (NllNormalization::Sequence, _) => row.len().max(1) as f64,
-                    (NllNormalization::Token, Some(per_example)) => per_example,
-                    (NllNormalization::Token, None) => counted.max(1) as f64 / rows.len() as f64,
-                    _ => 1.0,
-                };
-                // The weight of a token does not move with its log-probability.
-                let weight = |(x, w): (f64, f64)| match weighting {
-                    TokenWeighting::Probability => w * x.exp(),
-                    _ => w,
+                let config = SftLossConfig::new()
+                    .with_normalization(normalization)
+                    .with_token_weighting(weighting);
+                let config = ObjectiveConfig::Sft(config);
+                // Along the log-probability of one token.
+                let scalar = |moves: (usize, usize)| {
+                    let token = |i: usize, (t, &(value, weight)): (usize, &(f64, f64))| {
+                        let slope = f64::from((i, t) == moves);
+                        (Dual { value, slope }, weight)
+                    };
+                    let row = |(i, row): (usize, &Vec<(f64, f64)>)| {
+                        let tokens = row.iter().enumerate();
+                        tokens.map(|each| token(i, each)).collect()
+                    };
+                    let rows: Vec<_> = rows.iter().enumerate().map(row).collect();
+                    formulas::demonstrations(&config, &rows, step)[moves.0]
                 };
                 let found = run(&sft, &rows, step, (0, 0.0), DType::F64);
                 let time = found.grads.len() / rows.len();
                 for (i, row) in rows.iter().enumerate() {
-                    let sum = |moved: usize, d: f64| -> f64 {
-                        let term = |(t, token): (usize, &(f64, f64))| {
-                            weight(*token) * (token.0 + if t == moved { d } else { 0.0 })
-                        };
-                        row.iter().enumerate().map(term).sum()
-                    };
-                    let loss = |moved, d| -sum(moved, d) / divisor(row);
-                    prop_assert!(error(found.losses[i], loss(0, 0.0)) < 1e-12);
-                    prop_assert!(error(found.rewards[i], sum(0, 0.0)) < 1e-12);
+                    let (loss, reward) = scalar((i, 0));
+                    prop_assert!(error(found.losses[i], loss.value) < 1e-12);
+                    prop_assert!(error(found.rewards[i], reward) < 1e-12);
                     for t in 0..time {
-                        let slope = if t < row.len() { scalar::slope(|d| loss(t, d)) } else { 0.0 };
-                        prop_assert!(error(found.grads[i * time + t], slope) < 1e-8);
+                        let slope = if t < row.len() { scalar((i, t)).0.slope } else { 0.0 };
+                        prop_assert!(error(found.grads[i * time + t], slope) < 1e-12);
                     }
                 }
             }

@@ -16,7 +16,10 @@ use burn_preference::{
 use proptest::prelude::*;
 
 use burn_preference::batch::{optimal_values, quantile_scores};
+use burn_preference::config::ObjectiveConfig;
 
+use crate::dual::Dual;
+use crate::formulas::{self, Completion, Marks};
 use crate::scalar::{self, Row};
 use crate::subjects::{self, rows};
 use crate::support::{
@@ -213,7 +216,7 @@ proptest! {
             let name = subject.name;
             let ours = pairs.run_on(DType::F64, |w, l| (subject.forward)(pairs.referenced(w, l)));
             let rows = rows(&pairs);
-            let expected = (subject.losses)(&rows, &rows);
+            let expected = subject.losses(&rows);
             // Log-odds of an empty completion have no scalar value: finite is all there is to say.
             // What is held is another formula: `extremes.rs` says which.
             let defined = |i: usize| !subject.is_held(rows[i])
@@ -229,7 +232,7 @@ proptest! {
                     error(loss, expected[i]) < 1e-10,
                     "{name}: loss {loss} instead of {}", expected[i]
                 );
-                let (w, l) = (subject.rewards)(rows[i]);
+                let [w, l] = subject.rewards(rows[i]);
                 prop_assert!(
                     error(ours.rewards.chosen[i], w) < 1e-11
                         && error(ours.rewards.rejected[i], l) < 1e-11,
@@ -237,22 +240,10 @@ proptest! {
                 );
             }
             for i in (0..rows.len()).filter(|&i| defined(i)) {
-                // Only example i counts, unless the losses are of the batch.
-                let of = |mut moved: Vec<Row>, f: &dyn Fn(&mut Row)| {
-                    f(&mut moved[i]);
-                    let losses = (subject.losses)(&moved, &rows);
-                    if subject.laws.per_example { losses[i] } else { losses.iter().sum() }
-                };
-                let of_w = |d| of(rows.clone(), &|row| row.w += d);
-                let of_l = |d| of(rows.clone(), &|row| row.l += d);
-                if scalar::kink(of_w) || scalar::kink(of_l) {
-                    continue;
-                }
-                let (w, l) = (scalar::slope(of_w), scalar::slope(of_l));
-                let scale = 1.0 + expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+                let [w, l] = subject.gradient(&rows, i);
                 let (a, b) = (ours.grads.chosen[i], ours.grads.rejected[i]);
                 prop_assert!(
-                    error(a, w) < 1e-7 * scale && error(b, l) < 1e-7 * scale,
+                    error(a, w) < 1e-10 && error(b, l) < 1e-10,
                     "{name}: gradients {a}, {b} instead of {w}, {l}"
                 );
             }
@@ -275,16 +266,24 @@ proptest! {
         let kto = KtoLossConfig::new()
             .with_beta(beta)
             .with_desirable_weight(weights.0)
-            .with_undesirable_weight(weights.1)
-            .init();
-        let (losses, rewards, grads) = batch.run(&kto, DType::F64);
+            .with_undesirable_weight(weights.1);
+        let (losses, rewards, grads) = batch.run(&kto.init(), DType::F64);
+        let config = ObjectiveConfig::Kto(kto);
         for (i, &(policy, _, desirable)) in rows.iter().enumerate() {
-            let rho = policy - batch.reference[i];
-            let scalar = |rho| scalar::kto(rho, z0, desirable, beta, weights);
-            prop_assert!(error(losses[i], scalar(rho)) < 1e-12);
-            prop_assert!(error(rewards[i], beta * rho) < 1e-12);
-            let slope = scalar::slope(|d| scalar(rho + d));
-            prop_assert!(error(grads[i], slope) < 1e-8);
+            let y = Completion {
+                sum: Dual::input(policy),
+                reference: batch.reference[i],
+                length: 5,
+            };
+            let marks = Marks {
+                desirable: vec![desirable],
+                baseline: z0,
+                ..Marks::default()
+            };
+            let scalar = formulas::completions(&config, &[y], &marks)[0];
+            prop_assert!(error(losses[i], scalar.value) < 1e-12);
+            prop_assert!(error(rewards[i], formulas::completion_reward(&config, y)) < 1e-12);
+            prop_assert!(error(grads[i], scalar.slope) < 1e-12);
         }
     }
 
@@ -294,40 +293,49 @@ proptest! {
         shift in -2.0..2.0_f64,
         beta in 0.02..2.0_f64,
     ) {
-        let (policy, rho): (Vec<f64>, Vec<f64>) = rows.iter().map(|r| (r.0, r.1)).unzip();
+        let policy: Vec<f64> = rows.iter().map(|r| r.0).collect();
         let labels: Vec<bool> = rows.iter().map(|r| r.2).collect();
         let lengths = vec![5; rows.len()];
         let reference: Vec<f64> = rows.iter().map(|r| r.0 - r.1).collect();
-        let sign = |i: usize| if labels[i] { 1.0 } else { -1.0 };
-        let check = |name: &str, forward: &dyn Fn(RelativeLogProbs) -> LossOutput<Tensor<1>>,
-                     loss: &dyn Fn(usize, f64) -> f64| {
+        let check = |config: ObjectiveConfig,
+                     forward: &dyn Fn(RelativeLogProbs) -> LossOutput<Tensor<1>>| {
             let leaf = leaf(&policy);
             let relative = sequence(leaf.clone(), &lengths);
             let output = forward(relative.relative_to(sequence(f64s(&reference), &lengths)).unwrap());
             let grads = to_vec(leaf.grad(&output.sum().backward()).unwrap());
             let losses = to_vec(output.losses());
+            let name = config.name();
             for i in 0..rows.len() {
-                assert!(error(losses[i], loss(i, 0.0)) < 1e-12, "{name}");
-                assert!(error(grads[i], scalar::slope(|d| loss(i, d))) < 1e-8, "{name}");
+                let y = Completion {
+                    sum: Dual::input(policy[i]),
+                    reference: reference[i],
+                    length: 5,
+                };
+                let marks = Marks {
+                    desirable: vec![labels[i]],
+                    shift,
+                    ..Marks::default()
+                };
+                let scalar = formulas::completions(&config, &[y], &marks)[0];
+                assert!(error(losses[i], scalar.value) < 1e-12, "{name}");
+                assert!(error(grads[i], scalar.slope) < 1e-12, "{name}");
             }
         };
         let unpaired = |relative| Unpaired::new(relative, bools(&labels)).unwrap();
-        let apo = ApoZeroLossConfig::new().with_beta(beta).init();
-        check("apo zero", &|r| apo.forward(unpaired(r)), &|i, d| {
-            scalar::sigmoid(-sign(i) * beta * (rho[i] + d))
+        let apo = ApoZeroLossConfig::new().with_beta(beta);
+        let objective = apo.init();
+        check(ObjectiveConfig::ApoZero(apo), &|r| objective.forward(unpaired(r)));
+        let bco = BcoLossConfig::new().with_beta(beta);
+        let objective = bco.init();
+        check(ObjectiveConfig::Bco(bco), &|r| {
+            objective.forward(WithShift::new(unpaired(r), f64s(&[shift])).unwrap())
         });
-        let bco = BcoLossConfig::new().with_beta(beta).init();
-        check("bco", &|r| bco.forward(WithShift::new(unpaired(r), f64s(&[shift])).unwrap()), &|i, d| {
-            -scalar::ln_sigmoid(sign(i) * (beta * (rho[i] + d) - shift))
-        });
-        let npo = NpoLossConfig::new().with_beta(beta).init();
-        check("npo", &|r| npo.forward(r), &|i, d| {
-            -2.0 / beta * scalar::ln_sigmoid(-beta * (rho[i] + d))
-        });
-        let simnpo = SimnpoLossConfig::new().with_beta(beta).with_target_margin(shift).init();
-        check("simnpo", &|r| simnpo.forward(r.policy().clone()), &|i, d| {
-            -2.0 / beta * scalar::ln_sigmoid(-beta * (policy[i] + d) / 5.0 - shift)
-        });
+        let npo = NpoLossConfig::new().with_beta(beta);
+        let objective = npo.init();
+        check(ObjectiveConfig::Npo(npo), &|r| objective.forward(r));
+        let simnpo = SimnpoLossConfig::new().with_beta(beta).with_target_margin(shift);
+        let objective = simnpo.init();
+        check(ObjectiveConfig::Simnpo(simnpo), &|r| objective.forward(r.policy().clone()));
     }
 
     #[test]
@@ -336,14 +344,29 @@ proptest! {
             (-50.0..0.0_f64, -9.0..9.0_f64, -3.0..3.0_f64, -3.0..3.0_f64), 1..9),
         scale in 0.02..2.0_f64,
     ) {
-        let policy: Vec<f64> = rows.iter().map(|r| r.0).collect();
+        let policy_of: Vec<f64> = rows.iter().map(|r| r.0).collect();
         let reference: Vec<f64> = rows.iter().map(|r| r.0 - r.1).collect();
         let scores: Vec<f64> = rows.iter().map(|r| r.2).collect();
         let values: Vec<f64> = rows.iter().map(|r| r.3).collect();
         let lengths = vec![5; rows.len()];
-        // Loss of example i at ρ + d and V + e.
-        let check = |name: &str, forward: OfScores, learns: bool, loss: &dyn Fn(usize, f64, f64) -> f64| {
-            let (policy, value) = (leaf(&policy), leaf(&values));
+        let check = |config: ObjectiveConfig, forward: OfScores, learns: bool| {
+            let name = config.name();
+            // Along ℓ, or along V.
+            let scalar = |i: usize, along_value: bool| {
+                let dual = |value, moves| Dual { value, slope: f64::from(moves) };
+                let y = Completion {
+                    sum: dual(policy_of[i], !along_value),
+                    reference: reference[i],
+                    length: 5,
+                };
+                let marks = Marks {
+                    scores: vec![scores[i]],
+                    values: vec![dual(values[i], along_value)],
+                    ..Marks::default()
+                };
+                formulas::completions(&config, &[y], &marks)[0]
+            };
+            let (policy, value) = (leaf(&policy_of), leaf(&values));
             let score = leaf(&scores);
             let relative = sequence(policy.clone(), &lengths);
             let relative = relative.relative_to(sequence(f64s(&reference), &lengths)).unwrap();
@@ -355,29 +378,31 @@ proptest! {
             assert!(score.grad(&grads).is_none(), "{name}");
             let (losses, rewards) = (to_vec(output.losses()), to_vec(output.rewards().clone()));
             for i in 0..rows.len() {
-                assert!(error(losses[i], loss(i, 0.0, 0.0)) < 1e-11, "{name}");
+                assert!(error(losses[i], scalar(i, false).value) < 1e-11, "{name}");
                 assert!(error(rewards[i], scale * rows[i].1) < 1e-11, "{name}");
-                let slope = scalar::slope(|d| loss(i, d, 0.0));
-                assert!(error(of_policy[i], slope) < 1e-7, "{name}");
+                assert!(error(of_policy[i], scalar(i, false).slope) < 1e-11, "{name}");
                 if let Some(of_value) = &of_value {
-                    let slope = scalar::slope(|e| loss(i, 0.0, e));
-                    assert!(error(of_value[i], slope) < 1e-7, "{name}");
+                    assert!(error(of_value[i], scalar(i, true).slope) < 1e-11, "{name}");
                 }
             }
         };
-        let dro = DroLossConfig::new().with_tau(scale).init();
-        check("dro", &|b, v| dro.forward(WithValue::new(b, v).unwrap()), true, &|i, d, e| {
-            0.5 * (scores[i] - (values[i] + e) - scale * (rows[i].1 + d)).powi(2)
-        });
-        let astar_po = AstarPoLossConfig::new().with_beta(scale).init();
-        check("a*-po", &|b, v| astar_po.forward(WithValue::new(b, v).unwrap()), false, &|i, d, _| {
-            (scale * (rows[i].1 + d) - (scores[i] - values[i])).powi(2)
-        });
-        let qrpo = QrpoLossConfig::new().with_beta(scale).init();
-        let ln_z = (scale * ((1.0 / scale).exp() - 1.0)).ln();
-        check("qrpo", &|b, _| qrpo.forward(b), false, &|i, d, _| {
-            (scores[i] - scale * ln_z - scale * (rows[i].1 + d)).powi(2)
-        });
+        let dro = DroLossConfig::new().with_tau(scale);
+        let objective = dro.init();
+        check(
+            ObjectiveConfig::Dro(dro),
+            &|b, v| objective.forward(WithValue::new(b, v).unwrap()),
+            true,
+        );
+        let astar_po = AstarPoLossConfig::new().with_beta(scale);
+        let objective = astar_po.init();
+        check(
+            ObjectiveConfig::AstarPo(astar_po),
+            &|b, v| objective.forward(WithValue::new(b, v).unwrap()),
+            false,
+        );
+        let qrpo = QrpoLossConfig::new().with_beta(scale);
+        let objective = qrpo.init();
+        check(ObjectiveConfig::Qrpo(qrpo), &|b, _| objective.forward(b), false);
     }
 
     /// What the papers say of Z and V*: the policy at which the regression has no residual sums
@@ -446,25 +471,17 @@ proptest! {
                     lengths: there.iter().map(|&i| batch.lengths[i]).collect(),
                     scores: there.iter().map(|&i| batch.scores[i]).collect(),
                 };
-                let expected = if there.is_empty() { 0.0 } else { (subject.loss)(&list, &list) };
+                let expected = if there.is_empty() { 0.0 } else { subject.loss(&list) };
                 prop_assert!(
                     error(loss, expected) < 1e-10,
                     "{name}: {} instead of {expected}", loss
                 );
-                let expected_rewards = (subject.rewards)(&list);
+                let expected_rewards = subject.rewards(&list);
                 for (k, &i) in there.iter().enumerate() {
                     prop_assert!(error(rewards[i], expected_rewards[k]) < 1e-12, "{name}: rewards");
-                    let moved = |d: f64| {
-                        let mut moved = list.clone();
-                        moved.sums[k] += d;
-                        (subject.loss)(&moved, &list)
-                    };
-                    if scalar::kink(moved) {
-                        continue;
-                    }
-                    let slope = scalar::slope(moved);
+                    let slope = subject.slope(&list, k);
                     prop_assert!(
-                        error(grads[i], slope) < 1e-6 * (1.0 + expected.abs()),
+                        error(grads[i], slope) < 1e-10,
                         "{name}: gradient {} instead of {slope}", grads[i]
                     );
                 }
@@ -472,6 +489,54 @@ proptest! {
             for i in (0..flat.len()).filter(|&i| !batch.present[i]) {
                 prop_assert!(rewards[i] == 0.0 && grads[i] == 0.0, "{name}: absent candidate");
             }
+        }
+    }
+}
+
+/// The exact slopes of the scalar code are those of difference quotients.
+#[test]
+fn slopes_are_difference_quotients() {
+    // ρ_w = 0 is a kink of DPO-Positive.
+    let pairs = Pairs {
+        chosen: vec![-0.53, -9.7, -1.2],
+        ..catalogue()
+    };
+    let rows = rows(&pairs);
+    // What carries no gradient moves in a quotient: β of β-DPO.
+    let subjects = subjects::pairs(0.3).into_iter();
+    for subject in subjects.filter(|subject| subject.name != "beta-dpo") {
+        for i in 0..rows.len() {
+            let of = |by: &dyn Fn(&mut Row, f64)| {
+                scalar::slope(|d| {
+                    let mut moved = rows.clone();
+                    by(&mut moved[i], d);
+                    subject.losses(&moved).into_iter().sum()
+                })
+            };
+            let quotients = [of(&|row, d| row.w += d), of(&|row, d| row.l += d)];
+            let scale = 1.0
+                + subject
+                    .losses(&rows)
+                    .iter()
+                    .fold(0.0, |m: f64, x| m.max(x.abs()));
+            let slopes = subject.gradient(&rows, i);
+            assert_close(&slopes, &quotients, 1e-7 * scale, subject.name);
+        }
+    }
+    let list = scalar::List {
+        sums: vec![-3.0, -1.25, -6.5, -2.2],
+        references: vec![-2.5, -2.0, -5.5, -3.5],
+        lengths: vec![3, 1, 4, 2],
+        scores: vec![0.9, 0.1, 0.5, 0.5],
+    };
+    for subject in subjects::lists(0.3) {
+        for k in 0..list.len() {
+            let quotient = scalar::slope(|d| {
+                let mut moved = list.clone();
+                moved.sums[k] += d;
+                subject.loss(&moved)
+            });
+            assert_close(&[subject.slope(&list, k)], &[quotient], 1e-8, subject.name);
         }
     }
 }

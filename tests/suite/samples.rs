@@ -1,4 +1,4 @@
-//! Policy gradients on scored groups against scalar code of their own, and what their batch promises:
+//! Policy gradients on scored groups against the scalar code, and what their batch promises:
 //! padding, order, parts of a step, advantages, extremes, metrics.
 
 use burn::data::dataloader::batcher::Batcher;
@@ -19,7 +19,8 @@ use burn_preference::{
 };
 use proptest::prelude::*;
 
-use crate::scalar;
+use crate::dual::Dual;
+use crate::formulas;
 use crate::support::bigram::Bigram;
 use crate::support::{
     assert_close, cases, device, elsewhere, error, f64s, floats, keeps_nan, to_vec, wide_dtypes,
@@ -60,86 +61,32 @@ fn rewards(samples: &[Sample]) -> Vec<GroupedReward> {
     GroupedReward::of_groups(&rewards, &groups).unwrap()
 }
 
-// ---------------------------------------------------------------- scalar code
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-fn std(values: &[f64]) -> f64 {
-    let centre = mean(values);
-    let squares: f64 = values.iter().map(|x| (x - centre) * (x - centre)).sum();
-    (squares / (values.len() - 1) as f64).sqrt()
-}
-
-fn advantage(config: &GrpoLossConfig, samples: &[Sample], i: usize) -> f64 {
-    let of = |group| {
-        let members = samples.iter().filter(move |s| s.group == group);
-        members.map(|s| s.reward).collect::<Vec<_>>()
-    };
-    let group = of(samples[i].group);
-    let all: Vec<f64> = samples.iter().map(|s| s.reward).collect();
-    let reward = samples[i].reward;
-    match config.advantage {
-        Advantage::Normalized(epsilon) => (reward - mean(&group)) / (std(&group) + epsilon),
-        Advantage::NormalizedByAll(epsilon) => (reward - mean(&group)) / (std(&all) + epsilon),
-        Advantage::Centered => reward - mean(&group),
-        Advantage::LeaveOneOut => {
-            let others = group.iter().sum::<f64>() - reward;
-            reward - others / (group.len() - 1) as f64
-        }
-        other => panic!("{other:?}"),
-    }
-}
-
-/// The loss of sample `i` where ln π of its token `moved` is `d` more; what has no gradient does not
-/// move.
+/// The loss of sample `i` by the scalar code, with its slope along ln π of its token `moves`.
 fn loss(
     config: &GrpoLossConfig,
     samples: &[Sample],
     i: usize,
     per_example: f64,
-    (moved, d): (usize, f64),
-) -> f64 {
-    let tokens = &samples[i].tokens;
-    let a = advantage(config, samples, i);
-    let ratio = |t: usize, moved: usize, d: f64| {
-        let log =
-            |t: usize| tokens[t].policy - tokens[t].sampler + if t == moved { d } else { 0.0 };
-        let all: f64 = (0..tokens.len()).map(log).sum();
-        match config.level {
-            RatioLevel::Token => log(t).exp(),
-            RatioLevel::Sequence => (all / tokens.len() as f64).exp(),
-            RatioLevel::Completion => all.exp(),
-            other => panic!("{other:?}"),
+    moves: usize,
+) -> Dual {
+    let token = |here: bool, (t, token): (usize, &Token)| formulas::Token {
+        policy: Dual {
+            value: token.policy,
+            slope: f64::from(here && t == moves),
+        },
+        sampler: token.sampler,
+        reference: token.reference,
+    };
+    let sample = |(j, sample): (usize, &Sample)| {
+        let tokens = sample.tokens.iter().enumerate();
+        formulas::Sample {
+            tokens: tokens.map(|each| token(i == j, each)).collect(),
+            reward: sample.reward,
+            group: sample.group,
         }
     };
-    let mut sum = 0.0;
-    for (t, token) in tokens.iter().enumerate() {
-        let w = ratio(t, moved, d);
-        let clip = |w: f64| w.max(1.0 - config.clip_low).min(1.0 + config.clip_high);
-        let policy = token.policy + if t == moved { d } else { 0.0 };
-        let objective = match config.clip {
-            RatioClip::Objective => (w * a).min(clip(w) * a),
-            RatioClip::TwoSided(delta) => (w.min(delta) * a).min(clip(w) * a),
-            RatioClip::Weight => clip(ratio(t, usize::MAX, 0.0)) * a * policy,
-            other => panic!("{other:?}"),
-        };
-        let away = token.reference - policy;
-        let k3 = away.exp_m1() - away;
-        let kl = match config.kl {
-            KlEstimator::K3 => k3,
-            KlEstimator::WeightedK3 => w * k3,
-            other => panic!("{other:?}"),
-        };
-        sum += config.beta * kl - objective;
-    }
-    match config.normalization {
-        TokenNormalization::Token => sum / per_example,
-        TokenNormalization::Sequence => sum / tokens.len().max(1) as f64,
-        TokenNormalization::Constant(divisor) => sum / divisor,
-        other => panic!("{other:?}"),
-    }
+    let samples: Vec<_> = samples.iter().enumerate().map(sample).collect();
+    formulas::sample(config, &samples, i, per_example)
 }
 
 // ---------------------------------------------------------------- the crate's
@@ -356,16 +303,16 @@ proptest! {
         let found = run_part(&config, &samples, &rewards(&samples), step, (0, 0.0), DType::F64);
         let time = found.grads.len() / samples.len();
         for (i, sample) in samples.iter().enumerate() {
-            let loss = |t, d| loss(&config, &samples, i, per_example, (t, d));
-            let expected = loss(0, 0.0);
+            let loss = |t| loss(&config, &samples, i, per_example, t);
+            let expected = loss(0).value;
             prop_assert!(error(found.losses[i], expected) < 1e-11, "{} {expected}", found.losses[i]);
             for t in 0..time {
                 let ours = found.grads[i * time + t];
                 if t >= sample.tokens.len() {
                     prop_assert_eq!(ours, 0.0);
-                } else if !scalar::kink(|d| loss(t, d)) {
-                    let slope = scalar::slope(|d| loss(t, d));
-                    prop_assert!(error(ours, slope) < 1e-7, "{ours} {slope}");
+                } else {
+                    let slope = loss(t).slope;
+                    prop_assert!(error(ours, slope) < 1e-10, "{ours} {slope}");
                 }
             }
         }
