@@ -1,5 +1,5 @@
 //! The macro that declares an objective: its config, the batches that it takes, its documentation
-//! tests.
+//! tests. And the one that implements a mean over tokens, of a batch and of a step.
 
 use std::any::Any;
 use std::sync::Arc;
