@@ -51,9 +51,10 @@
 //!     {"weight": 0.2, "objective": {"loss": "bco"}}]}}
 //! ```
 //!
-//! BCO in a mixture has δ = 0, and an SFT term with a mean over tokens takes the tokens of the batch
-//! at hand. For a moving δ ([`WithShift`](crate::batch::WithShift)) or the tokens of a whole step
-//! ([`WithNll::over_step`](crate::batch::WithNll::over_step)) build the objective in code.
+//! An SFT term takes the tokens of the step as well, a [`WithStepTokens`] column, for its own mean over
+//! tokens. A mixture takes no column: BCO in it has δ = 0, and a part with a mean over tokens takes
+//! those of the batch at hand. For a moving δ ([`WithShift`](crate::batch::WithShift)) in a mixture, or
+//! the tokens of a step, build the objective in code.
 //!
 //! A [`ReferenceSchedule`](crate::reference::ReferenceSchedule), TR-DPO's moving reference, comes
 //! from a file as well.
@@ -64,7 +65,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::batch::{Batch, PolicyPair, ReferencedPair};
+use crate::batch::{Batch, PolicyPair, ReferencedPair, WithStepTokens};
 use crate::declare;
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::non_negative;
@@ -74,7 +75,7 @@ use crate::hyperparameter::non_negative;
 )]
 use crate::loss::*;
 use crate::modifier::{Mixture, PolicySide, SftTarget, SftTerm};
-use crate::needs::{Needs, Values};
+use crate::needs::{ColumnKind, Needs, Values};
 use crate::objective::{LossOutput, Objective};
 use crate::part::NllNormalization;
 
@@ -425,15 +426,19 @@ impl WithSftConfig {
         self
     }
 
-    /// Needs of the sum: those of the objective over plain pairs.
+    /// Needs of the sum: those of the objective over plain pairs, and the same with the tokens of the
+    /// step, which the objective does not get.
     fn takes(&self) -> Vec<Needs> {
         let takes = self.objective.takes();
         let plain = [ReferencedPair::needs(), PolicyPair::needs()];
         let needs = plain.iter().filter_map(|plain| over_pairs(&takes, plain));
-        let whole = |needs: &Needs| needs.whole_batch || self.normalization.whole_batch();
-        needs
-            .map(|needs| needs.clone().with_whole_batch(whole(needs)))
-            .collect()
+        let of_step = |needs: &Needs| needs.clone().with_column(ColumnKind::StepTokens);
+        let of_batch = |needs: &Needs| {
+            let whole = needs.whole_batch || self.normalization.whole_batch();
+            needs.clone().with_whole_batch(whole)
+        };
+        let plain = needs.clone().map(of_batch);
+        plain.chain(needs.map(of_step)).collect()
     }
 
     fn over<B: Batch + 'static>(&self) -> Checked<Option<Arc<dyn Objective<B>>>> {
@@ -453,6 +458,8 @@ impl WithSftConfig {
             return Ok(None);
         };
         let term = SftTerm::new(objective, self.weight)?.with_normalization(self.normalization);
-        Ok(declare::over::<P, B>(Arc::new(term)))
+        let term = Arc::new(term);
+        let over = declare::over::<P, B>(Arc::clone(&term) as _);
+        Ok(over.or_else(|| declare::over::<WithStepTokens<P>, B>(term)))
     }
 }

@@ -1,5 +1,5 @@
 //! The macro that declares an objective: its config, the batches that it takes, its documentation
-//! tests.
+//! tests. And the one that implements a mean over tokens, of a batch and of a step.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -429,3 +429,37 @@ macro_rules! objective {
     };
 }
 pub(crate) use objective;
+
+/// Implements an objective over batches, and over each of them with the tokens of its step, by its
+/// method `output(&batch, tokens_per_example)`: `over_step!(Loss, normalization: Batch, …)`.
+///
+/// Without the tokens of the step, a mean over tokens is one of the whole batch; the field
+/// `normalization` says whether it is one.
+macro_rules! over_step {
+    ($loss:ident, $normalization:ident: $($batch:ty),+) => {
+        $(
+            impl $crate::objective::Objective<$batch> for $loss {
+                fn forward(
+                    &self,
+                    batch: $batch,
+                ) -> $crate::objective::LossOutput<<$batch as $crate::batch::Batch>::Rewards> {
+                    self.output(&batch, None)
+                }
+
+                fn whole_batch(&self) -> bool {
+                    self.$normalization.whole_batch()
+                }
+            }
+
+            impl $crate::objective::Objective<$crate::batch::WithStepTokens<$batch>> for $loss {
+                fn forward(
+                    &self,
+                    batch: $crate::batch::WithStepTokens<$batch>,
+                ) -> $crate::objective::LossOutput<<$batch as $crate::batch::Batch>::Rewards> {
+                    self.output(batch.batch(), Some(batch.tokens_per_example()))
+                }
+            }
+        )+
+    };
+}
+pub(crate) use over_step;

@@ -104,6 +104,23 @@ fn the_same_numbers_another_way() {
     // One after the other, and three at once; the reference is computed in other batches.
     compare("--workers 1 --budget 40", "--workers 3 --budget 120", 1e-6);
     compare("--full --workers 1", "--full --workers 2", 1e-5);
+    // The mean over the tokens of a step: of one forward by a mixture, which takes no more, and of one
+    // forward or several by the number of tokens.
+    for loss in [
+        r#"{"loss":"orpo","nll_normalization":"token"}"#,
+        r#"{"loss":"cpo","nll_normalization":"token"}"#,
+        r#"{"loss":"with_sft","weight":1,"normalization":"token","objective":{"loss":"dpo"}}"#,
+    ] {
+        let whole = format!(r#"{{"loss":"mixture","parts":[{{"weight":1,"objective":{loss}}}]}}"#);
+        let [whole, loss] = [&whole, loss].map(|loss| format!("--rate 0.003 --loss {loss}"));
+        compare(&whole, &loss, 1e-5);
+        compare(&whole, &format!("{loss} --workers 1 --budget 40"), 1e-5);
+        compare(
+            &whole,
+            &format!("{loss} --workers 3 --budget 120 --shared-prefix"),
+            1e-4,
+        );
+    }
     // Lists of several lengths, whose batches have rows of a prompt alone.
     let ranked = place.text("ranked.jsonl");
     let mut row: Value = serde_json::from_str(ranked.lines().next().unwrap()).unwrap();
@@ -682,14 +699,14 @@ fn the_first_batch_is_checked() {
     place.run("forced", &format!("{same} --resume"));
 }
 
-/// A mean over the tokens of a step is not one over those of its parts.
+/// A loss of a whole step is not one of its parts.
 #[test]
 fn losses_of_a_whole_step_are_not_split() {
     let place = Place::new("llama");
     for (i, loss) in [
-        r#"{"loss":"orpo","nll_normalization":"token"}"#,
-        r#"{"loss":"with_sft","weight":1,"normalization":"token","objective":{"loss":"dpo"}}"#,
+        r#"{"loss":"aot"}"#,
         r#"{"loss":"mixture","parts":[{"weight":1,"objective":{"loss":"aot"}}]}"#,
+        r#"{"loss":"mixture","parts":[{"weight":1,"objective":{"loss":"orpo","nll_normalization":"token"}}]}"#,
     ]
     .iter()
     .enumerate()

@@ -90,6 +90,11 @@ fn near(found: &Run, expected: &Run, what: &str) {
     assert!(apart < 2e-4, "{what}: weights are {apart} apart");
 }
 
+/// Means over the tokens of a step, chosen ones.
+const TOKEN_MEAN: &str = r#"{"loss":"orpo","nll_normalization":"token"}"#;
+const TOKEN_MEAN_BESIDE_DPO: &str =
+    r#"{"loss":"with_sft","weight":1,"normalization":"token","objective":{"loss":"dpo"}}"#;
+
 #[test]
 fn the_numbers_of_one_process() {
     let place = Place::new("llama");
@@ -117,6 +122,8 @@ fn the_numbers_of_one_process() {
         "--data ranked.jsonl --loss plackett_luce".to_owned(),
         "--loss bradley_terry".to_owned(),
         "--data own.jsonl --loss grpo".to_owned(),
+        format!("--loss {TOKEN_MEAN}"),
+        format!("--loss {TOKEN_MEAN_BESIDE_DPO} {two_forwards}"),
     ]
     .iter()
     .enumerate()
@@ -260,11 +267,13 @@ fn what_several_processes_do_not_do() {
         "--loss aot",
         "of a whole step, which one process computes",
     );
-    let token_mean = r#"--loss {"loss":"orpo","nll_normalization":"token"}"#;
+    // The parts of a mixture do not get the tokens of the step.
+    let mixture =
+        format!(r#"--loss {{"loss":"mixture","parts":[{{"weight":1,"objective":{TOKEN_MEAN}}}]}}"#);
     fails(
         &place,
         2,
-        token_mean,
+        &mixture,
         "of a whole step, which one process computes",
     );
     fails(

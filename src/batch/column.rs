@@ -1,6 +1,6 @@
 use burn::tensor::{Bool, Device, Shape, Tensor};
 
-use super::pair::Pair;
+use super::pair::{Pair, PolicyPair};
 use super::traits::Batch;
 use crate::error::{InvalidHyperparameter, InvalidInput};
 use crate::hyperparameter::{of_step, positive};
@@ -181,91 +181,73 @@ column! {
     WithMeanMargin is MeanMargin, mean_margin: Tensor<1>, |dims, mean| dims.scalar("mean_margin", mean)
 }
 
-/// A batch with the sequences whose negative log-likelihood is added: an NLL term then takes these
-/// instead of the chosen completions.
-///
-/// Three things need it:
-///
-/// - [`TpoLoss`](crate::TpoLoss) imitates a gold completion beside the pair.
-/// - The authors of ORPO, and TRL, count the prompt's tokens too: give the log-probabilities of
-///   prompt and chosen completion.
-/// - A mean over the *tokens* of a step with several micro-batches needs the number of tokens in all
-///   of them: see [`over_step`](Self::over_step).
-///
-/// [`TpoLoss`](crate::TpoLoss) requires the column. [`OrpoLoss`](crate::OrpoLoss),
-/// [`CpoLoss`](crate::CpoLoss) and [`SftTerm`](crate::SftTerm) may have it; an `SftTerm` gives its
-/// objective the batch without it. There is one sequence per example, and gradients flow through it.
-#[derive(Debug, Clone)]
-pub struct WithNll<B> {
-    pub(crate) batch: B,
-    pub(crate) nll_of: SequenceLogProbs,
-    pub(crate) tokens_per_example: Option<f64>,
-}
-
-impl<B: Batch> WithNll<B> {
-    /// Puts the sequences beside the batch.
+column! {
+    /// A batch with the sequences whose negative log-likelihood is added: an NLL term then takes these
+    /// instead of the chosen completions.
     ///
-    /// # Errors
+    /// Two things need it:
     ///
-    /// There is not one sequence per example, or they are on another device.
-    pub fn new(batch: B, nll_of: SequenceLogProbs) -> Result<Self, InvalidInput> {
+    /// - [`TpoLoss`](crate::TpoLoss) imitates a gold completion beside the pair.
+    /// - The authors of ORPO, and TRL, count the prompt's tokens too: give the log-probabilities of
+    ///   prompt and chosen completion.
+    ///
+    /// [`TpoLoss`](crate::TpoLoss) requires the column. [`OrpoLoss`](crate::OrpoLoss),
+    /// [`CpoLoss`](crate::CpoLoss) and [`SftTerm`](crate::SftTerm) may have it; an `SftTerm` gives its
+    /// objective the batch without it. There is one sequence per example, and gradients flow through it.
+    /// A [`WithStepTokens`] column stands around it, and has the tokens of these sequences.
+    WithNll is Nll, nll_of: SequenceLogProbs, |dims, nll_of| {
         let sum = nll_of.sum();
-        BatchDims::of(&batch).check("nll_of", &sum.shape(), &sum.device())?;
-        Ok(Self {
-            batch,
-            nll_of,
-            tokens_per_example: None,
-        })
-    }
-
-    /// The tokens whose likelihood counts, and the examples, of the whole optimiser step: of all
-    /// its micro-batches and workers.
-    ///
-    /// [`NllNormalization::Token`](crate::NllNormalization::Token) then divides by the step's
-    /// tokens instead of the batch's. With
-    /// [`normalized_by`](crate::LossOutput::normalized_by)`(examples)` the micro-batches add up to
-    /// one large batch:
-    ///
-    /// ```text
-    /// Σ −ℓ·(examples/tokens) / examples = Σ −ℓ / tokens
-    /// ```
-    ///
-    /// A mean per sequence or a sum needs no such number: an objective with another
-    /// [`NllNormalization`](crate::NllNormalization) panics.
-    ///
-    /// # Errors
-    ///
-    /// `tokens` or `examples` is not a finite number > 0.
-    pub fn over_step(self, tokens: f64, examples: f64) -> Result<Self, InvalidHyperparameter> {
-        positive("tokens", tokens)?;
-        positive("examples", examples)?;
-        Ok(Self {
-            tokens_per_example: Some(tokens / examples),
-            ..self
-        })
+        dims.check("nll_of", &sum.shape(), &sum.device())?;
+        Ok(nll_of)
     }
 }
 
-impl<B> WithNll<B> {
-    /// The batch that the column stands beside.
-    pub fn batch(&self) -> &B {
+/// Pairs with sequences that are imitated: those of a [`WithNll`] column, or the chosen completions.
+pub(crate) trait Imitated {
+    /// The pairs that are compared.
+    fn pair(&self) -> &PolicyPair;
+
+    /// The sequences of the column, if there is one.
+    fn column(&self) -> Option<&SequenceLogProbs>;
+
+    /// The sequences whose likelihood counts.
+    fn imitated(&self) -> &SequenceLogProbs {
+        self.column().unwrap_or(&self.pair().chosen)
+    }
+}
+
+impl Imitated for PolicyPair {
+    fn pair(&self) -> &PolicyPair {
+        self
+    }
+
+    fn column(&self) -> Option<&SequenceLogProbs> {
+        None
+    }
+}
+
+impl Imitated for WithNll<PolicyPair> {
+    fn pair(&self) -> &PolicyPair {
         &self.batch
     }
 
-    /// Sequences whose negative log-likelihood is added.
-    pub fn nll_of(&self) -> &SequenceLogProbs {
-        &self.nll_of
+    fn column(&self) -> Option<&SequenceLogProbs> {
+        Some(&self.nll_of)
     }
 }
-
-beside!(WithNll, Nll);
 
 /// A batch with the number of tokens that count in the whole optimiser step: of all its
 /// micro-batches and workers.
 ///
-/// A mean over the tokens of the step ([`NllNormalization::Token`](crate::NllNormalization::Token)
-/// of [`SftLoss`](crate::SftLoss)) is divided by it; a mean per sequence and a sum have no use for
-/// it. With [`normalized_by`](crate::LossOutput::normalized_by)`(examples)`, and so in an
+/// A mean over the tokens of the step is divided by it:
+/// [`NllNormalization::Token`](crate::NllNormalization::Token) of [`SftLoss`](crate::SftLoss),
+/// [`OrpoLoss`](crate::OrpoLoss), [`CpoLoss`](crate::CpoLoss), [`TpoLoss`](crate::TpoLoss) and
+/// [`SftTerm`](crate::SftTerm), [`TokenNormalization::Token`](crate::TokenNormalization::Token) of
+/// [`GrpoLoss`](crate::GrpoLoss). A mean per sequence and a sum have no use for it. The tokens are
+/// those of the sequences whose likelihood counts: of a pair the chosen completion's, not the
+/// rejected one's; of a [`WithNll`] column its sequences'.
+///
+/// With [`normalized_by`](crate::LossOutput::normalized_by)`(examples)`, and so in an
 /// [`Accumulation`](crate::training::accumulation::Accumulation) over them, the micro-batches add up
 /// to one large batch, however unequal they are.
 ///
@@ -353,7 +335,8 @@ column! {
 }
 
 /// Expands `$delegate!($column)` for every column that only adds data: all but [`WithBaseline`],
-/// which metrics report, and [`WithNll`], which says whose NLL a term takes.
+/// which metrics report, and two that an NLL term takes: [`WithNll`] says whose NLL it is, and
+/// [`WithStepTokens`] what its mean is over.
 macro_rules! for_each_column {
     ($delegate:ident) => {
         $delegate!(WithMargin);
@@ -365,7 +348,6 @@ macro_rules! for_each_column {
         $delegate!(WithMeanMargin);
         $delegate!(WithSequenceKl);
         $delegate!(WithValue);
-        $delegate!(WithStepTokens);
     };
 }
 pub(crate) use for_each_column;

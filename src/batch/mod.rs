@@ -45,7 +45,7 @@
 //! | [`WithValue`] | the value of the prompt | DRO, A*-PO |
 //! | [`WithBaseline`] | z₀, from mismatched completions | KTO |
 //! | [`WithShift`] | δ, from the rewards so far | BCO |
-//! | [`WithStepTokens`] | the tokens that count in the whole step | SFT, GRPO |
+//! | [`WithStepTokens`] | the tokens that count in the whole step | a mean over tokens: SFT, GRPO, ORPO, CPO, TPO, [`SftTerm`](crate::modifier::SftTerm) |
 //! | [`WithMeanMargin`] | M₀, from the margins so far | β-DPO |
 //!
 //! A scale per example is a method: [`Pair::scaled_by`].
@@ -66,11 +66,11 @@ mod token_pair;
 mod traits;
 mod unpaired;
 
-pub(crate) use column::for_each_column;
 pub use column::{
     Column, WithBaseline, WithMargin, WithMeanMargin, WithNll, WithPreference, WithScores,
     WithSequenceKl, WithShift, WithStepTokens, WithTies, WithValue, WithWeights,
 };
+pub(crate) use column::{Imitated, for_each_column};
 pub use demonstrations::Demonstrations;
 pub use grouped_reward::GroupedReward;
 pub use pair::{Pair, PolicyPair, ReferencedPair, RewardPair};

@@ -1,9 +1,9 @@
 use burn::tensor::Tensor;
 
-use crate::batch::{Pair, PolicyPair, WithNll};
-use crate::declare::objective;
+use crate::batch::{Imitated, Pair, PolicyPair, WithNll, WithStepTokens};
+use crate::declare::{objective, over_step};
 use crate::log_probs::SequenceLogProbs;
-use crate::objective::{LossOutput, Objective};
+use crate::objective::LossOutput;
 use crate::part::{LabelNoise, NllNormalization};
 
 objective! {
@@ -16,15 +16,17 @@ objective! {
     /// ```
     ///
     /// The NLL is that of the chosen completion, or of a [`WithNll`] column. TRL's `cpo_alpha`
-    /// multiplies the mean NLL of the batch's tokens: see [`trl`](CpoLossConfig::trl).
-    ///
-    /// # Panics
-    ///
-    /// `forward` panics if the column has the tokens of the step and the mean is per sequence: see
-    /// [`WithNll::over_step`].
+    /// multiplies the mean NLL of the batch's tokens: see [`trl`](CpoLossConfig::trl). With a
+    /// [`WithStepTokens`] column that mean is over the tokens of the whole step, which may then be cut
+    /// into parts.
     example policy "" = 1.257244, "−ln σ(0.1·4·ln 2) + ln 2";
     pub struct CpoLoss from CpoLossConfig
-        takes [PolicyPair, WithNll<PolicyPair>]
+        takes [
+            PolicyPair,
+            WithNll<PolicyPair>,
+            WithStepTokens<PolicyPair>,
+            WithStepTokens<WithNll<PolicyPair>>
+        ]
     {
         /// β > 0: reward per nat.
         beta / with_beta: f64 = 0.1, positive;
@@ -45,30 +47,20 @@ impl CpoLossConfig {
 }
 
 impl CpoLoss {
-    fn losses(&self, batch: &PolicyPair, nll: Tensor<1>) -> LossOutput<Pair<Tensor<1>>> {
-        let (h, rewards) = batch.map_ref(SequenceLogProbs::sum).rewarded(self.beta);
+    fn output(
+        &self,
+        batch: &impl Imitated,
+        tokens_per_example: Option<f64>,
+    ) -> LossOutput<Pair<Tensor<1>>> {
+        let sums = batch.pair().map_ref(SequenceLogProbs::sum);
+        let (h, rewards) = sums.rewarded(self.beta);
         let preference = self.label_noise.losses(h);
-        let nll = nll.cast(preference.dtype());
+        let nll = self
+            .nll_normalization
+            .nll_over(batch.imitated(), tokens_per_example)
+            .cast(preference.dtype());
         LossOutput::new(preference + nll * self.sft_weight, rewards)
     }
 }
 
-impl Objective<PolicyPair> for CpoLoss {
-    fn forward(&self, batch: PolicyPair) -> LossOutput<Pair<Tensor<1>>> {
-        self.losses(&batch, self.nll_normalization.nll(&batch.chosen))
-    }
-
-    fn whole_batch(&self) -> bool {
-        self.nll_normalization.whole_batch()
-    }
-}
-
-impl Objective<WithNll<PolicyPair>> for CpoLoss {
-    fn forward(&self, batch: WithNll<PolicyPair>) -> LossOutput<Pair<Tensor<1>>> {
-        self.losses(&batch.batch, self.nll_normalization.nll_of(&batch))
-    }
-
-    fn whole_batch(&self) -> bool {
-        self.nll_normalization.whole_batch()
-    }
-}
+over_step!(CpoLoss, nll_normalization: PolicyPair, WithNll<PolicyPair>);

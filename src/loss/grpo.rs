@@ -1,9 +1,9 @@
 use crate::batch::{Ratios, SampleLogProbs, Samples, WithStepTokens};
-use crate::declare::objective;
-use crate::log_probs::{RelativeTokenLogProbs, TokenLogProbs};
+use crate::declare::{objective, over_step};
+use crate::log_probs::RelativeTokenLogProbs;
 use crate::math::bounded_exp;
 use crate::needs::Needs;
-use crate::objective::{LossOutput, Objective};
+use crate::objective::LossOutput;
 use crate::part::{Advantage, KlEstimator, RatioClip, RatioLevel, TokenNormalization};
 
 objective! {
@@ -113,25 +113,4 @@ impl GrpoLoss {
     }
 }
 
-macro_rules! over_samples {
-    ($log_probs:ty) => {
-        impl Objective<Samples<$log_probs>> for GrpoLoss {
-            fn forward(&self, batch: Samples<$log_probs>) -> LossOutput<Ratios> {
-                self.output(&batch, None)
-            }
-
-            fn whole_batch(&self) -> bool {
-                self.normalization.whole_batch()
-            }
-        }
-
-        impl Objective<WithStepTokens<Samples<$log_probs>>> for GrpoLoss {
-            fn forward(&self, batch: WithStepTokens<Samples<$log_probs>>) -> LossOutput<Ratios> {
-                self.output(batch.batch(), Some(batch.tokens_per_example()))
-            }
-        }
-    };
-}
-
-over_samples!(TokenLogProbs);
-over_samples!(RelativeTokenLogProbs);
+over_step!(GrpoLoss, normalization: Samples, Samples<RelativeTokenLogProbs>);

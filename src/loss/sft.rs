@@ -1,8 +1,8 @@
 use burn::tensor::Tensor;
 
 use crate::batch::{Demonstrations, WithStepTokens};
-use crate::declare::objective;
-use crate::objective::{LossOutput, Objective};
+use crate::declare::{objective, over_step};
+use crate::objective::LossOutput;
 use crate::part::{NllNormalization, TokenWeighting};
 
 objective! {
@@ -40,24 +40,16 @@ objective! {
     }
 }
 
-impl Objective<Demonstrations> for SftLoss {
-    fn forward(&self, batch: Demonstrations) -> LossOutput<Tensor<1>> {
-        let log_probs = self.token_weighting.sequence(&batch);
-        LossOutput::new(self.normalization.nll(&log_probs), log_probs.sum())
-    }
-
-    fn whole_batch(&self) -> bool {
-        self.normalization.whole_batch()
-    }
-}
-
-impl Objective<WithStepTokens<Demonstrations>> for SftLoss {
-    fn forward(&self, batch: WithStepTokens<Demonstrations>) -> LossOutput<Tensor<1>> {
-        let log_probs = self.token_weighting.sequence(batch.batch());
-        let tokens = batch.tokens_per_example();
-        LossOutput::new(
-            self.normalization.nll_over(&log_probs, tokens),
-            log_probs.sum(),
-        )
+impl SftLoss {
+    fn output(
+        &self,
+        batch: &Demonstrations,
+        tokens_per_example: Option<f64>,
+    ) -> LossOutput<Tensor<1>> {
+        let log_probs = self.token_weighting.sequence(batch);
+        let nll = self.normalization.nll_over(&log_probs, tokens_per_example);
+        LossOutput::new(nll, log_probs.sum())
     }
 }
+
+over_step!(SftLoss, normalization: Demonstrations);

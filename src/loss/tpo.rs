@@ -1,8 +1,9 @@
 use burn::tensor::Tensor;
 
-use crate::batch::{Pair, PolicyPair, WithNll};
-use crate::declare::objective;
-use crate::objective::{LossOutput, Objective};
+use crate::batch::{Imitated, Pair, PolicyPair, WithNll, WithStepTokens};
+use crate::declare::{objective, over_step};
+use crate::log_probs::SequenceLogProbs;
+use crate::objective::LossOutput;
 use crate::part::{LabelNoise, NllNormalization, Normalization};
 
 objective! {
@@ -20,16 +21,12 @@ objective! {
     ///
     /// TRL's NLL is the mean over the tokens of the batch: [`trl`](TpoLossConfig::trl). The authors'
     /// code takes that mean over prompt and completion: for theirs, give the column the
-    /// log-probabilities of both.
-    ///
-    /// # Panics
-    ///
-    /// `forward` panics if the column has the tokens of the step and the mean is per sequence: see
-    /// [`WithNll::over_step`].
+    /// log-probabilities of both. With a [`WithStepTokens`] column the mean is over the gold tokens of
+    /// the whole step, which may then be cut into parts.
     example with_gold "" = 1.179380, "−ln σ(0.01·4·ln 2) + 2/4";
     example with_gold ".with_beta(2.0).with_normalization(Normalization::Mean)" = 0.723144, "−ln σ(2·ln 2) + 2/4";
     pub struct TpoLoss from TpoLossConfig
-        takes [WithNll<PolicyPair>]
+        takes [WithNll<PolicyPair>, WithStepTokens<WithNll<PolicyPair>>]
     {
         /// β > 0: reward per nat, or per nat and token.
         beta / with_beta: f64 = 0.01, positive;
@@ -61,20 +58,21 @@ impl TpoLossConfig {
     }
 }
 
-impl Objective<WithNll<PolicyPair>> for TpoLoss {
-    fn forward(&self, batch: WithNll<PolicyPair>) -> LossOutput<Pair<Tensor<1>>> {
-        let pair = batch.batch();
-        let compared = pair.map_ref(|y| self.normalization.apply(y.sum(), y));
-        let (h, rewards) = compared.rewarded(self.beta);
+impl TpoLoss {
+    fn output(
+        &self,
+        batch: &impl Imitated,
+        tokens_per_example: Option<f64>,
+    ) -> LossOutput<Pair<Tensor<1>>> {
+        let of = |y: &SequenceLogProbs| self.normalization.apply(y.sum(), y);
+        let (h, rewards) = batch.pair().map_ref(of).rewarded(self.beta);
         let preference = self.label_noise.losses(h - self.target_margin);
         let nll = self
             .nll_normalization
-            .nll_of(&batch)
+            .nll_over(batch.imitated(), tokens_per_example)
             .cast(preference.dtype());
         LossOutput::new(preference + nll * self.sft_weight, rewards)
     }
-
-    fn whole_batch(&self) -> bool {
-        self.nll_normalization.whole_batch()
-    }
 }
+
+over_step!(TpoLoss, nll_normalization: WithNll<PolicyPair>);

@@ -1,4 +1,4 @@
-use crate::batch::{Batch, Pair, WithNll, for_each_column};
+use crate::batch::{Batch, Column, Pair, WithNll, WithStepTokens, for_each_column};
 use crate::error::InvalidHyperparameter;
 use crate::hyperparameter::non_negative;
 use crate::log_probs::{LogProbs, SequenceLogProbs};
@@ -17,8 +17,9 @@ use crate::part::NllNormalization;
 /// LLaMA-Factory discounts it with LD-DPO, TRL does not.
 ///
 /// With a [`WithNll`] column it is the likelihood of the column's sequences: of prompt and
-/// completion, say, or over the tokens of several micro-batches. The objective gets the batch
-/// without the column.
+/// completion, say. With a [`WithStepTokens`] column, around that one or alone, a mean over tokens is
+/// one over the tokens of the whole step, which may then be cut into parts. The objective gets the
+/// batch without these columns.
 ///
 /// Any objective over pairs takes the term; over other batches it does not compile:
 ///
@@ -64,7 +65,8 @@ impl<O> SftTerm<O> {
         })
     }
 
-    /// Sets the mean that the NLL takes: per sequence (default) or over the batch's tokens.
+    /// Sets the mean that the NLL takes: per sequence (default), or over the tokens of the batch, or of
+    /// the step with a [`WithStepTokens`] column.
     pub fn with_normalization(mut self, normalization: NllNormalization) -> Self {
         self.normalization = normalization;
         self
@@ -111,11 +113,29 @@ macro_rules! target_of_inner {
 
 for_each_column!(target_of_inner);
 
+impl<O> SftTerm<O> {
+    /// The sum of the objective's losses and the term.
+    fn with_term<B: Batch>(
+        &self,
+        batch: B,
+        nll_of: &SequenceLogProbs,
+        tokens_per_example: Option<f64>,
+    ) -> LossOutput<B::Rewards>
+    where
+        O: Objective<B>,
+    {
+        let nll = self.normalization.nll_over(nll_of, tokens_per_example);
+        self.objective.forward(batch).map_losses(|losses| {
+            let nll = nll.cast(losses.dtype());
+            losses + nll * self.weight
+        })
+    }
+}
+
 impl<B: SftTarget, O: Objective<B>> Objective<B> for SftTerm<O> {
     fn forward(&self, batch: B) -> LossOutput<B::Rewards> {
-        let nll = self.normalization.nll(batch.sft_target());
-        let output = self.objective.forward(batch);
-        output.map_losses(|losses| losses + nll * self.weight)
+        let chosen = batch.sft_target().clone();
+        self.with_term(batch, &chosen, None)
     }
 
     fn whole_batch(&self) -> bool {
@@ -123,21 +143,38 @@ impl<B: SftTarget, O: Objective<B>> Objective<B> for SftTerm<O> {
     }
 }
 
-/// # Panics
-///
-/// `forward` panics if the column has the tokens of the step and the mean is per sequence: see
-/// [`WithNll::over_step`].
 impl<B: Batch, O: Objective<B>> Objective<WithNll<B>> for SftTerm<O> {
     fn forward(&self, batch: WithNll<B>) -> LossOutput<B::Rewards> {
-        let nll = self.normalization.nll_of(&batch);
-        let output = self.objective.forward(batch.batch);
-        output.map_losses(|losses| {
-            let nll = nll.cast(losses.dtype());
-            losses + nll * self.weight
-        })
+        let WithNll { batch, nll_of } = batch;
+        self.with_term(batch, &nll_of, None)
     }
 
     fn whole_batch(&self) -> bool {
         self.normalization.whole_batch() || self.objective.whole_batch()
+    }
+}
+
+impl<B: SftTarget, O: Objective<B>> Objective<WithStepTokens<B>> for SftTerm<O> {
+    fn forward(&self, batch: WithStepTokens<B>) -> LossOutput<B::Rewards> {
+        let tokens = batch.tokens_per_example();
+        let batch = batch.into_batch();
+        let chosen = batch.sft_target().clone();
+        self.with_term(batch, &chosen, Some(tokens))
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.objective.whole_batch()
+    }
+}
+
+impl<B: Batch, O: Objective<B>> Objective<WithStepTokens<WithNll<B>>> for SftTerm<O> {
+    fn forward(&self, batch: WithStepTokens<WithNll<B>>) -> LossOutput<B::Rewards> {
+        let tokens = batch.tokens_per_example();
+        let WithNll { batch, nll_of } = batch.into_batch();
+        self.with_term(batch, &nll_of, Some(tokens))
+    }
+
+    fn whole_batch(&self) -> bool {
+        self.objective.whole_batch()
     }
 }

@@ -1,7 +1,6 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::batch::WithNll;
 use crate::log_probs::SequenceLogProbs;
 
 /// Weighting of the negative log-likelihoods of a batch: by sequence, by token, or not at all.
@@ -16,7 +15,8 @@ pub enum NllNormalization {
     /// mean over its tokens, as TRL and HF's cross-entropy take it.
     ///
     /// An example's value then depends on the lengths in its batch. For a step of several
-    /// micro-batches give the tokens of all of them: [`WithNll::over_step`].
+    /// micro-batches give the tokens of all of them:
+    /// [`WithStepTokens`](crate::batch::WithStepTokens).
     Token,
     /// −ℓ: a sum over the tokens of each sequence, in nats. Long sequences count more, and the loss
     /// grows with them.
@@ -42,47 +42,21 @@ impl NllNormalization {
         }
     }
 
-    /// [`Self::nll`], from the means ℓ̄ of the same sequences where it is their negative.
-    pub(crate) fn nll_of_means(self, log_probs: &SequenceLogProbs, means: &Tensor<1>) -> Tensor<1> {
-        if self == Self::Sequence && log_probs.is_unmodified() {
-            -means.clone()
-        } else {
-            self.nll(log_probs)
+    /// [`Self::nll`] in a step with so many tokens per example, which a mean per token is over;
+    /// without their number it is over the tokens of the batch.
+    pub(crate) fn nll_over(
+        self,
+        log_probs: &SequenceLogProbs,
+        tokens_per_example: Option<f64>,
+    ) -> Tensor<1> {
+        match (self, tokens_per_example) {
+            (Self::Token, Some(tokens)) => -log_probs.unmodified().sum() * tokens.recip(),
+            (Self::Token, None) | (Self::Sequence | Self::Sum, _) => self.nll(log_probs),
         }
     }
 
     /// True if the value of a sequence depends on the lengths of the others.
     pub(crate) fn whole_batch(self) -> bool {
         self == Self::Token
-    }
-
-    /// Negative log-likelihood of each of the column's sequences, `[batch]`, nats; over the tokens
-    /// of the step if the column has their number.
-    ///
-    /// # Panics
-    ///
-    /// Panics if the column has the tokens of the step and the mean is not per token: the number
-    /// would act on nothing.
-    pub(crate) fn nll_of<B>(self, column: &WithNll<B>) -> Tensor<1> {
-        match column.tokens_per_example {
-            None => self.nll(&column.nll_of),
-            Some(tokens) if self == Self::Token => self.nll_over(&column.nll_of, tokens),
-            Some(_) => panic!(
-                "the column `WithNll` has the tokens of the step, which only a mean per token \
-                 uses: take `NllNormalization::Token`, or leave `over_step` out"
-            ),
-        }
-    }
-
-    /// [`Self::nll`] in a step with so many tokens per example, which a mean per token is over.
-    pub(crate) fn nll_over(
-        self,
-        log_probs: &SequenceLogProbs,
-        tokens_per_example: f64,
-    ) -> Tensor<1> {
-        match self {
-            Self::Token => -log_probs.unmodified().sum() * tokens_per_example.recip(),
-            Self::Sequence | Self::Sum => self.nll(log_probs),
-        }
     }
 }

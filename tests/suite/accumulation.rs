@@ -6,6 +6,7 @@
 //! ```
 
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -21,12 +22,13 @@ use burn_preference::training::gradients::clip_by_global_norm;
 use burn_preference::training::metrics::Observe;
 use burn_preference::training::reducer::{Reducer, Threads};
 use burn_preference::{
-    BatchMetrics, DpoLossConfig, Error, Frozen, NllNormalization, Objective, ReferencedPair,
-    SftTerm, WithNll,
+    Batch, BatchMetrics, CpoLossConfig, DpoLossConfig, Error, Frozen, NllNormalization, Objective,
+    OrpoLossConfig, PolicyPair, ReferencedPair, SequenceLogProbs, SftTerm, SimpoLossConfig,
+    TpoLossConfig, WithNll, WithStepTokens,
 };
 
 use crate::support::bigram::Bigram;
-use crate::support::{ZipEqual, assert_close, device, to_vec};
+use crate::support::{ZipEqual, assert_close, device, f64s, leaf, sequence, to_vec};
 
 struct Step {
     policy: Bigram,
@@ -244,11 +246,7 @@ impl Step {
         let tokens = to_vec(self.pairs(0, 32).chosen.policy().lengths())
             .iter()
             .sum();
-        let over_step = |part: ReferencedPair| {
-            let chosen = part.policy().chosen;
-            let part = WithNll::new(part, chosen).unwrap();
-            part.over_step(tokens, 32.0).unwrap()
-        };
+        let over_step = |part: ReferencedPair| WithStepTokens::new(part, tokens, 32.0).unwrap();
         let of_step = self.accumulated(self.parts(&FOURS).into_iter().map(over_step), &sft);
         [
             ("32 parts of 1, Accumulation", by_sizes(&ONES)),
@@ -367,4 +365,111 @@ fn workers_with_more_examples_than_the_step() {
         error.to_string(),
         "the workers have 9 examples, of a step of 8"
     );
+}
+
+/// Chosen, rejected and imitated sequences of five examples, whose sums are leaves.
+struct Sequences([(Tensor<1>, [usize; 5]); 3]);
+
+impl Sequences {
+    fn new() -> Self {
+        Self([
+            (leaf(&[-4.0, -9.0, -2.5, -7.0, -1.5]), [3, 5, 2, 11, 1]),
+            (leaf(&[-7.0, -8.0, -3.0, -4.0, -6.0]), [4, 4, 1, 3, 9]),
+            (leaf(&[-3.0, -6.0, -2.0, -8.0, -9.0]), [2, 5, 3, 4, 13]),
+        ])
+    }
+
+    fn some(&self, i: usize, places: &Range<usize>) -> SequenceLogProbs {
+        let (sums, lengths) = &self.0[i];
+        sequence(sums.clone().slice(places.clone()), &lengths[places.clone()])
+    }
+
+    fn pairs(&self, places: &Range<usize>) -> PolicyPair {
+        PolicyPair::new(self.some(0, places), self.some(1, places)).unwrap()
+    }
+
+    fn referenced(&self, places: &Range<usize>) -> ReferencedPair {
+        let [chosen, rejected] = [0, 1].map(|i| {
+            let (_, lengths) = &self.0[i];
+            let lengths = &lengths[places.clone()];
+            let sums: Vec<f64> = lengths.iter().map(|length| -1.5 * *length as f64).collect();
+            sequence(f64s(&sums), lengths)
+        });
+        let reference = PolicyPair::new(chosen, rejected).unwrap();
+        self.pairs(places).relative_to(reference).unwrap()
+    }
+
+    fn imitating<B: Batch>(&self, batch: B, places: &Range<usize>) -> WithNll<B> {
+        WithNll::new(batch, self.some(2, places)).unwrap()
+    }
+
+    /// The loss, and its gradient with respect to all sequences.
+    fn of(&self, loss: &Tensor<1>) -> Vec<f64> {
+        let grads = loss.backward();
+        let grads = self.0.iter().map(|(leaf, _)| {
+            let grad = leaf.grad(&grads);
+            grad.map_or(vec![0.0; 5], to_vec)
+        });
+        grads.fold(to_vec(loss.clone()), |all, grad| [all, grad].concat())
+    }
+}
+
+/// Losses and gradients of unequal parts are those of one batch, in f64, where a mean over tokens has
+/// the tokens of the step, and not where it has those of each part.
+#[test]
+fn token_means_of_parts_add_up_to_the_step() {
+    fn check<B: Batch>(
+        name: &str,
+        tokens: usize,
+        objective: &(impl Objective<B> + Objective<WithStepTokens<B>>),
+        batch: impl Fn(&Sequences, &Range<usize>) -> B,
+    ) {
+        assert!(Objective::<B>::whole_batch(objective), "{name}");
+        let of_step = Objective::<WithStepTokens<B>>::whole_batch(objective);
+        assert!(!of_step, "{name}");
+        let sequences = Sequences::new();
+        let whole = objective.forward(batch(&sequences, &(0..5))).mean();
+        let expected = sequences.of(&whole);
+        let parts = [0..2, 2..3, 3..5];
+        let sum = |part: &dyn Fn(&Sequences, &Range<usize>) -> Tensor<1>| {
+            let sequences = Sequences::new();
+            let losses = parts
+                .iter()
+                .map(|places| part(&sequences, places))
+                .collect();
+            sequences.of(&Tensor::cat(losses, 0).sum())
+        };
+        let over_step = sum(&|sequences, places| {
+            let part = WithStepTokens::new(batch(sequences, places), tokens as f64, 5.0).unwrap();
+            objective.forward(part).normalized_by(5.0).unwrap()
+        });
+        assert_close(&over_step, &expected, 1e-14, name);
+        let over_parts = sum(&|sequences, places| {
+            let part = batch(sequences, places);
+            objective.forward(part).normalized_by(5.0).unwrap()
+        });
+        let apart = over_parts.iter().zip_equal(&expected);
+        let apart = apart.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(apart > 0.01, "{name}: parts are {apart} from the batch");
+    }
+    let token = NllNormalization::Token;
+    let (chosen, imitated) = (3 + 5 + 2 + 11 + 1, 2 + 5 + 3 + 4 + 13);
+    let orpo = OrpoLossConfig::trl().init();
+    let cpo = CpoLossConfig::trl().init();
+    let tpo = TpoLossConfig::trl().init();
+    let dpo = SftTerm::new(DpoLossConfig::new().init(), 0.5).unwrap();
+    let dpo = dpo.with_normalization(token);
+    let simpo = SftTerm::new(SimpoLossConfig::new().init(), 0.5).unwrap();
+    let simpo = simpo.with_normalization(token);
+    let free = |s: &Sequences, places: &_| s.imitating(s.pairs(places), places);
+    let against = |s: &Sequences, places: &_| s.imitating(s.referenced(places), places);
+    check("ORPO", chosen, &orpo, Sequences::pairs);
+    check("ORPO, with a column", imitated, &orpo, free);
+    check("CPO", chosen, &cpo, Sequences::pairs);
+    check("CPO, with a column", imitated, &cpo, free);
+    check("TPO", imitated, &tpo, free);
+    check("DPO and SFT", chosen, &dpo, Sequences::referenced);
+    check("DPO and SFT, with a column", imitated, &dpo, against);
+    check("SimPO and SFT", chosen, &simpo, Sequences::pairs);
+    check("SimPO and SFT, with a column", imitated, &simpo, free);
 }

@@ -226,6 +226,23 @@ fn needs_are_those_of_the_objective() {
     assert_eq!(whole(r#"{"loss": "sft"}"#), [true, false]);
     let per_sequence = r#"{"loss": "sft", "normalization": "sequence"}"#;
     assert_eq!(whole(per_sequence), [false, false]);
+    let orpo = r#"{"loss": "orpo", "nll_normalization": "token"}"#;
+    assert_eq!(
+        words(orpo),
+        "pairs | pairs, sequences to imitate | pairs, tokens of the step | \
+         pairs, sequences to imitate, tokens of the step"
+    );
+    let of_each = takes(orpo)
+        .iter()
+        .map(|n| n.whole_batch)
+        .collect::<Vec<_>>();
+    assert_eq!(of_each, [true, true, false, false]);
+    let tpo = r#"{"loss": "tpo", "nll_normalization": "token"}"#;
+    assert_eq!(
+        words(tpo),
+        "pairs, sequences to imitate | pairs, sequences to imitate, tokens of the step"
+    );
+    assert_eq!(whole(tpo), [true, false]);
     assert_eq!(words(r#"{"loss": "rrhf"}"#), "ranked lists");
     let reward = &takes(r#"{"loss": "bradley_terry_ties"}"#)[0];
     assert_eq!(
@@ -258,6 +275,16 @@ fn needs_are_those_of_the_objective() {
         )
     };
     assert!(!whole(&sft("sequence")) && whole(&sft("token")));
+    // The term takes the tokens of the step, its objective does not.
+    assert_eq!(
+        words(&sft("token")),
+        "pairs, reference | pairs, reference, tokens of the step"
+    );
+    assert!(!takes(&sft("token"))[1].whole_batch);
+    let around =
+        format!(r#"{{"loss": "with_sft", "weight": 1, "objective": {{"loss": {token}}}}}"#);
+    assert_eq!(words(&around), "pairs | pairs, tokens of the step");
+    assert!(takes(&around).iter().all(|needs| needs.whole_batch));
     assert!(takes(&mixture(&[r#""dpo""#, r#""kto""#])).is_empty());
 }
 

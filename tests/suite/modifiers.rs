@@ -12,7 +12,8 @@ use burn_preference::{
     AsftLossConfig, BatchMetrics, BcoLossConfig, CpoLossConfig, DpoLossConfig, LossOutput, Metrics,
     Mixture, NllNormalization, Objective, OrpoLossConfig, Pair, PolicyPair, PolicySide, Ranked,
     ReferencedPair, RelativeTokenLogProbs, SequenceLogProbs, SftTerm, SimpoLossConfig,
-    SlicHfLossConfig, TokenLogProbs, Weighted, WithNll, WithShift, WithWeights, WithoutColumn,
+    SlicHfLossConfig, TokenLogProbs, Weighted, WithNll, WithShift, WithStepTokens, WithWeights,
+    WithoutColumn,
 };
 
 use crate::scalar;
@@ -472,7 +473,7 @@ fn an_nll_column_is_used() {
         1e-14,
         "per sequence",
     );
-    let token = sft.with_normalization(NllNormalization::Token);
+    let token = sft.clone().with_normalization(NllNormalization::Token);
     let expected = [20.0 * 2.0 / 7.0, 3.0 * 2.0 / 7.0];
     assert_close(
         &nll(token.forward(column()), &plain),
@@ -480,13 +481,30 @@ fn an_nll_column_is_used() {
         1e-14,
         "per token",
     );
-    let step = || column().over_step(40.0, 10.0).unwrap();
+    let step = || WithStepTokens::new(column(), 40.0, 10.0).unwrap();
     let expected = [20.0 / 4.0, 3.0 / 4.0];
     assert_close(
         &nll(token.forward(step()), &plain),
         &expected,
         1e-14,
         "of a step",
+    );
+    // A mean per sequence has no use for the tokens of the step.
+    assert_close(
+        &nll(sft.forward(step()), &plain),
+        &[4.0, 1.5],
+        1e-14,
+        "per sequence, in a step",
+    );
+    // The chosen completions, where there is no column.
+    let chosen = to_vec(pair.policy().chosen.sum());
+    let alone = WithStepTokens::new(pair.clone(), 40.0, 10.0).unwrap();
+    let of_chosen: Vec<f64> = chosen.iter().map(|sum| -sum / 4.0).collect();
+    assert_close(
+        &nll(token.forward(alone), &plain),
+        &of_chosen,
+        1e-14,
+        "chosen completions of a step",
     );
 
     let free = || WithNll::new(pair.policy(), whole()).unwrap();
@@ -495,25 +513,8 @@ fn an_nll_column_is_used() {
     let cpo = CpoLossConfig::new().init().forward(free());
     assert_close(&nll(cpo, &without), &[4.0, 1.5], 1e-14, "CPO");
     let orpo = OrpoLossConfig::trl().with_odds_ratio_weight(0.0).init();
-    let orpo = orpo.forward(free().over_step(40.0, 10.0).unwrap());
+    let orpo = orpo.forward(WithStepTokens::new(free(), 40.0, 10.0).unwrap());
     assert_close(&to_vec(orpo.losses()), &expected, 1e-14, "ORPO of a step");
-    for (tokens, examples, name) in [(0.0, 1.0, "tokens"), (1.0, f64::NAN, "examples")] {
-        let error = column().over_step(tokens, examples).unwrap_err();
-        assert_eq!(error.name(), name);
-    }
-}
-
-#[test]
-#[should_panic(expected = "take `NllNormalization::Token`")]
-fn the_tokens_of_a_step_are_not_passed_over() {
-    let pair = relative(f64s(&VALUES)).sequences();
-    let nll_of = pair.policy().chosen;
-    let column = WithNll::new(pair, nll_of)
-        .unwrap()
-        .over_step(9.0, 3.0)
-        .unwrap();
-    let sft = SftTerm::new(DpoLossConfig::new().init(), 1.0).unwrap();
-    let _ = sft.forward(column);
 }
 
 /// Objectives as fields of a model: cloned, printed, sent.

@@ -124,6 +124,11 @@ fn with_columns<B: Batch + 'static>(
             let imitated = taken.sequences([-3.0, -6.0, -2.0, -8.0], [2, 5, 3, 4]);
             losses(config, WithNll::new(batch, imitated).unwrap())
         }
+        [ColumnKind::Nll, ColumnKind::StepTokens] => {
+            let imitated = taken.sequences([-3.0, -6.0, -2.0, -8.0], [2, 5, 3, 4]);
+            let batch = WithNll::new(batch, imitated).unwrap();
+            losses(config, WithStepTokens::new(batch, 14.0, 4.0).unwrap())
+        }
         columns => panic!("{}: no value for {columns:?}", config.name()),
     }
 }
@@ -201,6 +206,8 @@ fn whole_batch_is_true() {
                 r#", "weight": 1, "objective": {"loss": "dpo"}"#,
                 r#", "weight": 1, "objective": {"loss": "aot"}"#,
                 r#", "weight": 1, "normalization": "token", "objective": {"loss": "simpo"}"#,
+                r#", "weight": 1, "normalization": "token", "objective": {"loss": "dpo"}"#,
+                r#", "weight": 1, "objective": {"loss": "orpo", "nll_normalization": "token"}"#,
             ],
             _ => &[""],
         };
@@ -225,4 +232,34 @@ fn whole_batch_is_true() {
             );
         }
     }
+}
+
+/// With the tokens of the batch at hand, a mean over the tokens of the step is that over the batch.
+#[test]
+fn the_tokens_of_a_step_are_those_of_its_batch() {
+    let mut compared = 0;
+    for json in [
+        r#"{"loss": "orpo", "nll_normalization": "token"}"#,
+        r#"{"loss": "cpo", "nll_normalization": "token"}"#,
+        r#"{"loss": "tpo", "nll_normalization": "token"}"#,
+        r#"{"loss": "with_sft", "weight": 2, "normalization": "token", "objective": {"loss": "dpo"}}"#,
+        r#"{"loss": "with_sft", "weight": 2, "normalization": "token", "objective": {"loss": "simpo"}}"#,
+    ] {
+        let config: ObjectiveConfig = serde_json::from_str(json).unwrap();
+        let all = config.takes();
+        for needs in &all {
+            let Some((ColumnKind::StepTokens, below)) = needs.columns.split_last() else {
+                continue;
+            };
+            let of_batch = |n: &&Needs| n.values == needs.values && n.columns == below;
+            let of_batch = all.iter().find(of_batch).unwrap();
+            assert!(of_batch.whole_batch && !needs.whole_batch, "{json}");
+            // 16 chosen tokens and 14 of the column, as `with_columns` has them.
+            let [a, b] = [needs, of_batch].map(|n| losses_of(&config, n, Taken(&[0, 1, 2, 3])));
+            let equal = a.iter().zip(&b).all(|(a, b)| error(*a, *b) < 1e-13);
+            assert!(equal, "{json} over {needs}: {a:?} and {b:?}");
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 7);
 }

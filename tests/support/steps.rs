@@ -13,7 +13,7 @@ use burn_preference::training::state::RunningMean;
 use burn_preference::{
     BcoLossConfig, DpoLossConfig, Frozen, KlEstimate, KtoLossConfig, NllNormalization, Objective,
     PolicyPair, ReferencedPair, RelativeLogProbs, SequenceLogProbs, SftTerm, Unpaired,
-    WithBaseline, WithNll, WithShift,
+    WithBaseline, WithShift, WithStepTokens,
 };
 
 use super::bigram::Bigram;
@@ -187,9 +187,7 @@ impl Model {
                 let dpo = DpoLossConfig::new().with_beta(BETA).init();
                 let sft = SftTerm::new(dpo, 0.3).unwrap();
                 let sft = sft.with_normalization(NllNormalization::Token);
-                let chosen = pairs.policy().chosen;
-                let batch = WithNll::new(pairs, chosen).unwrap();
-                let batch = batch.over_step(window.tokens, window.pairs).unwrap();
+                let batch = WithStepTokens::new(pairs, window.tokens, window.pairs).unwrap();
                 sft.forward(batch).normalized_by(window.pairs).unwrap()
             }
             Kind::Kto => {

@@ -6,8 +6,8 @@ use burn::tensor::Tensor;
 use burn_preference::batch::{Batch, SampleLogProbs};
 use burn_preference::config::{BuildError, Configured, ObjectiveConfig};
 use burn_preference::data::{
-    Collator, Demonstration, DemonstrationTokens, Desirable, Example, RankedTokens, Sample,
-    SampleTokens, UnpairedTokens, WithMismatched,
+    Collator, DemonstrationTokens, Desirable, Example, RankedTokens, Sample, SampleTokens,
+    UnpairedTokens, WithMismatched,
 };
 use burn_preference::tokens::Sequence;
 use burn_preference::training::metrics::Observe;
@@ -161,28 +161,40 @@ impl Task for WithKlEstimate {
     }
 }
 
-/// An objective with the tokens that count in a step: SFT.
-pub struct WithTokenCount {
-    objective: Configured<WithStepTokens<Demonstrations>>,
+/// An objective with the tokens that count in a step: SFT, and pairs with an NLL per token. Its batch
+/// `B` is made of the tokens `T` and a model's values `Y` of them.
+pub struct WithTokenCount<T, Y, B: Observe> {
+    objective: Configured<WithStepTokens<B>>,
+    batch: fn(&T, Y) -> Result<B, InvalidInput>,
     step: StepTokens,
 }
 
-impl WithTokenCount {
-    /// Builds the objective.
+impl<T, Y, B: Observe + 'static> WithTokenCount<T, Y, B> {
+    /// Builds the objective over `B` with the column.
     ///
     /// # Errors
     ///
     /// As [`ObjectiveConfig::build`].
-    pub fn new(config: &ObjectiveConfig) -> Result<Self, BuildError> {
+    pub fn new(
+        config: &ObjectiveConfig,
+        batch: fn(&T, Y) -> Result<B, InvalidInput>,
+    ) -> Result<Self, BuildError> {
         Ok(Self {
             objective: config.build()?,
+            batch,
             step: StepTokens::default(),
         })
     }
 }
 
-impl Task for WithTokenCount {
-    type Label = Demonstration;
+impl<T, Y, B> Task for WithTokenCount<T, Y, B>
+where
+    T: CollatedTokens,
+    Y: CompletionValues + 'static,
+    B: Observe + Clone + 'static,
+    Collator: Batcher<Example<Vec<u32>, T::Label>, T>,
+{
+    type Label = T::Label;
 
     fn whole_batch(&self) -> bool {
         self.objective.whole_batch()
@@ -198,7 +210,7 @@ impl Task for WithTokenCount {
     fn begin(
         &mut self,
         _: &Decoder,
-        parts: &[Examples<Demonstration>],
+        parts: &[Examples<T::Label>],
         context: &StepContext<'_>,
     ) -> Result<(), Failure> {
         self.step = StepTokens::of(parts, context)?;
@@ -207,15 +219,24 @@ impl Task for WithTokenCount {
 
     fn part(
         &self,
-        examples: Examples<Demonstration>,
+        examples: Examples<T::Label>,
         batching: &Batching,
     ) -> Result<Box<dyn Part + '_>, Failure> {
-        let tokens: DemonstrationTokens = batching.collate(examples);
-        let batch = self
-            .step
-            .beside(|_: &DemonstrationTokens, values| Ok(values))?;
-        Ok(part(tokens, &self.objective, batch))
+        let tokens: T = batching.collate(examples);
+        Ok(part(tokens, &self.objective, self.step.beside(self.batch)?))
     }
+}
+
+/// The values of demonstrations, which are their batch.
+///
+/// # Errors
+///
+/// None.
+pub fn demonstrations(
+    _: &DemonstrationTokens,
+    values: Demonstrations,
+) -> Result<Demonstrations, InvalidInput> {
+    Ok(values)
 }
 
 /// The column of the step at hand, over all of its parts and processes: tokens that count, and
@@ -224,17 +245,25 @@ impl Task for WithTokenCount {
 struct StepTokens(Option<[f64; 2]>);
 
 impl StepTokens {
+    /// The tokens whose mean it is are those of the first completion of each example: of a pair the
+    /// chosen one; demonstrations and samples have one.
     fn of<L>(parts: &[Examples<L>], context: &StepContext<'_>) -> Result<Self, Failure> {
-        let examples = || parts.iter().flatten();
-        let sequences = examples().flat_map(Example::sequences);
-        let counted = sequences.map(|sequence| sequence.length()).sum();
-        let counted = context.ranks.total(counted)?;
-        let count = context.ranks.total(examples().count())?;
-        if counted == 0.0 {
-            let what = "no token counts: nothing of them is the assistant's";
-            return Err(format!("{count} examples of which {what}").into());
+        let (mut counted, mut compared, mut examples) = (0, 0, 0);
+        for example in parts.iter().flatten() {
+            let lengths = example.sequences().iter().map(Sequence::length).collect();
+            let lengths: Vec<usize> = lengths;
+            counted += lengths.first().copied().unwrap_or(0);
+            compared += lengths.iter().sum::<usize>();
+            examples += 1;
         }
-        Ok(Self(Some([counted, count])))
+        let total = |count| context.ranks.total(count);
+        let [counted, compared, examples] = [total(counted)?, total(compared)?, total(examples)?];
+        if compared == 0.0 {
+            let what = "no token counts: nothing of them is the assistant's";
+            return Err(format!("{examples} examples of which {what}").into());
+        }
+        // Where all chosen completions are empty, there is nothing to divide.
+        Ok(Self(Some([counted.max(1.0), examples])))
     }
 
     /// Puts the column beside what `batch` makes of tokens and values.
@@ -251,12 +280,9 @@ impl StepTokens {
     }
 }
 
-/// An objective of samples with the tokens of a step: GRPO. `Y` are a model's values of them, of
-/// which `batch` makes the objective's batch.
+/// An objective of samples with the tokens of a step: GRPO. `Y` are a model's values of them.
 pub struct OnSamples<Y, L: SampleLogProbs> {
-    objective: Configured<WithStepTokens<Samples<L>>>,
-    batch: fn(&SampleTokens, Y) -> Result<Samples<L>, InvalidInput>,
-    step: StepTokens,
+    task: WithTokenCount<SampleTokens, Y, Samples<L>>,
     /// True before the first step, in which the policy is its sampler.
     is_first: bool,
 }
@@ -276,9 +302,7 @@ impl<Y, L: SampleLogProbs + 'static> OnSamples<Y, L> {
         batch: fn(&SampleTokens, Y) -> Result<Samples<L>, InvalidInput>,
     ) -> Result<Self, BuildError> {
         Ok(Self {
-            objective: config.build()?,
-            batch,
-            step: StepTokens::default(),
+            task: WithTokenCount::new(config, batch)?,
             is_first: true,
         })
     }
@@ -317,7 +341,7 @@ where
     type Label = Sample;
 
     fn whole_batch(&self) -> bool {
-        self.objective.whole_batch()
+        self.task.whole_batch()
     }
 
     /// A loss on old samples rises while new ones get better: only their rewards would tell.
@@ -327,12 +351,11 @@ where
 
     fn begin(
         &mut self,
-        _: &Decoder,
+        model: &Decoder,
         parts: &[Examples<Sample>],
         context: &StepContext<'_>,
     ) -> Result<(), Failure> {
-        self.step = StepTokens::of(parts, context)?;
-        Ok(())
+        self.task.begin(model, parts, context)
     }
 
     fn part(
@@ -340,8 +363,7 @@ where
         examples: Examples<Sample>,
         batching: &Batching,
     ) -> Result<Box<dyn Part + '_>, Failure> {
-        let tokens: SampleTokens = batching.collate(examples);
-        Ok(part(tokens, &self.objective, self.step.beside(self.batch)?))
+        self.task.part(examples, batching)
     }
 
     fn observe(&mut self, metrics: &Metrics) {

@@ -31,8 +31,8 @@ mod workers;
 pub use batching::Batching;
 pub use figure::draw_metrics;
 pub use kinds::{
-    OnSamples, Plain, WithKlEstimate, WithRewardShift, WithTokenCount, completions, reward_lists,
-    samples, samples_against,
+    OnSamples, Plain, WithKlEstimate, WithRewardShift, WithTokenCount, completions, demonstrations,
+    reward_lists, samples, samples_against,
 };
 pub use options::TrainOptions;
 pub use part::{CollatedTokens, Part};

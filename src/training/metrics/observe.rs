@@ -3,7 +3,7 @@ use burn::tensor::{Bool, Shape, Tensor};
 use super::batch::BatchMetrics;
 use crate::batch::{
     Batch, Demonstrations, GroupedReward, Pair, Ranked, Ratios, RewardPair, SampleLogProbs,
-    Samples, Scored, Unpaired, WithBaseline, WithNll, for_each_column,
+    Samples, Scored, Unpaired, WithBaseline, for_each_column,
 };
 use crate::log_probs::{LogProbs, RelativeLogProbs, SequenceLogProbs};
 use crate::math::any_of_row;
@@ -267,12 +267,8 @@ macro_rules! observe_inner {
 }
 
 for_each_column!(observe_inner);
-
-impl<B: Observe> Observe for WithNll<B> {
-    fn observe(&self, rewards: &B::Rewards, metrics: BatchMetrics) -> BatchMetrics {
-        self.batch().observe(rewards, metrics)
-    }
-}
+observe_inner!(WithNll);
+observe_inner!(WithStepTokens);
 
 macro_rules! observe_alone {
     ($log_probs:ty) => {

@@ -26,8 +26,8 @@ use burn_preference::needs::{ColumnKind, Examples, Values};
 use burn_preference::{RelativeLogProbs, SequenceLogProbs};
 use finetune::{
     Chat, DataOptions, Failure, OnSamples, OutputLayer, Plain, Ranks, RowKind, Splits,
-    WithKlEstimate, WithRewardShift, WithTokenCount, completions, load_adapter, load_as, remarks,
-    reward_lists, samples, samples_against, say,
+    WithKlEstimate, WithRewardShift, WithTokenCount, completions, demonstrations, load_adapter,
+    load_as, remarks, reward_lists, samples, samples_against, say,
 };
 
 use crate::args::Args;
@@ -116,6 +116,14 @@ fn train(session: &Session<'_>) -> Result<ExitCode, Failure> {
             Plain::new(config, PairTokens::pair::<SequenceLogProbs>)?,
             pairs()?,
         ),
+        (Examples::Pairs, Values::LogRatios, [ColumnKind::StepTokens]) => session.train(
+            WithTokenCount::new(config, PairTokens::pair::<RelativeLogProbs>)?,
+            pairs()?,
+        ),
+        (Examples::Pairs, Values::LogProbs, [ColumnKind::StepTokens]) => session.train(
+            WithTokenCount::new(config, PairTokens::pair::<SequenceLogProbs>)?,
+            pairs()?,
+        ),
         (Examples::Pairs, Values::Rewards, []) => {
             session.train(Plain::new(config, PairTokens::pair::<Tensor<1>>)?, pairs()?)
         }
@@ -131,8 +139,8 @@ fn train(session: &Session<'_>) -> Result<ExitCode, Failure> {
             session.train(WithRewardShift::new(config)?, unpaired()?)
         }
         (Examples::Demonstrations, Values::LogProbs, [ColumnKind::StepTokens]) => {
-            let demonstrations = session.read(DataOptions::demonstrations)?;
-            session.train(WithTokenCount::new(config)?, demonstrations)
+            let splits = session.read(DataOptions::demonstrations)?;
+            session.train(WithTokenCount::new(config, demonstrations)?, splits)
         }
         (Examples::Samples, Values::LogProbs, [ColumnKind::StepTokens]) => {
             session.train(OnSamples::new(config, samples)?, session.read_samples()?)

@@ -39,15 +39,10 @@ impl ChosenObjective {
             config.build::<ReferencedPair>()?;
         }
         config.check()?;
-        let mut known: Vec<&Needs> = takes.iter().filter(|needs| is_known(needs)).collect();
-        // The first one has the fewest columns.
-        let of_rows = known
-            .iter()
-            .position(|needs| is_alone(needs) == is_unpaired);
-        let needs = match known.len() {
-            0 => return Err(unknown(&takes).into()),
-            _ => known.swap_remove(of_rows.unwrap_or(0)).clone(),
-        };
+        let known = takes.iter().filter(|needs| is_known(needs));
+        // Rather one whose step may be cut; of those that are left, the first has the fewest columns.
+        let fitting = known.min_by_key(|n| (is_alone(n) != is_unpaired, n.whole_batch));
+        let needs = fitting.ok_or_else(|| unknown(&takes))?.clone();
         Ok(Self {
             written,
             config,
