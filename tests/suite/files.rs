@@ -8,8 +8,12 @@ use burn_preference::data::{
     Encode, Example, Json, JsonLines, Object, OnError, PairFormat, ParquetFile, PromptFormat,
     RankedFormat, Scores, Text, Tokenized, Truncation, UnpairedFormat,
 };
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+
+use crate::support::cases;
+use crate::support::damage::damaged;
+use crate::support::fuzz::target;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -369,21 +373,42 @@ fn damaged_files_are_read_or_refused() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.parquet");
-    let (mut read, mut refused) = (0, 0);
-    for name in [
-        "features", "types", "zstd", "lz4", "brotli", "gzip", "pages_1", "pages_2",
-    ] {
-        let bytes = fs::read(golden(&format!("{name}.parquet"))).unwrap();
-        for _ in 0..25 {
-            let mut damaged = bytes.clone();
-            let place = rng.random_range(4..bytes.len() - 8);
-            damaged[place] = rng.random();
+    let (mut read, mut refused, mut unreadable, mut panics) = (0, 0, 0, 0);
+    let times = cases(25).cases;
+    let seeds = fs::read_dir(golden("")).unwrap();
+    let mut seeds: Vec<_> = seeds.map(|seed| seed.unwrap().path()).collect();
+    seeds.retain(|seed| seed.extension().is_some_and(|end| end == "parquet"));
+    seeds.sort();
+    for seed in seeds {
+        let bytes = fs::read(&seed).unwrap();
+        for _ in 0..times {
+            let damaged = damaged(&bytes, &mut rng);
+            target("parquet")(&damaged);
             fs::write(&path, damaged).unwrap();
             match ParquetFile::new(&path, ()).raw() {
-                Ok(rows) => read += rows.count(),
-                Err(_) => refused += 1,
+                Ok(rows) => {
+                    let rows: Vec<_> = rows.take(1000).flatten().collect();
+                    read += rows.len();
+                    for (_, value) in rows.iter().flat_map(|(_, row)| row.iter()) {
+                        if let Json::NotJson(text) = value {
+                            unreadable += usize::from(text.contains("in row group"));
+                            panics += usize::from(text.contains("panicked"));
+                        }
+                    }
+                }
+                Err(error) => {
+                    refused += 1;
+                    panics += usize::from(error.to_string().contains("panicked"));
+                }
             }
         }
     }
-    assert!(read > 100 && refused > 10, "{read} {refused}");
+    println!(
+        "{read} rows, {unreadable} values of columns that cannot be read; {refused} files refused; \
+         {panics} panics caught"
+    );
+    assert!(
+        read > 100 && refused > 10 && unreadable > 10,
+        "{read} {refused} {unreadable}"
+    );
 }
