@@ -20,7 +20,8 @@ pub fn damaged(bytes: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
         };
         // As in files: many small parts, few large ones.
         let most = bytes.len() - place;
-        let length = rng.random_range(1..=most.min(1 << rng.random_range(0..=8)));
+        let longest = 1 << rng.random_range(0..=8);
+        let length = rng.random_range(1..=most.min(longest));
         match rng.random_range(0..10) {
             0..=2 => bytes[place] = rng.random(),
             3..=4 => bytes[place] ^= 1 << rng.random_range(0..8),
