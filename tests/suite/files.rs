@@ -367,6 +367,39 @@ fn a_compression_that_is_not_known_is_named() {
     }
 }
 
+/// Files on which parquet 60.1.0 panics: a page of a dictionary that there is none of, a page that
+/// is shorter than its values, a number of too many bytes. File, column and row group are named, and
+/// the rows keep their number.
+#[test]
+fn a_panic_of_the_reader_is_an_error() {
+    for (name, column, rows, lost) in [
+        ("no_dictionary", "chosen", 1, 1),
+        ("short_page", "chosen", 2, 2),
+        // The first page of the words is whole, and no row after the panic is read.
+        ("long_varint", "words", 700, 300),
+    ] {
+        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/parquet");
+        let file = kept.join(format!("{name}.parquet"));
+        let found = ParquetFile::new(&file, ()).raw().unwrap();
+        let found: Vec<_> = found.map(Result::unwrap).collect();
+        assert_eq!(found.len(), rows, "{name}");
+        let is_lost = |row: &Object| match row.get(column) {
+            Some(Json::NotJson(text)) => {
+                assert!(text.contains("cannot be read in row group 1 ("), "{text}");
+                true
+            }
+            _ => false,
+        };
+        let first = found.iter().position(|(_, row)| is_lost(row)).unwrap();
+        assert_eq!(rows - first, lost, "{name}");
+        assert!(found[first..].iter().all(|(_, row)| is_lost(row)), "{name}");
+        let prompts = ParquetFile::new(&file, PromptFormat::from(column));
+        let error = prompts.read().unwrap().nth(first).unwrap().unwrap_err();
+        let says = format!("{name}.parquet:{}: `{column}`: expected", first + 1);
+        assert!(error.to_string().contains(&says), "{error}");
+    }
+}
+
 /// Whatever is damaged is an error where it is read, and no panic.
 #[test]
 fn damaged_files_are_read_or_refused() {

@@ -302,3 +302,27 @@ impl LeafType {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_with_its_words() {
+        let at = |index: usize| [1, 2][index];
+        let words = |work: &dyn Fn() -> usize| {
+            let result = caught(|| Ok(work()));
+            result.map_err(|error| error.to_string())
+        };
+        assert_eq!(words(&|| at(1)), Ok(2));
+        let error = words(&|| at(2)).unwrap_err();
+        assert!(
+            error.ends_with(
+                "the crate parquet panicked: index out of bounds: the len is 2 but the index is 2"
+            ),
+            "{error}"
+        );
+        let error = words(&|| panic!("a word")).unwrap_err();
+        assert!(error.ends_with("panicked: a word"), "{error}");
+    }
+}
