@@ -822,14 +822,7 @@ fn interrupted(place: &Place, out: &str, arguments: &str) -> Run {
         assert!(start.elapsed() < Duration::from_mins(1));
         std::thread::sleep(Duration::from_millis(1));
     }
-    let pid = child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-INT", &pid])
-            .status()
-            .unwrap()
-            .success()
-    );
+    signal("-INT", child.id());
     let done = child.wait_with_output().unwrap();
     let run = Run::new(place.path(out), &done);
     assert_eq!(done.status.code(), Some(130), "{}", run.text);
@@ -863,6 +856,116 @@ fn a_run_that_was_interrupted_goes_on_with_the_same_numbers() {
             let [a, b] = [&whole, &rest].map(|run| fs::read(run.out.join(name)).unwrap());
             assert!(a == b, "{arguments}: {name}");
         }
+    }
+}
+
+/// Sends a signal to a process.
+#[cfg(unix)]
+fn signal(name: &str, id: u32) {
+    let sent = Command::new("kill").args([name, &id.to_string()]).status();
+    assert!(sent.unwrap().success());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_has_its_place_alone() {
+    let place = Place::new("llama");
+    let arguments = "--steps 200 --evaluate-every 3 --batch 2";
+    let whole = place.run("whole", arguments);
+    let start = |more: &str| {
+        let mut command = place.command(&format!("{arguments} --out out {more}"));
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let start = Instant::now();
+        // Also in the middle of writing a checkpoint, a process that is stopped lives.
+        while !fs::read_to_string(place.path("out.run/metrics.jsonl"))
+            .is_ok_and(|text| text.lines().count() > 6)
+        {
+            assert!(start.elapsed() < Duration::from_mins(1));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child
+    };
+    let mut first = start("");
+    signal("-STOP", first.id());
+    let sample = "--sample 2 --score cat --out out";
+    for others in [
+        &format!("{arguments} --out out"),
+        &format!("{arguments} --out out --resume"),
+        sample,
+    ] {
+        let done = place.command(others).output().unwrap();
+        let error = String::from_utf8(done.stderr).unwrap();
+        assert!(
+            !done.status.success() && error.contains("--out: out: another run is writing it"),
+            "{error}"
+        );
+    }
+    signal("-CONT", first.id());
+    assert!(first.wait().unwrap().success());
+    let run = |text: &str| Run {
+        out: place.path("out"),
+        text: text.to_owned(),
+    };
+    assert_eq!(run("").metrics(), whole.metrics());
+    let bytes = |run: &Run| fs::read(run.out.join("model.safetensors")).unwrap();
+    assert!(bytes(&run("")) == bytes(&whole));
+    assert!(!place.path(".out.lock").exists());
+
+    // Killed, it leaves what it was writing, and lines that no checkpoint has seen.
+    for name in ["out", "out.run"] {
+        fs::remove_dir_all(place.path(name)).unwrap();
+    }
+    let mut first = start("");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(place.path(".out.lock").exists());
+    let cache = fs::read_dir(place.path("out.run/reference"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    let cache = format!("out.run/reference/{}", cache.file_name().to_string_lossy());
+    let left = [
+        ".out.saved/config.json",
+        ".out.saved.7/config.json",
+        ".out.jsonl.7",
+        "out.run/.checkpoint-199.7/state.json",
+        "out.run/checkpoint-1/state.json",
+        "out.run/.options.json.7",
+    ]
+    .map(str::to_owned);
+    let left = left.into_iter().chain([format!("{cache}/x.bpk.7-0.tmp")]);
+    // Of somebody else.
+    let kept = [
+        ".outer.saved/x",
+        ".outer.jsonl.7",
+        ".out.txt.7",
+        "out.run/.keep",
+        "out.run/notes.7",
+    ];
+    let left: Vec<String> = left.collect();
+    for name in left.iter().map(String::as_str).chain(kept) {
+        fs::create_dir_all(place.path(name).parent().unwrap()).unwrap();
+        place.write(name, "{");
+    }
+    // A loss of power may leave any bytes behind those that were synced.
+    let mut metrics = fs::read(place.path("out.run/metrics.jsonl")).unwrap();
+    metrics.extend(b"{\"step\": 1, \"tr\0\0\xff\xfe");
+    fs::write(place.path("out.run/metrics.jsonl"), metrics).unwrap();
+    let rest = place.run("out", &format!("{arguments} --resume"));
+    assert!(rest.text.contains("goes on after step"), "{}", rest.text);
+    assert_eq!(rest.metrics(), whole.metrics());
+    assert!(bytes(&rest) == bytes(&whole));
+    for name in &left {
+        assert!(!place.path(name).exists(), "{name}");
+    }
+    assert!(!place.path(".out.lock").exists());
+    for name in kept {
+        assert!(place.path(name).exists(), "{name}");
     }
 }
 

@@ -225,6 +225,32 @@ fn a_process_that_breaks_ends_the_run_which_goes_on() {
     near(&two, &one, "two processes");
 }
 
+/// The best weights are older than the checkpoint that the first process removes, and the others have
+/// them as well.
+#[test]
+fn best_weights_from_before_a_break() {
+    let place = Place::new("llama");
+    // At this rate nothing is learnt after the first steps.
+    let arguments = "--data unpaired.jsonl --loss kto --full --rate 1 --warm-up 0 --schedule constant --steps 80 --evaluate-every 2 --batch 3";
+    let two = run(&place, 2, "two", arguments);
+    let state = |run: &Run, name: &str| -> Value {
+        let text = fs::read_to_string(run.folder().join(name).join("state.json"));
+        serde_json::from_str(&text.unwrap()).unwrap()
+    };
+    let best = state(&two, "checkpoint-80")["best"]["step"]
+        .as_u64()
+        .unwrap();
+    let (done, _) = broken(&place, "out", arguments, "-KILL");
+    let stopped = Run::new(place.path("out"), &done);
+    let last = stopped.checkpoints().pop().unwrap();
+    let step = state(&stopped, &last)["step"].as_u64().unwrap();
+    assert!(best <= step && step < 78, "{best}, {step}");
+    let again = run(&place, 2, "out", &format!("{arguments} --resume"));
+    assert_eq!(again.metrics(), two.metrics());
+    let bytes = |run: &Run| fs::read(run.out.join("model.safetensors")).unwrap();
+    assert!(bytes(&again) == bytes(&two));
+}
+
 #[test]
 fn what_several_processes_do_not_do() {
     let place = Place::new("llama");

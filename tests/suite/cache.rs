@@ -443,7 +443,13 @@ fn files_that_are_not_whole_segments() {
     );
     fs::remove_file(notes).unwrap();
     // What a killed writer leaves behind.
-    fs::write(cache.directory().join("x.bpk.1-0.tmp"), &whole[..9]).unwrap();
+    let [scratch, other] = ["x.bpk.1-0.tmp", ".x.tmp"].map(|name| cache.directory().join(name));
+    fs::write(&scratch, &whole[..9]).unwrap();
+    fs::write(&other, "").unwrap();
+    let cache = open(dir.path()).unwrap();
+    assert_eq!(cache.len(), 3);
+    cache.remove_scratch().unwrap();
+    assert!(!scratch.exists() && other.exists() && path.exists());
     assert_eq!(open(dir.path()).unwrap().len(), 3);
 
     let file = dir.path().join("a file");

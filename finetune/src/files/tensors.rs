@@ -66,7 +66,7 @@ impl Stored {
     }
 }
 
-/// Writes tensors to the disk.
+/// Writes a file of tensors.
 pub(crate) fn write_tensors(tensors: &[Stored], path: &Path) -> Result<(), WeightError> {
     let views = tensors.iter().map(|tensor| {
         let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes);
@@ -78,9 +78,7 @@ pub(crate) fn write_tensors(tensors: &[Stored], path: &Path) -> Result<(), Weigh
     let usual = fs::File::create(path).and_then(|made| made.metadata());
     let usual = usual.map_err(file(path))?.permissions();
     safetensors::serialize_to_file(views, Some(metadata), path).map_err(format(path))?;
-    fs::set_permissions(path, usual).map_err(file(path))?;
-    let written = fs::File::open(path).map_err(file(path))?;
-    written.sync_all().map_err(file(path))
+    fs::set_permissions(path, usual).map_err(file(path))
 }
 
 /// The number type of each tensor of a file, as its header says; of those that are read.

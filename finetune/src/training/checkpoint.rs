@@ -6,11 +6,12 @@ use std::path::Path;
 use burn::module::{Module, ParamGroup};
 use burn::optim::ModuleOptimizer;
 use burn::store::ModuleRecord;
+use burn::tensor::Bytes;
 use burn_preference::data::Cursor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::run_folder::RunFolder;
+use super::run_folder::{RunFolder, remove_checkpoints};
 use crate::failure::Failure;
 use crate::files::whole::write_folder;
 use crate::model::Decoder;
@@ -65,14 +66,21 @@ impl Checkpoint {
         let Some((_, path)) = folder.checkpoints()?.pop() else {
             return Ok(self);
         };
+        // All at once: Burn would open the file again when a tensor is first needed, and by then the
+        // process that writes may have removed it.
+        let read = |name: &str| -> Result<Bytes, Failure> {
+            let path = path.join(name);
+            let bytes = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            Ok(Bytes::from_bytes_vec(bytes))
+        };
         let record = |name: &str| -> Result<ModuleRecord, Failure> {
-            Ok(ModuleRecord::load(path.join(name))?.allow_partial(true))
+            Ok(ModuleRecord::from_bytes(read(name)?)?.allow_partial(true))
         };
         Ok(Self {
             state: read_state(&path, &self.state.settings)?,
             best_policy: self.policy.clone().load_record(record("best.bpk")?),
             policy: self.policy.load_record(record("policy.bpk")?),
-            optimizer: self.optimizer.load(path.join("optimizer.bpk"))?,
+            optimizer: self.optimizer.from_bytes(read("optimizer.bpk")?)?,
         })
     }
 
@@ -90,7 +98,7 @@ impl Checkpoint {
         }
     }
 
-    /// Saves a whole checkpoint, and then removes older ones.
+    /// Saves a whole checkpoint, and removes older ones when it is on the disk.
     pub(super) fn save(&self, folder: &RunFolder) -> Result<(), Failure> {
         let older = folder.checkpoints()?;
         let to = folder.0.join(format!("checkpoint-{}", self.state.step));
@@ -101,12 +109,10 @@ impl Checkpoint {
             record(&self.best_policy).save(folder.join("best.bpk"))?;
             self.optimizer.save(folder.join("optimizer.bpk"))?;
             let state = serde_json::to_string_pretty(&self.state)?;
-            Ok(fs::write(folder.join("state.json"), state)?)
+            let file = folder.join("state.json");
+            Ok(fs::write(&file, state).map_err(|error| format!("{}: {error}", file.display()))?)
         })?;
-        for (_, path) in older {
-            fs::remove_dir_all(path)?;
-        }
-        Ok(())
+        remove_checkpoints(older)
     }
 }
 

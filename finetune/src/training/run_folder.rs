@@ -1,12 +1,13 @@
 //! The files of a run.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::failure::Failure;
+use crate::files::whole::{create_folder, remove_scratch, write_whole};
 
 /// The folder of a run: checkpoints to go on from, metrics and their figure, the reference's cache.
 #[derive(Debug, Clone)]
@@ -24,8 +25,23 @@ impl RunFolder {
     ///
     /// The folder cannot be made.
     pub fn create(&self) -> Result<(), Failure> {
-        let made = fs::create_dir_all(&self.0);
-        Ok(made.map_err(|error| format!("{}: {error}", self.0.display()))?)
+        Ok(create_folder(&self.0)?)
+    }
+
+    /// Removes what a killed run has left: scratch, and checkpoints before the last one. Only while no
+    /// other process writes into the folder, as [`Claim`](crate::Claim) says it.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be read, or a file cannot be removed.
+    pub fn remove_leftovers(&self) -> Result<(), Failure> {
+        if !self.0.is_dir() {
+            return Ok(());
+        }
+        remove_scratch(&self.0, |_| true)?;
+        let mut checkpoints = self.checkpoints()?;
+        checkpoints.pop();
+        remove_checkpoints(checkpoints)
     }
 
     /// The file of metrics, with a line of JSON a step and an evaluation.
@@ -80,21 +96,74 @@ impl RunFolder {
         Ok(!self.checkpoints()?.is_empty())
     }
 
-    /// Cuts the metrics behind a step, where a killed run may have written more; before the first
-    /// step, all of them.
-    pub(super) fn cut_metrics(&self, step: usize) -> Result<(), Failure> {
+    /// Opens the metrics to append to, cut behind a step, where a killed run may have written more;
+    /// before the first step, all of them.
+    pub(super) fn open_metrics(&self, step: usize) -> Result<MetricsFile, Failure> {
         let path = self.metrics();
-        let text = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            text => text.map_err(|error| format!("{}: {error}", path.display()))?,
+        let failed = |error: io::Error| format!("{}: {error}", path.display());
+        // A loss of power may leave any bytes behind what was synced.
+        let there = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            bytes => Some(bytes.map_err(failed)?),
         };
-        let is_before = |line: &&str| {
-            let line = serde_json::from_str::<Value>(line);
+        let is_before = |line: &&[u8]| {
+            let line = serde_json::from_slice::<Value>(line);
             let at = line.ok().and_then(|line| line["step"].as_u64());
             step > 0 && at.is_some_and(|at| at <= step as u64)
         };
-        let lines = text.lines().filter(is_before);
-        let kept: String = lines.flat_map(|line| [line, "\n"]).collect();
-        Ok(fs::write(path, kept)?)
+        let lines = there
+            .as_deref()
+            .unwrap_or_default()
+            .split(|byte| *byte == b'\n');
+        let kept: Vec<u8> = lines
+            .filter(is_before)
+            .flat_map(|line| [line, b"\n"].concat())
+            .collect();
+        if there.as_ref() != Some(&kept) {
+            write_whole::<Failure>(&path, |scratch| {
+                Ok(fs::write(scratch, kept).map_err(failed)?)
+            })?;
+        }
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(failed)?;
+        Ok(MetricsFile(Some((path, file))))
+    }
+}
+
+/// Removes checkpoints, with their steps.
+pub(super) fn remove_checkpoints(checkpoints: Vec<(usize, PathBuf)>) -> Result<(), Failure> {
+    for (_, path) in checkpoints {
+        let removed = fs::remove_dir_all(&path);
+        removed.map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The file of metrics, open to append to.
+pub(super) struct MetricsFile(Option<(PathBuf, File)>);
+
+impl MetricsFile {
+    /// Nowhere, for a process that writes none.
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
+
+    /// Appends a line, by one write: a kill tears none.
+    pub(super) fn append(&mut self, line: &Value) -> Result<(), Failure> {
+        self.each(|file| file.write_all(format!("{line}\n").as_bytes()))
+    }
+
+    /// Syncs the lines to the disk.
+    pub(super) fn sync(&mut self) -> Result<(), Failure> {
+        self.each(|file| file.sync_all())
+    }
+
+    fn each(&mut self, act: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), Failure> {
+        if let Some((path, file)) = &mut self.0 {
+            act(file).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        Ok(())
     }
 }

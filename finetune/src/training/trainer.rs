@@ -1,7 +1,5 @@
 //! The loop: steps, evaluations, the best weights, and a run that can be stopped and go on.
 
-use std::fs::OpenOptions;
-use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -21,7 +19,7 @@ use super::batching::Batching;
 use super::checkpoint::{Checkpoint, State};
 use super::options::TrainOptions;
 use super::progress::Progress;
-use super::run_folder::RunFolder;
+use super::run_folder::{MetricsFile, RunFolder};
 use super::task::Task;
 use super::values::StepContext;
 use super::workers::Workers;
@@ -127,18 +125,16 @@ where
     ) -> Result<Trained, Failure> {
         let train = Arc::new(InMemDataset::new(train));
         let mut run = self.begin(policy, train.len(), resume)?;
-        let mut log: Box<dyn Write> = if self.context.ranks.is_first() {
-            self.folder.cut_metrics(run.state.step)?;
-            let metrics = self.folder.metrics();
-            Box::new(OpenOptions::new().append(true).open(metrics)?)
+        let mut log = if self.context.ranks.is_first() {
+            self.folder.open_metrics(run.state.step)?
         } else {
-            Box::new(io::sink())
+            MetricsFile::none()
         };
         if run.state.step == 0 {
             self.check_first_batch(&run, &train)?;
             if !held_out.is_empty() {
                 let before = self.measure(&run.policy, held_out)?;
-                write_held_out(&mut log, 0, &before)?;
+                log.append(&held_out_line(0, &before))?;
             }
         }
         let progress = Progress::new(self.options.steps, run.state.step);
@@ -160,7 +156,7 @@ where
             let epoch = run.state.cursor.epoch();
             let line =
                 json!({"step": step, "epoch": epoch, "rate": rate, "train": table(&metrics)});
-            writeln!(log, "{line}")?;
+            log.append(&line)?;
             progress.step(&metrics, tokens as f64 / took);
 
             let last = step == self.options.steps;
@@ -169,7 +165,7 @@ where
             let measured = last || step.is_multiple_of(self.options.evaluate_every);
             if measured && !held_out.is_empty() {
                 let metrics = self.measure(&run.policy, held_out)?;
-                write_held_out(&mut log, step, &metrics)?;
+                log.append(&held_out_line(step, &metrics))?;
                 progress.measured(step, &metrics);
                 let key = self.task.measured_by();
                 let measured = held_out_loss(&metrics, key.unwrap_or("loss"), step)?;
@@ -180,6 +176,8 @@ where
             if measured || stop {
                 run.state.task = self.task.state();
                 if self.context.ranks.is_first() {
+                    // No checkpoint without the lines of its steps.
+                    log.sync()?;
                     run.save(&self.folder)?;
                 }
             }
@@ -372,9 +370,8 @@ fn held_out_loss(held_out: &Metrics, key: &str, step: usize) -> Result<f64, Fail
     Err(format!("{what}; a smaller --rate may help").into())
 }
 
-fn write_held_out(log: &mut dyn Write, step: usize, metrics: &Metrics) -> Result<(), Failure> {
-    let line = json!({"step": step, "held_out": table(metrics)});
-    Ok(writeln!(log, "{line}")?)
+fn held_out_line(step: usize, metrics: &Metrics) -> Value {
+    json!({"step": step, "held_out": table(metrics)})
 }
 
 /// Every number of a step by its name.

@@ -10,7 +10,10 @@
 //! ```
 //!
 //! - **What [`flush`](ReferenceCache::flush) returned from is on disk**, whatever happens to the
-//!   process: a segment is written beside its place, synced, and renamed.
+//!   process, and on Unix to the power: a segment is written beside its place, synced, and renamed, and
+//!   then its directory is synced. A flush that fails, on a full disk for one, has changed nothing.
+//! - **A killed writer leaves a scratch file**, `….bpk.PID-N.tmp`, which is passed over.
+//!   [`remove_scratch`](ReferenceCache::remove_scratch) removes it, when nobody writes.
 //! - **Several writers** may fill one cache: each adds segments of its own. Where two of them
 //!   computed the same sequence, the last digits may differ, since another batch rounds otherwise.
 //!   The segment with the smallest name then decides. After [`open`](ReferenceCache::open) or

@@ -109,6 +109,28 @@ impl ReferenceCache {
         Ok(())
     }
 
+    /// Removes the scratch files of writers that were killed. Only when nobody else writes: the flush of
+    /// a living writer whose scratch is gone fails, and has to be called again.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be read, or a file cannot be removed.
+    pub fn remove_scratch(&self) -> Result<(), CacheError> {
+        let scratch = |name: &OsStr| {
+            let name = name.to_string_lossy();
+            name.ends_with(".tmp") && name.contains(&format!(".{EXTENSION}."))
+        };
+        let failed = |e| CacheError::file(&self.directory, e);
+        for file in fs::read_dir(&self.directory).map_err(failed)? {
+            let file = file.map_err(failed)?;
+            if scratch(&file.file_name()) {
+                let path = file.path();
+                fs::remove_file(&path).map_err(|e| CacheError::file(&path, e))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The number of sequences.
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use finetune::{Failure, Hub, Source, TrainOptions, write_whole};
+use finetune::{Failure, Hub, Source, TrainOptions};
 use serde_json::{Map, Value};
 
 /// What a card says of a model and its training.
 pub(crate) struct Card<'a> {
+    pub(crate) name: &'a str,
     pub(crate) base: &'a Source,
     /// The adapter that was merged into the base first.
     pub(crate) adapter: Option<&'a Source>,
@@ -29,14 +30,12 @@ pub(crate) struct Card<'a> {
 impl Card<'_> {
     /// Writes the card into the folder of a model.
     pub(crate) fn write(&self, folder: &Path) -> Result<(), Failure> {
-        let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        let text = self.text(&name);
-        write_whole(&folder.join("README.md"), |path| {
-            Ok(fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?)
-        })
+        let path = folder.join("README.md");
+        let written = fs::write(&path, self.text());
+        Ok(written.map_err(|error| format!("{}: {error}", path.display()))?)
     }
 
-    fn text(&self, name: &str) -> String {
+    fn text(&self) -> String {
         let mut text = self.head();
         let base = match &self.base.hub {
             Some(Hub { name, commit }) => {
@@ -60,9 +59,9 @@ impl Card<'_> {
         // Writing to a string does not fail.
         let _ = write!(
             text,
-            "\n# {name}\n\n{kind} {base}{merged}, trained by `finetune` of burn-preference on the objective \
+            "\n# {}\n\n{kind} {base}{merged}, trained by `finetune` of burn-preference on the objective \
              `{}`.\n",
-            self.objective
+            self.name, self.objective
         );
         for remark in self.remarks {
             let _ = write!(text, "\n{remark}\n");

@@ -3,14 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
 use burn_preference::data::Object;
 use finetune::{
-    Answer, Chat, Decoder, Failure, Judge, OutputLayer, Prompt, best_pair, group, is_json, load_as,
-    log_probs, remarks, write_whole,
+    Answer, Chat, Claim, Decoder, Failure, Judge, OutputLayer, Prompt, best_pair, group, is_json,
+    load_as, log_probs, remarks, write_whole,
 };
 use indicatif::ProgressBar;
 use rand::SeedableRng;
@@ -29,12 +28,9 @@ pub(crate) fn write_rows(
     judge: &str,
 ) -> Result<(), Failure> {
     let to = &args.beside_out(".jsonl");
+    let _claim = Claim::take(&args.out)?;
     if to.exists() {
         return Err(format!("--out: {} is there already", to.display()).into());
-    }
-    if let Some(folder) = to.parent() {
-        let made = fs::create_dir_all(folder);
-        made.map_err(|error| format!("--out: {}: {error}", folder.display()))?;
     }
     let judge = judge_of(args, judge, chat, device)?;
     let mut prompts = args.data_options().prompts(&args.data, chat)?;
@@ -126,13 +122,12 @@ fn look_for_columns(prompts: &[Prompt]) {
 /// Writes lines of JSON into a file that appears when all of them are there.
 fn write_lines(to: &Path, rows: &[Object]) -> Result<(), Failure> {
     write_whole(to, |scratch| {
-        let written = fs::File::create(scratch).and_then(|mut file| {
-            for row in rows {
-                writeln!(file, "{}", serde_json::to_string(row)?)?;
-            }
-            file.sync_all()
-        });
-        Ok(written.map_err(|error| format!("{}: {error}", to.display()))?)
+        let mut lines = String::new();
+        for row in rows {
+            lines += &serde_json::to_string(row)?;
+            lines.push('\n');
+        }
+        Ok(fs::write(scratch, lines).map_err(|error| format!("{}: {error}", to.display()))?)
     })
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use finetune::Failure;
+use finetune::{Failure, write_whole};
 use serde_json::{Map, Number, Value};
 
 /// Options that say how this command is run, and not what a run is.
@@ -161,5 +161,7 @@ fn value(text: &str) -> Value {
 /// Writes options as a file that `--config` reads.
 pub(crate) fn write(options: &Map<String, Value>, path: &Path) -> Result<(), Failure> {
     let text = format!("{:#}\n", Value::Object(options.clone()));
-    Ok(fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?)
+    write_whole(path, |scratch| {
+        Ok(fs::write(scratch, text).map_err(|error| format!("{}: {error}", path.display()))?)
+    })
 }

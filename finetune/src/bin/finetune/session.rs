@@ -1,6 +1,6 @@
 //! A run: reference, policy, training, and what is saved.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -15,9 +15,9 @@ use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
 use burn_preference::{Frozen, Metrics};
 use finetune::{
-    Batching, Chat, DataOptions, Decoder, Failure, Prompt, Ranks, ReferenceLogProbs, RunFolder,
-    SaveOptions, Splits, StepContext, Task, Texts, TrainOptions, Trainer, Workers,
-    check_whole_steps, draw_metrics, load_adapter, load_as, save, save_adapter, say,
+    Batching, Chat, Claim, DataOptions, Decoder, Failure, Prompt, Ranks, ReferenceLogProbs,
+    RunFolder, SaveOptions, Splits, StepContext, Task, Texts, TrainOptions, Trainer, Workers,
+    check_whole_steps, draw_metrics, load_adapter, load_as, publish, save, save_adapter, say,
 };
 use serde_json::{Map, Value, json};
 use signal_hook::consts::TERM_SIGNALS;
@@ -39,6 +39,8 @@ pub(crate) struct Session<'a> {
     chat: Chat,
     batching: Batching,
     folder: RunFolder,
+    /// Of the process that writes.
+    claim: Option<Claim>,
     workers: usize,
     ranks: &'a Ranks,
     pub(crate) objective: ChosenObjective,
@@ -58,8 +60,8 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     ///
-    /// `--out` is there already, or a run that `--resume` did not ask for, or an option has nothing
-    /// to act on.
+    /// `--out` is there already, or another run is writing it, or there is a run that `--resume` did not
+    /// ask for, or an option has nothing to act on.
     pub(crate) fn new(
         args: &'a Args,
         sources: Sources,
@@ -69,6 +71,10 @@ impl<'a> Session<'a> {
         objective: ChosenObjective,
         ranks: &'a Ranks,
     ) -> Result<Self, Failure> {
+        let claim = ranks
+            .is_first()
+            .then(|| Claim::take(&args.out))
+            .transpose()?;
         if args.out.exists() {
             return Err(format!("--out: {} is there already", args.out.display()).into());
         }
@@ -102,6 +108,7 @@ impl<'a> Session<'a> {
             chat,
             batching,
             folder,
+            claim,
             workers,
             ranks,
             objective,
@@ -198,10 +205,7 @@ impl<'a> Session<'a> {
         let policy = self.policy(&frozen)?;
         let before = policy.valid();
         say!("{}", self.sizes(&policy));
-        if self.ranks.is_first() {
-            self.folder.create()?;
-            options_file::write(&self.given(), &self.folder.options())?;
-        }
+        self.begin_folder()?;
         let all = splits.train.iter().chain(&splits.held_out);
         let sequences: Vec<Sequence> = all.flat_map(T::sequences).collect();
         let all = splits.train.iter().chain(&splits.held_out);
@@ -272,13 +276,13 @@ impl<'a> Session<'a> {
                 look_at_losses(&rows, key, loaded.is_rounded);
             }
         }
+        let examples = [examples, splits.held_out.len()];
+        self.publish(&rows, examples, &trainer.options)?;
         // What is left is the first one's.
         self.ranks.finish()?;
         if !self.ranks.is_first() {
             return Ok(ExitCode::SUCCESS);
         }
-        let examples = [examples, splits.held_out.len()];
-        self.write_card(&rows, examples, &trainer.options)?;
         self.look_for_answers(&splits.held_out_prompts);
         self.print_answers(&splits.held_out_prompts, [&before, &loaded.model])?;
         Ok(ExitCode::SUCCESS)
@@ -308,19 +312,36 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Writes the card of what was saved, and prints its remarks.
-    fn write_card(
+    /// Makes the folder of the run, without what a killed one has left.
+    fn begin_folder(&self) -> Result<(), Failure> {
+        if !self.ranks.is_first() {
+            return Ok(());
+        }
+        self.folder.create()?;
+        if self.is_alone() {
+            self.folder.remove_leftovers()?;
+        }
+        options_file::write(&self.given(), &self.folder.options())
+    }
+
+    /// Gives what was saved its card and its name, and prints the card's remarks.
+    fn publish(
         &self,
         rows: &[(String, Metrics)],
         examples: [usize; 2],
         training: &TrainOptions,
     ) -> Result<(), Failure> {
+        if !self.ranks.is_first() {
+            return Ok(());
+        }
         let remarks = self.remarks();
         for remark in &remarks {
             say!("look: {remark}");
         }
         let table = (!rows.is_empty()).then(|| table(rows));
+        let name = self.args.out.file_name().unwrap_or_default();
         let card = Card {
+            name: &name.to_string_lossy(),
             base: &self.sources.model,
             adapter: self.sources.adapter.as_ref(),
             is_adapter: self.args.save == Save::Adapter,
@@ -332,12 +353,26 @@ impl<'a> Session<'a> {
             table: table.as_deref(),
             remarks: &remarks,
         };
-        card.write(&self.args.out)
+        card.write(&self.staging())?;
+        publish(&self.staging(), &self.args.out)?;
+        say!("saved: {}", self.args.out.display());
+        Ok(())
+    }
+
+    /// Whether no other process may write into the folder of the run.
+    fn is_alone(&self) -> bool {
+        self.claim.as_ref().is_some_and(Claim::is_exclusive)
+    }
+
+    /// The folder that becomes `--out` when it has its card.
+    fn staging(&self) -> PathBuf {
+        Claim::staging(&self.args.out)
     }
 
     /// Saves what was trained, and loads it as other programs do.
     fn save(&self, policy: &Decoder) -> Result<Loaded, Failure> {
         let (args, device) = (self.args, &self.batching.device);
+        let to = &self.staging();
         let dtype = args.save_dtype.map(Numbers::dtype);
         let base = &self.sources.model;
         let (saved, model) = match args.save {
@@ -346,24 +381,23 @@ impl<'a> Session<'a> {
                     dtype,
                     ..Default::default()
                 };
-                let saved = self.first(|| Ok(save(policy, &base.path, &args.out, &options)?))?;
+                let saved = self.first(|| Ok(save(policy, &base.path, to, &options)?))?;
                 // As it was trained, or in f32, whatever the files have.
                 let same = saved == args.dtype.dtype();
                 let dtype = if same { saved } else { FloatDType::F32 };
-                (saved, load_as(dtype, &args.out, device)?)
+                (saved, load_as(dtype, to, device)?)
             }
             Save::Adapter => {
                 let saved = dtype.unwrap_or(FloatDType::F32);
                 self.first(|| {
-                    save_adapter(policy, base, &args.out, saved)?;
+                    save_adapter(policy, base, to, saved)?;
                     Ok(saved)
                 })?;
                 // On the weights that its config names, which have all their bits.
                 let base = self.base.clone();
-                (saved, load_adapter(base, &args.out, device)?)
+                (saved, load_adapter(base, to, device)?)
             }
         };
-        say!("saved: {}", args.out.display());
         let trained = match args.save {
             Save::Model => args.dtype.dtype(),
             Save::Adapter => FloatDType::F32,
@@ -500,6 +534,10 @@ impl<'a> Session<'a> {
         let folder = self.args.cache.clone();
         let folder = folder.unwrap_or_else(|| self.folder.cache());
         let cache = ReferenceCache::open(&folder, weights)?;
+        // In a folder that other runs may share, a living one could be writing.
+        if self.args.cache.is_none() && self.is_alone() {
+            cache.remove_scratch()?;
+        }
         // Nothing is kept for a backward: as many rows as a step's forward has, at least.
         let longest = sequences.iter().map(|s| s.ids().len()).max().unwrap_or(1);
         let rows = (self.args.budget / longest).max(1);
@@ -509,7 +547,9 @@ impl<'a> Session<'a> {
         if !self.ranks.are_several() {
             return computed(cache, sequences);
         }
-        // Each process its share; then all of them find everything.
+        // Nobody writes before the first one has removed what was left. Then each process has its share,
+        // and then all of them find everything.
+        self.ranks.meet()?;
         computed(cache, &sequences[self.ranks.share(sequences.len())])?;
         self.ranks.meet()?;
         computed(ReferenceCache::open(&folder, weights)?, sequences)
