@@ -18,7 +18,7 @@ pub(crate) type Target = fn(&[u8]);
 pub(crate) const TARGETS: [(&str, &[&str], Target); 7] = [
     ("gguf", &[], gguf),
     ("model_config", &CONFIGS, |bytes| {
-        model(bytes, "config.json")
+        model(bytes, "config.json");
     }),
     ("safetensors", &["llama/model.safetensors"], |bytes| {
         model(bytes, "model.safetensors");
