@@ -116,6 +116,10 @@ impl Reader<'_> {
             8 => return self.text().map(Value::Text),
             9 => {
                 let (kind, length) = (self.u32()?, self.size()?);
+                // As llama.cpp has it; so no file makes this function call itself deeply.
+                if kind == 9 {
+                    return Err(invalid("a list of lists".to_owned()));
+                }
                 let items = (0..length).map(|_| self.value(kind));
                 return items.collect::<io::Result<_>>().map(Value::List);
             }
@@ -267,57 +271,77 @@ impl Gguf {
         items.iter().map(parse).collect()
     }
 
-    /// The numbers of a tensor, rows of `[out, in]` one after the other.
-    pub(crate) fn tensor(&self, name: &str) -> io::Result<Vec<f32>> {
+    /// The shape of a tensor whose bytes are all there.
+    fn shape(&self, name: &str) -> io::Result<&[usize]> {
+        let info = self.info(name)?;
+        self.content(name, info).map(|_| info.shape.as_slice())
+    }
+
+    fn info(&self, name: &str) -> io::Result<&TensorInfo> {
         let missing = || invalid(format!("no tensor `{name}`"));
-        let info = self.tensors.get(name).ok_or_else(missing)?;
-        let bytes = self.data.checked_add(info.offset);
-        let bytes = bytes.and_then(|from| self.bytes.get(from..));
-        let bytes = bytes.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let elements = info
-            .shape
-            .iter()
-            .try_fold(1_usize, |n, of| n.checked_mul(*of));
-        let elements = elements.filter(|n| *n <= 2 * self.bytes.len());
+        self.tensors.get(name).ok_or_else(missing)
+    }
+
+    /// The bytes of a tensor.
+    fn content(&self, name: &str, info: &TensorInfo) -> io::Result<&[u8]> {
+        // Numbers of a block, and its bytes.
+        let (of_block, size) = match info.kind {
+            0 => (1, 4),
+            3 => (32, 20),
+            8 => (32, 34),
+            other => return Err(invalid(format!("`{name}`: tensors of type {other}"))),
+        };
+        let mut sizes = info.shape.iter();
+        let elements = sizes.try_fold(1_usize, |n, of| n.checked_mul(*of));
         let elements = elements.ok_or(io::ErrorKind::UnexpectedEof)?;
-        if info.kind != 0 && !elements.is_multiple_of(32) {
+        if !elements.is_multiple_of(of_block) {
             return Err(invalid(format!(
                 "`{name}`: {elements} numbers in blocks of 32"
             )));
         }
-        let blocks = |size: usize| {
-            let length = elements / 32 * size;
-            let bytes = bytes.get(..length).ok_or(io::ErrorKind::UnexpectedEof)?;
-            Ok::<_, io::Error>(bytes.chunks_exact(size))
-        };
+        let from = self.data.checked_add(info.offset);
+        let length = (elements / of_block).checked_mul(size);
+        let bytes = from.zip(length).and_then(|(from, length)| {
+            let bytes = self.bytes.get(from..)?;
+            bytes.get(..length)
+        });
+        Ok(bytes.ok_or(io::ErrorKind::UnexpectedEof)?)
+    }
+
+    /// The numbers of a tensor, rows of `[out, in]` one after the other.
+    pub(crate) fn tensor(&self, name: &str) -> io::Result<Vec<f32>> {
+        let info = self.info(name)?;
+        let bytes = self.content(name, info)?;
         let half =
             |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-        let mut values = Vec::with_capacity(elements);
+        let mut values = Vec::with_capacity(info.shape.iter().product());
         match info.kind {
             0 => {
-                let bytes = bytes.get(..elements * 4);
-                let bytes = bytes.ok_or(io::ErrorKind::UnexpectedEof)?;
                 let words = bytes.as_chunks::<4>().0;
                 values.extend(words.iter().map(|word| f32::from_le_bytes(*word)));
             }
             3 => {
-                for block in blocks(20)? {
+                for block in bytes.chunks_exact(20) {
                     let (d, m) = (half(block, 0), half(block, 2));
                     let nibbles = block[4..].iter().map(|byte| byte & 15);
                     let nibbles = nibbles.chain(block[4..].iter().map(|byte| byte >> 4));
                     values.extend(nibbles.map(|q| f32::from(q) * d + m));
                 }
             }
-            8 => {
-                for block in blocks(34)? {
+            _ => {
+                for block in bytes.chunks_exact(34) {
                     let d = half(block, 0);
                     let numbers = block[2..].iter().map(|byte| f32::from(byte.cast_signed()));
                     values.extend(numbers.map(|q| q * d));
                 }
             }
-            other => return Err(invalid(format!("`{name}`: tensors of type {other}"))),
         }
         Ok(values)
+    }
+
+    /// The shape of a tensor by Hugging Face's name.
+    pub(crate) fn shape_of(&self, name: &str) -> io::Result<&[usize]> {
+        self.shape(&renamed(name, |pair| pair))
     }
 
     /// The names of its tensors, as Hugging Face calls them.
@@ -332,7 +356,7 @@ impl Gguf {
     pub(crate) fn named(&self, name: &str) -> io::Result<(Vec<usize>, Vec<f32>)> {
         let there = renamed(name, |pair| pair);
         let numbers = self.tensor(&there)?;
-        let shape = self.tensors[&there].shape.clone();
+        let shape = self.shape(&there)?.to_vec();
         let heads = self.size("llama.attention.head_count")?;
         let heads = match name {
             name if name.ends_with("q_proj.weight") => heads,
@@ -341,8 +365,9 @@ impl Gguf {
             }
             _ => return Ok((shape, numbers)),
         };
-        let rows = shape[0];
-        if heads == 0 || !rows.is_multiple_of(2 * heads) {
+        let rows = shape.first().copied().unwrap_or(0);
+        let halves = heads.checked_mul(2).filter(|halves| *halves > 0);
+        if rows == 0 || halves.is_none_or(|halves| !rows.is_multiple_of(halves)) {
             return Err(invalid(format!("`{there}`: {rows} rows of {heads} heads")));
         }
         let (head, width) = (rows / heads, numbers.len() / rows);

@@ -284,6 +284,7 @@ const MARK: &str = "$burn_preference::NotJson";
 /// Reads a value; what JSON does not have is [`Json::NotJson`].
 ///
 /// `json.dumps` of Python writes NaN and Infinity, and halves of characters.
+#[cfg(feature = "parquet")]
 pub(super) fn read_value(text: &[u8]) -> Result<Json, serde_json::Error> {
     serde_json::from_slice(text).or_else(|error| read(&marked(text).ok_or(error)?, true))
 }

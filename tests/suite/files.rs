@@ -8,8 +8,12 @@ use burn_preference::data::{
     Encode, Example, Json, JsonLines, Object, OnError, PairFormat, ParquetFile, PromptFormat,
     RankedFormat, Scores, Text, Tokenized, Truncation, UnpairedFormat,
 };
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+
+use crate::support::cases;
+use crate::support::damage::damaged;
+use crate::support::fuzz::target;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -363,27 +367,83 @@ fn a_compression_that_is_not_known_is_named() {
     }
 }
 
+/// Files on which parquet 60.1.0 panics: a page of a dictionary that there is none of, a page that
+/// is shorter than its values, a number of too many bytes. File, column and row group are named, and
+/// the rows keep their number.
+#[test]
+fn a_panic_of_the_reader_is_an_error() {
+    for (name, column, rows, lost) in [
+        ("no_dictionary", "chosen", 1, 1),
+        ("short_page", "chosen", 2, 2),
+        // The second row group is whole.
+        ("long_varint", "words", 700, 300),
+    ] {
+        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/parquet");
+        let file = kept.join(format!("{name}.parquet"));
+        let found = ParquetFile::new(&file, ()).raw().unwrap();
+        let found: Vec<_> = found.map(Result::unwrap).collect();
+        assert_eq!(found.len(), rows, "{name}");
+        let is_lost = |row: &Object| match row.get(column) {
+            Some(Json::NotJson(text)) => {
+                assert!(text.contains("cannot be read in row group 1 ("), "{text}");
+                true
+            }
+            _ => false,
+        };
+        let (in_group, after) = found.split_at(lost);
+        assert!(in_group.iter().all(|(_, row)| is_lost(row)), "{name}");
+        assert!(!after.iter().any(|(_, row)| is_lost(row)), "{name}");
+        let mut prompts = ParquetFile::new(&file, PromptFormat::from(column))
+            .read()
+            .unwrap();
+        let error = prompts.next().unwrap().unwrap_err().to_string();
+        let says = format!("{name}.parquet:1: `{column}`: expected");
+        assert!(error.contains(&says), "{error}");
+    }
+}
+
 /// Whatever is damaged is an error where it is read, and no panic.
 #[test]
 fn damaged_files_are_read_or_refused() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.parquet");
-    let (mut read, mut refused) = (0, 0);
-    for name in [
-        "features", "types", "zstd", "lz4", "brotli", "gzip", "pages_1", "pages_2",
-    ] {
-        let bytes = fs::read(golden(&format!("{name}.parquet"))).unwrap();
-        for _ in 0..25 {
-            let mut damaged = bytes.clone();
-            let place = rng.random_range(4..bytes.len() - 8);
-            damaged[place] = rng.random();
+    let (mut read, mut refused, mut unreadable, mut panics) = (0, 0, 0, 0);
+    let times = cases(25).cases;
+    let seeds = fs::read_dir(golden("")).unwrap();
+    let mut seeds: Vec<_> = seeds.map(|seed| seed.unwrap().path()).collect();
+    seeds.retain(|seed| seed.extension().is_some_and(|end| end == "parquet"));
+    seeds.sort();
+    for seed in seeds {
+        let bytes = fs::read(&seed).unwrap();
+        for _ in 0..times {
+            let damaged = damaged(&bytes, &mut rng);
+            target("parquet")(&damaged);
             fs::write(&path, damaged).unwrap();
             match ParquetFile::new(&path, ()).raw() {
-                Ok(rows) => read += rows.count(),
-                Err(_) => refused += 1,
+                Ok(rows) => {
+                    let rows: Vec<_> = rows.take(1000).flatten().collect();
+                    read += rows.len();
+                    for (_, value) in rows.iter().flat_map(|(_, row)| row.iter()) {
+                        if let Json::NotJson(text) = value {
+                            unreadable += usize::from(text.contains("in row group"));
+                            panics += usize::from(text.contains("panicked"));
+                        }
+                    }
+                }
+                Err(error) => {
+                    refused += 1;
+                    panics += usize::from(error.to_string().contains("panicked"));
+                }
             }
         }
     }
-    assert!(read > 100 && refused > 10, "{read} {refused}");
+    println!(
+        "{read} rows, {unreadable} values of columns that cannot be read; {refused} files refused; \
+         {panics} errors of panics"
+    );
+    assert!(
+        read > 100 && refused > 10 && unreadable > 10,
+        "{read} {refused} {unreadable}"
+    );
 }

@@ -33,6 +33,7 @@ mod objectives;
 mod optimum;
 mod packed;
 mod problem;
+mod promises;
 mod published;
 mod questions;
 mod reads;

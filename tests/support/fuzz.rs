@@ -1,7 +1,7 @@
 //! Bad input: what bytes can be turned into, every entry point is called with, and what has to hold
 //! of the answer. The targets in `fuzz/` and `tests/suite/bad_input.rs` share these functions.
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use burn_preference::config::ObjectiveConfig;
 use burn_preference::data::{
     Collator, Content, Cursor, Demonstration, DemonstrationFormat, DemonstrationTokens, Desirable,
     Encode, Encoded, Example, Format, Json, JsonLines, Labels, OnError, PairFormat, PairTokens,
-    Preference, PromptFormat, RankedFormat, RankedTokens, SampleFormat, SampleTokens, Scores,
-    TokenizeOptions, Tokenized, Truncation, Turns, UnpairedFormat, UnpairedTokens,
+    ParquetFile, Preference, PromptFormat, RankedFormat, RankedTokens, SampleFormat, SampleTokens,
+    Scores, TokenizeOptions, Tokenized, Truncation, Turns, UnpairedFormat, UnpairedTokens,
 };
 use burn_preference::log_probs::{Discrepancy, TokenDiscrepancy, WithStatistics};
 use burn_preference::modifier::wpo_weights;
@@ -35,12 +35,13 @@ use serde::{Serialize, de::DeserializeOwned};
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its binary and its corpus.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("config", config),
     ("log_probs", |data| run(data, log_probs)),
     ("batches", |data| run(data, batches)),
     ("objectives", |data| run(data, objectives)),
     ("files", files),
+    ("parquet", parquet),
 ];
 
 /// The target of a name.
@@ -113,6 +114,49 @@ fn files(bytes: &[u8]) {
             // No bytes have the hash that is their name.
             assert!(error.to_string().contains("x.bpk"), "{error}");
         }
+    }
+}
+
+/// A Parquet file has rows, and each value of one is JSON or says why it is not; or it is refused by
+/// an error that names it. A panic of the crate that reads it is such an error, too.
+fn parquet(bytes: &[u8]) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("rows.parquet");
+    fs::write(&path, bytes).expect("a file");
+    let names_it = |error: &dyn Display| {
+        assert!(error.to_string().contains("rows.parquet"), "{error}");
+    };
+    match ParquetFile::new(&path, ()).raw() {
+        Ok(rows) => {
+            let mut last = 0;
+            // Any number of rows may be said by a few bytes: those are read that a file of this
+            // size is likely to have.
+            for row in rows.take(bytes.len()) {
+                match row {
+                    Ok((line, row)) => {
+                        assert!(line > last, "{line} after {last}");
+                        last = line;
+                        for (name, value) in row.iter() {
+                            let says = |text: &str| !text.is_empty();
+                            assert!(
+                                !matches!(value, Json::NotJson(text) if !says(text)),
+                                "{name}"
+                            );
+                        }
+                    }
+                    Err(error) => names_it(&error),
+                }
+            }
+        }
+        Err(error) => names_it(&error),
+    }
+    let pairs = ParquetFile::new(&path, PairFormat::default()).read();
+    for error in pairs
+        .into_iter()
+        .flat_map(|rows| rows.take(300))
+        .filter_map(Result::err)
+    {
+        names_it(&error);
     }
 }
 

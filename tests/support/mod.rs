@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod bigram;
+pub mod damage;
 pub mod device;
 pub mod fuzz;
 pub mod llama;

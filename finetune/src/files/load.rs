@@ -51,11 +51,13 @@ pub fn load_as(dtype: FloatDType, model: &Path, device: &Device) -> Result<Decod
             Files::Safetensors(Shards::open(&weight_files(model)?)?),
         )
     };
+    let names = files.names();
+    files.check_sizes(&config, &names)?;
     if files.have_another_head(&config)? {
         config.output = OutputLayer::Head;
     }
     let mut weights = Weights {
-        left: files.names(),
+        left: names,
         files,
         device: device.clone(),
         dtype,
@@ -147,6 +149,54 @@ impl Files {
             return Ok(false);
         }
         Ok(self.tensor(EMBEDDING)? != self.tensor(HEAD)?)
+    }
+
+    /// The shape of a tensor that is there.
+    fn shape(&self, name: &str) -> Result<&[usize], WeightError> {
+        match self {
+            Self::Safetensors(shards) => Ok(&shards.tensors[name].shape),
+            Self::Gguf(gguf) => gguf.shape_of(name).map_err(file(Path::new(name))),
+        }
+    }
+
+    /// Compares the sizes of a config with those of the files, before a model of these sizes is made:
+    /// a config may say any.
+    fn check_sizes(
+        &self,
+        config: &DecoderConfig,
+        names: &BTreeSet<String>,
+    ) -> Result<(), WeightError> {
+        let check = |name: &str, expected: [usize; 2]| {
+            if !names.contains(name) {
+                return Err(WeightError::Missing(name.to_owned()));
+            }
+            let found = self.shape(name)?;
+            if found == expected {
+                return Ok(());
+            }
+            Err(WeightError::Shape {
+                name: name.to_owned(),
+                expected: expected.to_vec(),
+                found: found.to_vec(),
+            })
+        };
+        let is_head = config.output == OutputLayer::Tied && !names.contains(EMBEDDING);
+        let embedding = if is_head { HEAD } else { EMBEDDING };
+        check(embedding, [config.vocab, config.hidden])?;
+        let queries = config.heads.saturating_mul(config.head_dim);
+        let keys = config.kv_heads.saturating_mul(config.head_dim);
+        // Ends at the first layer that is not there.
+        for i in 0..config.layers {
+            for (part, rows) in [
+                ("self_attn.q_proj", queries),
+                ("self_attn.k_proj", keys),
+                ("mlp.gate_proj", config.intermediate),
+            ] {
+                let name = format!("model.layers.{i}.{part}.weight");
+                check(&name, [rows, config.hidden])?;
+            }
+        }
+        Ok(())
     }
 
     /// Shape and numbers of a tensor that is there.

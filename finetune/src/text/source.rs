@@ -25,11 +25,7 @@ pub(super) fn prepared(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
     let mut rest = source.as_str();
-    while let Some(start) = ["{{", "{%", "{#"]
-        .iter()
-        .filter_map(|open| rest.find(open))
-        .min()
-    {
+    while let Some(start) = next_tag(rest) {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
         let Some(length) = length_of(tag) else {
@@ -53,6 +49,12 @@ pub(super) fn prepared(source: &str) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// Where the next tag or comment begins.
+fn next_tag(text: &str) -> Option<usize> {
+    let mut braces = text.match_indices('{').map(|(at, _)| at);
+    braces.find(|at| matches!(text.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#')))
 }
 
 /// Bytes of the tag or comment at the start of a text.

@@ -159,8 +159,8 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// The template refuses the conversation ([`Raised`]) or fails; there is no message; or a text has
-    /// a character that marks the assistant's turns.
+    /// The template refuses the conversation ([`Raised`]) or fails, or cuts what a generation block
+    /// has written; there is no message; or a text has a character that marks the assistant's turns.
     pub fn render(
         &self,
         messages: Value,
@@ -201,7 +201,7 @@ impl ChatTemplate {
         }
         let context = Value::from_pairs(context);
         let template = self.environment.get_template(NAME)?;
-        Ok(self.unmark(&template.render(context)?))
+        self.unmark(&template.render(context)?)
     }
 
     fn holds_a_mark(&self, value: &Value) -> bool {
@@ -221,19 +221,38 @@ impl ChatTemplate {
     }
 
     /// Takes the marks out, and says where they stood.
-    fn unmark(&self, marked: &str) -> Rendered {
+    fn unmark(&self, marked: &str) -> Result<Rendered, Error> {
         let [open, close] = self.marks;
         let mut text = String::with_capacity(marked.len());
         let mut blocks: Vec<Range<usize>> = Vec::new();
+        // A block within another one is a part of it.
+        let mut depth = 0_usize;
+        let cut = || {
+            let what = "the template cuts or reorders what a generation block has written";
+            Error::new(ErrorKind::InvalidOperation, what)
+        };
         for char in marked.chars() {
             match char {
-                char if char == open => blocks.push(text.len()..text.len()),
-                char if char == close => blocks.last_mut().expect("opened").end = text.len(),
+                char if char == open => {
+                    if depth == 0 {
+                        blocks.push(text.len()..text.len());
+                    }
+                    depth += 1;
+                }
+                char if char == close => {
+                    depth = depth.checked_sub(1).ok_or_else(cut)?;
+                    if let (0, Some(block)) = (depth, blocks.last_mut()) {
+                        block.end = text.len();
+                    }
+                }
                 char => text.push(char),
             }
         }
+        if depth > 0 {
+            return Err(cut());
+        }
         let assistant = self.has_blocks().then_some(blocks);
-        Rendered { text, assistant }
+        Ok(Rendered { text, assistant })
     }
 
     fn has_blocks(&self) -> bool {

@@ -37,10 +37,12 @@ use super::message::Text;
 ///
 /// Some hundred rows are in memory at a time.
 ///
-/// # Panics
+/// # Damaged files
 ///
-/// Panics while it is read if the crate that reads Parquet panics on a damaged file: read what you
-/// trust.
+/// A damaged file is an error. So is a panic of the crate `parquet` within it: it is caught, the
+/// error names file, column and row group, and nothing is read from there on. Your panic hook has
+/// run before: the usual one writes "thread … panicked at …" to standard error. With
+/// `panic = "abort"` nothing can be caught, and the process ends.
 #[derive(Debug, Clone)]
 pub struct ParquetFile<F> {
     path: PathBuf,
@@ -63,14 +65,17 @@ impl<F> ParquetFile<F> {
     ///
     /// # Errors
     ///
-    /// The file cannot be opened or is no Parquet file.
+    /// The file cannot be opened or is no Parquet file. Among the rows: no column of a row group can
+    /// be read, and it says that it has more than 256 rows; the rest of them are left out, and the
+    /// next row group follows.
     pub fn raw(
         self,
     ) -> Result<impl Iterator<Item = Result<(usize, Object), DataError>>, DataError> {
         let failed = |source| DataError::file(&self.path, source);
         let file = File::open(&self.path).map_err(failed)?;
         let rows = Rows::open(file).map_err(|source| failed(io::Error::other(source)))?;
-        Ok((1..).zip(rows).map(Ok))
+        let path = self.path;
+        Ok(rows.map(move |row| row.map_err(|text| DataError::file(&path, io::Error::other(text)))))
     }
 }
 

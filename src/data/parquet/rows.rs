@@ -1,6 +1,8 @@
 //! Rows of a file, some at a time.
 
+use std::any::Any;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
@@ -17,7 +19,7 @@ use crate::data::json::{Json, Object};
 /// Rows that are read at once: a page is decoded for them, not a whole row group.
 const AT_ONCE: usize = 256;
 
-/// The rows of a file, in order.
+/// The rows of a file, in order, each with its number from 1.
 pub(super) struct Rows {
     file: Arc<File>,
     metadata: ParquetMetaData,
@@ -26,8 +28,27 @@ pub(super) struct Rows {
     next_group: usize,
     /// Rows of the row group at hand that are not read yet.
     left: usize,
+    /// Whether others of it are.
+    has_begun: bool,
     /// Rows that are.
     ready: std::vec::IntoIter<Object>,
+    /// The number of the row before those.
+    line: usize,
+}
+
+/// The result of `work`; a panic of the crate that reads Parquet is an error.
+///
+/// `work` owns what it changes, or its caller drops that after an error.
+fn caught<T>(work: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    let text = |panic: Box<dyn Any + Send>| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| panic.downcast_ref().cloned())
+            .unwrap_or_default()
+    };
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = format!("the crate parquet panicked: {}", text(panic));
+        Err(ParquetError::General(text))
+    })
 }
 
 /// A column of the rows: one or more columns of the file.
@@ -60,6 +81,10 @@ impl LeafType {
 
 impl Rows {
     pub(super) fn open(file: File) -> Result<Self, ParquetError> {
+        caught(|| Self::of(file))
+    }
+
+    fn of(file: File) -> Result<Self, ParquetError> {
         let metadata = ParquetMetaDataReader::new().parse_and_finish(&file)?;
         // A row has an entry in each leaf at least.
         let is_whole = |group: &RowGroupMetaData| {
@@ -103,57 +128,84 @@ impl Rows {
             columns,
             next_group: 0,
             left: 0,
+            has_begun: false,
             ready: Vec::new().into_iter(),
+            line: 0,
         })
     }
 
     /// Reads the next rows; none at the end.
-    fn fill(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// The rest of a row group without a column that can be read: how many rows it has nobody knows
+    /// but its header, which may say anything.
+    fn fill(&mut self) -> Result<(), String> {
         while self.left == 0 && self.next_group < self.metadata.num_row_groups() {
             let group = self.metadata.row_group(self.next_group);
             self.next_group += 1;
             self.left = usize::try_from(group.num_rows()).unwrap_or(0);
+            self.has_begun = false;
             for column in &mut self.columns {
-                column.open(&self.file, group, self.left);
+                column.open(&self.file, group, self.next_group, self.left);
             }
+        }
+        if self.has_begun && self.left > 0 && !self.columns.iter().any(Column::is_readable) {
+            let lost = std::mem::take(&mut self.left);
+            let first = self.line + 1;
+            self.line = self.line.saturating_add(lost);
+            return Err(format!(
+                "row group {}: none of its columns can be read, and it says that it has rows \
+                 {first} to {}",
+                self.next_group, self.line
+            ));
         }
         let count = self.left.min(AT_ONCE);
         self.left -= count;
+        self.has_begun = true;
         let mut rows = vec![Object::default(); count];
         for column in &mut self.columns {
-            for (row, value) in rows.iter_mut().zip(column.read(count)) {
+            for (row, value) in rows.iter_mut().zip(column.read(self.next_group, count)) {
                 row.insert(column.name.clone(), value);
             }
         }
         self.ready = rows.into_iter();
+        Ok(())
     }
 }
 
 impl Iterator for Rows {
-    type Item = Object;
+    type Item = Result<(usize, Object), String>;
 
-    fn next(&mut self) -> Option<Object> {
-        if self.ready.len() == 0 {
-            self.fill();
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ready.len() == 0
+            && let Err(error) = self.fill()
+        {
+            return Some(Err(error));
         }
-        self.ready.next()
+        let row = self.ready.next()?;
+        self.line += 1;
+        Some(Ok((self.line, row)))
     }
 }
 
 impl Column {
-    /// Opens the leaves in a row group.
-    fn open(&mut self, file: &Arc<File>, group: &RowGroupMetaData, rows: usize) {
+    /// Opens the leaves in the row group of this number, from 1.
+    fn open(&mut self, file: &Arc<File>, group: &RowGroupMetaData, number: usize, rows: usize) {
         let leaf = |place: usize| {
             let chunk = group.column(self.first + place);
-            let pages = Pages::new(Arc::clone(file), chunk, rows).map_err(|error| {
+            let opened = caught(|| {
+                let pages = Pages::new(Arc::clone(file), chunk, rows)?;
+                Ok(get_column_reader(chunk.column_descr_ptr(), Box::new(pages)))
+            });
+            opened.map_err(|error| {
                 format!(
-                    "a column compressed by {} whose pages cannot be read ({error}); DuckDB may \
-                     make JSON lines of it: `duckdb -c \"COPY (FROM 'rows.parquet') TO \
-                     'rows.jsonl' (FORMAT json)\"`",
+                    "a column compressed by {} whose pages in row group {number} cannot be read \
+                     ({error}); DuckDB may make JSON lines of it: `duckdb -c \"COPY (FROM \
+                     'rows.parquet') TO 'rows.jsonl' (FORMAT json)\"`",
                     chunk.compression_codec()
                 )
-            })?;
-            Ok(get_column_reader(chunk.column_descr_ptr(), Box::new(pages)))
+            })
         };
         self.readers = match &self.tree {
             Ok(_) => (0..self.leaves.len()).map(leaf).collect(),
@@ -161,12 +213,18 @@ impl Column {
         };
     }
 
-    /// The values of the next rows. Where the column cannot be read, each says why.
-    fn read(&mut self, rows: usize) -> Vec<Json> {
+    /// Whether the next rows may have values.
+    fn is_readable(&self) -> bool {
+        self.tree.is_ok() && self.readers.is_ok()
+    }
+
+    /// The values of the next rows, in the row group of this number. Where the column cannot be read,
+    /// each says why.
+    fn read(&mut self, group: usize, rows: usize) -> Vec<Json> {
         let description = match (&self.tree, &mut self.readers) {
             (Ok(tree), Ok(readers)) => {
                 let leaves = readers.iter_mut().zip(&self.leaves);
-                let leaves = leaves.map(|(reader, leaf)| leaf.read(reader, rows));
+                let leaves = leaves.map(|(reader, leaf)| caught(|| leaf.read(reader, rows)));
                 let values = leaves
                     .collect::<Result<Vec<Leaf>, _>>()
                     .and_then(|mut leaves| {
@@ -178,13 +236,16 @@ impl Column {
                     });
                 match values {
                     Ok(values) => return values,
-                    Err(error) => format!("a column that cannot be read ({error})"),
+                    Err(error) => {
+                        format!("a column that cannot be read in row group {group} ({error})")
+                    }
                 }
             }
             (Err(description), _) => description.clone(),
             (_, Err(description)) => description.clone(),
         };
-        // What follows it would be the values of other rows.
+        // What follows it would be the values of other rows, and after a panic the readers may be
+        // in any state.
         self.readers = Err(description.clone());
         vec![Json::NotJson(description); rows]
     }
@@ -239,5 +300,29 @@ impl LeafType {
             values: values.into_iter(),
             place: 0,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_with_its_words() {
+        let at = |index: usize| [1, 2][index];
+        let words = |work: &dyn Fn() -> usize| {
+            let result = caught(|| Ok(work()));
+            result.map_err(|error| error.to_string())
+        };
+        assert_eq!(words(&|| at(1)), Ok(2));
+        let error = words(&|| at(2)).unwrap_err();
+        assert!(
+            error.ends_with(
+                "the crate parquet panicked: index out of bounds: the len is 2 but the index is 2"
+            ),
+            "{error}"
+        );
+        let error = words(&|| panic!("a word")).unwrap_err();
+        assert!(error.ends_with("panicked: a word"), "{error}");
     }
 }

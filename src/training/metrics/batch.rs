@@ -1,6 +1,8 @@
 use std::borrow::Cow;
 
-use burn::tensor::{Bool, DType, Device, FloatDType, Tensor, TensorData, TensorReadError};
+use burn::tensor::{Bool, DType, FloatDType, Tensor, TensorReadError};
+#[cfg(feature = "optim")]
+use burn::tensor::{Device, TensorData};
 
 use super::host::Metrics;
 use crate::batch::{Pair, Ratios};
@@ -65,6 +67,7 @@ impl BatchMetrics {
     }
 
     /// Sums and counts that were read back, on `device` again.
+    #[cfg(feature = "optim")]
     pub(crate) fn on_device(metrics: &Metrics, device: &Device) -> Self {
         let number =
             |value: f64| Tensor::from_data(TensorData::from([value]), (device, DType::F32));

@@ -134,6 +134,7 @@ impl Metrics {
     }
 
     /// Every key with its sum and its count.
+    #[cfg(feature = "optim")]
     pub(super) fn sums(&self) -> impl Iterator<Item = (&str, f64, f64)> {
         let sums = self.sums.iter();
         sums.map(|(key, (sum, count))| (key.as_str(), *sum, *count))

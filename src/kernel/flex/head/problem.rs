@@ -96,7 +96,12 @@ impl Problem {
     }
 
     /// As [`Self::on`], with at most `block` rows in a block, and `chunk` words in a chunk.
-    pub(in crate::kernel::flex) fn cut(arch: Arch, head: Head<Flex>, block: usize, chunk: usize) -> Self {
+    pub(in crate::kernel::flex) fn cut(
+        arch: Arch,
+        head: Head<Flex>,
+        block: usize,
+        chunk: usize,
+    ) -> Self {
         let [rows, width] = head.hidden.layout().shape().dims();
         let words_first = head.form.words_first;
         let vocab = vocabulary(&head);

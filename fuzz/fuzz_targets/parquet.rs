@@ -1,0 +1,8 @@
+//! `tests/support/fuzz.rs` says what has to hold.
+
+#![no_main]
+
+#[path = "../../tests/support/fuzz.rs"]
+mod fuzz;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::target("parquet")(data));
