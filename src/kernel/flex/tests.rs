@@ -671,7 +671,7 @@ fn rows_that_are_not_finite() {
 /// slope with it.
 #[test]
 fn logits_that_rise() {
-    for rise in [0.5, 3.0, 15.0, 40.0] {
+    for rise in [0.5, 3.0, 15.0, 40.0, 120.0] {
         let case = Case {
             rows: 70,
             width: 8,
