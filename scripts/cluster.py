@@ -28,44 +28,53 @@ import time
 MTU = 60_000
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
 CLONE_NEWNET = 0x40000000
+LIBC = ctypes.CDLL(None, use_errno=True)
 HOME = open("/proc/self/ns/net")
 # A file system of control groups of the first kind, or of the second.
 GROUPS = "/sys/fs/cgroup/cpu" if os.path.isdir("/sys/fs/cgroup/cpu") else "/sys/fs/cgroup"
 
 # What Open MPI calls instead of ssh: a host, and the words of a command.
 AGENT = """#!/bin/sh
-name=machine-${{1##*.}}; shift
-echo $$ > {groups}/$name/cgroup.procs
-exec nsenter --net=/run/netns/$name unshare --uts sh -c "hostname $name; $*"
+machine={folder}/${{1##*.}}; shift
+if [ -e $machine/group ]; then echo $$ > $machine/group/cgroup.procs; fi
+exec nsenter --net=$machine/ns/net --uts=$machine/ns/uts sh -c "$*"
 """
 
 
 def enter(namespace):
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
+    if LIBC.setns(namespace.fileno(), CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "setns")
 
 
-class Machine:
-    """A namespace with a card whose other end is here, and a group of processes."""
+def group_of(folder, number):
+    return f"{GROUPS}/{os.path.basename(folder)}-{number}"
 
-    def __init__(self, number):
+
+class Machine:
+    """The namespaces of a process that sleeps, a card there whose other end is here, and a group of processes."""
+
+    def __init__(self, number, folder):
         self.address, self.mac = f"10.77.0.{number}", f"02:00:00:00:00:{number:02x}"
-        self.name = f"machine-{number}"
-        self.group = f"{GROUPS}/{self.name}"
-        self.card = None
+        self.folder = f"{folder}/{number}"
+        self.group = group_of(folder, number)
+        script = f"hostname machine-{number}; echo; exec sleep infinity"
+        command = ["unshare", "--net", "--uts", "sh", "-c", script]
+        self.sleeper = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self.sleeper.stdout.readline()
+        os.mkdir(self.folder)
+        os.symlink(f"/proc/{self.sleeper.pid}/ns", f"{self.folder}/ns")
 
     def start(self, cores):
-        subprocess.run(["ip", "netns", "add", self.name], check=True)
-        os.mkdir(self.group)
         if cores:
+            os.mkdir(self.group)
+            os.symlink(self.group, f"{self.folder}/group")
             period, quota = 20_000, int(20_000 * cores)
             one = {"cpu.cfs_period_us": period, "cpu.cfs_quota_us": quota}
             two = {"cpu.max": f"{quota} {period}"}
             for file, limit in (one if GROUPS.endswith("cpu") else two).items():
                 with open(f"{self.group}/{file}", "w") as out:
                     out.write(str(limit))
-        with open(f"/run/netns/{self.name}") as namespace:
+        with open(f"{self.folder}/ns/net") as namespace:
             enter(namespace)
         self.card = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         fcntl.ioctl(self.card, TUNSETIFF, struct.pack("16sH22x", b"eth0", IFF_TAP | IFF_NO_PI))
@@ -75,18 +84,7 @@ class Machine:
         self.ip(f"addr add {self.address}/24 dev eth0")
 
     def ip(self, line):
-        subprocess.run(["ip", "-n", self.name, *line.split()], check=True)
-
-    def stop(self):
-        """Whatever runs here ends."""
-        if os.path.isdir(self.group):
-            while processes := open(f"{self.group}/cgroup.procs").read().split():
-                subprocess.run(["kill", "-9", *processes], check=False)
-                time.sleep(0.1)
-            os.rmdir(self.group)
-        if self.card is not None:
-            os.close(self.card)
-        subprocess.run(["ip", "netns", "del", self.name], check=False)
+        subprocess.run(["nsenter", f"--net={self.folder}/ns/net", "ip", *line.split()], check=True)
 
     def knows(self, other):
         self.ip(f"neigh add {other.address} lladdr {other.mac} dev eth0")
@@ -140,45 +138,59 @@ def main():
     parser.add_argument("--delay-ms", type=float, default=0.0, help="of a frame, one way")
     parser.add_argument("--cores", type=float, help="of each machine; default: all of this machine")
     parser.add_argument("--cut", type=float, metavar="SECONDS", help="when the last machine loses its link")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
+    if os.getpid() == 1:
+        return run(options)
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # machines are taken down
-    folder = tempfile.mkdtemp()
-    agent = f"{folder}/agent"
-    with open(agent, "w") as file:
-        file.write(AGENT.format(groups=GROUPS))
-    os.chmod(agent, 0o700)
-    machines = [Machine(number) for number in range(1, options.machines + 1)]
+    # As the first process of a namespace, so that whatever it started ends with it.
+    folder = tempfile.mkdtemp(prefix="cluster-")
+    alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, __file__]
     program = None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        for machine in machines:
-            machine.start(options.cores)
-        for machine in machines:
-            for other in machines:
-                if other is not machine:
-                    machine.knows(other)
-        network = "10.77.0.0/24"
-        command = ["exec", "mpirun", "--allow-run-as-root", "--bind-to", "none", "-n", str(options.machines)]
-        command += ["--host", ",".join(machine.address for machine in machines)]
-        for key, value in {
-            "plm_rsh_agent": agent,
-            "plm_rsh_no_tree_spawn": "1",
-            "btl": "self,tcp",
-            "btl_tcp_if_include": network,
-            "oob_tcp_if_include": network,
-        }.items():
-            command += ["--mca", key, value]
-        program = subprocess.Popen([agent, machines[0].address, shlex.join(command + options.command)])
-        forward(machines, options.mbit, 1e-3 * options.delay_ms, options.cut, lambda: program.poll() is None)
-        return program.returncode
+        program = subprocess.Popen(alone + ["--folder", folder] + sys.argv[1:])
+        return program.wait()
     finally:
         if program:
             program.kill()
-            program.wait()
-        for machine in machines:
-            machine.stop()
+        for number in range(1, options.machines + 1):
+            group = group_of(folder, number)
+            while os.path.isdir(group):
+                try:
+                    os.rmdir(group)
+                except OSError:
+                    time.sleep(0.1)  # its processes are about to end
         shutil.rmtree(folder)
+
+
+def run(options):
+    agent = f"{options.folder}/agent"
+    with open(agent, "w") as file:
+        file.write(AGENT.format(folder=options.folder))
+    os.chmod(agent, 0o700)
+    machines = [Machine(number, options.folder) for number in range(1, options.machines + 1)]
+    for machine in machines:
+        machine.start(options.cores)
+    for machine in machines:
+        for other in machines:
+            if other is not machine:
+                machine.knows(other)
+    network = "10.77.0.0/24"
+    command = ["exec", "mpirun", "--allow-run-as-root", "--bind-to", "none", "-n", str(options.machines)]
+    command += ["--host", ",".join(machine.address for machine in machines)]
+    for key, value in {
+        "plm_rsh_agent": agent,
+        "plm_rsh_no_tree_spawn": "1",
+        "btl": "self,tcp",
+        "btl_tcp_if_include": network,
+        "oob_tcp_if_include": network,
+    }.items():
+        command += ["--mca", key, value]
+    program = subprocess.Popen([agent, machines[0].address, shlex.join(command + options.command)])
+    forward(machines, options.mbit, 1e-3 * options.delay_ms, options.cut, lambda: program.poll() is None)
+    return program.returncode
 
 
 if __name__ == "__main__":

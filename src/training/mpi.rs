@@ -409,6 +409,7 @@ impl Connection {
             let rank = i32::try_from(rank).expect("ranks of MPI have 32 bits");
             self.world.process_at_rank(rank)
         };
+        let others = |rank: &usize| *rank != self.rank;
         let of_a_message = OF_A_MESSAGE / size_of::<T>();
         let start = Instant::now();
         scope(|scope| {
@@ -416,14 +417,13 @@ impl Connection {
             for (rank, buffer) in receive
                 .into_iter()
                 .enumerate()
-                .filter(|(rank, _)| *rank != self.rank)
+                .filter(|(rank, _)| others(rank))
             {
                 for part in buffer.chunks_mut(of_a_message) {
                     open.push((rank, process(rank).immediate_receive_into(scope, part)));
                 }
             }
-            // Each worker begins with another one: else all would send to the first.
-            for rank in (1..self.workers).map(|step| (self.rank + step) % self.workers) {
+            for rank in (0..self.workers).filter(others) {
                 for part in send[rank].chunks(of_a_message) {
                     open.push((rank, process(rank).immediate_send(scope, part)));
                 }

@@ -250,15 +250,17 @@ impl StepTokens {
     fn of<L>(parts: &[Examples<L>], context: &StepContext<'_>) -> Result<Self, Failure> {
         let (mut counted, mut compared, mut examples) = (0, 0, 0);
         for example in parts.iter().flatten() {
-            let lengths = example.sequences().iter().map(Sequence::length).collect();
-            let lengths: Vec<usize> = lengths;
-            counted += lengths.first().copied().unwrap_or(0);
-            compared += lengths.iter().sum::<usize>();
+            let sequences = example.sequences();
+            let mut lengths = sequences.iter().map(Sequence::length);
+            let first = lengths.next().unwrap_or(0);
+            counted += first;
+            compared += first + lengths.sum::<usize>();
             examples += 1;
         }
         let total = |count| context.ranks.total(count);
-        let [counted, compared, examples] = [total(counted)?, total(compared)?, total(examples)?];
-        if compared == 0.0 {
+        let [counted, examples] = [total(counted)?, total(examples)?];
+        // All processes see the same 0, so that all of them ask once more.
+        if counted == 0.0 && total(compared)? == 0.0 {
             let what = "no token counts: nothing of them is the assistant's";
             return Err(format!("{examples} examples of which {what}").into());
         }
