@@ -8,8 +8,8 @@ use std::path::Path;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn_preference::data::{
     DataError, Demonstration, Desirable, Example, Format, Group, Json, Labels, Message, Mismatched,
-    OnError, Preference, PromptOnly, Report, Sample, Scores, Text, TokenizeOptions, Tokenized,
-    Truncation, WithMismatched, split_by,
+    OnError, Preference, PromptOnly, Report, Sample, Scores, Split, Text, TokenizeOptions,
+    TokenizedExamples, Truncation, WithMismatched, split_by,
 };
 
 use crate::columns::ColumnNames;
@@ -39,11 +39,17 @@ pub struct DataOptions {
     pub seed: u64,
 }
 
+/// The name of the split to train on.
+const TRAIN: &str = "train";
+
 /// Examples as token ids.
 pub type Examples<L> = Vec<Example<Vec<u32>, L>>;
 
 /// Examples as texts.
 pub type Texts<L> = Vec<Example<Text, L>>;
+
+/// Files with their examples.
+type Files<L> = Vec<(DataSource, Texts<L>)>;
 
 /// A prompt with the columns of its row.
 pub type Prompt = Example<Text, PromptOnly>;
@@ -306,24 +312,22 @@ impl DataOptions {
         train: &[DataSource],
         held_out: &[DataSource],
         texts: impl Fn(&Path) -> Result<Texts<L>, Failure>,
-        split: impl Fn(&str, Vec<(DataSource, Texts<L>)>) -> Result<(Examples<M>, Vec<Prompt>), Failure>,
+        split: impl Fn(&str, Files<L>) -> Result<(Examples<M>, Vec<Prompt>), Failure>,
     ) -> Result<Splits<M>, Failure> {
         let files = self.files(train, &texts)?;
         let (train, measured) = if held_out.is_empty() {
-            let all: Vec<_> = files.iter().flat_map(|(_, texts)| texts.clone()).collect();
-            let parts = split_by(&InMemDataset::new(all), self.held_out, self.seed, |row| {
-                self.group(row).unwrap_or_default()
-            })?;
+            let rows: Vec<_> = files.iter().flat_map(|(_, texts)| texts).collect();
+            let parts = self.split_rows(&rows, self.held_out, self.seed)?;
             say!(
                 "groups: {} train, {} held out",
                 parts.train_groups,
                 parts.held_out_groups
             );
-            (some(&files, &parts.train), some(&files, &parts.held_out))
+            apart(files, &parts.held_out)
         } else {
             (files, self.files(held_out, &texts)?)
         };
-        let (train, _) = split("train", train)?;
+        let (train, _) = split(TRAIN, train)?;
         let (held_out, held_out_prompts) = if self.held_out == 0.0 && held_out.is_empty() {
             (Vec::new(), Vec::new())
         } else {
@@ -340,7 +344,7 @@ impl DataOptions {
     fn samples(
         &self,
         name: &str,
-        files: Vec<(DataSource, Texts<Group>)>,
+        files: Files<Group>,
         chat: &Chat,
         vocab: usize,
     ) -> Result<(Examples<Sample>, Vec<Prompt>), Failure> {
@@ -367,7 +371,7 @@ impl DataOptions {
             rewards.values().filter(|std| **std == 0.0).count(),
         );
         say!("{name}: {} samples of {all} prompts", samples.len());
-        if equal == all && name == "train" {
+        if equal == all && name == TRAIN {
             let what = "all answers to each prompt have one score: there is nothing to learn";
             return Err(format!("the split `{name}`: {what}").into());
         }
@@ -377,7 +381,7 @@ impl DataOptions {
                  nothing"
             );
         }
-        let prompts: Vec<_> = groups.into_iter().map(prompt).collect();
+        let prompts: Vec<_> = groups.iter().map(prompt).collect();
         self.look_for_unread(&prompts);
         Ok((samples, prompts))
     }
@@ -422,7 +426,7 @@ impl DataOptions {
         &self,
         sources: &[DataSource],
         texts: impl Fn(&Path) -> Result<Texts<L>, Failure>,
-    ) -> Result<Vec<(DataSource, Texts<L>)>, Failure> {
+    ) -> Result<Files<L>, Failure> {
         let file = |source: &DataSource| {
             let (path, texts) = (source.path.display(), texts(&source.path)?);
             if let Some(error) = texts.iter().find_map(|row| self.group(row).err()) {
@@ -433,10 +437,8 @@ impl DataOptions {
             }
             // The split's own seed would hold more of the rows out that the share has taken.
             let seed = self.seed.wrapping_add(1);
-            let texts = InMemDataset::new(texts);
-            let share = split_by(&texts, source.share, seed, |row| {
-                self.group(row).unwrap_or_default()
-            })?;
+            let rows: Vec<_> = texts.iter().collect();
+            let share = self.split_rows(&rows, source.share, seed)?;
             let (taken, all) = (share.held_out.len(), texts.len());
             if taken == 0 {
                 return Err(format!("--data {source}: none of {all} rows is taken").into());
@@ -445,10 +447,23 @@ impl DataOptions {
                 "{path}: {taken} of {all} rows are taken, a share of {}",
                 source.share
             );
-            let taken = share.held_out.iter().map(|index| texts.get(*index));
-            Ok((source.clone(), taken.collect::<Result<_, _>>()?))
+            let (_, mut taken) = apart(vec![(source.clone(), texts)], &share.held_out);
+            Ok(taken.remove(0))
         };
         sources.iter().map(file).collect()
+    }
+
+    /// A split of rows by their groups, as places.
+    fn split_rows<L: Sync>(
+        &self,
+        rows: &[&Example<Text, L>],
+        share: f64,
+        seed: u64,
+    ) -> Result<Split, DataError> {
+        let places = InMemDataset::new((0..rows.len()).collect());
+        split_by(&places, share, seed, |place: &usize| {
+            self.group(rows[*place]).unwrap_or_default()
+        })
     }
 
     /// The group of a row, or what its line has instead.
@@ -472,11 +487,11 @@ impl DataOptions {
         }
     }
 
-    /// A split as token ids, and the prompts of its examples.
+    /// A split as token ids, and the prompts of its examples if they are held out.
     fn split<L: Labels>(
         &self,
         name: &str,
-        files: Vec<(DataSource, Texts<L>)>,
+        files: Files<L>,
         chat: &Chat,
     ) -> Result<(Examples<L>, Vec<Prompt>), Failure> {
         let is_one = files.len() == 1;
@@ -507,42 +522,48 @@ impl DataOptions {
     ) -> Result<(Examples<L>, Vec<Prompt>), Failure> {
         let options = TokenizeOptions::new(self.truncation()).with_on_error(self.on_error());
         let unwritten = unwritten(&format!("the split `{name}`"), &texts, chat)?;
-        let texts = InMemDataset::new(texts);
-        let tokens = Tokenized::new(texts, |text| chat.encode(text), options)?;
-        let mut report = tokens.report().clone();
+        let special = special_tokens(&texts, chat);
+        let all = texts.len();
+        // Instructions that the template does not write are none.
+        let of_role = |role: &str| Unwritten::Content(role.to_owned());
+        let is_unwritten = |role: &str| unwritten.contains_key(&of_role(role));
+        let written = ["system", "developer"]
+            .map(is_unwritten)
+            .contains(&true)
+            .then(|| {
+                let is_written = |row: &&Example<Text, L>| {
+                    let first = row.prompt.as_conversation().and_then(<[Message]>::first);
+                    first.is_some_and(|first| {
+                        let is_system = ["system", "developer"].contains(&first.role.as_str());
+                        is_system && !is_unwritten(&first.role)
+                    })
+                };
+                texts.iter().filter(is_written).count()
+            });
+        // Those of training would only take memory.
+        let prompts: Vec<Prompt> = if name.starts_with(TRAIN) {
+            Vec::new()
+        } else {
+            texts.iter().map(prompt).collect()
+        };
+        let tokens = TokenizedExamples::new(texts, |text| chat.encode(text), options)?;
+        let mut report = tokens.report;
         if let Some(group) = &self.group {
             report.unread_columns.remove(group);
             report.unread_texts.remove(group);
         }
-        // Instructions that the template does not write are none.
-        let of_role = |role: &str| Unwritten::Content(role.to_owned());
-        if ["system", "developer"]
-            .map(of_role)
-            .iter()
-            .any(|role| unwritten.contains_key(role))
-        {
-            let is_written = |text: &Text| {
-                let first = text.as_conversation().and_then(<[Message]>::first);
-                first.is_some_and(|first| {
-                    let is_system = ["system", "developer"].contains(&first.role.as_str());
-                    is_system && !unwritten.contains_key(&of_role(&first.role))
-                })
-            };
-            let written = tokens.texts().iter();
-            let written =
-                written.filter(|row| row.as_ref().is_ok_and(|row| is_written(&row.prompt)));
-            report.system_prompts = written.count();
-        }
+        report.system_prompts = written.unwrap_or(report.system_prompts);
         if speaks() {
             print!("{name} {report}");
         }
-        say_unwritten(&unwritten, tokens.texts().len());
+        say_unwritten(&unwritten, all);
         self.look_for_choices(&report);
-        look_for_special_tokens(tokens.texts(), chat)?;
-        let kept = tokens.kept().iter().map(|index| tokens.texts().get(*index));
-        let prompts = kept.map(|example| example.map(prompt));
-        let prompts = prompts.collect::<Result<_, _>>()?;
-        Ok((tokens.iter().collect::<Result<_, _>>()?, prompts))
+        if let Some(special) = special {
+            say!("look: {special}");
+        }
+        let kept = tokens.kept.iter();
+        let prompts = kept.filter_map(|place| prompts.get(*place).cloned());
+        Ok((tokens.examples, prompts.collect()))
     }
 
     /// Names columns that may say which answer is better, where options say it too.
@@ -582,7 +603,7 @@ impl DataOptions {
             Ok(examples.map_err(|error| format!("the split `{name}`: {error}"))?)
         };
         Ok(Splits {
-            train: pair_up("train", splits.train)?,
+            train: pair_up(TRAIN, splits.train)?,
             held_out: pair_up("held out", splits.held_out)?,
             held_out_prompts: splits.held_out_prompts,
         })
@@ -642,9 +663,9 @@ fn quoted(name: &str) -> String {
 }
 
 /// The prompt of an example, with its columns.
-fn prompt<L>(example: Example<Text, L>) -> Prompt {
-    let mut prompt = Example::prompt_only(example.prompt);
-    (prompt.columns, prompt.line) = (example.columns, example.line);
+fn prompt<L>(example: &Example<Text, L>) -> Prompt {
+    let mut prompt = Example::prompt_only(example.prompt.clone());
+    (prompt.columns, prompt.line) = (example.columns.clone(), example.line);
     prompt
 }
 
@@ -655,20 +676,20 @@ fn has_role(value: &Json, name: &str) -> bool {
     is("role") || is("from") || items.iter().any(|item| has_role(item, name))
 }
 
-/// Some of the examples of several files, by their places in all of them.
-fn some<L: Clone>(
-    files: &[(DataSource, Texts<L>)],
-    places: &[usize],
-) -> Vec<(DataSource, Texts<L>)> {
-    let mut first = 0;
-    let file = |(source, texts): &(DataSource, Texts<L>)| {
-        let here = first..first + texts.len();
-        first = here.end;
-        let places = places.iter().filter(|place| here.contains(place));
-        let some = places.map(|place| texts[place - here.start].clone());
-        (source.clone(), some.collect())
+/// The examples of several files of which `places`, in order, are not the places in all of them, and
+/// those of which they are.
+fn apart<L>(files: Files<L>, places: &[usize]) -> (Files<L>, Files<L>) {
+    let mut places = places.iter().copied().peekable();
+    let mut place = 0;
+    let mut is_next = || {
+        place += 1;
+        places.next_if_eq(&(place - 1)).is_some()
     };
-    files.iter().map(file).collect()
+    let file = |(source, texts): (DataSource, Texts<L>)| {
+        let (apart, rest): (Vec<_>, Vec<_>) = texts.into_iter().partition(|_| is_next());
+        ((source.clone(), rest), (source, apart))
+    };
+    files.into_iter().map(file).unzip()
 }
 
 /// Number of examples whose rendering is compared with others.
@@ -702,14 +723,10 @@ fn say_unwritten(unwritten: &BTreeMap<Unwritten, usize>, examples: usize) {
 
 /// Says how many conversations have a special token of the model in what is said: a template was
 /// applied before.
-fn look_for_special_tokens<L: Labels>(
-    examples: &impl Dataset<Example<Text, L>>,
-    chat: &Chat,
-) -> Result<(), Failure> {
+fn special_tokens<L>(examples: &Texts<L>, chat: &Chat) -> Option<String> {
     let special = chat.special_tokens();
     let (mut count, mut found) = (0, None);
-    for example in examples.iter() {
-        let example = example?;
+    for example in examples {
         let texts = std::iter::once(&example.prompt).chain(example.completions());
         let messages = texts.filter_map(Text::as_conversation).flatten();
         let mut said = messages.filter_map(Message::text);
@@ -717,11 +734,9 @@ fn look_for_special_tokens<L: Labels>(
         count += usize::from(token.is_some());
         found = found.or(token);
     }
-    if let Some(token) = found {
-        say!(
-            "look: {count} rows say special tokens of the model, such as `{token}`: was a template \
-             applied before? --plain takes text as it stands"
-        );
-    }
-    Ok(())
+    let token = found?;
+    Some(format!(
+        "{count} rows say special tokens of the model, such as `{token}`: was a template applied \
+         before? --plain takes text as it stands"
+    ))
 }

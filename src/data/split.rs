@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use burn::data::dataset::Dataset;
 
@@ -39,21 +39,15 @@ pub fn split_by<I>(
     if !(0.0..=1.0).contains(&share) {
         return Err(InvalidInput::new("share", "a number in [0, 1]", share).into());
     }
-    let mut members: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    // By its hash, which is smaller than a prompt.
+    let mut groups: BTreeMap<[u8; 32], Vec<usize>> = BTreeMap::new();
     for index in 0..dataset.len() {
-        members
-            .entry(group(&dataset.get(index)?))
-            .or_default()
-            .push(index);
-    }
-    let hash = |name: &str| {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&seed.to_le_bytes());
-        hasher.update(name.as_bytes());
-        *hasher.finalize().as_bytes()
-    };
-    let groups: BTreeSet<([u8; 32], &str)> =
-        members.keys().map(|name| (hash(name), &**name)).collect();
+        hasher.update(group(&dataset.get(index)?).as_bytes());
+        let hash = *hasher.finalize().as_bytes();
+        groups.entry(hash).or_default().push(index);
+    }
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -65,13 +59,13 @@ pub fn split_by<I>(
         held_out_groups,
         ..Split::default()
     };
-    for (place, (_, name)) in groups.into_iter().enumerate() {
+    for (place, (_, members)) in groups.into_iter().enumerate() {
         let side = if place < held_out_groups {
             &mut split.held_out
         } else {
             &mut split.train
         };
-        side.extend(&members[name]);
+        side.extend(members);
     }
     split.train.sort_unstable();
     split.held_out.sort_unstable();

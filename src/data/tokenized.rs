@@ -2,62 +2,30 @@ use std::error::Error;
 
 use burn::data::dataset::{Dataset, DatasetError};
 
-use super::encode::{Content, Encode, Encoded, TokenizerError, ask};
+use super::encode::{Encode, Encoded};
+use super::encoder::Encoder;
 use super::error::DataError;
 use super::example::Example;
+use super::in_order::in_order;
+use super::kept_ids::KeptIds;
 use super::label::Labels;
-use super::load::OnError;
-use super::message::{Message, Text};
+use super::message::Text;
+use super::options::TokenizeOptions;
 use super::report::{Dropped, EncodedExample, Ends, Report};
-use super::truncate::{Frame, Reason, Truncation};
-use super::turns::{Failure, Rendering, Turns, completion_start};
-use crate::tokens::Sequence;
-
-/// Options of [`Tokenized`]. A [`Truncation`] alone is one, with the other defaults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TokenizeOptions {
-    truncation: Truncation,
-    turns: Turns,
-    on_error: OnError,
-}
-
-impl TokenizeOptions {
-    /// Options with this truncation; the assistant's turns count, and a bad row is an error.
-    pub fn new(truncation: Truncation) -> Self {
-        Self {
-            truncation,
-            turns: Turns::default(),
-            on_error: OnError::default(),
-        }
-    }
-
-    /// Sets the messages of a conversation that count; the default is [`Turns::Assistant`].
-    pub fn with_turns(self, turns: Turns) -> Self {
-        Self { turns, ..self }
-    }
-
-    /// Sets the treatment of a row that cannot be read or tokenized; the default is
-    /// [`OnError::Stop`].
-    pub fn with_on_error(self, on_error: OnError) -> Self {
-        Self { on_error, ..self }
-    }
-}
-
-impl From<Truncation> for TokenizeOptions {
-    fn from(truncation: Truncation) -> Self {
-        Self::new(truncation)
-    }
-}
+use super::truncate::Reason;
 
 /// A dataset of texts as a dataset of token ids: those examples that survive truncation.
 ///
 /// The tokenizer is yours: a closure that turns an [`Encode`] into ids, or into ids and marks of
 /// those that the assistant writes. This dataset finds where a completion begins
-/// ([`completion_start`]) and which of its tokens count ([`Turns`]). **Of a conversation only the
-/// assistant's messages count, unless you say otherwise.**
+/// ([`completion_start`](super::completion_start)) and which of its tokens count
+/// ([`Turns`](super::Turns)). **Of a conversation only the assistant's messages count, unless you say
+/// otherwise.**
 ///
-/// The closure runs once over all examples for the [`Report`], and again whenever one is asked for;
-/// wrap the dataset into Burn's `InMemDataset` to keep the ids instead. A pair of single answers
+/// The closure runs over all examples at once, on all processors. Their ids are kept, up to
+/// [a number of bytes](TokenizeOptions::with_memory), and made again for further examples whenever one
+/// is asked for; everything else of an example stays in the dataset of texts. Texts in memory that
+/// nobody needs any more are given up for their ids by [`TokenizedExamples`]. A pair of single answers
 /// takes three calls; a completion of several turns one or two more for each of the assistant's,
 /// unless the tokenizer marks them.
 pub struct Tokenized<D, T> {
@@ -65,18 +33,19 @@ pub struct Tokenized<D, T> {
     tokenizer: T,
     options: TokenizeOptions,
     kept: Vec<usize>,
+    ids: KeptIds,
     report: Report,
 }
 
 impl<D, T> Tokenized<D, T> {
-    /// Tokenizes every example once.
+    /// Tokenizes every example.
     ///
     /// # Errors
     ///
     /// The truncation leaves no token of a prompt or a completion. Or a row cannot be read, the
     /// tokenizer refuses it, or its template writes earlier turns otherwise once others follow, so
-    /// that it is unknown which tokens are the assistant's: with [`OnError::Skip`] such rows are
-    /// dropped. Examples that are only too long always are, as the [`Report`] says.
+    /// that it is unknown which tokens are the assistant's: with [`OnError::Skip`](super::OnError) such
+    /// rows are dropped. Examples that are only too long always are, as the [`Report`] says.
     pub fn new<L, R, E>(
         texts: D,
         tokenizer: T,
@@ -90,49 +59,24 @@ impl<D, T> Tokenized<D, T> {
         L: Labels,
     {
         let options = options.into();
-        options.truncation.check()?;
-        let mut tokenized = Self {
-            kept: Vec::new(),
-            report: Report::default(),
+        let (mut kept, mut ids) = (Vec::new(), KeptIds::new(options.memory));
+        let encoder = Encoder {
+            tokenizer: &tokenizer,
+            options,
+        };
+        let get = |index| Ok(texts.get(index)?);
+        let report = tokenize(&encoder, 0..texts.len(), get, |index, _, encoded| {
+            kept.push(index);
+            ids.push(&encoded.shortened);
+        })?;
+        Ok(Self {
             texts,
             tokenizer,
             options,
-        };
-        let mut ends = Ends::default();
-        for index in 0..tokenized.texts.len() {
-            let (line, outcome) = match tokenized.texts.get(index) {
-                Ok(example) => {
-                    tokenized.report.read(&example);
-                    let outcome = tokenized.encode(index, &example);
-                    if let Ok(Ok(encoded)) = &outcome {
-                        tokenized.kept.push(index);
-                        tokenized.report.look(encoded, &mut ends);
-                        tokenized.report.keep(&example.label.label(), encoded);
-                    }
-                    (example.line, outcome)
-                }
-                Err(error) => {
-                    let error = DataError::from(error);
-                    (error.line(), Err(error))
-                }
-            };
-            let reason = match outcome {
-                Ok(Ok(_)) => continue,
-                Ok(Err(reason)) => reason,
-                Err(error) if tokenized.options.on_error.skips(&error) => {
-                    Reason::Error(error.without_place())
-                }
-                Err(error) => return Err(error),
-            };
-            let dropped = Dropped {
-                index,
-                line,
-                reason,
-            };
-            tokenized.report.dropped.push(dropped);
-        }
-        tokenized.report.end = ends.most();
-        Ok(tokenized)
+            kept,
+            ids,
+            report,
+        })
     }
 
     /// The report: what is kept, what is not, and why.
@@ -151,164 +95,6 @@ impl<D, T> Tokenized<D, T> {
     }
 }
 
-impl<D, T> Tokenized<D, T> {
-    /// An example as ids, or why it is left out.
-    fn encode<L, R, E>(
-        &self,
-        index: usize,
-        example: &Example<Text, L>,
-    ) -> Result<Result<EncodedExample, Reason>, DataError>
-    where
-        T: Fn(Encode<'_>) -> Result<R, E>,
-        R: Into<Encoded>,
-        E: Into<Box<dyn Error + Send + Sync>>,
-    {
-        let refused = |source| DataError::Tokenizer {
-            index,
-            line: example.line,
-            source,
-        };
-        let (alone, whole) = self.ids(example).map_err(refused)?;
-        let start = completion_start(&alone, whole.iter().map(|(encoded, _)| &*encoded.ids));
-        if start == 0 && !alone.is_empty() {
-            return Ok(Err(Reason::NoCommonPrompt));
-        }
-        let mut sequences = Vec::with_capacity(whole.len());
-        let mut moved_ends = 0;
-        for (encoded, messages) in &whole {
-            let (prompt, completion) = encoded.ids.split_at(start);
-            let mut sequence = Sequence::new(prompt, completion);
-            let marked = encoded.counted.as_deref();
-            let counted = match (&example.prompt, messages) {
-                (Text::Conversation(before), Some(messages)) => {
-                    let rendering = Rendering {
-                        messages,
-                        prompt: before.len(),
-                        opened: &alone,
-                        whole: &encoded.ids,
-                        start,
-                        encode: |messages: &[Message], open: bool| {
-                            let content = Content::Conversation(messages);
-                            ask(&self.tokenizer, content, open, &example.columns)
-                                .map(|encoded| encoded.ids)
-                        },
-                    };
-                    let counted = rendering.counted(self.options.turns, marked);
-                    let counted = counted.map_err(|failure| refused(failure.into()))?;
-                    moved_ends += counted.moved_ends;
-                    Some(counted.marks)
-                }
-                _ => marked.map(|marked| marked[start..].to_vec()),
-            };
-            if let Some(counted) = counted {
-                sequence = sequence.with_counted(&counted)?;
-            }
-            sequences.push(sequence);
-        }
-        let room = match self.options.truncation.room(&sequences) {
-            Ok(room) => room,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        let frame = if start > room.prompt {
-            let frame = self.frame(example, &alone).map_err(refused)?;
-            frame.without_end(alone.len() - start)
-        } else {
-            Frame::default()
-        };
-        let shortened = room.shorten(&sequences, frame);
-        Ok(shortened.map(|(shortened, cut)| EncodedExample {
-            alone,
-            whole: sequences,
-            shortened,
-            cut,
-            moved_ends,
-        }))
-    }
-
-    /// The ids of a prompt that do not depend on what it says after its system messages.
-    fn frame<L, R, E>(
-        &self,
-        example: &Example<Text, L>,
-        prompt: &[u32],
-    ) -> Result<Frame, TokenizerError>
-    where
-        T: Fn(Encode<'_>) -> Result<R, E>,
-        R: Into<Encoded>,
-        E: Into<TokenizerError>,
-    {
-        let columns = &example.columns;
-        let other = match &example.prompt {
-            Text::Plain(_) => ask(&self.tokenizer, Content::Plain(""), true, columns)?,
-            Text::Conversation(messages) => {
-                let is_said = |message: &Message| !message.is_system();
-                let Some(first) = messages.iter().position(is_said) else {
-                    return Ok(Frame::of(prompt, prompt));
-                };
-                // Not blank, which some templates refuse.
-                let other = Message::new(&messages[first].role, ".");
-                let messages = [&messages[..first], &[other]].concat();
-                ask(
-                    &self.tokenizer,
-                    Content::Conversation(&messages),
-                    true,
-                    columns,
-                )?
-            }
-        };
-        Ok(Frame::of(prompt, &other.ids))
-    }
-
-    /// The ids of the prompt alone and of the prompt with each completion, and of conversations the
-    /// messages of the latter.
-    #[allow(
-        clippy::type_complexity,
-        reason = "an example, taken apart by its only caller"
-    )]
-    fn ids<L, R, E>(
-        &self,
-        example: &Example<Text, L>,
-    ) -> Result<(Vec<u32>, Vec<(Encoded, Option<Vec<Message>>)>), TokenizerError>
-    where
-        T: Fn(Encode<'_>) -> Result<R, E>,
-        R: Into<Encoded>,
-        E: Into<TokenizerError>,
-    {
-        let columns = &example.columns;
-        let alone = example.prompt_ids(&self.tokenizer)?;
-        let with = |completion: &Text| match (&example.prompt, completion) {
-            (Text::Plain(prompt), Text::Plain(completion)) => {
-                let text = format!("{prompt}{completion}");
-                Ok((
-                    ask(&self.tokenizer, Content::Plain(&text), false, columns)?,
-                    None,
-                ))
-            }
-            (Text::Conversation(prompt), Text::Conversation(completion)) => {
-                let messages = [prompt.as_slice(), completion].concat();
-                let encoded = ask(
-                    &self.tokenizer,
-                    Content::Conversation(&messages),
-                    false,
-                    columns,
-                )?;
-                Ok((encoded, Some(messages)))
-            }
-            _ => Err("a string beside a conversation in one example".into()),
-        };
-        let whole = example.completions().iter().map(with);
-        Ok((alone, whole.collect::<Result<_, TokenizerError>>()?))
-    }
-}
-
-impl From<Failure<TokenizerError>> for TokenizerError {
-    fn from(failure: Failure<TokenizerError>) -> Self {
-        match failure {
-            Failure::Tokenizer(error) => error,
-            Failure::Rewritten(message) => message.into(),
-        }
-    }
-}
-
 impl<D, T, L, R, E> Dataset<Example<Vec<u32>, L>> for Tokenized<D, T>
 where
     D: Dataset<Example<Text, L>>,
@@ -317,10 +103,18 @@ where
     E: Into<Box<dyn Error + Send + Sync>>,
     L: Labels,
 {
-    fn get(&self, index: usize) -> Result<Example<Vec<u32>, L>, DatasetError> {
-        let index = self.kept[index];
+    fn get(&self, place: usize) -> Result<Example<Vec<u32>, L>, DatasetError> {
+        let index = self.kept[place];
         let example = self.texts.get(index)?;
-        match self.encode(index, &example).map_err(DatasetError::new)? {
+        if let Some(sequences) = self.ids.get(place) {
+            return Ok(Example::from_sequences(example, &sequences));
+        }
+        let encoder = Encoder {
+            tokenizer: &self.tokenizer,
+            options: self.options,
+        };
+        let encoded = encoder.encode(index, &example);
+        match encoded.map_err(DatasetError::new)? {
             Ok(encoded) => Ok(Example::from_sequences(example, &encoded.shortened)),
             Err(reason) => Err(DatasetError::new(DataError::Tokenizer {
                 index,
@@ -333,4 +127,108 @@ where
     fn len(&self) -> usize {
         self.kept.len()
     }
+}
+
+/// Examples as token ids, in memory: what [`Tokenized`] holds, without the texts.
+///
+/// Each text is dropped once its ids are made, so that both are never in memory as a whole.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct TokenizedExamples<L> {
+    /// The examples that are kept, in the order of the texts.
+    pub examples: Vec<Example<Vec<u32>, L>>,
+    /// The index of each of them among the texts.
+    pub kept: Vec<usize>,
+    /// What is kept, what is not, and why.
+    pub report: Report,
+}
+
+impl<L: Labels> TokenizedExamples<L> {
+    /// Tokenizes every example.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenized::new`].
+    pub fn new<T, R, E>(
+        texts: Vec<Example<Text, L>>,
+        tokenizer: T,
+        options: impl Into<TokenizeOptions>,
+    ) -> Result<Self, DataError>
+    where
+        T: Fn(Encode<'_>) -> Result<R, E> + Send + Sync,
+        R: Into<Encoded>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let encoder = Encoder {
+            tokenizer: &tokenizer,
+            options: options.into(),
+        };
+        let (mut kept, mut examples) = (Vec::new(), Vec::new());
+        let report = tokenize(&encoder, texts, Ok, |index, example, encoded| {
+            kept.push(index);
+            examples.push(Example::from_sequences(example, &encoded.shortened));
+        })?;
+        Ok(Self {
+            examples,
+            kept,
+            report,
+        })
+    }
+}
+
+/// Encodes all examples that `example` makes of `source`, gives those that are kept to `keep`, in
+/// order, and reports.
+fn tokenize<S, T, L, R, E>(
+    encoder: &Encoder<'_, T>,
+    source: impl IntoIterator<Item = S, IntoIter: Send>,
+    example: impl Fn(S) -> Result<Example<Text, L>, DataError> + Sync,
+    mut keep: impl FnMut(usize, Example<Text, L>, &EncodedExample),
+) -> Result<Report, DataError>
+where
+    S: Send,
+    T: Fn(Encode<'_>) -> Result<R, E> + Send + Sync,
+    R: Into<Encoded>,
+    E: Into<Box<dyn Error + Send + Sync>>,
+    L: Labels,
+{
+    let options = encoder.options;
+    options.truncation.check()?;
+    let encode = |(index, source)| match example(source) {
+        Ok(example) => {
+            let encoded = encoder.encode(index, &example);
+            (example.line, Some(example), encoded)
+        }
+        Err(error) => (error.line(), None, Err(error)),
+    };
+    let (mut report, mut ends, mut index) = (Report::default(), Ends::default(), 0);
+    let take = |(line, example, encoded): (_, Option<Example<Text, L>>, _)| {
+        if let Some(example) = &example {
+            report.read(example);
+        }
+        let reason = match (example, encoded) {
+            (Some(example), Ok(Ok(encoded))) => {
+                report.look(&encoded, &mut ends);
+                report.keep(&example.label.label(), &encoded);
+                keep(index, example, &encoded);
+                None
+            }
+            (_, Ok(Err(reason))) => Some(reason),
+            (_, Err(error)) if options.on_error.skips(&error) => {
+                Some(Reason::Error(error.without_place()))
+            }
+            (_, Err(error)) => return Err(error),
+            (None, Ok(_)) => unreachable!("no example was encoded"),
+        };
+        report.dropped.extend(reason.map(|reason| Dropped {
+            index,
+            line,
+            reason,
+        }));
+        index += 1;
+        Ok(())
+    };
+    let source = source.into_iter().enumerate();
+    in_order(source, options.threads(), encode, take)?;
+    report.end = ends.most();
+    Ok(report)
 }

@@ -4,14 +4,17 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io::Write;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataset::{Dataset, InMemDataset};
 use burn_preference::data::{
     Collator, Content, DataError, Desirable, Encode, Example, Json, JsonLines, Message, Mismatched,
     Object, OnError, PairFormat, PairTokens, Pairing, ParquetFile, Preference, PromptFormat,
-    RankedFormat, RankedTokens, Reason, Scores, Text, TokenizeOptions, Tokenized, Truncation,
-    Turns, UnpairedTokens, completion_start, distinct, win_probability,
+    RankedFormat, RankedTokens, Reason, Scores, Text, TokenizeOptions, Tokenized,
+    TokenizedExamples, Truncation, Turns, UnpairedTokens, completion_start, distinct,
+    win_probability,
 };
 use burn_preference::tokens::{Padding, Sequence};
 
@@ -101,9 +104,9 @@ fn the_assistant_counts_and_nobody_else() {
 
 #[test]
 fn marks_of_the_tokenizer_take_the_place_of_renderings() {
-    let calls = std::sync::atomic::AtomicUsize::new(0);
+    let calls = AtomicUsize::new(0);
     let marked = |text: Encode<'_>| {
-        calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        calls.fetch_add(1, Ordering::Relaxed);
         let ids = template(text)?;
         let marks = ids
             .iter()
@@ -117,11 +120,7 @@ fn marks_of_the_tokenizer_take_the_place_of_renderings() {
         digits(&tokens.get(0).unwrap().sequences()[0])
     };
     assert_eq!(of(Turns::Assistant), "010001011");
-    assert_eq!(
-        calls.load(std::sync::atomic::Ordering::Relaxed),
-        6,
-        "three a pass"
-    );
+    assert_eq!(calls.load(Ordering::Relaxed), 3);
     assert_eq!(of(Turns::Last), "000000011");
     assert_eq!(of(Turns::All), "010001011");
 
@@ -180,6 +179,72 @@ fn history_that_is_written_again_is_an_error() {
         report.to_string().contains("return a mask with the ids"),
         "{report}"
     );
+}
+
+/// Conversations of different lengths, of which every 50th is refused by the template, and some are
+/// too long.
+fn many() -> Vec<Example<Text, Preference>> {
+    let row = |i: usize| {
+        let question = if i % 50 == 49 { "refused" } else { "q" };
+        let answer = "a".repeat(i % 23);
+        let chosen = talk(&[
+            ("assistant", &answer),
+            ("tool", "tt"),
+            ("assistant", &i.to_string()),
+        ]);
+        let rejected = talk(&[("assistant", "no")]);
+        Example::pair(talk(&[("user", question)]), chosen, rejected)
+    };
+    (0..700).map(row).collect()
+}
+
+#[test]
+fn threads_and_memory_change_nothing() {
+    let calls = AtomicUsize::new(0);
+    let picky = |text: Encode<'_>| {
+        calls.fetch_add(1, Ordering::Relaxed);
+        let said = text.content.as_conversation().unwrap()[0].text().unwrap();
+        if said == "refused" {
+            return Err(format!(
+                "refused, of {} columns",
+                text.columns.iter().count()
+            ));
+        }
+        Ok(template(text).unwrap_or_default())
+    };
+    let truncation = Truncation::Drop { max_length: 32 };
+    let options = |threads: usize| {
+        let options = TokenizeOptions::new(truncation).with_on_error(OnError::Skip);
+        options.with_threads(NonZero::new(threads).unwrap())
+    };
+    let texts = TokenizedExamples::new(many(), picky, options(1)).unwrap();
+    let dropped = &texts.report.dropped;
+    assert!(dropped.len() > 14 && dropped.is_sorted_by_key(|row| row.index));
+    assert_eq!(texts.report.kept, texts.examples.len());
+    for threads in [1, 3] {
+        let again = TokenizedExamples::new(many(), picky, options(threads)).unwrap();
+        assert_eq!(again.examples, texts.examples);
+        assert_eq!((&again.report, &again.kept), (&texts.report, &texts.kept));
+        // All ids, those of the first half, none.
+        for (memory, encoded_again) in [(1 << 20, 0), (40_000, 1), (0, 700)] {
+            let options = options(threads).with_memory(memory);
+            let tokens = Tokenized::new(InMemDataset::new(many()), picky, options).unwrap();
+            assert_eq!(tokens.report(), &texts.report);
+            assert_eq!(tokens.kept(), texts.kept);
+            let before = calls.load(Ordering::Relaxed);
+            let examples: Result<Vec<_>, _> = tokens.iter().collect();
+            assert_eq!(examples.unwrap(), texts.examples);
+            let calls = calls.load(Ordering::Relaxed) - before;
+            assert!(
+                calls >= encoded_again && (calls > 0) == (encoded_again > 0),
+                "{calls}"
+            );
+        }
+        // The first error of the file, whichever thread met one first.
+        let stop = options(threads).with_on_error(OnError::Stop);
+        let error = TokenizedExamples::new(many(), picky, stop).unwrap_err();
+        assert!(error.to_string().contains("example 49: refused"), "{error}");
+    }
 }
 
 #[test]
