@@ -87,7 +87,7 @@ impl Chat {
 
     /// The ids of a text that may go on: with its special tokens, but for an end.
     fn open_text(&self, text: &str) -> Result<Vec<u32>, Failure> {
-        let mut ids = self.tokenizer.encode(text, true)?.get_ids().to_vec();
+        let mut ids = self.tokenizer.encode_fast(text, true)?.get_ids().to_vec();
         if ids.last() == Some(&self.end) {
             ids.pop();
         }
@@ -104,7 +104,13 @@ impl Chat {
     ) -> Result<(Vec<u32>, Option<Vec<bool>>), Failure> {
         let rendered = self.rendered(messages, tools, add_generation_prompt, kwargs)?;
         // The template wrote the special tokens: none is added.
-        let encoding = self.tokenizer.encode(rendered.text.as_str(), false)?;
+        let text = rendered.text.as_str();
+        let encoding = if rendered.assistant.is_some() {
+            self.tokenizer.encode(text, false)?
+        } else {
+            // Without offsets.
+            self.tokenizer.encode_fast(text, false)?
+        };
         let mask = rendered.assistant_mask(encoding.get_offsets());
         Ok((encoding.get_ids().to_vec(), mask))
     }
@@ -138,7 +144,7 @@ impl Chat {
     ///
     /// What the tokenizer says.
     pub fn ids(&self, text: &str) -> Result<Vec<u32>, Failure> {
-        Ok(self.tokenizer.encode(text, false)?.get_ids().to_vec())
+        Ok(self.tokenizer.encode_fast(text, false)?.get_ids().to_vec())
     }
 
     /// The text of ids, without special tokens.
