@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::data::dataloader::BatchStrategy;
 use burn::data::dataset::{Dataset, InMemDataset};
@@ -133,11 +133,17 @@ where
         if run.state.step == 0 {
             self.check_first_batch(&run, &train)?;
             if !held_out.is_empty() {
+                let start = Instant::now();
                 let before = self.measure(&run.policy, held_out)?;
-                log.append(&held_out_line(0, &before))?;
+                log.append(&held_out_line(0, &before, start.elapsed()))?;
             }
         }
-        let progress = Progress::new(self.options.steps, run.state.step);
+        let evaluations = if held_out.is_empty() {
+            None
+        } else {
+            Some(self.options.evaluate_every)
+        };
+        let mut progress = Progress::new(self.options.steps, run.state.step, evaluations);
         let (mut examples, mut seconds) = (0, 0.0);
         let mut stopped = false;
         while run.state.step < self.options.steps && self.is_patient(&run.state) {
@@ -151,22 +157,31 @@ where
             run.policy = run.optimizer.step(rate, run.policy, gradients);
             self.task.observe(&metrics);
             run.state.cursor.advance(count);
-            let took = start.elapsed().as_secs_f64();
-            (examples, seconds) = (examples + count, seconds + took);
-            let epoch = run.state.cursor.epoch();
-            let line =
-                json!({"step": step, "epoch": epoch, "rate": rate, "train": table(&metrics)});
+            let took = start.elapsed();
+            let speed = tokens as f64 / took.as_secs_f64();
+            (examples, seconds) = (examples + count, seconds + took.as_secs_f64());
+            let line = json!({
+                "step": step,
+                "epoch": run.state.cursor.epoch(),
+                "rate": rate,
+                "seconds": took.as_secs_f64(),
+                "tokens": tokens,
+                "tokens_per_second": speed,
+                "train": table(&metrics),
+            });
             log.append(&line)?;
-            progress.step(&metrics, tokens as f64 / took);
+            progress.step(&metrics, speed, took);
 
             let last = step == self.options.steps;
             // All of them stop after the same step.
             let stop = self.context.ranks.any(self.stop.load(Ordering::Relaxed))?;
             let measured = last || step.is_multiple_of(self.options.evaluate_every);
             if measured && !held_out.is_empty() {
+                let start = Instant::now();
                 let metrics = self.measure(&run.policy, held_out)?;
-                log.append(&held_out_line(step, &metrics))?;
-                progress.measured(step, &metrics);
+                let took = start.elapsed();
+                log.append(&held_out_line(step, &metrics, took))?;
+                progress.measured(step, &metrics, took);
                 let key = self.task.measured_by();
                 let measured = held_out_loss(&metrics, key.unwrap_or("loss"), step)?;
                 if key.is_some() {
@@ -370,8 +385,8 @@ fn held_out_loss(held_out: &Metrics, key: &str, step: usize) -> Result<f64, Fail
     Err(format!("{what}; a smaller --rate may help").into())
 }
 
-fn held_out_line(step: usize, metrics: &Metrics) -> Value {
-    json!({"step": step, "held_out": table(metrics)})
+fn held_out_line(step: usize, metrics: &Metrics, took: Duration) -> Value {
+    json!({"step": step, "seconds": took.as_secs_f64(), "held_out": table(metrics)})
 }
 
 /// Every number of a step by its name.

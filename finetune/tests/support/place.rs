@@ -124,8 +124,9 @@ impl Run {
         self.out.with_extension("run")
     }
 
+    /// The lines of the metrics, without the clock.
     pub(crate) fn metrics(&self) -> String {
-        fs::read_to_string(self.folder().join("metrics.jsonl")).unwrap()
+        without_clock(&fs::read_to_string(self.folder().join("metrics.jsonl")).unwrap())
     }
 
     /// A number of each line that has it, and its step.
@@ -167,4 +168,20 @@ impl Run {
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name.contains("checkpoint")).collect()
     }
+}
+
+/// Lines of metrics without what differs from run to run.
+pub(crate) fn without_clock(lines: &str) -> String {
+    let line = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        let fields = line.as_object_mut().unwrap();
+        let seconds = fields.remove("seconds");
+        if let Some(speed) = fields.remove("tokens_per_second") {
+            let product = speed.as_f64().unwrap() * seconds.unwrap().as_f64().unwrap();
+            let tokens = fields["tokens"].as_f64().unwrap();
+            assert!(tokens > 0.0 && (product / tokens - 1.0).abs() < 1e-6);
+        }
+        format!("{line}\n")
+    };
+    lines.lines().map(line).collect()
 }
