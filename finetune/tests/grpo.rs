@@ -126,15 +126,15 @@ fn several_steps_on_one_sample_and_the_next_round() {
         other.contains("is --model the one that wrote these answers,"),
         "{other}"
     );
-    // Packed rows have the same numbers.
-    let packed = format!("{steps} --shared-prefix");
-    let packed = grpo(
+    // Padded rows have the same numbers.
+    let padded = format!("{steps} --layout padded");
+    let padded = grpo(
         &place,
-        "packed",
+        "padded",
         &json!({ "advantage": "leave_one_out" }),
-        &packed,
+        &padded,
     );
-    for (a, b) in packed.losses().iter().zip(run.losses()).take(3) {
+    for (a, b) in padded.losses().iter().zip(run.losses()).take(3) {
         assert!((a - b).abs() < 1e-3, "{a} {b}");
     }
 }

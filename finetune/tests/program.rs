@@ -94,12 +94,13 @@ fn the_same_numbers_another_way() {
         };
         near(&norms(&usual), &norms(&other), 100.0 * most);
     };
-    compare("", "--shared-prefix", 1e-4);
+    compare("--layout padded", "--layout packed", 1e-4);
+    compare("", "--layout packed", 0.0);
     compare("", "--gradient-checkpointing", 0.0);
     compare("", "--reference live", 1e-5);
     // A forward of each row, and of each prompt.
     compare("", "--budget 40", 1e-5);
-    compare("--shared-prefix", "--shared-prefix --budget 40", 1e-5);
+    compare("--layout padded", "--layout padded --budget 40", 1e-5);
     compare("--full", "--full --budget 40", 1e-5);
     // One after the other, and three at once; the reference is computed in other batches.
     compare("--workers 1 --budget 40", "--workers 3 --budget 120", 1e-6);
@@ -117,7 +118,7 @@ fn the_same_numbers_another_way() {
         compare(&whole, &format!("{loss} --workers 1 --budget 40"), 1e-5);
         compare(
             &whole,
-            &format!("{loss} --workers 3 --budget 120 --shared-prefix"),
+            &format!("{loss} --workers 3 --budget 120 --layout packed"),
             1e-4,
         );
     }
@@ -149,8 +150,11 @@ fn the_same_numbers_another_way() {
 #[test]
 fn the_same_numbers_on_another_device() {
     let place = Place::new("llama3");
-    for arguments in ["--full --rate 0.001", "--full --rate 0.001 --shared-prefix"] {
-        let name = arguments.len();
+    for arguments in [
+        "--full --rate 0.001 --layout padded",
+        "--full --rate 0.001 --layout packed",
+    ] {
+        let name = &arguments[arguments.len() - 6..];
         let usual = place.run(&format!("usual{name}"), arguments);
         usual.learns();
         let other = place.run(
@@ -188,8 +192,8 @@ fn rates_rights_and_a_run_that_diverges() {
 #[test]
 fn packed_rows_of_a_model_with_a_window() {
     let place = Place::new("gemma2");
-    let usual = place.run("usual", "");
-    let packed = place.run("packed", "--shared-prefix");
+    let usual = place.run("usual", "--layout padded");
+    let packed = place.run("packed", "--layout packed");
     near(&usual.losses(), &packed.losses(), 1e-4);
 }
 
@@ -335,7 +339,7 @@ fn objectives_that_do_not_fit(place: &Place) {
         .run("further", "--model pairs5 --loss bradley_terry")
         .learns();
     place.fails("--loss bradley_terry --save adapter", "save the model");
-    place.fails("--loss bradley_terry --shared-prefix", "--shared-prefix");
+    place.fails("--loss bradley_terry --layout packed", "--layout packed");
     place.fails(
         "--loss bradley_terry_ties",
         "it takes rewards of pairs, ties",
@@ -408,7 +412,7 @@ fn stage_one_and_stage_two() {
     );
 
     // The same numbers from packed rows, and from parts of a step.
-    for more in ["--shared-prefix", "--budget 64", "--workers 2 --budget 96"] {
+    for more in ["--layout packed", "--budget 64", "--workers 2 --budget 96"] {
         let name = format!("same{}", more.len());
         let same = place.run(&name, &format!("--data messages.jsonl {sft} {more}"));
         near(&same.losses(), &stage_one.losses(), 2e-4);
@@ -668,7 +672,7 @@ fn the_first_batch_is_checked() {
     });
     for (out, arguments) in [
         ("pairs", "--data short.jsonl"),
-        ("packed", "--data short.jsonl --shared-prefix"),
+        ("padded", "--data short.jsonl --layout padded"),
         ("rewards", "--data short.jsonl --loss bradley_terry"),
         ("free", "--data short.jsonl --loss simpo"),
         ("kto", "--data one_word.jsonl --loss kto --batch 20"),
@@ -688,7 +692,7 @@ fn the_first_batch_is_checked() {
     });
     let same = "--data same.jsonl";
     let text = "error: Chosen and rejected are the same tokens in 8 of 8 pairs";
-    for arguments in ["", "--shared-prefix", "--loss orpo", "--loss bradley_terry"] {
+    for arguments in ["", "--layout padded", "--loss orpo", "--loss bradley_terry"] {
         place.fails(&format!("{same} {arguments}"), text);
         fs::remove_dir_all(place.path("failed.run")).unwrap();
     }
@@ -713,13 +717,11 @@ fn losses_of_a_whole_step_are_not_split() {
     {
         // Rows of two pairs of 30 tokens each.
         let loss = format!("--loss {loss} --batch 2");
-        place.run(&format!("{i}"), &format!("{loss} --budget 120"));
-        place.fails(&format!("{loss} --budget 100"), "2 forwards, and the loss");
+        let padded = format!("{loss} --layout padded");
+        place.run(&format!("{i}"), &format!("{padded} --budget 120"));
+        place.fails(&format!("{padded} --budget 100"), "2 forwards, and the loss");
         place.fails(&format!("{loss} --workers 2"), "of a whole step");
-        place.fails(
-            &format!("{loss} --budget 60 --steps 1 --shared-prefix"),
-            "2 forwards",
-        );
+        place.fails(&format!("{loss} --budget 60 --steps 1"), "2 forwards");
     }
     // Others are, to the same numbers: above.
     place.run("split", "--loss orpo --budget 40");
@@ -771,7 +773,7 @@ fn what_is_measured_does_not_depend_on_the_batch() {
             assert_eq!(by(batch), whole, "{loss} {batch}");
         }
         // By several forwards: rows of like length together, or those of one prompt.
-        for cut in ["--budget 120", "--budget 120 --shared-prefix"] {
+        for cut in ["--budget 120", "--budget 120 --layout packed"] {
             let [of_cut, baselines_of_cut] = by(&format!("--batch 2 --workers 1 {cut}"));
             near(&of_cut, losses, 2e-5);
             near(&baselines_of_cut, baselines, 2e-4);

@@ -114,7 +114,7 @@ fn the_numbers_of_one_process() {
     for (i, arguments) in [
         String::new(),
         format!("--full {two_forwards}"),
-        "--loss dpo --reference live --shared-prefix".to_owned(),
+        "--loss dpo --reference live --layout padded".to_owned(),
         format!("{unpaired} --loss kto"),
         format!("{unpaired} --loss bco {two_forwards}"),
         "--loss orpo".to_owned(),

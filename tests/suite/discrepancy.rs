@@ -148,7 +148,7 @@ fn half_precision() {
     models.coarsen();
     let half = |dtype: &DType| matches!(dtype, DType::F16 | DType::BF16);
     for dtype in dtypes().into_iter().filter(half) {
-        // LibTorch rounds the logits, and here those of two models.
+        // Outside Flex the logits are rounded, and here those of two models.
         let allowed = 1.5 * tolerance(dtype);
         for kind in KINDS {
             for layout in LAYOUTS {

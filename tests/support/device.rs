@@ -71,7 +71,7 @@ pub fn keeps_nan() -> bool {
 /// | f64 | 1.1e-16 | 1e-11 | log-probs of −50 cancel to ratios, exponentials of 10 multiply what is left |
 /// | f32 | 6e-8 | 5e-5 | the same; GPUs round exponential and logarithm to 3 more units |
 /// | f16 | 2.4e-4 | 4e-3 | inputs are exact, and f32 from the logits on: gradients are rounded once, and so are the operands, and on GPUs the sums, of their products |
-/// | bf16 | 2e-3 | 8e-2 | as f16: a term of 12, which the gradients here are made of, is rounded by 3e-2; LibTorch rounds logits too |
+/// | bf16 | 2e-3 | 8e-2 | as f16: a term of 12, which the gradients here are made of, is rounded by 3e-2; outside Flex, logits are rounded too |
 pub fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => 1e-11,

@@ -113,9 +113,9 @@ pub(crate) struct Args {
     /// or where a loss is of a whole step.
     #[arg(help_heading = "Steps", long)]
     pub(crate) workers: Option<usize>,
-    /// Each prompt once, with its completions in one row.
-    #[arg(help_heading = "Steps", long)]
-    pub(crate) shared_prefix: bool,
+    /// Rows of a forward; the numbers are the same up to rounding.
+    #[arg(help_heading = "Steps", long, value_enum, default_value_t = Layout::Auto)]
+    pub(crate) layout: Layout,
     /// The largest learning rate; otherwise 1e-4 for adapters and 5e-6 for all weights.
     #[arg(help_heading = "Steps", long)]
     pub(crate) rate: Option<f64>,
@@ -196,7 +196,7 @@ pub(crate) struct Args {
     /// worst one into `OUT.jsonl`.
     #[arg(help_heading = "On-policy rows", long, requires = "score", conflicts_with_all = [
         "held_out_data", "held_out", "group", "loss", "reference", "cache", "full", "rank", "alpha",
-        "targets", "quantize", "steps", "batch", "budget", "workers", "shared_prefix", "rate", "schedule",
+        "targets", "quantize", "steps", "batch", "budget", "workers", "layout", "rate", "schedule",
         "warm_up", "clip", "weight_decay", "gradient_checkpointing", "evaluate_every", "patience",
         "no_check", "resume", "save", "save_dtype", "answers",
     ])]
@@ -234,6 +234,17 @@ pub(crate) enum Numbers {
     F32,
     F16,
     Bf16,
+}
+
+/// Rows of a forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Layout {
+    /// Packed on flex where a prompt has several completions, as in pairs and lists; else padded.
+    Auto,
+    /// A row for each completion with its prompt.
+    Padded,
+    /// Each prompt once, with its completions in one row.
+    Packed,
 }
 
 /// The kind of files that are saved.
@@ -288,11 +299,17 @@ impl Args {
         }
     }
 
-    pub(crate) fn batching(&self, chat: &Chat, device: &Device) -> Batching {
+    /// Of examples that have several completions of a prompt, or one.
+    pub(crate) fn batching(&self, chat: &Chat, device: &Device, are_several: bool) -> Batching {
         let padding = Padding::new(chat.padding);
+        let packs = match self.layout {
+            Layout::Auto => are_several && self.device == "flex",
+            Layout::Padded => false,
+            Layout::Packed => true,
+        };
         Batching {
             padding,
-            packing: self.shared_prefix.then(|| Packing::new(padding)),
+            packing: packs.then(|| Packing::new(padding)),
             budget: self.budget,
             device: device.clone(),
         }

@@ -85,7 +85,7 @@ pub(crate) fn write_rows(
     let scores = scores.map_err(|error| keep(args, &answers, &error))?;
     let each = answers.chunks(count).zip(scores.chunks(count));
     let what = if args.every_answer { "groups" } else { "pairs" };
-    let batching = args.batching(chat, device);
+    let batching = args.batching(chat, device, args.every_answer);
     let row = |(answers, scores): (&[Answer], &[f64])| -> Result<Option<Object>, Failure> {
         if args.every_answer {
             group(answers, scores, &log_probs(model, answers, &batching)?)
@@ -158,5 +158,8 @@ fn judge_of(args: &Args, judge: &str, chat: &Chat, device: &Device) -> Result<Ju
     if !chat.is_the_same(&Chat::open(folder, model.config())?) {
         return Err(format!("--score: {judge} has another tokenizer").into());
     }
-    Ok(Judge::Model(Box::new(model), args.batching(chat, device)))
+    Ok(Judge::Model(
+        Box::new(model),
+        args.batching(chat, device, false),
+    ))
 }

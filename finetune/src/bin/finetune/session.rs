@@ -23,7 +23,7 @@ use serde_json::{Map, Value, json};
 use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag::{register, register_conditional_shutdown};
 
-use crate::args::{Args, Bits, Numbers, ReferenceFrom, Save};
+use crate::args::{Args, Bits, Layout, Numbers, ReferenceFrom, Save};
 use crate::card::Card;
 use crate::objective::ChosenObjective;
 use crate::options_file;
@@ -98,7 +98,10 @@ impl<'a> Session<'a> {
         let two = args.device == "flex" && !args.full && !whole;
         let workers = args.workers.unwrap_or(if two { 2 } else { 1 });
         // What runs at once shares the budget.
-        let mut batching = args.batching(&chat, &device);
+        let several = [Examples::Pairs, Examples::Ranked, Examples::Samples];
+        let are_several =
+            several.contains(&objective.needs.examples) && !objective.learns_rewards();
+        let mut batching = args.batching(&chat, &device, are_several);
         batching.budget = (batching.budget / workers).max(1);
         say!("objective: {}", objective.written);
         Ok(Self {
@@ -574,8 +577,8 @@ fn check_options(args: &Args, objective: &ChosenObjective) -> Result<(), Failure
     if objective.learns_rewards() && args.save == Save::Adapter {
         return wrong("--save adapter: a reward model has a head besides, save the model");
     }
-    if objective.learns_rewards() && args.shared_prefix {
-        return wrong("--shared-prefix: a reward stands at the end of a row of its own");
+    if objective.learns_rewards() && args.layout == Layout::Packed {
+        return wrong("--layout packed: a reward stands at the end of a row of its own");
     }
     let is_live = args.reference == ReferenceFrom::Live;
     if !objective.needs.has_reference() && (is_live || args.cache.is_some()) {

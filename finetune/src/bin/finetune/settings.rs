@@ -36,7 +36,7 @@ impl Args {
             "quantize": self.quantize.map(|bits| format!("{bits:?}")),
             "dtype": format!("{:?}", self.dtype),
             "budget": self.budget,
-            "shared_prefix": self.shared_prefix,
+            "layout": format!("{:?}", self.layout),
             "workers": workers,
             "weights and tokens": contents.to_string(),
         })
