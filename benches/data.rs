@@ -15,7 +15,7 @@ use std::fs::File;
 use std::hint::black_box;
 use std::io::{BufWriter, Write};
 use std::num::NonZero;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::data::dataset::Dataset;
@@ -38,6 +38,9 @@ struct Arguments {
     /// Bytes of a row.
     #[arg(long, default_value_t = 1000)]
     bytes: usize,
+    /// Only writes the largest file, for `scripts/rows_peers.py`.
+    #[arg(long)]
+    write: Option<PathBuf>,
     /// PHASE=FILE: measures the memory of this phase, in a process of its own.
     #[arg(long, hide = true)]
     memory: Option<String>,
@@ -183,11 +186,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         return Ok(());
     }
+    if let Some(path) = &arguments.write {
+        let rows = arguments.rows.iter().max().copied().unwrap_or(0);
+        return write(path, rows, arguments.bytes);
+    }
     let tokenizer = tokenizer(&arguments)?;
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("rows.jsonl");
     println!(
-        "| rows | MB | load, s | ids, one thread, s | all threads, s | × | rows a second | kept, s | again, s |"
+        "| rows | MB | load, s | ids, calling thread, s | all processors, s | × | rows a second | kept, s | again, s |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     for &rows in &arguments.rows {
