@@ -10,7 +10,9 @@ than half of them are left out; conversations (`tree`) are
 split; each program trains on all training rows once, in an order of its own. Each runs in a process
 of its own, one after the other, `--rounds` times. Printed are seconds a pair of training, without
 the reference's log-probabilities, which both compute once before it, and without evaluation; peak
-memory of the process (VmHWM); and the held-out table of both.
+memory of the process (VmHWM); and the held-out table. Ours runs as it does by itself, and with a padded
+row for each completion, as TRL has them. TRL runs as it is fastest on a CPU, in f32 without gradient
+checkpointing, and by its defaults, which are bf16 (by autocast) with it.
 """
 import argparse
 import json
@@ -39,8 +41,8 @@ def arguments():
     parser.add_argument("--evaluate-every", type=int, default=1000000, help="steps, for our figure")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("target/trl"))
-    parser.add_argument("--only", choices=["trl", "ours"])
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", action="append", choices=list(PROGRAMS), help="several times for several")
+    parser.add_argument("--child", choices=["fast", "default"], help=argparse.SUPPRESS)
     parser.add_argument("options", nargs="*", help="more options of ours, behind --")
     return parser.parse_args()
 
@@ -111,8 +113,9 @@ def child(args):
         gradient_accumulation_steps=args.batch // args.micro, per_device_eval_batch_size=args.micro,
         num_train_epochs=1, learning_rate=args.rate, lr_scheduler_type="cosine", warmup_steps=0.1,
         max_grad_norm=1.0, weight_decay=0.0, beta=0.1, max_length=args.max_length, report_to=[],
-        logging_steps=1, save_strategy="no", use_cpu=True, bf16=False, fp16=False, seed=0,
-        gradient_checkpointing=False, disable_tqdm=True)
+        logging_steps=1, save_strategy="no", use_cpu=True, seed=0, disable_tqdm=True)
+    if args.child == "fast":
+        shared.update(bf16=False, fp16=False, gradient_checkpointing=False)
     lora = peft.LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     if args.loss == "dpo":
         config = trl.DPOConfig(**shared, precompute_ref_log_probs=True)
@@ -145,13 +148,13 @@ def child(args):
                                       before=pick(before), after=pick(after))))
 
 
-def by_trl(args):
-    command = [sys.executable, __file__, "--child", *sys.argv[1:]]
+def by_trl(args, how):
+    command = [sys.executable, __file__, "--child", how, *sys.argv[1:]]
     out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(next(line for line in out.splitlines() if line.startswith("RESULT "))[7:])
 
 
-def ours(args):
+def ours(args, layout):
     out = args.work / "ours"
     for folder in (out, args.work / "ours.run"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -160,7 +163,8 @@ def ours(args):
                "--held-out-data", str(args.work / "held_out.jsonl"), "--loss", args.loss,
                "--batch", str(args.batch), "--budget", str(2 * args.micro * args.max_length),
                "--max-length", str(2 * args.max_length), "--rank", str(args.rank), "--rate", str(args.rate),
-               "--evaluate-every", str(args.evaluate_every), "--answers", "0", "--out", str(out), *args.options]
+               "--evaluate-every", str(args.evaluate_every), "--answers", "0", "--out", str(out),
+               "--layout", layout, *args.options]
     text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True,
                           env={**os.environ, "RAYON_NUM_THREADS": "2"}).stdout
     print(text, file=sys.stderr)
@@ -179,13 +183,11 @@ def main():
         return child(args)
     rows(args)
     # TRL takes the tokenizer that ours saves.
-    programs = {"ours": ours, "TRL": by_trl}
-    if args.only:
-        programs = {k: v for k, v in programs.items() if k.lower() == args.only}
+    programs = {name: PROGRAMS[name] for name in args.only or PROGRAMS}
     results = {name: [] for name in programs}
     for _ in range(args.rounds):
-        for name, run in programs.items():
-            results[name].append(run(args))
+        for name, (run, how) in programs.items():
+            results[name].append(run(args, how))
             print(name, json.dumps(results[name][-1]), flush=True)
     print("\n| | seconds a pair | peak MiB | held-out loss before, after | accuracy after | margin after |")
     print("|---|---|---|---|---|---|")
@@ -197,4 +199,10 @@ def main():
               f"{first['after']['rewards/margins']:.4f} |")
 
 
+PROGRAMS = {
+    "ours": (ours, "auto"),
+    "ours, padded": (ours, "padded"),
+    "TRL": (by_trl, "fast"),
+    "TRL by default": (by_trl, "default"),
+}
 main()

@@ -495,6 +495,8 @@ impl DataOptions {
         chat: &Chat,
     ) -> Result<(Examples<L>, Vec<Prompt>), Failure> {
         let is_one = files.len() == 1;
+        // Prompts of training would only take memory.
+        let is_measured = name != TRAIN;
         let (mut examples, mut prompts) = (Vec::new(), Vec::new());
         for (source, texts) in files {
             let name = if is_one {
@@ -502,7 +504,7 @@ impl DataOptions {
             } else {
                 format!("{name}, {}:", source.path.display())
             };
-            let (more, of_them) = self.tokens(&name, texts, chat)?;
+            let (more, of_them) = self.tokens(&name, texts, chat, is_measured)?;
             examples.extend(more);
             prompts.extend(of_them);
         }
@@ -519,6 +521,7 @@ impl DataOptions {
         name: &str,
         texts: Texts<L>,
         chat: &Chat,
+        is_measured: bool,
     ) -> Result<(Examples<L>, Vec<Prompt>), Failure> {
         let options = TokenizeOptions::new(self.truncation()).with_on_error(self.on_error());
         let unwritten = unwritten(&format!("the split `{name}`"), &texts, chat)?;
@@ -540,11 +543,10 @@ impl DataOptions {
                 };
                 texts.iter().filter(is_written).count()
             });
-        // Those of training would only take memory.
-        let prompts: Vec<Prompt> = if name.starts_with(TRAIN) {
-            Vec::new()
-        } else {
+        let prompts: Vec<Prompt> = if is_measured {
             texts.iter().map(prompt).collect()
+        } else {
+            Vec::new()
         };
         let tokens = TokenizedExamples::new(texts, |text| chat.encode(text), options)?;
         let mut report = tokens.report;
@@ -676,8 +678,8 @@ fn has_role(value: &Json, name: &str) -> bool {
     is("role") || is("from") || items.iter().any(|item| has_role(item, name))
 }
 
-/// The examples of several files of which `places`, in order, are not the places in all of them, and
-/// those of which they are.
+/// The examples of several files in two parts: those whose place in all files is not one of `places`,
+/// which are in order, and those whose place is.
 fn apart<L>(files: Files<L>, places: &[usize]) -> (Files<L>, Files<L>) {
     let mut places = places.iter().copied().peekable();
     let mut place = 0;
