@@ -12,7 +12,7 @@ use burn_preference::training::first_batch::{Finding, FirstBatch};
 use burn_preference::training::metrics::Observe;
 use burn_preference::{BatchMetrics, InvalidInput, Objective};
 
-use super::values::{CompletionValues, StepContext};
+use super::values::{CompletionValues, StepContext, forked};
 use crate::failure::Failure;
 use crate::model::Decoder;
 
@@ -203,8 +203,8 @@ impl<T: CollatedTokens, Y: CompletionValues, B: Observe + Clone> Part for TypedP
             let packed = PackedBatch::new(sequences, packing, &context.batching.device)?;
             let of_packed = first.check_packed(
                 &packed,
-                |tokens| tokens.log_probs(model, Decoder::hidden),
-                |packed| packed.log_probs(model, Decoder::hidden_packed),
+                |tokens| tokens.log_probs(&forked(model), Decoder::hidden),
+                |packed| packed.log_probs(&forked(model), Decoder::hidden_packed),
             )?;
             findings.extend(of_packed.iter().cloned());
         }

@@ -1,5 +1,6 @@
 //! Values that a model gives completions: log-probabilities, log-ratios or rewards.
 
+use burn::module::Module as _;
 use burn::tensor::{Int, Tensor};
 use burn_preference::tokens::{Sequence, TokenBatch, TokenTensors};
 use burn_preference::training::first_batch::{Findings, FirstBatch};
@@ -86,7 +87,7 @@ pub trait CompletionValues: Sized {
         first
             .with_vocab(model.config().vocab)
             .with_parameters_of(model)
-            .check_policy(|tokens| hidden(model, tokens))
+            .check_policy(|tokens| hidden(&forked(model), tokens))
     }
 }
 
@@ -216,7 +217,7 @@ impl CompletionValues for RelativeLogProbs {
         let reference = context.reference()?;
         let first = first.with_parameters_of(model);
         first.with_vocab(model.config().vocab).check_against(
-            |tokens| hidden(model, tokens),
+            |tokens| hidden(&forked(model), tokens),
             |rows| match reference {
                 ReferenceLogProbs::Cached(cache) => {
                     Ok(cache.log_probs(&tokens.sequences, &context.batching.device)?)
@@ -255,8 +256,13 @@ impl CompletionValues for Tensor<1> {
     ) -> Result<Findings, Failure> {
         first
             .with_parameters_of(model)
-            .check_policy(|tokens| hidden(model, tokens))
+            .check_policy(|tokens| hidden(&forked(model), tokens))
     }
+}
+
+/// The same model with parameters of its own, whose graph goes with it.
+pub(super) fn forked(model: &Decoder) -> Decoder {
+    model.clone().fork(&model.embedding.weight.device())
 }
 
 /// The rewards that a reward model gives at the end of each sequence.

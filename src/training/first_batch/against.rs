@@ -35,8 +35,8 @@ impl FirstBatch {
         let theirs = check.model(Side::Reference, &mut reference)?;
 
         // Where policy and reference are equal, a loss has its value by definition.
-        let equal = theirs.log_probs.clone();
-        let expected = numbers("losses", &losses(equal.clone().relative_to(equal)?)?)?;
+        let equal = || theirs.log_probs.clone();
+        let expected = numbers("losses", &losses(equal().relative_to(equal())?)?)?;
         let of = expected.len();
         let examples: Vec<usize> = (0..of).filter(|&i| !expected[i].is_finite()).collect();
         if theirs.sound && !examples.is_empty() {
@@ -45,7 +45,7 @@ impl FirstBatch {
         if ours.sound && theirs.sound {
             let differ = check.differences(&ours.sums, &theirs.sums);
             if let Some(&(row, log_ratio)) = differ.first() {
-                let relative = ours.log_probs.relative_to(theirs.log_probs)?;
+                let relative = ours.log_probs.clone().relative_to(equal())?;
                 let found = numbers("losses", &losses(relative)?)?;
                 let loss = FirstLoss {
                     found: mean(&found),
@@ -60,6 +60,7 @@ impl FirstBatch {
                 });
             }
         }
+        drop((ours, theirs));
         Ok(check.finish())
     }
 }

@@ -1,4 +1,4 @@
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use super::batch::{FirstBatch, Labels};
 use super::data;
@@ -66,7 +66,11 @@ impl<'a> Check<'a> {
         self.findings.push(finding);
     }
 
+    /// The findings, once no pass is held any more.
     pub(super) fn finish(self) -> Findings {
+        if !self.stop {
+            free_graphs(&self.tokens.ids.device().autodiff());
+        }
         Findings::new(self.findings, self.not_checked)
     }
 
@@ -125,7 +129,18 @@ impl<'a> Check<'a> {
 pub(super) fn sums(log_probs: &SequenceLogProbs, rows: usize) -> Result<Vec<f64>, InvalidInput> {
     let sum = log_probs.sum();
     InvalidInput::check_shape("log_probs", &[rows].into(), &sum.shape())?;
-    numbers("log_probs", &sum)
+    let numbers = numbers("log_probs", &sum)?;
+    if sum.is_tracked() {
+        free_graphs(&sum.device());
+    }
+    Ok(numbers)
+}
+
+/// Frees graphs that nobody holds, those of passes whose parameters were a fork: Burn does so in a
+/// backward, whatever it is of.
+fn free_graphs(device: &Device) {
+    let one = Tensor::<1>::zeros([1], device).require_grad();
+    drop(one.sum().backward());
 }
 
 pub(super) fn numbers(name: &'static str, tensor: &Tensor<1>) -> Result<Vec<f64>, InvalidInput> {

@@ -10,7 +10,9 @@ impl FirstBatch {
     /// Checks a policy that has no reference.
     ///
     /// `policy` is the forward of your training step, with everything that is on in training: it
-    /// is called up to six times, with rows of this batch or variants of them.
+    /// is called up to six times, with rows of this batch or variants of them. No backward follows, so
+    /// that Burn keeps all of these graphs until one does over the same parameters. Of a large model
+    /// call `policy.clone().fork(&device)`, a fork for each call: its graph is freed with it.
     ///
     /// # Errors
     ///
