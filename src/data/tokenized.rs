@@ -139,7 +139,7 @@ pub struct TokenizedExamples<L> {
     pub examples: Vec<Example<Vec<u32>, L>>,
     /// The index of each of them among the texts.
     pub kept: Vec<usize>,
-    /// What is kept, what is not, and why.
+    /// The report: what is kept, what is not, and why.
     pub report: Report,
 }
 
