@@ -87,6 +87,11 @@ fn a_long_run_stays_flat_and_a_second_half_is_the_same() {
         &format!("{usual} --steps 200 --evaluate-every 100"),
     );
     let each = clock.elapsed().as_secs_f64() / 200.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a number of steps"
+    )]
     let steps = (60.0 * minutes / each) as usize / 200 * 200;
     let arguments = format!("{usual} --steps {steps} --evaluate-every {}", steps / 200);
 
