@@ -13,14 +13,15 @@ use std::error::Error;
 use std::fs;
 use std::hint::black_box;
 use std::path::Path;
-use std::time::Instant;
 
+use burn::module::Initializer;
+use burn::nn::LinearConfig;
 use burn::tensor::Device;
 use burn_preference::SequenceLogProbs;
 use burn_preference::reference::cache::{Fingerprint, ReferenceCache};
 use burn_preference::tokens::Sequence;
 use clap::Parser;
-use finetune::measure::{memory_of, peak_memory};
+use finetune::measure::{memory_of, peak_memory, timed};
 
 #[derive(Parser, Debug)]
 struct Arguments {
@@ -61,18 +62,9 @@ fn log_probs(count: usize) -> Result<SequenceLogProbs, Box<dyn Error>> {
 }
 
 fn open(folder: &Path) -> Result<ReferenceCache, Box<dyn Error>> {
-    let model = burn::nn::LinearConfig::new(1, 1).with_bias(false);
-    let weight = burn::tensor::Tensor::zeros([1, 1], &Device::default());
-    let mut model = model.init(&Device::default());
-    model.weight = burn::module::Param::from_tensor(weight);
-    Ok(ReferenceCache::open(folder, Fingerprint::of(&model)?)?)
-}
-
-/// Seconds of something.
-fn timed<T>(act: impl FnOnce() -> Result<T, Box<dyn Error>>) -> Result<(T, f64), Box<dyn Error>> {
-    let start = Instant::now();
-    let result = act()?;
-    Ok((result, start.elapsed().as_secs_f64()))
+    let model = LinearConfig::new(1, 1).with_initializer(Initializer::Zeros);
+    let fingerprint = Fingerprint::of(&model.init(&Device::default()))?;
+    Ok(ReferenceCache::open(folder, fingerprint)?)
 }
 
 fn bytes(folder: &Path) -> Result<u64, Box<dyn Error>> {
@@ -99,9 +91,9 @@ fn one_segment(count: usize) -> Result<String, Box<dyn Error>> {
     };
     for block in blocks() {
         let (sequences, log_probs) = (sequences(block.clone()), log_probs(block.len())?);
-        insert += timed(|| Ok(cache.insert(&sequences, &log_probs)?))?.1;
+        insert += timed(|| cache.insert(&sequences, &log_probs))?.1;
     }
-    let ((), flush) = timed(|| Ok(cache.flush()?))?;
+    let ((), flush) = timed(|| cache.flush())?;
     let on_disk = bytes(folder.path())? as f64 / count as f64;
     drop(cache);
     let (cache, opened) = timed(|| open(folder.path()))?;
@@ -109,7 +101,12 @@ fn one_segment(count: usize) -> Result<String, Box<dyn Error>> {
     let mut look_up = 0.0;
     for block in blocks() {
         let sequences = sequences(block);
-        look_up += timed(|| Ok(black_box(cache.log_probs(&sequences, &Device::default())?)))?.1;
+        look_up += timed(|| {
+            cache
+                .log_probs(&sequences, &Device::default())
+                .map(black_box)
+        })?
+        .1;
     }
     let memory = memory_of(&folder.path().display().to_string());
     let of_one = |mib: String| {
@@ -126,7 +123,7 @@ fn one_segment(count: usize) -> Result<String, Box<dyn Error>> {
 fn many_segments(count: usize) -> Result<String, Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let mut cache = open(folder.path())?;
-    let ((), written) = timed(|| {
+    let ((), written) = timed(|| -> Result<(), Box<dyn Error>> {
         for number in 0..count {
             let sequences = sequences(number * SEGMENT..(number + 1) * SEGMENT);
             cache.insert(&sequences, &log_probs(SEGMENT)?)?;

@@ -16,7 +16,6 @@ use std::hint::black_box;
 use std::io::{BufWriter, Write};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use burn::data::dataset::Dataset;
 use burn_preference::data::{
@@ -24,7 +23,7 @@ use burn_preference::data::{
     TokenizeOptions, Tokenized, TokenizedExamples, Truncation,
 };
 use clap::Parser;
-use finetune::measure::{memory_of, peak_memory};
+use finetune::measure::{memory_of, peak_memory, timed};
 use tokenizers::Tokenizer;
 
 #[derive(Parser, Debug)]
@@ -128,13 +127,6 @@ trait Encoder: Fn(Encode<'_>) -> Result<Vec<u32>, Infallible> + Send + Sync {}
 
 impl<F: Fn(Encode<'_>) -> Result<Vec<u32>, Infallible> + Send + Sync> Encoder for F {}
 
-/// The result of `act`, and its seconds.
-fn timed<T>(act: impl FnOnce() -> Result<T, DataError>) -> Result<(T, f64), DataError> {
-    let start = Instant::now();
-    let result = act()?;
-    Ok((result, start.elapsed().as_secs_f64()))
-}
-
 /// A row of the table.
 fn row(path: &Path, encode: impl Encoder) -> Result<String, Box<dyn Error>> {
     let megabytes = path.metadata()?.len() as f64 / 1e6;
@@ -148,7 +140,7 @@ fn row(path: &Path, encode: impl Encoder) -> Result<String, Box<dyn Error>> {
     let read = |memory: usize| {
         let options = options().with_memory(memory);
         let tokens = Tokenized::new(rows_of(path)?, &encode, options)?;
-        let (read, seconds) = timed(|| Ok(tokens.iter().flatten().count()))?;
+        let (read, seconds) = timed(|| Ok::<_, DataError>(tokens.iter().flatten().count()))?;
         assert_eq!(read, rows);
         Ok::<_, DataError>(seconds)
     };

@@ -1,9 +1,20 @@
-//! Medians and peak memory, for examples and benchmarks that measure.
+//! Medians, seconds and peak memory, for examples and benchmarks that measure.
 
 /// Returns the value in the middle, of two the larger one.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// Returns the result of a step and its seconds.
+///
+/// # Errors
+///
+/// As `step`.
+pub fn timed<T, E>(step: impl FnOnce() -> Result<T, E>) -> Result<(T, f64), E> {
+    let start = std::time::Instant::now();
+    let result = step()?;
+    Ok((result, start.elapsed().as_secs_f64()))
 }
 
 /// Returns the peak memory of a step beyond what was there before it, in MiB; none where the system
